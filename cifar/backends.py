@@ -1,0 +1,57 @@
+"""Which device and which implementation a script runs on; decided before fastnorm is imported."""
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+
+import torch
+from config import Backend, Device
+from errors import UserError
+
+
+def select_device(name: Device) -> torch.device:
+    """auto is the GPU where there is one. Raises UserError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def select_backend(backend: Backend, device: torch.device) -> bool:
+    """Make `backend` serve fastnorm's modules; True if its kernels run in Triton's interpreter.
+
+    To be called before anything imports triton (torch.optim does): triton reads TRITON_INTERPRET
+    when its own functions are defined. Raises UserError if fastnorm or triton is not installed.
+    """
+    if backend == "builtin":
+        return False
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise UserError("--backend triton: triton is not installed; use --backend auto")
+        if device.type == "cpu":
+            os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        import fastnorm
+    except ModuleNotFoundError as error:
+        remedy = "pip install -e . in the repository, or --backend builtin"
+        raise UserError(f"cannot import {error.name}: {remedy}") from None
+    fastnorm.set_backend(backend)
+    return backend == "triton" and device.type == "cpu"
+
+
+def describe_device(device: torch.device) -> str:
+    """The name that results carry."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def versions() -> dict[str, str | None]:
+    """Of what a result depends on; None for a package that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("fastnorm-triton", "torch", "triton", "numpy", "scikit-learn"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__  # the metadata leave out the build, +cpu or +cu130
+    return found

@@ -1,0 +1,85 @@
+"""Batches from a data set that lies on the device as one tensor: no worker processes, no copies."""
+
+from collections.abc import Iterator
+
+import torch
+from data import Split, Triple
+
+PADDING = 4
+EVAL_BATCH = 512
+
+
+class Normalise:
+    """(images / 255 - mean) / std in float32, for images (N, 3, 32, 32) of values 0 to 255."""
+
+    def __init__(self, mean: Triple, std: Triple, device: torch.device) -> None:
+        shape = (1, 3, 1, 1)
+        # A channel without contrast has std 0; any other divisor leaves its zeros zero.
+        scale = [255 * value or 1.0 for value in std]
+        self.shift = torch.tensor([255 * value for value in mean], device=device).view(shape)
+        self.factor = torch.tensor([1 / value for value in scale], device=device).view(shape)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 of the images' shape."""
+        return images.float().sub_(self.shift).mul_(self.factor)
+
+
+class TrainBatches:
+    """Shuffled batches of a split; each image is cropped out of its zero-padded self and mirrored.
+
+    The random numbers are drawn on the CPU, once an epoch, from a generator of their own: the same
+    batches on every device, for every backend and norm.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        normalise: Normalise,
+        batch_size: int,
+        *,
+        flip: bool,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        padded = torch.nn.functional.pad(split.images, (PADDING,) * 4)
+        # Channels last, so that one index (image, row, column) fetches the three values of a pixel.
+        self.pixels = padded.permute(0, 2, 3, 1).contiguous().to(device)
+        self.labels = split.labels.to(device)
+        self.normalise = normalise
+        self.batch_size = batch_size
+        self.flip = flip
+        self.device = device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Batches an epoch; the last may be smaller."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields images float32 (B, 3, 32, 32) and labels int64 (B,) that cover the split once."""
+        count = len(self.labels)
+        order = torch.randperm(count, generator=self.generator)
+        corner = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=self.generator)
+        offsets = torch.arange(32)
+        rows = corner[0] + offsets
+        columns = corner[1] + offsets
+        if self.flip:
+            mirrored = torch.rand(count, 1, generator=self.generator) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        order, rows, columns = (index.to(self.device) for index in (order, rows, columns))
+        for start in range(0, count, self.batch_size):
+            part = slice(start, start + self.batch_size)
+            chosen = order[part]
+            index = chosen[:, None, None], rows[part, :, None], columns[part, None, :]
+            images = self.pixels[index].permute(0, 3, 1, 2).contiguous()
+            yield self.normalise(images), self.labels[chosen]
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
+) -> torch.Tensor:
+    """Labels int64 (N,), on the CPU, that the model in eval mode gives to images (N, 3, 32, 32)."""
+    model.eval()
+    parts = [model(normalise(part.to(device))).argmax(1) for part in images.split(EVAL_BATCH)]
+    return torch.cat(parts).cpu()

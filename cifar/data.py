@@ -1,0 +1,119 @@
+"""The data sets: CIFAR-10, or scikit-learn's digits where there is neither a copy nor a network."""
+
+import sys
+from dataclasses import dataclass
+
+import cifar10
+import numpy as np
+import torch
+import torch.nn.functional as F
+from config import TrainConfig
+from errors import UserError
+from rich.console import Console
+from rich.panel import Panel
+
+DIGITS_NAME = "sklearn-digits-32x32"
+DIGITS_HELD_OUT = 300  # of 1,797 for validation and as many for the test: CIFAR-10's 1/6 and 1/6
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N, 3, 32, 32), labels int64 (N,), on the CPU."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split the same way in every run whatever its seed."""
+
+    key: str  # "cifar10" or "digits"
+    name: str  # as results call it
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    flip: bool  # whether a mirrored image still shows the same class
+
+    def channel_moments(self) -> tuple[Triple, Triple]:
+        """Mean and std of each channel of the training split, for values in [0, 1]; exact."""
+        values = torch.arange(256, dtype=torch.float64) / 255
+        means, stds = [], []
+        for channel in range(3):
+            counts = self.train.images[:, channel].flatten().bincount(minlength=256).double()
+            weights = counts / counts.sum()
+            mean = (weights * values).sum()
+            means.append(mean.item())
+            stds.append((weights * (values - mean).square()).sum().sqrt().item())
+        return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+
+
+def load_dataset(config: TrainConfig) -> Dataset:
+    """What --dataset and --data-dir ask for. Raises UserError for missing or damaged files."""
+    if config.dataset == "digits":
+        return load_digits()
+    if config.data_dir is not None:
+        return load_cifar10(*cifar10.read_folder(config.data_dir), config.dataset_label)
+    try:
+        folder = cifar10.download()
+    except cifar10.Offline as error:
+        if config.dataset == "cifar10":
+            message = f"cannot download {cifar10.URL} ({error}); give a copy with --data-dir"
+            raise UserError(message) from None
+        announce_digits(str(error))
+        return load_digits()
+    return load_cifar10(*cifar10.read_folder(folder))
+
+
+def load_cifar10(train: cifar10.Arrays, test: cifar10.Arrays, label: str | None = None) -> Dataset:
+    """The last fifth of the training images, in the files' (random) order, is for validation."""
+    images, labels = (torch.from_numpy(array) for array in train)
+    count = len(labels) - len(labels) // 5
+    return Dataset(
+        key="cifar10",
+        name=label or "CIFAR-10",
+        class_names=cifar10.CLASSES,
+        train=Split(images[:count], labels[:count]),
+        val=Split(images[count:], labels[count:]),
+        test=Split(*(torch.from_numpy(array) for array in test)),
+        flip=True,
+    )
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 grey 8x8 digits, interpolated to 32x32 and repeated over three channels.
+
+    1,197 for training, 300 for validation, 300 for the test, of one fixed permutation.
+    """
+    # Here because it is slow to import and CIFAR-10 does not need it.
+    from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
+
+    digits = load()
+    grey = torch.from_numpy(digits.images / 16 * 255).float().unsqueeze(1)
+    large = F.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False)
+    images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    held_out = 2 * DIGITS_HELD_OUT
+    parts = order[held_out:], order[:DIGITS_HELD_OUT], order[DIGITS_HELD_OUT:held_out]
+    train, val, test = (Split(images[part], labels[part]) for part in parts)
+    names = tuple(str(digit) for digit in range(10))
+    # No mirror images: a mirrored digit is another symbol, or none.
+    return Dataset("digits", DIGITS_NAME, names, train, val, test, flip=False)
+
+
+def announce_digits(reason: str) -> None:
+    """Say on stderr, where it cannot be overlooked, that the run is not about CIFAR-10."""
+    text = (
+        "this is NOT CIFAR-10\n"
+        f"CIFAR-10 could not be downloaded ({reason}), so scikit-learn's 8x8 digits, enlarged to "
+        f'32x32, take its place; results call them "{DIGITS_NAME}".\n'
+        "For CIFAR-10 give --data-dir a folder that holds cifar-10-batches-py."
+    )
+    Console(file=sys.stderr).print(Panel(text, title="warning", border_style="bold red"))

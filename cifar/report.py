@@ -1,0 +1,80 @@
+"""What train.py shows: a progress bar in a terminal, one plain line an epoch anywhere."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class ImagesPerSecond(ProgressColumn):
+    """The recent speed of a bar that counts images."""
+
+    def render(self, task: Task) -> Text:
+        """Called by rich a few times a second."""
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+
+class Report:
+    """A context manager around the training; `total` is the number of images it will process."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(soft_wrap=True, highlight=False, markup=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            ImagesPerSecond(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=total)
+
+    def __enter__(self) -> "Report":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def images(self, count: int) -> None:
+        """So many more images were processed."""
+        self.progress.advance(self.task, count)
+
+    def line(self, text: str) -> None:
+        """Print above the bar."""
+        self.progress.console.print(text)
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """One line of a row of metrics.jsonl."""
+        text = (
+            f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
+            f"train {row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}  "
+            f"{row['images_per_second']:,.0f} images/s  lr {row['lr']:g}"
+        )
+        if "rho_mean" in row:
+            text += f"  rho {row['rho_min']:.3f} / {row['rho_mean']:.3f} / {row['rho_max']:.3f}"
+        self.line(text)
+
+    def splits(self, results: dict[str, dict[str, float]]) -> None:
+        """The final table."""
+        self.line("split  accuracy  micro F1  macro F1")
+        for name, values in results.items():
+            columns = (values["accuracy"], values["micro_f1"], values["macro_f1"])
+            self.line(f"{name:5s}  " + "".join(f"{value:8.4f}  " for value in columns).rstrip())
