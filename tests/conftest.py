@@ -1,0 +1,104 @@
+"""Shared ground of the tests: the device, the backends, the one tolerance table, inputs, launches.
+
+The same files run on a GPU and, where there is none, in Triton's interpreter; that choice must be in
+the environment before any kernel is imported, hence the assignment right below the imports.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ("triton", "aten", "reference")
+LAYOUTS = ("contiguous", "channels_last", "sliced")
+
+# THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what is
+# allowed beside (a multiple of) torch's own error is this many units of the dtype's eps.
+TOLERANCE = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+
+
+@pytest.fixture
+def device() -> str:
+    """The device every tensor of the test lives on."""
+    return DEVICE
+
+
+def epsilon_term(dtype: torch.dtype, truth: torch.Tensor) -> float:
+    """The absolute error the table allows for a result of `dtype` whose exact value is `truth`."""
+    scale = truth.abs().max().item() if truth.numel() else 0.0
+    return TOLERANCE[dtype] * torch.finfo(dtype).eps * max(scale, 1e-30)
+
+
+def assert_close(
+    actual: torch.Tensor, truth: torch.Tensor, what: str = "", slack: float = 0.0
+) -> None:
+    """|actual - truth| <= the table's term for actual's dtype + slack, element by element."""
+    assert actual.shape == truth.shape, f"{what}: shape {actual.shape}, expected {truth.shape}"
+    exact = truth.detach().double()
+    bound = epsilon_term(actual.dtype, exact) + slack
+    if exact.numel():
+        error = (actual.detach().double() - exact).abs().max().item()
+        assert error <= bound, f"{what}: error {error:.3e} exceeds {bound:.3e}"
+
+
+def with_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The values of x (N, C, ...) laid out anew; rank 2 has no channels_last form of its own."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "sliced":  # every second row of a wider tensor: strides fit no memory format
+        wide = x.new_full((x.shape[0], 2 * x.shape[1], *x.shape[2:]), float("nan"))
+        wide[:, ::2] = x
+        return wide[:, ::2]
+    raise ValueError(f"unknown layout {layout!r}")
+
+
+def make_input(
+    shape: Sequence[int],
+    layout: str = "contiguous",
+    dtype: torch.dtype = torch.float64,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    seed: int = 0,
+    requires_grad: bool = False,
+) -> torch.Tensor:
+    """A leaf of normal values, the same ones for every layout and device.
+
+    `layout`: "contiguous", "channels_last" (rank 3 and 5 too), "sliced" (non-contiguous, with NaN
+    between the values, so that a read beside them shows), or "expanded" (stride 0, for dy: one value).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if layout == "expanded":
+        one = torch.randn((), generator=generator, dtype=torch.float64) * std + mean
+        return one.to(DEVICE, dtype).expand(tuple(shape))
+    x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * std + mean
+    return with_layout(x.to(DEVICE, dtype), layout).detach().requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def running(backend: str, *, launches: bool = True) -> Iterator[list[str]]:
+    """Run the body under `backend` and check that Triton kernels ran exactly where they should.
+
+    Triton must launch (unless `launches` is False: nothing to do for an empty tensor); the others
+    must not. An aten result that passes for a Triton one would make every other assertion hollow.
+    """
+    from fastnorm.kernels import launch
+
+    import fastnorm
+
+    with fastnorm.use_backend(backend), launch.record() as launched:
+        yield launched
+    if backend != "triton":
+        assert not launched, f"backend {backend!r} launched Triton kernels {launched}"
+    elif launches:
+        assert launched, "backend 'triton' launched no kernel"

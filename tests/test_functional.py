@@ -1,0 +1,277 @@
+"""Forward values against the definition in float64 numpy: shapes, layouts, dtypes, fusion, launches."""
+
+import math
+
+import fastnorm.functional as F
+import pytest
+import torch
+import torch.nn.functional as TF
+
+from fastnorm import reference
+from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.norms import (
+    ACTIVATIONS,
+    AFFINE,
+    NORMS,
+    Torch,
+    call,
+    double,
+    forward_backward,
+    make_params,
+    numpy_activation,
+    numpy_norm,
+)
+
+# Rank 2 to 5, odd sizes, C = 1, batch 1, S = 1, C off the powers of 2 on either side of a warp.
+SHAPES = [
+    (5, 3),
+    (3, 1, 7),
+    (1, 5, 9),
+    (2, 33, 5),
+    (4, 7, 1),
+    (2, 3, 5, 7),
+    (1, 1, 3, 3),
+    (2, 129, 1, 3),
+    (2, 5, 3, 2, 3),
+    (3, 6, 17, 2, 1),
+]
+OWN_INSTANCE_STATS = ("in", "bin_train", "bin_eval")
+
+
+def has_one_value(norm, shape):
+    return norm in OWN_INSTANCE_STATS and math.prod(shape[2:]) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_equals_definition(backend, norm, shape):
+    if has_one_value(norm, shape):
+        pytest.skip("an error: test_errors")
+    p = make_params(norm, shape)
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x = make_input(shape, layout)
+        with running(backend):
+            y = call(F, norm, x, p)
+        assert_close(y, numpy_norm(norm, x, p), layout)
+        if layout != "sliced" and len(shape) > 2:
+            assert y.is_contiguous() == x.is_contiguous() and y.movedim(1, -1).is_contiguous() == (
+                x.movedim(1, -1).is_contiguous()
+            ), f"{layout} was not kept"
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_affine_variants(backend, norm, affine):
+    x = make_input((3, 6, 5))
+    p = make_params(norm, (3, 6, 5), affine=affine)
+    with running(backend):
+        assert_close(call(F, norm, x, p), numpy_norm(norm, x, p))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bias_without_weight(backend, norm):
+    x = make_input((3, 6, 5))
+    p = make_params(norm, (3, 6, 5)) | {"weight": None}
+    with running(backend):
+        assert_close(call(F, norm, x, p), numpy_norm(norm, x, p))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_reference_equals_torch(norm):
+    """The reference called directly, in value and gradient, against torch.nn.functional in float64."""
+    shape = (3, 6, 4, 3)
+    x, dy = make_input(shape, requires_grad=True), make_input(shape, seed=8)
+    p = make_params(norm, shape, requires_grad=True)
+    theirs = double(p, requires_grad=True)
+    ours = forward_backward(reference, norm, x, p, dy)
+    for name, exact in forward_backward(Torch, norm, x, theirs, dy).items():
+        assert_close(ours[name], exact, name)
+    for name in ("running_mean", "running_var"):
+        if p[name] is not None:
+            assert_close(p[name], theirs[name], name)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_truths_agree(norm):
+    """The two truths of this suite, numpy's definition and torch in float64, say the same."""
+    x, p = make_input((3, 6, 4, 3)), make_params(norm, (3, 6, 4, 3))
+    assert_close(call(Torch, norm, x, double(p)), numpy_norm(norm, x, p))
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fused_equals_composed(backend, norm, with_residual, activation):
+    shape = (2, 6, 5, 3)
+    p = make_params(norm, shape)
+    for layout in ("contiguous", "channels_last"):
+        x = make_input(shape, layout)
+        residual = make_input(shape, layout, seed=7) if with_residual else None
+        with running(backend):
+            y = call(F, norm, x, p, activation=activation, residual=residual)
+        before = numpy_norm(norm, x, p) + (residual if with_residual else 0.0)
+        assert_close(y, numpy_activation(before, activation), layout)
+        assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("residual_layout", ["contiguous", "channels_last", "sliced", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_residual_in_any_layout(backend, layout, residual_layout):
+    shape = (2, 6, 5, 3)
+    x, residual = make_input(shape, layout), make_input(shape, residual_layout, seed=7)
+    for norm in NORMS:
+        p = make_params(norm, shape)
+        with running(backend):
+            y = call(F, norm, x, p, activation="relu", residual=residual)
+        assert_close(y, (numpy_norm(norm, x, p) + residual).clamp(min=0), norm)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 4), (0, 6, 3, 2), (2, 6, 0)], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_input_as_torch(backend, norm, shape):
+    """No values: an empty y and dx, parameter gradients of zero, running statistics left alone."""
+    x, dy = make_input(shape, requires_grad=True), make_input(shape)
+    p = make_params(norm, shape, affine="none" if norm == "ln" else "full", requires_grad=True)
+    before = {
+        name: p[name].clone() for name in ("running_mean", "running_var") if p[name] is not None
+    }
+    with running(backend, launches=False):
+        ours = forward_backward(F, norm, x, p, dy)
+    assert ours["y"].shape == ours["x"].shape == shape
+    for name in ("weight", "bias", "rho"):
+        if name in ours:
+            assert torch.equal(ours[name], torch.zeros_like(p[name])), name
+    if math.prod(shape[2:]):  # torch counts an empty batch as no batch
+        for name, value in before.items():
+            assert torch.equal(p[name], value), name
+
+
+@pytest.mark.parametrize("param_dtype", [torch.float32, None], ids=["fp32 params", "same dtype"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_dtype(backend, norm, dtype, param_dtype):
+    """Half input with float32 or half parameters: y and dx in x's dtype, gradients in their own."""
+    shape = (3, 6, 5)
+    x, dy = (
+        make_input(shape, dtype=dtype, requires_grad=True),
+        make_input(shape, dtype=dtype, seed=8),
+    )
+    p = make_params(norm, shape, param_dtype or dtype, requires_grad=True)
+    with running(backend):
+        ours = forward_backward(F, norm, x, p, dy)
+    exact = forward_backward(
+        Torch,
+        norm,
+        x.detach().double().requires_grad_(),
+        double(p, requires_grad=True),
+        dy.double(),
+    )
+    for name, value in ours.items():
+        assert value.dtype == (dtype if name in ("y", "x") else param_dtype or dtype), name
+        # y is rounded once; dx is computed from rounded inputs only, never from the rounded y
+        assert_close(value, exact[name], name, slack=1e-5 * exact[name].abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("shape", "normalized"),
+    [((5,), (5,)), ((3, 7), (7,)), ((2, 3, 7), (7,)), ((2, 3, 7), (3, 7)), ((2, 3, 4, 5), (4, 5)), ((4, 1), (1,)),
+     ((2, 3, 2, 2, 3), (3, 2, 2, 3)), ((2, 3, 7), (2, 3, 7))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layer_norm_shapes(backend, shape, normalized):
+    """Any number of trailing dims, rank 1 and the whole tensor included."""
+    x = make_input(shape, requires_grad=True)
+    weight, bias = (make_input(normalized, seed=s, requires_grad=True) for s in (1, 2))
+    dy = make_input(shape, seed=8)
+    exact = torch.autograd.grad(TF.layer_norm(x, normalized, weight, bias), (x, weight, bias), dy)
+    with running(backend):
+        y = F.layer_norm(x, normalized, weight, bias)
+        grads = torch.autograd.grad(y, (x, weight, bias), dy)
+    assert_close(y, TF.layer_norm(x, normalized, weight, bias))
+    for name, ours, theirs in zip(("x", "weight", "bias"), grads, exact, strict=True):
+        assert_close(ours, theirs, name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("groups", [1, 2, 3, 12])
+@pytest.mark.parametrize("shape", [(2, 12), (2, 12, 5), (1, 12, 3, 3)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_group_norm_groups(backend, shape, groups, layout):
+    """One group (layer norm of a CNN) to one channel a group (instance norm)."""
+    x = make_input(shape, layout, requires_grad=True)
+    weight, bias = (make_input((12,), seed=s, requires_grad=True) for s in (1, 2))
+    dy = make_input(shape, seed=8)
+    leaves = (x, weight, bias)
+    exact_y = TF.group_norm(x, groups, weight, bias)
+    with running(backend):
+        y = F.group_norm(x, groups, weight, bias)
+        grads = torch.autograd.grad(y, leaves, dy)
+    assert_close(y, exact_y)
+    for ours, theirs in zip(grads, torch.autograd.grad(exact_y, leaves, dy), strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_worked_example(backend):
+    """facts: three images of four channels and two positions, statistics to three decimals."""
+    x = torch.tensor(
+        [
+            [[2.0, 3.0], [5.0, 7.0], [11.0, 13.0], [17.0, 19.0]],
+            [[0.0, 1.0], [1.0, 2.0], [3.0, 5.0], [8.0, 13.0]],
+            [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]],
+        ],
+        device=DEVICE,
+    )
+
+    def expected(means, stds, shape):
+        mean, std = (torch.tensor(v, device=DEVICE).view(shape) for v in (means, stds))
+        return ((x.reshape(3, -1, 2) if len(shape) == 3 else x) - mean) / std
+
+    bn = ([1.5, 3.667, 7.167, 12.0], [0.957, 1.972, 3.579, 4.619], (1, 4, 1))
+    ln = ([9.625, 4.125, 4.5], [5.978, 4.136, 2.291], (3, 1, 1))
+    gn = (
+        [4.25, 15.0, 1.0, 7.25, 2.5, 6.5],
+        [1.920, 3.162, 0.707, 3.767, 1.118, 1.118],
+    )
+    gn = tuple([v for v in values for _ in range(2)] for values in gn)
+    with running(backend):
+        ours = {
+            "bn": F.batch_norm(x, None, None, training=True, eps=1e-12),
+            "ln": F.layer_norm(x, (4, 2), eps=1e-12),
+            "gn": F.group_norm(x, 2, eps=1e-12),
+        }
+    assert torch.allclose(ours["bn"], expected(*bn), atol=2e-3)
+    assert torch.allclose(ours["ln"], expected(*ln), atol=2e-3)
+    assert torch.allclose(ours["gn"], expected(*gn, (3, 4, 1)), atol=2e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_pass_launches_kernels(backend, norm):
+    """Forward and backward each run on the backend asked for; `running` asserts it."""
+    x = make_input((2, 4, 5), requires_grad=True)
+    p = make_params(norm, (2, 4, 5), requires_grad=True)
+    with running(backend):
+        y = call(F, norm, x, p, activation="relu")
+    with running(backend):
+        y.backward(torch.ones_like(y))
+
+
+def test_backend_of_backward_is_that_of_forward():
+    """A graph built under triton runs triton's backward wherever backward() is called."""
+    x = make_input((2, 4, 5), requires_grad=True)
+    with running("triton"):
+        y = call(F, "bn_train", x, make_params("bn_train", (2, 4, 5)))
+    from fastnorm.kernels import launch
+
+    with launch.record() as launched:
+        y.sum().backward()
+    assert launched

@@ -1,0 +1,142 @@
+"""Gradients against finite differences (gradcheck) and against torch.nn.functional in float64.
+
+gradcheck uses its fast mode (random projections of the Jacobian) except on the reference layout with
+every parameter, where each entry is compared; the interpreter would take minutes otherwise.
+"""
+
+import fastnorm.functional as F
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.conftest import BACKENDS, LAYOUTS, assert_close, make_input, running
+from tests.norms import (
+    ACTIVATIONS,
+    AFFINE,
+    NORMS,
+    Torch,
+    call,
+    double,
+    forward_backward,
+    grad_targets,
+    make_params,
+)
+
+SHAPE = (2, 4, 3)  # (N, C, S): every reduction set has more than one value and S is no power of 2
+KINK = 1e-3  # finite differences step by 1e-6: nearer to relu's kink than this they tell nothing
+
+
+def checked(norm, x, p, *, check=gradcheck, fast_mode=True, **kwargs):
+    """Run gradcheck over x, every parameter of p and the residual."""
+    targets = grad_targets(x, p)
+    if (residual := kwargs.pop("residual", None)) is not None:
+        targets["residual"] = residual
+    names = list(targets)
+
+    def function(*tensors):
+        given = dict(zip(names, tensors, strict=True))
+        extra = {"residual": given["residual"]} if "residual" in given else {}
+        return call(
+            F, norm, given["x"], {**p, **without(given, "x", "residual")}, **extra, **kwargs
+        )
+
+    return check(function, tuple(targets.values()), fast_mode=fast_mode)
+
+
+def without(mapping, *names):
+    return {k: v for k, v in mapping.items() if k not in names}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("affine", AFFINE)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_gradcheck(backend, norm, affine, layout):
+    x = make_input(SHAPE, layout, requires_grad=True)
+    p = make_params(norm, SHAPE, affine=affine, requires_grad=True)
+    with running(backend):
+        assert checked(norm, x, p, fast_mode=(affine, layout) != ("full", "contiguous"))
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in", "bin_train", "ln", "gn"])
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_gradcheck_fused(backend, norm, with_residual, activation):
+    if activation is None and not with_residual:
+        pytest.skip("test_gradcheck")
+    x = make_input(SHAPE, requires_grad=True)
+    p = make_params(norm, SHAPE, requires_grad=True)
+    residual = make_input(SHAPE, seed=7, requires_grad=True) if with_residual else None
+    before = call(Torch, norm, x, double(p), residual=residual)
+    assert before.abs().min() > KINK, "choose another seed: an input sits at relu's kink"
+    with running(backend):
+        assert checked(norm, x, p, residual=residual, activation=activation)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_fused_other_layouts(backend, layout, activation):
+    """Residual in another layout than x, against torch's float64 gradients."""
+    shape = (2, 4, 3, 2)
+    for norm in NORMS:
+        x = make_input(shape, layout, requires_grad=True)
+        residual = make_input(shape, seed=7, requires_grad=True)
+        p = make_params(norm, shape, requires_grad=True)
+        dy = make_input(shape, seed=8)
+        kwargs = {"residual": residual, "activation": activation}
+        truth = forward_backward(Torch, norm, x, double(p, requires_grad=True), dy, **kwargs)
+        with running(backend):
+            ours = forward_backward(F, norm, x, p, dy, **kwargs)
+        for name, exact in truth.items():
+            assert_close(ours[name], exact, f"{norm} {name}")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("affine", ["full", "none"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradgradcheck_reference(norm, affine, layout):
+    x = make_input(SHAPE, layout, requires_grad=True)
+    p = make_params(norm, SHAPE, affine=affine, requires_grad=True)
+    with running("reference"):
+        assert checked(norm, x, p, check=gradgradcheck)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_gradgradcheck(backend, norm):
+    x = make_input(SHAPE, requires_grad=True)
+    p = make_params(norm, SHAPE, requires_grad=True)
+    with running(backend):
+        assert checked(norm, x, p, check=gradgradcheck)
+
+
+@pytest.mark.parametrize("norm", ["bn_train", "gn"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradgradcheck_fused(backend, norm):
+    x = make_input(SHAPE, requires_grad=True)
+    residual = make_input(SHAPE, seed=7, requires_grad=True)
+    p = make_params(norm, SHAPE, requires_grad=True)
+    with running(backend):
+        assert checked(norm, x, p, check=gradgradcheck, residual=residual, activation="silu")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_penalty_equals_torch(backend, norm):
+    """The training use of double backward: the gradient of |dx|^2 with respect to x and weight."""
+
+    def penalty_grads(functional, x, p):
+        y = call(functional, norm, x, p)
+        (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx**2).sum(), [x, p["weight"]])
+
+    x = make_input(SHAPE, requires_grad=True)
+    p = make_params(norm, SHAPE, requires_grad=True)
+    truth = penalty_grads(Torch, x, double(p, requires_grad=True))
+    with running(backend):
+        ours = penalty_grads(F, x, p)
+    for name, got, exact in zip(("x", "weight"), ours, truth, strict=True):
+        # two chained derivatives: an order of magnitude of rounding above one
+        assert_close(got, exact, name, slack=1e-12 * exact.abs().max().item())
