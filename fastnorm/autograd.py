@@ -1,0 +1,194 @@
+"""The autograd Functions that join a backend's forward to its backward.
+
+A backend module has channel_norm, channel_norm_backward, layer_norm, layer_norm_backward and
+side_input. The backward of every backend can itself be differentiated: asked for with
+create_graph=True, the gradients come from the reference formula instead of the kernels.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+class ChannelNormSpec(NamedTuple):
+    """What a norm of (N, C, S) tensors is, apart from its tensors."""
+
+    norm: str  # batch, instance, batch_instance or group
+    groups: int
+    use_input_stats: bool  # for the batch's statistics; instances and groups always do
+    momentum: float
+    eps: float
+    activation: str | None
+
+
+class ChannelNorm(torch.autograd.Function):
+    """act(norm(x) + residual) for batch, instance, batch-instance and group norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        rho: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: ChannelNormSpec,
+        backend: ModuleType,
+    ) -> Tensor:
+        if x.numel() == 0:  # nothing to launch, and no statistics: the running ones stay
+            return _forward_empty(ctx, x, (weight, bias, rho))
+        y, stats = backend.channel_norm(
+            x, residual, weight, bias, rho, running_mean, running_var, **spec._asdict()
+        )
+        side = backend.side_input(spec.activation, residual is not None)
+        kept = {"output": y, "residual": residual, None: None}[side]
+        ctx.save_for_backward(x, kept, weight, bias, rho, *stats)
+        ctx.spec, ctx.backend, ctx.side, ctx.empty = spec, backend, side, False
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.empty:
+            return _backward_empty(ctx, dy)
+        x, side, weight, bias, rho, *stats = ctx.saved_tensors
+        spec, needs = ctx.spec, ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():
+
+            def norm(x: Tensor, weight: Tensor, bias: Tensor, rho: Tensor) -> Tensor:
+                return _reference_channel_norm(x, weight, bias, rho, stats, spec)
+
+            inputs = (x, side, weight, bias, rho)
+            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, spec.activation)
+        else:
+            grads = ctx.backend.channel_norm_backward(
+                dy, x, side, weight, bias, rho, stats, needs,
+                norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
+                activation=spec.activation,
+            )  # fmt: skip
+        return (*grads, None, None, None, None)
+
+
+class LayerNorm(torch.autograd.Function):
+    """act(layer_norm(x) + residual) over the last `normalized_ndim` dimensions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        normalized_ndim: int,
+        eps: float,
+        activation: str | None,
+        backend: ModuleType,
+    ) -> Tensor:
+        if x.numel() == 0:
+            return _forward_empty(ctx, x, (weight, bias))
+        y, stats = backend.layer_norm(
+            x, residual, weight, bias,
+            normalized_ndim=normalized_ndim, eps=eps, activation=activation,
+        )  # fmt: skip
+        side = backend.side_input(activation, residual is not None)
+        kept = {"output": y, "residual": residual, None: None}[side]
+        ctx.save_for_backward(x, kept, weight, bias, *stats)
+        ctx.normalized_ndim, ctx.eps, ctx.activation = normalized_ndim, eps, activation
+        ctx.backend, ctx.side, ctx.empty = backend, side, False
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.empty:
+            return _backward_empty(ctx, dy)
+        x, side, weight, bias, *stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            shape = x.shape[x.dim() - ctx.normalized_ndim :]
+
+            def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return reference.layer_norm(x, shape, weight, bias, ctx.eps)
+
+            inputs = (x, side, weight, bias)
+            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, ctx.activation)
+        else:
+            grads = ctx.backend.layer_norm_backward(
+                dy, x, side, weight, bias, stats, needs,
+                normalized_ndim=ctx.normalized_ndim, activation=ctx.activation,
+            )  # fmt: skip
+        return (*grads, None, None, None, None)
+
+
+def _forward_empty(ctx: Any, x: Tensor, parameters: tuple[Tensor | None, ...]) -> Tensor:
+    """The output for an x without elements; its gradients are sums over nothing."""
+    ctx.empty = True
+    ctx.save_for_backward(*parameters)
+    return torch.empty_like(x)
+
+
+def _backward_empty(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    grads: list[Tensor | None] = [dy if needed else None for needed in ctx.needs_input_grad[:2]]
+    for parameter, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=False):
+        grads.append(torch.zeros_like(parameter) if needed else None)
+    return (*grads, *[None] * (len(ctx.needs_input_grad) - len(grads)))
+
+
+def _reference_channel_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rho: Tensor | None,
+    stats: list[Tensor | None],
+    spec: ChannelNormSpec,
+) -> Tensor:
+    """The norm by its formula; constant batch statistics are those that forward used."""
+    if spec.norm == "group":
+        return reference.group_norm(x, spec.groups, weight, bias, spec.eps)
+    if spec.norm == "instance":
+        return reference.instance_norm(x, None, None, weight, bias, True, 0.0, spec.eps)
+    mean = var = None
+    if not spec.use_input_stats:
+        mean, rstd = stats[:2] if spec.norm == "batch" else stats[2:4]
+        var = rstd.pow(-2) - spec.eps
+    training, eps = spec.use_input_stats, spec.eps
+    if spec.norm == "batch":
+        return reference.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)
+    return reference.batch_instance_norm(x, mean, var, rho, weight, bias, training, 0.0, eps)
+
+
+def _differentiable_backward(
+    norm: Any,
+    dy: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+    side_kind: str | None,
+    activation: str | None,
+) -> list[Tensor | None]:
+    """The gradients of act(norm(x) + residual) as differentiable functions of dy and the inputs.
+
+    `inputs` are x, the side input and the parameters. Where only ReLU's output was kept the mask is
+    a constant, which is exact: ReLU's second derivative is 0.
+    """
+    x, side, *parameters = inputs
+    with torch.enable_grad():
+        y = norm(x, *parameters)
+        if side_kind == "output":
+            g = torch.where(side <= 0, 0.0, dy)
+        elif activation is None:
+            g = dy
+        else:
+            z = y if side is None else y + side
+            (g,) = torch.autograd.grad(reference.activate(z, activation), z, dy, create_graph=True)
+        wanted = [i for i, needed in enumerate(needs) if needed and i != 1]
+        targets = [inputs[i] for i in wanted]
+        found = torch.autograd.grad(y, targets, g, create_graph=True) if targets else ()
+    grads: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(wanted, found, strict=True):
+        grads[i] = grad
+    grads[1] = g if needs[1] else None
+    return grads

@@ -1,0 +1,84 @@
+"""Which implementation serves a call. Nothing falls back silently.
+
+    auto        triton for CUDA tensors, aten for all others
+    triton      the kernels; CPU tensors need Triton's interpreter
+    aten        plain PyTorch from ATen's fused operators, any device
+    reference   the formulas of `fastnorm.reference`, any device: slow, for tests
+
+The choice is one for the process and all its threads. It starts as the environment's
+FASTNORM_BACKEND, or auto.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("auto", "triton", "aten", "reference")
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of all later calls. Raises ValueError for an unknown name."""
+    global _current
+    _current = _checked(name, "backend")
+
+
+def get_backend() -> str:
+    """The backend chosen: "auto", "triton", "aten" or "reference"."""
+    return _current
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the backend inside a `with` block; the former one comes back on leaving it.
+
+    The backward of a call made inside the block runs on the block's backend, wherever it is called.
+    """
+    former = get_backend()
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(former)
+
+
+def implementation(x: torch.Tensor) -> ModuleType | None:
+    """The module that serves x: `fastnorm.kernels`, `fastnorm.aten`, or None for the reference.
+
+    Raises RuntimeError where the triton backend was asked for and cannot run on x's device.
+    """
+    name = _current
+    if name == "auto":
+        name = "triton" if x.is_cuda else "aten"
+    if name == "reference":
+        return None
+    if name == "aten":
+        return _load("fastnorm.aten")
+    kernels = _load("fastnorm.kernels")
+    if not x.is_cuda and not kernels.INTERPRETED:
+        raise RuntimeError(
+            f"backend 'triton' got a tensor of shape {tuple(x.shape)} on device '{x.device}': compiled "
+            "kernels need CUDA tensors. Move it to a GPU, set TRITON_INTERPRET=1 in the "
+            "environment before fastnorm's first use to interpret the kernels on the CPU (slow), "
+            "or choose another backend: fastnorm.set_backend('aten')"
+        )
+    return kernels
+
+
+@functools.cache
+def _load(module: str) -> ModuleType:
+    """Imported at the first call that needs it: importing fastnorm alone does not import Triton."""
+    return importlib.import_module(module)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown {source} {name!r}: choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+_current = _checked(os.environ.get("FASTNORM_BACKEND", "auto"), "FASTNORM_BACKEND")

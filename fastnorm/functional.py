@@ -1,0 +1,316 @@
+"""The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
+
+Every function takes two keyword-only extras:
+
+    activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
+    residual     a tensor of input's shape, dtype and device, added before the activation
+
+Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
+gradients come in their own. Output and gradient have the input's dtype and, channels last included,
+its memory format. A call that raises has written nothing: running statistics are as before.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .autograd import ChannelNorm, ChannelNormSpec, LayerNorm
+from .backend import implementation
+
+ACTIVATIONS = ("relu", "silu", "gelu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Batch normalisation of input (N, C, ...), statistics of each channel (arXiv 1502.03167).
+
+    running_mean, running_var, weight and bias have shape (C,) or are None. With `training` the
+    batch's statistics normalise and the running ones, where given, move towards them by `momentum`
+    (the variance unbiased); without it the running ones, then required, normalise.
+
+    Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
+    RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
+    """
+    _check_input("batch_norm", input, 2, (weight, bias), activation, residual)
+    _check_channels("batch_norm", input, weight, bias, running_mean, running_var)
+    if training:
+        _check_more_than_one_value(
+            "batch_norm", input, [input.shape[0], *input.shape[2:]], "channel"
+        )
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(
+            f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
+        )
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            f"batch_norm of an input of shape {tuple(input.shape)} in eval mode needs running_mean "
+            "and running_var: pass both, or training=True"
+        )
+    backend = implementation(input)
+    if backend is None and input.numel():
+        return reference.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    spec = ChannelNormSpec("batch", 1, training, momentum, eps, activation)
+    return ChannelNorm.apply(
+        input, residual, weight, bias, None, running_mean, running_var, spec, backend
+    )
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Instance normalisation of input (N, C, ...), statistics of each (n, c) (arXiv 1607.08022).
+
+    Parameters and running statistics have shape (C,) or are None. With `use_input_stats` the running
+    statistics, where given, move towards the batch's average of the instances'; without it they,
+    then required, normalise.
+
+    Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
+    NotImplementedError for dtypes without kernels.
+    """
+    _check_input("instance_norm", input, 2, (weight, bias), activation, residual)
+    _check_channels("instance_norm", input, weight, bias, running_mean, running_var)
+    if use_input_stats:
+        _check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
+    elif running_mean is None or running_var is None:
+        raise RuntimeError(
+            f"instance_norm of an input of shape {tuple(input.shape)} with use_input_stats=False "
+            "needs running_mean and running_var: pass both, or use_input_stats=True"
+        )
+    _check_eps("instance_norm", eps)
+    backend = implementation(input)
+    if backend is None and input.numel():
+        return reference.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    # Normalised by constants, instances are no different from a batch.
+    norm = "instance" if use_input_stats else "batch"
+    spec = ChannelNormSpec(norm, 1, use_input_stats, momentum, eps, activation)
+    return ChannelNorm.apply(
+        input, residual, weight, bias, None, running_mean, running_var, spec, backend
+    )
+
+
+def batch_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    rho: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """weight * (rho * batch_norm(x) + (1 - rho) * instance_norm(x)) + bias (arXiv 1805.07925).
+
+    input is (N, C, ...), rho (C,), taken as it is: the module keeps it in [0, 1]. The batch part
+    follows `training` as batch_norm does, the instance part always takes the input's statistics.
+
+    Raises what batch_norm raises, and ValueError for one value per instance in either mode.
+    """
+    _check_input("batch_instance_norm", input, 2, (weight, bias, rho), activation, residual)
+    _check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
+    _check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
+    if eps <= 0:
+        raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            f"batch_instance_norm of an input of shape {tuple(input.shape)} in eval mode needs "
+            "running_mean and running_var: pass both, or training=True"
+        )
+    backend = implementation(input)
+    if backend is None and input.numel():
+        return reference.batch_instance_norm(
+            input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    spec = ChannelNormSpec("batch_instance", 1, training, momentum, eps, activation)
+    return ChannelNorm.apply(
+        input, residual, weight, bias, rho, running_mean, running_var, spec, backend
+    )
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
+
+    weight and bias have shape `normalized_shape` or are None.
+
+    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has another,
+    NotImplementedError for dtypes without kernels.
+    """
+    shape = tuple(normalized_shape)
+    _check_input("layer_norm", input, 1, (weight, bias), activation, residual)
+    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+        raise RuntimeError(
+            f"layer_norm got normalized_shape={list(shape)} for an input of shape "
+            f"{tuple(input.shape)}: it has to be the input's last dimensions"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and tuple(parameter.shape) != shape:
+            raise RuntimeError(
+                f"layer_norm got {name} of shape {tuple(parameter.shape)} for "
+                f"normalized_shape={list(shape)}: the two have to be equal"
+            )
+    _check_eps("layer_norm", eps)
+    backend = implementation(input)
+    if backend is None and input.numel():
+        return reference.layer_norm(
+            input, shape, weight, bias, eps, activation=activation, residual=residual
+        )
+    return LayerNorm.apply(input, residual, weight, bias, len(shape), eps, activation, backend)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Group normalisation of input (N, C, ...), statistics of C / num_groups channels each.
+
+    weight and bias have shape (C,) or are None. One group is layer norm as CNNs use it, C groups
+    are instance norm. Source: arXiv 1803.08494.
+
+    Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
+    ValueError for one value in all, NotImplementedError for dtypes without kernels.
+    """
+    _check_input("group_norm", input, 2, (weight, bias), activation, residual)
+    C = input.shape[1]
+    if num_groups <= 0 or C % num_groups:
+        raise RuntimeError(
+            f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: it "
+            f"has to be positive and divide the {C} channels"
+        )
+    _check_channels("group_norm", input, weight, bias)
+    _check_more_than_one_value("group_norm", input, input.shape, "input")
+    _check_eps("group_norm", eps)
+    backend = implementation(input)
+    if backend is None and input.numel():
+        return reference.group_norm(
+            input, num_groups, weight, bias, eps, activation=activation, residual=residual
+        )
+    spec = ChannelNormSpec("group", num_groups, True, 0.0, eps, activation)
+    return ChannelNorm.apply(input, residual, weight, bias, None, None, None, spec, backend)
+
+
+def _check_input(
+    op: str,
+    input: Tensor,
+    least_rank: int,
+    parameters: tuple[Tensor | None, ...],
+    activation: str | None,
+    residual: Tensor | None,
+) -> None:
+    if input.dim() < least_rank:
+        raise RuntimeError(
+            f"{op} expects an input of at least {least_rank} dimensions, got shape "
+            f"{tuple(input.shape)}"
+        )
+    if input.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"{op} is not implemented for {input.dtype} (input of shape {tuple(input.shape)}): "
+            "convert it to float16, bfloat16, float32 or float64"
+        )
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(
+            f"{op} got activation={activation!r}: choose None or one of {', '.join(ACTIVATIONS)}"
+        )
+    for parameter in parameters:
+        if parameter is not None and parameter.device != input.device:
+            raise RuntimeError(
+                f"{op} got an input on device '{input.device}' and a parameter of shape "
+                f"{tuple(parameter.shape)} on '{parameter.device}': move the two together"
+            )
+    if residual is not None and (
+        residual.shape != input.shape
+        or residual.dtype != input.dtype
+        or residual.device != input.device
+    ):
+        raise RuntimeError(
+            f"{op} got a residual of shape {tuple(residual.shape)}, {residual.dtype}, on "
+            f"'{residual.device}' for an input of shape {tuple(input.shape)}, {input.dtype}, on "
+            f"'{input.device}': the three have to be equal"
+        )
+
+
+def _check_channels(
+    op: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    rho: Tensor | None = None,
+) -> None:
+    C = input.shape[1]
+    tensors = {
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "rho": rho,
+    }
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != (C,):
+            raise RuntimeError(
+                f"{op} got {name} of shape {tuple(tensor.shape)} for an input of shape "
+                f"{tuple(input.shape)}: it needs one element for each of the {C} channels"
+            )
+
+
+def _check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], unit: str) -> None:
+    if math.prod(sizes) == 1:
+        raise ValueError(
+            f"{op} expected more than 1 value per {unit} when training, got input size "
+            f"{tuple(input.shape)}: one value has no variance"
+        )
+
+
+def _check_eps(op: str, eps: float) -> None:
+    if eps < 0:
+        raise ValueError(f"{op} got eps={eps}: it must not be negative")

@@ -1,0 +1,298 @@
+"""torch.nn's norm modules with a fused activation and residual: only `forward` is new.
+
+Each class takes torch.nn's arguments and a keyword-only `activation`, None, "relu", "silu" or "gelu";
+`forward(input, residual=None)` returns act(norm(input) + residual). repr, parameters, buffers and
+state_dict are torch.nn's: a checkpoint of either loads into the other.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+
+
+class _Activated(nn.Module):
+    """A norm that knows the activation it is fused with."""
+
+    activation: str | None
+
+    def _set_activation(self, activation: str | None) -> None:
+        if activation is not None and activation not in F.ACTIVATIONS:
+            raise ValueError(
+                f"{type(self).__name__} got activation={activation!r}: choose None or one of "
+                f"{', '.join(F.ACTIVATIONS)}"
+            )
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        own = super().extra_repr()
+        return own if self.activation is None else f"{own}, activation={self.activation!r}"
+
+
+class _BatchNorm(_Activated):
+    """Constructor and forward of BatchNorm1d, 2d and 3d."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            **_bias_argument(bias),
+        )  # fmt: skip
+        self._set_activation(activation)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        tracked = self.training and self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if tracked and self.momentum is None and self.num_batches_tracked is not None:
+            momentum = 1.0 / float(self.num_batches_tracked + 1)  # the cumulative average
+        stats_used = not self.training or self.track_running_stats
+        y = self._norm(
+            input,
+            self.running_mean if stats_used else None,
+            self.running_var if stats_used else None,
+            self.training or (self.running_mean is None and self.running_var is None),
+            momentum,
+            residual,
+        )
+        if tracked and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
+        return y
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        return F.batch_norm(
+            input, running_mean, running_var, self.weight, self.bias, training, momentum, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d over (N, C) or (N, C, L), with a fused activation and residual."""
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d over (N, C, H, W), with a fused activation and residual."""
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d over (N, C, D, H, W), with a fused activation and residual."""
+
+
+class _BatchInstanceNorm(_BatchNorm):
+    """y = act(weight * (rho * x_bn + (1 - rho) * x_in) + bias + residual), arXiv 1805.07925.
+
+    Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank; a batch norm's
+    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. In eval
+    mode the batch part uses the running statistics, the instance part the input's own. Inputs with
+    one value per instance raise ValueError.
+
+    `rho`, shape (C,), is a leaf parameter that any optimizer trains. An optimizer's step may carry
+    it out of [0, 1]; whatever reads it next - `module.rho`, `forward`, `state_dict` - first clamps
+    it there in place. This is the projection its authors apply after each step, and no training
+    loop has to know of it. (A tensor taken from `parameters()` beforehand sees the step's raw
+    result until then.) The authors give rho 10 times the learning rate and no weight decay.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            bias=bias, activation=activation,
+        )  # fmt: skip
+        self.rho = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name == "rho":
+            # .data: the projection is idempotent between two steps, so a second forward before the
+            # backward of the first must not count as an in-place change of what autograd saved.
+            value.data.clamp_(0.0, 1.0)
+        return value
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        _ = self.rho
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "rho" in self._parameters:  # not yet, when torch's constructor calls this
+            nn.init.ones_(self.rho)
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        return F.batch_instance_norm(
+            input, running_mean, running_var, self.rho, self.weight, self.bias, training, momentum,
+            self.eps, activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class BatchInstanceNorm1d(_BatchInstanceNorm, nn.BatchNorm1d):
+    __doc__ = _BatchInstanceNorm.__doc__
+
+
+class BatchInstanceNorm2d(_BatchInstanceNorm, nn.BatchNorm2d):
+    __doc__ = _BatchInstanceNorm.__doc__
+
+
+class BatchInstanceNorm3d(_BatchInstanceNorm, nn.BatchNorm3d):
+    __doc__ = _BatchInstanceNorm.__doc__
+
+
+class _InstanceNorm(_Activated):
+    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dimension."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            **_bias_argument(bias),
+        )  # fmt: skip
+        self._set_activation(activation)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        # torch's forward checks the input, then calls _apply_instance_norm on a batch: the residual
+        # takes the same way beside it.
+        self._check_input_dim(input)
+        unbatched = input.dim() == self._get_no_batch_dim()
+        channels = input.shape[0 if unbatched else 1]
+        if channels != self.num_features:
+            message = (
+                f"{type(self).__name__} expected {self.num_features} channels, got {channels} in "
+                f"an input of shape {tuple(input.shape)}"
+            )
+            if self.affine:
+                raise ValueError(message)
+            warnings.warn(f"{message}; without affine parameters that makes no difference",
+                          stacklevel=2)  # fmt: skip
+        if unbatched:
+            residual = None if residual is None else residual.unsqueeze(0)
+            return self._norm(input.unsqueeze(0), residual).squeeze(0)
+        return self._norm(input, residual)
+
+    def _norm(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        return F.instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or not self.track_running_stats,
+            self.momentum if self.momentum is not None else 0.0, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """torch.nn.InstanceNorm1d over (N, C, L) or (C, L), with a fused activation and residual."""
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d over (N, C, H, W) or (C, H, W), with a fused activation and residual."""
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """torch.nn.InstanceNorm3d over (N, C, D, H, W) or (C, D, H, W), with a fused activation and
+    residual."""
+
+
+class LayerNorm(_Activated, nn.LayerNorm):
+    """torch.nn.LayerNorm over the last dimensions, with a fused activation and residual."""
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self._set_activation(activation)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return F.layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class GroupNorm(_Activated, nn.GroupNorm):
+    """torch.nn.GroupNorm over (N, C, ...), with a fused activation and residual."""
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype,
+                         **_bias_argument(bias))  # fmt: skip
+        self._set_activation(activation)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return F.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+def _bias_argument(bias: bool) -> dict[str, bool]:
+    """torch 2.11 knows no `bias` here: named only where it says something, any version works."""
+    return {} if bias else {"bias": False}

@@ -1,0 +1,206 @@
+"""Each norm's formula in plain PyTorch: the definition that every backend is held to.
+
+Signatures and meaning are those of `fastnorm.functional`. Any device, any floating dtype, any order
+of derivative. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each channel over (N, S).
+
+    Source: arXiv 1502.03167, algorithms 1 and 2.
+    """
+    x = _upcast(input)
+    if training:
+        mean, var = _moments(x, _all_but(x, 1))
+        _update_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+    else:
+        mean, var = _per_channel(running_mean, x), _per_channel(running_var, x)
+    return _finish(_normalise(x, mean, var, eps), input, weight, bias, activation, residual)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each (n, c) over S.
+
+    Source: arXiv 1607.08022, equation 8. Running statistics are the batch's average of the instances'.
+    """
+    x = _upcast(input)
+    if use_input_stats:
+        mean, var = _moments(x, range(2, x.dim()))
+        count = x.numel() // max(x.shape[0] * x.shape[1], 1)
+        _update_running(
+            running_mean, running_var, mean.mean(0, True), var.mean(0, True), count, momentum
+        )
+    else:
+        mean, var = _per_channel(running_mean, x), _per_channel(running_var, x)
+    return _finish(_normalise(x, mean, var, eps), input, weight, bias, activation, residual)
+
+
+def batch_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    rho: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (rho x_bn + (1 - rho) x_in) + beta, x_bn and x_in without affine parameters.
+
+    Source: arXiv 1805.07925, equation 3.
+    """
+    x_bn = batch_norm(
+        _upcast(input), running_mean, running_var, None, None, training, momentum, eps
+    )
+    x_in = instance_norm(_upcast(input), eps=eps)
+    gate = _per_channel(rho, x_bn)
+    mixed = gate * x_bn + (1 - gate) * x_in
+    return _finish(mixed, input, weight, bias, activation, residual)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, all over the last len(normalized_shape) dims.
+
+    Source: arXiv 1607.06450, equations 3 and 4.
+    """
+    x = _upcast(input)
+    mean, var = _moments(x, range(x.dim() - len(normalized_shape), x.dim()))
+    y = _normalise(x, mean, var, eps)
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return _finish(y, input, None, None, activation, residual)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each group of C / G channels.
+
+    Source: arXiv 1803.08494, equations 1 to 6.
+    """
+    x = _upcast(input)
+    N, C = x.shape[:2]
+    grouped = x.reshape(N, num_groups, C // num_groups, *x.shape[2:])
+    mean, var = _moments(grouped, range(2, grouped.dim()))
+    y = _normalise(grouped, mean, var, eps).reshape(x.shape)
+    return _finish(y, input, weight, bias, activation, residual)
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
+    if activation is None:
+        return z
+    return {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[activation](z)
+
+
+def _upcast(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _all_but(x: Tensor, kept: int) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != kept]
+
+
+def _moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over `dims`, kept as dimensions of size 1."""
+    dims = list(dims)
+    if not dims:  # one value an instance
+        return x, torch.zeros_like(x)
+    mean = x.mean(dims, keepdim=True)
+    return mean, (x - mean).square().mean(dims, keepdim=True)
+
+
+def _normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    return (x - mean) * (var + eps).rsqrt()
+
+
+def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+@torch.no_grad()
+def _update_running(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    momentum: float,
+) -> None:
+    """running = (1 - momentum) running + momentum new, the variance unbiased: var count/(count-1)."""
+    if running_mean is not None:
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
+    if running_var is not None:
+        unbiased = var.flatten() * (count / (count - 1))
+        running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
+
+
+def _finish(
+    y: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Per-channel gamma and beta, the residual, the activation; the input's dtype and layout."""
+    if weight is not None:
+        y = y * _per_channel(weight, y)
+    if bias is not None:
+        y = y + _per_channel(bias, y)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return activate(y, activation).to(input.dtype)

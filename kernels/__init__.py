@@ -1,0 +1,27 @@
+"""Triton kernels of fastnorm and their launchers. Nothing here knows autograd or dispatch.
+
+    launch      devices, tiles, the record of launches
+    device      functions shared by the kernels: Chan's merge, activations, tile geometry
+    moments     stage one: sums over S of each (n, c), forward and backward
+    merge_*     stage two: the norm-specific merge of those sums
+    apply       stage three: the affine map of each (n, c), forward and backward
+    channel_norm   the three stages as one operation: batch, instance, batch-instance, group
+    row_norm    layer norm of rows
+
+Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
+imported; `INTERPRETED` says which.
+"""
+
+from . import launch
+from .channel_norm import INTERPRETED, channel_norm, channel_norm_backward, side_input
+from .row_norm import layer_norm, layer_norm_backward
+
+__all__ = [
+    "INTERPRETED",
+    "channel_norm",
+    "channel_norm_backward",
+    "launch",
+    "layer_norm",
+    "layer_norm_backward",
+    "side_input",
+]

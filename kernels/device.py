@@ -1,0 +1,169 @@
+"""Device functions shared by every kernel: accumulation type, Chan merge, activations, tiles.
+
+A *tile* is BLOCK_R rows x BLOCK_S positions of x seen as (N, C, S), one row for each (n, c). In a
+contiguous tensor a row is S consecutive elements; channels last, rows are consecutive and the
+positions of one row are C apart. Everything else is the same for both layouts.
+"""
+
+import triton
+import triton.language as tl
+
+INV_SQRT2 = tl.constexpr(0.7071067811865476)
+INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
+
+
+@triton.jit
+def accumulation_dtype(x_ptr):
+    """float64 for float64 tensors, float32 for all others."""
+    if x_ptr.dtype.element_ty == tl.float64:
+        return tl.float64
+    else:
+        return tl.float32
+
+
+@triton.jit
+def inverse_std(var, eps):
+    """1 / sqrt(var + eps), correctly rounded roots: sqrt.approx would cost half the digits' trust."""
+    total = var + eps
+    if total.dtype == tl.float64:
+        return 1.0 / tl.sqrt(total)
+    else:
+        return 1.0 / tl.sqrt_rn(total)
+
+
+@triton.jit
+def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
+    """Merge two sets of moments (Chan, Golub & LeVeque 1979); an empty set changes nothing."""
+    total = count + count_b
+    share = count_b / tl.maximum(total, 1.0)
+    delta = mean_b - mean
+    return total, mean + delta * share, m2 + m2_b + delta * delta * count * share
+
+
+@triton.jit
+def tile_moments(x, mask, count):
+    """Exact moments of a register tile along its last axis: the mean, then squared deviations.
+
+    The mean's own rounding error is measured (the deviations' mean) and put right, so that M2 holds
+    when mean >> std.
+    """
+    mean = tl.sum(x, axis=1) / count
+    deviation = tl.where(mask, x - mean[:, None], 0.0)
+    error = tl.sum(deviation, axis=1) / count
+    m2 = tl.sum(deviation * deviation, axis=1) - count * error * error
+    return mean + error, m2
+
+
+@triton.jit
+def merge_along(count, mean, m2, AXIS: tl.constexpr):
+    """Chan's merge of many sets of moments along one axis; sets with count 0 are left out."""
+    total = tl.sum(count, axis=AXIS, keep_dims=True)
+    safe_total = tl.maximum(total, 1.0)
+    present = count > 0.0
+    centre = tl.sum(tl.where(present, count * mean, 0.0), axis=AXIS, keep_dims=True) / safe_total
+    deviation = tl.where(present, mean - centre, 0.0)
+    error = tl.sum(count * deviation, axis=AXIS, keep_dims=True) / safe_total
+    spread = tl.where(present, m2, 0.0) + count * deviation * deviation
+    merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True) - total * error * error
+    return (
+        tl.sum(total, axis=AXIS),
+        tl.sum(centre + error, axis=AXIS),
+        tl.sum(merged_m2, axis=AXIS),
+    )
+
+
+@triton.jit
+def chunk_moments(
+    mean_ptr, m2_ptr, n, c, mask, C, S, chunk, K, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr
+):
+    """(count, mean, M2) of the instances [n, c]: their K chunks merged in order."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    zero = tl.zeros([BLOCK_0, BLOCK_1], ACC)
+    count, mean, m2 = zero, zero, zero
+    for k in range(K):
+        slot = (n * K + k) * C + c
+        share = zero + tl.minimum(S - k * chunk, chunk)
+        mean_k = tl.load(mean_ptr + slot, mask=mask, other=0.0)
+        m2_k = tl.load(m2_ptr + slot, mask=mask, other=0.0)
+        count, mean, m2 = chan_merge(count, mean, m2, share, mean_k, m2_k)
+    return tl.where(mask, count, 0.0), mean, m2
+
+
+@triton.jit
+def chunk_sums(
+    sum_g_ptr, sum_gx_ptr, n, c, mask, C, K, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr
+):
+    """(sum g, sum g (x - center)) of the instances [n, c]: their K chunks added in order."""
+    sum_g = tl.zeros([BLOCK_0, BLOCK_1], sum_g_ptr.dtype.element_ty)
+    sum_gx = tl.zeros([BLOCK_0, BLOCK_1], sum_g_ptr.dtype.element_ty)
+    for k in range(K):
+        slot = (n * K + k) * C + c
+        sum_g += tl.load(sum_g_ptr + slot, mask=mask, other=0.0)
+        sum_gx += tl.load(sum_gx_ptr + slot, mask=mask, other=0.0)
+    return sum_g, sum_gx
+
+
+@triton.jit
+def load_or(ptr, index, mask, default, ACC: tl.constexpr):
+    """An optional parameter in the accumulation type; `default` everywhere where ptr is None."""
+    if ptr is not None:
+        return tl.load(ptr + index, mask=mask, other=default).to(ACC)
+    else:
+        return tl.full(index.shape, default, ACC)
+
+
+@triton.jit
+def tile_rows(row_block, N, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Rows of a tile: their n, c, mask, and the offset of position 0 (int64)."""
+    lane = tl.arange(0, BLOCK_R)
+    if CHANNELS_LAST:
+        blocks = tl.cdiv(C, BLOCK_R)
+        n = (row_block // blocks).to(tl.int64)
+        c = (row_block % blocks) * BLOCK_R + lane
+        mask = c < C
+        offset = n * S * C + c
+    else:
+        row = row_block.to(tl.int64) * BLOCK_R + lane
+        mask = row < N.to(tl.int64) * C
+        n = row // C
+        c = (row % C).to(tl.int32)
+        offset = row * S
+    return n, c, mask, offset
+
+
+@triton.jit
+def tile_offsets(offset, start, C, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Element offsets of the tile whose first position is `start`: int64 base, int32 inside."""
+    lane = tl.arange(0, BLOCK_S)
+    if CHANNELS_LAST:
+        stride = tl.zeros([1], tl.int64) + C  # start * C may pass 2^31
+        return (offset + stride * start)[:, None] + (lane * C)[None, :]
+    else:
+        return (offset + start)[:, None] + lane[None, :]
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        return tl.where(z <= 0.0, 0.0, z)  # not maximum: NaN has to go through
+    elif ACTIVATION == "silu":
+        return z / (1.0 + tl.exp(-z))
+    elif ACTIVATION == "gelu":
+        return 0.5 * z * (1.0 + tl.erf(z * INV_SQRT2))
+    else:
+        return z
+
+
+@triton.jit
+def activate_backward(dy, z, ACTIVATION: tl.constexpr):
+    """dy * act'(z); for ReLU z may be the output as well as the input."""
+    if ACTIVATION == "relu":
+        return tl.where(z <= 0.0, 0.0, dy)
+    elif ACTIVATION == "silu":
+        sigmoid = 1.0 / (1.0 + tl.exp(-z))
+        return dy * sigmoid * (1.0 + z * (1.0 - sigmoid))
+    elif ACTIVATION == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(z * INV_SQRT2))
+        return dy * (cdf + z * INV_SQRT_2PI * tl.exp(-0.5 * z * z))
+    else:
+        return dy
