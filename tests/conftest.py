@@ -1,7 +1,7 @@
 """Shared ground of the tests: the device, the backends, the one tolerance table, inputs, launches.
 
-The same files run on a GPU and, where there is none, in Triton's interpreter; that choice must be in
-the environment before any kernel is imported, hence the assignment right below the imports.
+The same files run on a GPU and, where there is none, in Triton's interpreter; that choice must be
+in the environment before any kernel is imported, hence the assignment right below the imports.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "aten", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 
-# THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what is
-# allowed beside (a multiple of) torch's own error is this many units of the dtype's eps.
+# THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what
+# is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps.
 TOLERANCE = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 
 
@@ -75,7 +75,8 @@ def make_input(
     """A leaf of normal values, the same ones for every layout and device.
 
     `layout`: "contiguous", "channels_last" (rank 3 and 5 too), "sliced" (non-contiguous, with NaN
-    between the values, so that a read beside them shows), or "expanded" (stride 0, for dy: one value).
+    between the values, so that a read beside them shows), or "expanded" (for dy: one value, stride
+    0 throughout).
     """
     generator = torch.Generator().manual_seed(seed)
     if layout == "expanded":
@@ -92,9 +93,8 @@ def running(backend: str, *, launches: bool = True) -> Iterator[list[str]]:
     Triton must launch (unless `launches` is False: nothing to do for an empty tensor); the others
     must not. An aten result that passes for a Triton one would make every other assertion hollow.
     """
-    from fastnorm.kernels import launch
-
     import fastnorm
+    from fastnorm.kernels import launch
 
     with fastnorm.use_backend(backend), launch.record() as launched:
         yield launched

@@ -33,7 +33,7 @@ Params = dict[str, torch.Tensor | None]
 
 
 class Torch:
-    """torch.nn.functional with `activation`, `residual` and batch-instance norm: each step by itself."""
+    """torch.nn.functional plus `activation`, `residual`, batch-instance norm: step by step."""
 
     @staticmethod
     def _finish(
@@ -89,7 +89,7 @@ class Torch:
 
 
 def groups_of(channels: int) -> int:
-    """A number of groups that divides `channels` and is neither 1 nor all of them where possible."""
+    """A number of groups that divides `channels`, neither 1 nor all of them where possible."""
     return next((g for g in (2, 3, 5) if channels % g == 0 and channels > g), 1)
 
 
@@ -102,7 +102,7 @@ def make_params(
     seed: int = 100,
     requires_grad: bool = False,
 ) -> Params:
-    """What `norm` takes beside x of `shape`: rho in (0, 1), weights away from 0, plausible statistics."""
+    """What `norm` takes beside x of `shape`: rho in (0, 1), weights about 1, plausible statistics."""
     per_element = tuple(shape[1:]) if norm == "ln" else (shape[1],)
 
     def draw(offset: int, size: tuple[int, ...]) -> torch.Tensor:

@@ -1,12 +1,12 @@
-"""Forward values against the definition in float64 numpy: shapes, layouts, dtypes, fusion, launches."""
+"""Forward values against the definition in float64 numpy: shapes, layouts, dtypes, fusion."""
 
 import math
 
-import fastnorm.functional as F
 import pytest
 import torch
 import torch.nn.functional as TF
 
+import fastnorm.functional as F
 from fastnorm import reference
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
 from tests.norms import (
@@ -81,7 +81,7 @@ def test_bias_without_weight(backend, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_reference_equals_torch(norm):
-    """The reference called directly, in value and gradient, against torch.nn.functional in float64."""
+    """The reference called directly, values and gradients, against torch.nn in float64."""
     shape = (3, 6, 4, 3)
     x, dy = make_input(shape, requires_grad=True), make_input(shape, seed=8)
     p = make_params(norm, shape, requires_grad=True)
@@ -181,8 +181,8 @@ def test_mixed_dtype(backend, norm, dtype, param_dtype):
 
 @pytest.mark.parametrize(
     ("shape", "normalized"),
-    [((5,), (5,)), ((3, 7), (7,)), ((2, 3, 7), (7,)), ((2, 3, 7), (3, 7)), ((2, 3, 4, 5), (4, 5)), ((4, 1), (1,)),
-     ((2, 3, 2, 2, 3), (3, 2, 2, 3)), ((2, 3, 7), (2, 3, 7))],
+    [((5,), (5,)), ((3, 7), (7,)), ((2, 3, 7), (7,)), ((2, 3, 7), (3, 7)), ((4, 1), (1,)),
+     ((2, 3, 4, 5), (4, 5)), ((2, 3, 2, 2, 3), (3, 2, 2, 3)), ((2, 3, 7), (2, 3, 7))],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,11 +1,11 @@
-"""What backward promises beside the values: who gets a gradient, what stays untouched, which layout."""
+"""What backward promises beside values: who gets a gradient, what stays untouched, layouts."""
 
 from itertools import combinations
 
-import fastnorm.functional as F
 import pytest
 import torch
 
+import fastnorm.functional as F
 from tests.conftest import BACKENDS, assert_close, make_input, running
 from tests.norms import (
     GRADS,
@@ -36,7 +36,7 @@ def subsets(norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_requires_grad_subsets(backend, norm):
-    """Frozen tensors come back with grad None; the others' gradients do not depend on who is frozen."""
+    """Frozen tensors keep grad None; the others' gradients do not depend on who is frozen."""
     x, dy = make_input(SHAPE), make_input(SHAPE, seed=8)
     p = make_params(norm, SHAPE)
     truth = truth_of(norm, x, p, dy)
@@ -170,7 +170,7 @@ def test_backward_accumulates_and_repeats(backend, norm):
 @pytest.mark.parametrize("norm", ["bn_train", "bin_train"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_forwards_then_one_backward(backend, norm):
-    """The second forward rewrites the running statistics, which the first backward must not read."""
+    """The second forward rewrites the running statistics; the first backward must not read them."""
     p = make_params(norm, SHAPE, requires_grad=True)
     first, second = (
         make_input(SHAPE, requires_grad=True),

@@ -1,14 +1,14 @@
 """Gradients against finite differences (gradcheck) and against torch.nn.functional in float64.
 
-gradcheck uses its fast mode (random projections of the Jacobian) except on the reference layout with
-every parameter, where each entry is compared; the interpreter would take minutes otherwise.
+gradcheck uses its fast mode (random projections of the Jacobian) except on contiguous x with every
+parameter, where each entry is compared; the interpreter would take minutes otherwise.
 """
 
-import fastnorm.functional as F
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import fastnorm.functional as F
 from tests.conftest import BACKENDS, LAYOUTS, assert_close, make_input, running
 from tests.norms import (
     ACTIVATIONS,

@@ -1,8 +1,8 @@
 """Rounding errors at float32, bfloat16 and float16 against a float64 truth.
 
-Rule: our error <= 2 x torch's own error at that dtype + the tolerance table's eps-term. The truth sees
-the very values the low-precision input holds, so it has no rounding of its own. Weights and statistics
-are float32 as under autocast. Where torch has no kernel for a combination on this device (CUDA
+Rule: our error <= 2 x torch's own error at that dtype + the tolerance table's eps-term. The truth
+sees the very values the low-precision input holds, so it has no rounding of its own. Weights and
+statistics are float32 as under autocast. Where torch has no kernel for a combination on this device (CUDA
 layer_norm and group_norm with float32 weights beside half inputs), "torch's own" is its float32
 computation rounded to the dtype. Batch-instance norm has no torch operator: batch_norm and
 instance_norm are composed.
@@ -10,10 +10,10 @@ instance_norm are composed.
 relu is left out: next to its kink one rounding flips a mask, and the comparison says nothing.
 """
 
-import fastnorm.functional as F
 import pytest
 import torch
 
+import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, epsilon_term, make_input, running
 from tests.norms import NORMS, Params, Torch, double, forward_backward, make_params
 

@@ -1,14 +1,14 @@
-"""Running statistics: momentum, the unbiased variance, what instance norm averages, when none is written.
+"""Running statistics: momentum, unbiased variance, instance norm's average, no write in evaluation.
 
 Truth: torch.nn.functional in float64 with its own buffers, and numpy where torch has no operator.
 """
 
-import fastnorm.functional as F
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as TF
 
+import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, running
 
 WRITERS = ("batch_norm", "instance_norm", "batch_instance_norm")
@@ -56,7 +56,7 @@ def test_update_equals_torch(backend, op, momentum, layout):
 @pytest.mark.parametrize("op", WRITERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_update_by_hand(backend, op, shape):
-    """momentum * (mean, M2 / (count - 1)) + (1 - momentum) * old, count = N*S, or S for instances."""
+    """momentum * (mean, M2 / (count - 1)) + (1 - momentum) * old; count is N*S, for instances S."""
     x = make_input(shape, mean=2.0)
     flat = x.cpu().numpy().reshape(shape[0], shape[1], -1)
     if op != "batch_norm" and flat.shape[2] == 1:
@@ -76,7 +76,7 @@ def test_update_by_hand(backend, op, shape):
 @pytest.mark.parametrize("op", WRITERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_input_float_statistics(backend, op, dtype):
-    """The statistics of a half tensor are those of its values, in float32: never rounded to half."""
+    """The statistics of a half tensor are those of its values, in float32: not rounded to half."""
     x = make_input(SHAPE, dtype=dtype, mean=2.0)
     ours, exact = fresh(5, torch.float32), fresh(5, torch.float32)
     exact = tuple(t.double() for t in exact)
@@ -138,7 +138,7 @@ def test_evaluation_writes_nothing(backend, op):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_instance_norm_ends_are_its_parts(backend, training, rho):
-    """rho = 1 is batch norm and rho = 0 instance norm; in between the mix, without statistics too."""
+    """rho = 1 is batch norm, rho = 0 instance norm, in between a mix; without statistics too."""
     x = make_input(SHAPE)
     mix = torch.full((5,), rho, dtype=torch.float64, device=DEVICE)
     parts = TF.batch_norm(x, *fresh(5), training=training), TF.instance_norm(x)

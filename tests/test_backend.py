@@ -1,0 +1,161 @@
+"""Which implementation serves a call: the setting, its scope, the environment, the refusals."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastnorm
+import fastnorm.functional as F
+from fastnorm.kernels import launch
+from tests.conftest import DEVICE, make_input
+
+NAMES = ("auto", "triton", "aten", "reference")
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Whatever a test sets, the next one starts from the same backend."""
+    before = fastnorm.get_backend()
+    yield
+    fastnorm.set_backend(before)
+
+
+def in_a_process(code, **environment):
+    """stdout of `code` run by a fresh interpreter; None as a value unsets the variable."""
+    env = {k: v for k, v in os.environ.items() if k not in ("FASTNORM_BACKEND", "TRITON_INTERPRET")}
+    env |= {k: v for k, v in environment.items() if v is not None}
+    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_set_and_get(name):
+    fastnorm.set_backend(name)
+    assert fastnorm.get_backend() == name
+
+
+def test_use_backend_nests_and_restores():
+    fastnorm.set_backend("aten")
+    with fastnorm.use_backend("reference"):
+        assert fastnorm.get_backend() == "reference"
+        with fastnorm.use_backend("triton"):
+            assert fastnorm.get_backend() == "triton"
+        assert fastnorm.get_backend() == "reference"
+    assert fastnorm.get_backend() == "aten"
+
+
+def test_use_backend_restores_after_an_exception():
+    fastnorm.set_backend("aten")
+    with pytest.raises(KeyError), fastnorm.use_backend("reference"):
+        raise KeyError
+    assert fastnorm.get_backend() == "aten"
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "Triton", None])
+def test_unknown_backend(name):
+    """Refused before anything changes; the text lists what there is."""
+    before = fastnorm.get_backend()
+    with pytest.raises(ValueError) as caught:
+        fastnorm.set_backend(name)
+    for known in NAMES:
+        assert known in str(caught.value)
+    with pytest.raises(ValueError), fastnorm.use_backend(name):
+        pass
+    assert fastnorm.get_backend() == before
+
+
+@pytest.mark.parametrize("op", ["batch_norm", "layer_norm"])
+def test_each_backend_computes_where_it_says(op):
+    """triton launches kernels, aten and reference none; auto is aten on the CPU, triton on CUDA."""
+    x = make_input((3, 4, 5))
+    launches = {}
+    for name in NAMES:
+        with fastnorm.use_backend(name), launch.record() as launched:
+            F.batch_norm(x, None, None, training=True) if op == "batch_norm" else F.layer_norm(
+                x, (5,)
+            )
+        launches[name] = bool(launched)
+    assert launches == {"auto": DEVICE == "cuda", "triton": True, "aten": False, "reference": False}
+
+
+def test_reference_namespace_ignores_the_setting():
+    """fastnorm.reference is the formula itself, whatever backend is set."""
+    with fastnorm.use_backend("triton"), launch.record() as launched:
+        fastnorm.reference.layer_norm(make_input((3, 4)), (4,))
+    assert not launched
+
+
+def test_the_initial_backend():
+    code = "import fastnorm; print(fastnorm.get_backend())"
+    assert in_a_process(code) == "auto"
+    assert in_a_process(code, FASTNORM_BACKEND="reference") == "reference"
+
+
+def test_unknown_backend_in_the_environment():
+    """A typo in FASTNORM_BACKEND is a ValueError that names it, on import or at the first use."""
+    code = (
+        "try:\n import torch, fastnorm\n fastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
+        "except ValueError as e: print(e)"
+    )
+    message = in_a_process(code, FASTNORM_BACKEND="tritn")
+    assert "tritn" in message and "aten" in message
+
+
+def test_triton_on_the_cpu_needs_the_interpreter():
+    """CPU tensors cannot run compiled kernels: the error names both ways out."""
+    code = (
+        "import torch, fastnorm\nfastnorm.set_backend('triton')\n"
+        "try: fastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
+        "except RuntimeError as e: print(e)"
+    )
+    message = in_a_process(code)
+    assert "TRITON_INTERPRET=1" in message and "aten" in message
+
+
+def test_import_loads_no_kernel():
+    """`import fastnorm` and the CPU path load no kernel: TRITON_INTERPRET may be set afterwards."""
+    code = (
+        "import sys, torch, fastnorm\nfastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
+        "print([m for m in sys.modules if m.startswith('fastnorm.kernels.')])"
+    )
+    assert in_a_process(code) == "[]"
+    code = (
+        "import os, torch, fastnorm\nos.environ['TRITON_INTERPRET'] = '1'\n"
+        "fastnorm.set_backend('triton')\n"
+        "print(fastnorm.functional.layer_norm(torch.ones(2, 3), (3,)).abs().max().item())"
+    )
+    assert in_a_process(code) == "0.0"
+
+
+def test_record_nests():
+    """An inner record does not hide its launches from the outer one."""
+    x = make_input((3, 4))
+    with fastnorm.use_backend("triton"), launch.record() as outer:
+        F.layer_norm(x, (4,))
+        with launch.record() as inner:
+            F.layer_norm(x, (4,))
+    assert inner and len(outer) == 2 * len(inner)
+    assert all(isinstance(name, str) for name in outer)
+
+
+def test_autograd_runs_on_the_forward_backend():
+    """Leaving `with` before backward() changes nothing about who computes the gradient."""
+    for name in ("triton", "aten", "reference"):
+        x = make_input((3, 4, 5), requires_grad=True)
+        with fastnorm.use_backend(name):
+            y = F.instance_norm(x)
+        with launch.record() as launched:
+            y.backward(torch.ones_like(y))
+        assert bool(launched) == (name == "triton")
