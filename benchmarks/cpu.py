@@ -2,10 +2,16 @@
 
 A machine's speed drifts by more than the differences sought, so the two are called in turn
 (A B A B ...) and the ratio is taken within each pair; the medians in microseconds are for scale.
+malloc is told to keep freed memory, so that no call pays for another's page faults. Batch-instance
+norm, which torch lacks, is held against torch's batch norm.
+
+Where the load is not near 0, set OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1: by default a waiting
+thread spins on the very core that the other needs, and a call of 2 ms takes 30.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -16,9 +22,10 @@ from pathlib import Path
 import torch
 
 import fastnorm
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.cases import CASES, GOALS, PROVIDERS, Case, Inputs, check, make_inputs, step
 
-WARM_UP = 3
+WARM_UP = 10
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {args.rounds}")
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cpu_model()}")
-    print(f"forward + backward, float32, {args.rounds} pairs; bin against torch's batch norm")
+    kept = "kept" if keep_freed_memory() else "left to malloc"
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {threads} threads, {cpu_model()}, load {load:.1f}")
+    print(f"forward + backward, float32, {args.rounds} pairs, freed memory {kept}")
     print(HEADER)
     lines: list[str] = []
     with fastnorm.use_backend("auto"):

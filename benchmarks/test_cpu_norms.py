@@ -8,7 +8,13 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastnorm
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.cases import CASES, PROVIDERS, Case, check, make_inputs, step
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady_allocator() -> None:
+    keep_freed_memory()
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
