@@ -109,7 +109,7 @@ def download() -> Path:
     try:
         response = urllib.request.urlopen(URL, timeout=TIMEOUT)
     except (OSError, http.client.HTTPException) as error:
-        raise Offline(str(error)) from None
+        raise Offline(str(getattr(error, "reason", error))) from None
     cache.mkdir(parents=True, exist_ok=True)
     # Work beside the goal: the last step is one rename, so no half-unpacked folder is ever seen.
     with tempfile.TemporaryDirectory(dir=cache) as work, response:

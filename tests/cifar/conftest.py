@@ -1,0 +1,81 @@
+"""The scripts' folder on sys.path (they import one another by bare names) and a tiny CIFAR-10."""
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+CIFAR = Path(__file__).parents[2] / "cifar"
+sys.path.insert(0, str(CIFAR))
+
+ROWS = {"data_batch_1": 12, "data_batch_2": 9, "data_batch_3": 10, "data_batch_4": 11} | {
+    "data_batch_5": 13,
+    "test_batch": 7,
+}
+
+
+@pytest.fixture(autouse=True)
+def backend_restored() -> Iterator[None]:
+    """Undo the scripts' set_backend, which is global, for the tests that follow in this process."""
+    import fastnorm
+
+    before = fastnorm.get_backend()
+    yield
+    fastnorm.set_backend(before)
+
+
+def tiny_batches() -> dict[str, dict[bytes, Any]]:
+    """CIFAR-10's files in miniature: three classes, told apart by the brighter of the channels."""
+    generator = np.random.default_rng(0)
+    batches = {}
+    for name, rows in ROWS.items():
+        labels = generator.integers(0, 3, rows)
+        images = generator.integers(0, 120, (rows, 3, 1024))
+        images[np.arange(rows), labels] += 130
+        batches[name] = {
+            b"data": images.reshape(rows, 3072).astype(np.uint8),
+            b"labels": labels.tolist(),
+        }
+    return batches
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --data-dir. Read only: tests that damage files write their own."""
+    folder = tmp_path_factory.mktemp("data") / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, batch in tiny_batches().items():
+        (folder / name).write_bytes(pickle.dumps(batch))
+    return folder.parent
+
+
+@pytest.fixture(scope="session")
+def predict_script() -> ModuleType:
+    """cifar/test.py under another name: `test` is a package of the standard library."""
+    spec = importlib.util.spec_from_file_location("cifar_test_script", CIFAR / "test.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs cifar/NAME as a user would, its flags as strings, on one thread."""
+
+    def run(name: str, *flags: object) -> subprocess.CompletedProcess[str]:
+        # The parent's choice of interpreter must not reach the script, which makes its own.
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        env["OMP_NUM_THREADS"] = "1"
+        command = [sys.executable, str(CIFAR / name), *map(str, flags)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+    return run

@@ -1,0 +1,70 @@
+"""The network: its size, and that a norm's backend changes nothing but who computes it."""
+
+import pytest
+import torch
+from errors import UserError
+from model import build_model
+from torch import nn
+
+import fastnorm
+
+NORMS_OF_TORCH = ("bn", "in", "ln", "gn", "none")
+
+
+@pytest.mark.parametrize("backend", ["builtin", "aten"])
+def test_parameter_count_is_the_studys(backend: str) -> None:
+    model = build_model("bn", backend, depth_n=2, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 175_818
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_has_6n_plus_2_layers(n: int) -> None:
+    modules = list(build_model("gn", "builtin", depth_n=n, seed=0).modules())
+    convolutions = [m for m in modules if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    linears = [m for m in modules if isinstance(m, nn.Linear)]
+    assert len(convolutions) + len(linears) == 6 * n + 2
+    assert all(m.bias is not None for m in convolutions)
+
+
+@pytest.mark.parametrize("backend", ["builtin", "aten"])
+def test_groups_of_ln_and_gn(backend: str) -> None:
+    layer = build_model("ln", backend, depth_n=1, seed=0)
+    group = build_model("gn", backend, depth_n=1, seed=0)
+    assert [layer.norm.num_groups, layer.blocks[-1].norm2.num_groups] == [1, 1]
+    assert [group.norm.num_groups, group.blocks[-1].norm2.num_groups] == [4, 16]
+
+
+@pytest.mark.parametrize("norm", NORMS_OF_TORCH)
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+def test_same_as_builtin(norm: str, backend: str) -> None:
+    """Training and eval: in float64, so what differs is the order of sums, not their precision."""
+    ours = build_model(norm, backend, depth_n=1, seed=3).double()
+    torchs = build_model(norm, "builtin", depth_n=1, seed=3).double()
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64)
+    outputs, gradients = [], []
+    for model in (ours, torchs):
+        with fastnorm.use_backend(backend):
+            train = model(x)
+            train.square().sum().backward()
+            outputs.append([train, model.eval()(x)])  # eval reads the statistics that train wrote
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    # A conv's bias before a norm has gradient 0 up to rounding, next to gradients of about 100.
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    model = build_model("bn", "builtin", depth_n=1, seed=0).state_dict()
+    for norm in ("bin", *NORMS_OF_TORCH):
+        other = build_model(norm, "aten", depth_n=1, seed=0).state_dict()
+        assert torch.equal(model["blocks.2.conv2.weight"], other["blocks.2.conv2.weight"])
+        assert torch.equal(model["linear.bias"], other["linear.bias"])
+    other = build_model("bn", "builtin", depth_n=1, seed=1).state_dict()
+    assert not torch.equal(model["linear.bias"], other["linear.bias"])
+
+
+def test_torch_has_no_bin() -> None:
+    with pytest.raises(UserError, match="no BIN"):
+        build_model("bin", "builtin", depth_n=1, seed=0)

@@ -1,0 +1,194 @@
+"""train.py from flags to files."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from config import TrainConfig, default_epochs
+from errors import UserError
+from model import build_model
+from train import learning_rate_drops, make_optimizer, train
+
+FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "results.json", "steps.jsonl"}
+
+
+@pytest.fixture
+def run(tiny_cifar: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Trains in this process on the tiny CIFAR-10; small, unless the flags say otherwise."""
+
+    def start(output: str = "run", **flags: Any) -> Path:
+        values = {"epochs": 2, "batch_size": 16, "depth_n": 1, "data_dir": tiny_cifar, **flags}
+        return train(TrainConfig(output=tmp_path / output, **values))
+
+    return start
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def losses(folder: Path) -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in rows(folder, "steps.jsonl")])
+
+
+def assert_same_training(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Losses (steps,) of the same few steps by two backends.
+
+    The first differs by float32 rounding. The later ones follow gradients, whose own error in this
+    network is about 1e-3, torch's modules included: rounding moves values across relu's kink.
+    """
+    torch.testing.assert_close(actual[0], expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=0)
+
+
+def test_writes_its_files(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(backend="builtin", dataset_label="tiny")
+    assert {path.name for path in folder.iterdir()} == FILES
+    metrics, steps = rows(folder, "metrics.jsonl"), rows(folder, "steps.jsonl")
+    assert [row["epoch"] for row in metrics] == [1, 2]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]  # 44 images, batches of 16
+    assert metrics[0]["train_loss"] == pytest.approx(sum(r["loss"] for r in steps[:3]) / 3)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["dataset"] == "tiny" and results["steps"] == 6
+    assert results["config"]["norm"] == "bn" and "data_dir" not in results["config"]
+    assert results["val"]["accuracy"] == metrics[-1]["val_accuracy"]
+    for split in ("train", "val", "test"):
+        assert results[split]["micro_f1"] == pytest.approx(results[split]["accuracy"])
+    assert f"test   {results['test']['accuracy']:8.4f}" in capsys.readouterr().out
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["epoch"] == 2 and checkpoint["optimizer"]["param_groups"]
+
+
+def test_learns(run: Callable[..., Path]) -> None:
+    """Three classes told apart by colour: chance is about a third."""
+    results = json.loads((run(backend="builtin", epochs=4) / "results.json").read_text())
+    assert results["train"]["accuracy"] > 0.9
+
+
+def test_losses_are_the_seeds(run: Callable[..., Path]) -> None:
+    first, again, other = (losses(run(name, seed=s)) for name, s in (("a", 5), ("b", 5), ("c", 6)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_backends_train_alike(run: Callable[..., Path], norm: str) -> None:
+    truth = losses(run("truth", norm=norm, backend="builtin", max_steps=3))
+    for backend in ("aten", "reference"):
+        assert_same_training(losses(run(backend, norm=norm, backend=backend, max_steps=3)), truth)
+
+
+@pytest.mark.parametrize("norm", ["in", "ln", "none"])
+def test_trains_with_every_norm(run: Callable[..., Path], norm: str) -> None:
+    folder = run(norm=norm, max_steps=3)
+    assert losses(folder).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> None:
+    folder = run(norm="bin", backend=backend, epochs=3)
+    metrics = rows(folder, "metrics.jsonl")
+    assert metrics[-1]["rho_min"] < 0.99  # it started at 1
+    assert metrics[-1]["rho_mean"] != metrics[0]["rho_mean"]
+    assert all(0 <= row["rho_min"] <= row["rho_max"] <= 1 for row in metrics)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    rho = torch.cat([value for name, value in state.items() if name.endswith("rho")])
+    assert rho.min().item() == pytest.approx(metrics[-1]["rho_min"])
+
+
+def test_rho_has_ten_times_the_learning_rate() -> None:
+    model = build_model("bin", "aten", depth_n=1, seed=0)
+    others, rho = make_optimizer(model, 0.1).param_groups
+    assert (others["lr"], rho["lr"]) == (0.1, 1.0)
+    assert len(rho["params"]) == 9  # 1 + 2 in each of 3 blocks + 2 in shortcuts
+    assert len(others["params"]) + 9 == len(list(model.parameters()))
+
+
+def test_learning_rate_falls_when_the_study_says() -> None:
+    assert learning_rate_drops(100) == [75, 95]
+    assert learning_rate_drops(10) == [8, 10]
+    assert learning_rate_drops(1) == [1, 1]  # after the only epoch: never
+
+
+def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
+    metrics = rows(run(epochs=4, backend="builtin"), "metrics.jsonl")
+    assert [row["lr"] for row in metrics] == pytest.approx([0.1, 0.1, 0.1, 0.01])
+
+
+def test_default_epochs() -> None:
+    assert default_epochs("cifar10", interpreted=False) == 100
+    assert [default_epochs("digits", interpreted) for interpreted in (False, True)] == [10, 1]
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(run: Callable[..., Path]) -> None:
+    folder = run(max_steps=4, epochs=9, backend="builtin")
+    assert [row["epoch"] for row in rows(folder, "steps.jsonl")] == [1, 1, 1, 2]
+
+
+def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Path]) -> None:
+    folder = run(seed=1, max_steps=1, backend="builtin")
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"loss of step \d+ is not finite"):
+        run(lr=1e30, norm="none", backend="builtin")
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+    run(seed=2, max_steps=1, backend="builtin")
+    assert json.loads((folder / "results.json").read_text())["config"]["seed"] == 2
+    assert {path.name for path in folder.iterdir()} == {*FILES, "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"batch_size": -1}, "--batch-size is -1"),
+        ({"max_steps": 0}, "--max-steps is 0"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
+        ({"data_dir": None, "dataset_label": "x"}, "--dataset-label"),
+        ({"norm": "bin", "backend": "builtin"}, "no BIN"),
+    ],
+)
+def test_bad_flags(run: Callable[..., Path], flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run("bad", **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--data-dir", "nowhere"], "error: --data-dir nowhere"), (["--norm", "batch"], "'--norm'")],
+)
+def test_errors_are_for_people(
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    done = run_script("train.py", "--backend", "builtin", "--output", tmp_path / "x", *flags)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_triton_without_a_gpu_runs_in_the_interpreter(
+    run: Callable[..., Path],
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_cifar: Path,
+    tmp_path: Path,
+) -> None:
+    flags = {"batch_size": 8, "depth_n": 1, "norm": "bn", "device": "cpu", "max_steps": 2}
+    truth = losses(run("truth", backend="reference", **flags))
+    output = tmp_path / "triton"
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    done = run_script(
+        "train.py", "--backend=triton", f"--data-dir={tiny_cifar}", f"--output={output}", *given
+    )
+    assert done.returncode == 0, done.stderr
+    assert "interpreter" in done.stderr
+    assert json.loads((output / "results.json").read_text())["interpreter"] is True
+    assert_same_training(losses(output), truth)
