@@ -102,7 +102,7 @@ def make_params(
     seed: int = 100,
     requires_grad: bool = False,
 ) -> Params:
-    """What `norm` takes beside x of `shape`: rho in (0, 1), weights about 1, plausible statistics."""
+    """What `norm` takes beside x of `shape`: rho in (0, 1), weights about 1, and statistics."""
     per_element = tuple(shape[1:]) if norm == "ln" else (shape[1],)
 
     def draw(offset: int, size: tuple[int, ...]) -> torch.Tensor:

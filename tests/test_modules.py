@@ -173,7 +173,7 @@ def test_rank_2_batch_norm():
 @pytest.mark.parametrize(("name", "d"), [("BatchNorm2d", 2), ("BatchInstanceNorm2d", 2)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_num_batches_tracked_in_place(backend, name, d, momentum):
-    """The counter is incremented where it lies (a CUDA graph keeps the address), in training only."""
+    """Counted in place (a CUDA graph keeps the address), in training only."""
     module = getattr(fastnorm, name)(C, momentum=momentum, device=DEVICE)
     buffers = {k: v.data_ptr() for k, v in module.named_buffers()}
     x = make_input(SHAPES[d], dtype=torch.float32)

@@ -54,7 +54,7 @@ def drive(module, x, loop, target, steps):
         wanted = F.batch_instance_norm(x, None, None, goal, training=True)
     for _ in range(steps):
         loop.zero_grad()
-        (10.0 * (module(x) - wanted).square().sum()).backward()
+        (2.0 * (module(x) - wanted).square().sum()).backward()
         loop.step()
 
 
