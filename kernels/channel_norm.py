@@ -4,16 +4,18 @@ import torch
 
 from .apply import apply, apply_backward
 from .launch import (
-    ChannelView,
     MergeOutputs,
-    accumulation,
+    Pivot,
     channel_view,
     is_interpreted,
     pointwise_tiling,
     reduction_tiling,
 )
+from .merge_batch import PIVOT as BATCH_PIVOT
 from .merge_batch import merge_batch, merge_batch_backward
 from .merge_group import merge_group, merge_group_backward
+from .merge_instance import PIVOT as INSTANCE_PIVOT
+from .merge_instance import merge_instance, merge_instance_backward
 from .moments import gradient_moments, moments, moments_kernel
 
 INTERPRETED = is_interpreted(moments_kernel)
@@ -44,14 +46,20 @@ def channel_norm(
     x = dense(x)
     view = channel_view(x, merge_batch=norm == "batch")
     tiling = reduction_tiling(view, INTERPRETED, many_chunks=norm == "batch")
-    tables = moments(x, view, tiling) if use_input_stats or norm == "batch_instance" else None
-    if norm == "group":
+    tables: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
+    if use_input_stats or norm == "batch_instance":
+        tables = moments(x, view, tiling, _pivot(norm, view.C // groups))
+    running = (running_mean, running_var)
+    if norm == "batch":
+        stats = merge_batch(
+            tables, x, weight, bias, *running, view, tiling, use_input_stats, momentum, eps
+        )
+    elif norm == "group":
         stats = merge_group(tables, x, weight, bias, view, tiling, groups, eps)
     else:
-        stats = merge_batch(
-            tables, x, weight, bias, rho, running_mean, running_var,
-            view, tiling, norm, use_input_stats, momentum, eps,
-        )  # fmt: skip
+        stats = merge_instance(
+            tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
+        )
     tiling = pointwise_tiling(view, INTERPRETED)
     return apply(x, laid_out_as(x, residual), stats[:3], view, tiling, activation), stats
 
@@ -82,8 +90,8 @@ def channel_norm_backward(
     stats_follow_x = use_input_stats or norm == "batch_instance"
     coefficients = stats[:3]
     outputs = MergeOutputs(
-        slope=_coefficient(stats[0]) if needs_dx and stats_follow_x else None,
-        level=_coefficient(stats[0]) if needs_dx and stats_follow_x else None,
+        slope=torch.empty_like(stats[0]) if needs_dx and stats_follow_x else None,
+        level=torch.empty_like(stats[0]) if needs_dx and stats_follow_x else None,
         dweight=torch.empty_like(weight) if needs_dweight else None,
         dbias=torch.empty_like(bias) if needs_dbias else None,
         drho=torch.empty_like(rho) if needs_drho else None,
@@ -91,11 +99,13 @@ def channel_norm_backward(
     if any(output is not None for output in outputs):
         tiling = reduction_tiling(view, INTERPRETED, many_chunks=norm == "batch")
         tables = gradient_moments(x, dy, side, coefficients, view, tiling, activation)
-        if norm == "group":
-            merge_group_backward(tables, weight, stats[3], view, tiling, groups, outputs)
+        if norm == "batch":
+            merge_batch_backward(tables, stats, view, tiling, outputs)
+        elif norm == "group":
+            merge_group_backward(tables, weight, stats, view, tiling, groups, outputs)
         else:
-            merge_batch_backward(
-                tables, weight, rho, stats, view, tiling, norm, use_input_stats, outputs
+            merge_instance_backward(
+                tables, weight, rho, stats, view, tiling, use_input_stats, outputs
             )
     dx, dresidual = None, dy if needs_dresidual else None
     if needs_dx or (needs_dresidual and activation is not None):
@@ -135,5 +145,7 @@ def laid_out_as(x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor | N
     return other.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _coefficient(center: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(center)
+def _pivot(norm: str, group_channels: int) -> Pivot:
+    if norm == "batch":
+        return BATCH_PIVOT
+    return INSTANCE_PIVOT if norm != "group" else Pivot(group_channels, per_channel=False)

@@ -104,6 +104,14 @@ def chunk_sums(
 
 
 @triton.jit
+def update_running(ptr, c, mask, value, momentum):
+    """running = (1 - momentum) running + momentum value, where there is a running statistic."""
+    if ptr is not None:
+        old = tl.load(ptr + c, mask=mask, other=0.0).to(value.dtype)
+        tl.store(ptr + c, (1.0 - momentum) * old + momentum * value, mask=mask)
+
+
+@triton.jit
 def load_or(ptr, index, mask, default, ACC: tl.constexpr):
     """An optional parameter in the accumulation type; `default` everywhere where ptr is None."""
     if ptr is not None:
@@ -129,6 +137,26 @@ def tile_rows(row_block, N, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.const
         c = (row % C).to(tl.int32)
         offset = row * S
     return n, c, mask, offset
+
+
+@triton.jit
+def load_pivot(
+    x_ptr, n, c, mask, C, S, D, ACC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+):  # fmt: skip
+    """The value that the statistics of (n, c) are taken relative to: the first of its reduction set.
+
+    Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
+    met. Sets of D channels share a pivot, and with PER_CHANNEL all instances do.
+    """
+    first = c - c % D
+    if PER_CHANNEL:
+        n = n * 0
+    if CHANNELS_LAST:
+        offset = n * S * C + first
+    else:
+        offset = (n * C + first) * S
+    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit

@@ -93,6 +93,13 @@ def channel_view(x: torch.Tensor, merge_batch: bool) -> ChannelView:
     return ChannelView(N, C, S, channels_last)
 
 
+class Pivot(NamedTuple):
+    """Which rows share the value their statistics are relative to (`device.load_pivot`)."""
+
+    channels: int  # this many neighbouring channels
+    per_channel: bool  # all instances
+
+
 class Tiling(NamedTuple):
     """Tile sizes of one launch, and the split of S into `chunks` of `chunk` positions."""
 

@@ -13,6 +13,7 @@ from .device import (
     chunk_sums,
     inverse_std,
     load_or,
+    load_pivot,
     merge_along,
 )
 from .launch import ChannelView, MergeOutputs, Tiling, accumulation, launch
@@ -23,7 +24,8 @@ MOST_CHANNELS = 256
 
 @triton.jit(do_not_specialize=["N", "K"])
 def merge_group_kernel(
-    mean_ptr,  # (N, K, C)
+    x_ptr,  # (N, C, S) in either layout
+    mean_ptr,  # (N, K, C), relative to the group's pivot
     m2_ptr,  # (N, K, C)
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
@@ -31,6 +33,7 @@ def merge_group_kernel(
     scale_ptr,  # (N, C)
     shift_ptr,  # (N, C)
     rstd_ptr,  # (N, G)
+    offset_ptr,  # (N, G): the group's mean - center
     N,
     C,
     S,
@@ -39,6 +42,7 @@ def merge_group_kernel(
     chunk,
     K,
     eps: tl.float64,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -50,7 +54,7 @@ def merge_group_kernel(
     first_channel = ((row % G) * D)[:, None]
     lane = tl.arange(0, BLOCK_D)[None, :]
     count = tl.zeros([BLOCK_R], ACC)
-    mean = tl.zeros([BLOCK_R], ACC)
+    offset = tl.zeros([BLOCK_R], ACC)
     m2 = tl.zeros([BLOCK_R], ACC)
     for d in range(0, D, BLOCK_D):
         mask = row_mask[:, None] & (d + lane < D)
@@ -58,18 +62,20 @@ def merge_group_kernel(
             mean_ptr, m2_ptr, n, first_channel + d + lane, mask, C, S, chunk, K, BLOCK_R, BLOCK_D
         )
         block_count, block_mean, block_m2 = merge_along(c_count, c_mean, c_m2, 1)
-        count, mean, m2 = chan_merge(count, mean, m2, block_count, block_mean, block_m2)
+        count, offset, m2 = chan_merge(count, offset, m2, block_count, block_mean, block_m2)
     rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
     tl.store(rstd_ptr + row, rstd, mask=row_mask)
+    tl.store(offset_ptr + row, offset, mask=row_mask)
     for d in range(0, D, BLOCK_D):
         c = first_channel + d + lane
         mask = row_mask[:, None] & (d + lane < D)
         slot = n * C + c
-        zero = tl.zeros([BLOCK_R, BLOCK_D], ACC)
-        tl.store(center_ptr + slot, zero + mean[:, None], mask=mask)
-        gamma = load_or(weight_ptr, c, mask, 1.0, ACC)
-        tl.store(scale_ptr + slot, gamma * rstd[:, None], mask=mask)
-        tl.store(shift_ptr + slot, zero + load_or(bias_ptr, c, mask, 0.0, ACC), mask=mask)
+        pivot = load_pivot(x_ptr, n, c, mask, C, S, D, ACC, CHANNELS_LAST, False)
+        scale = load_or(weight_ptr, c, mask, 1.0, ACC) * rstd[:, None]
+        shift = load_or(bias_ptr, c, mask, 0.0, ACC) - scale * offset[:, None]
+        tl.store(center_ptr + slot, pivot, mask=mask)
+        tl.store(scale_ptr + slot, scale, mask=mask)
+        tl.store(shift_ptr + slot, shift, mask=mask)
 
 
 def merge_group(
@@ -82,19 +88,20 @@ def merge_group(
     groups: int,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """(center, scale, shift) of shape (N, C) and rstd of shape (N, G)."""
+    """(center, scale, shift) of shape (N, C), (rstd, offset) of shape (N, G)."""
     coefficients = x.new_empty((3, view.N, view.C), dtype=accumulation(x)).unbind()
-    rstd = x.new_empty((view.N, groups), dtype=accumulation(x))
+    group_stats = x.new_empty((2, view.N, groups), dtype=accumulation(x)).unbind()
     BLOCK_R, BLOCK_D = _blocks(view.C // groups)
     launch(
         merge_group_kernel,
         triton.cdiv(view.N * groups, BLOCK_R),
         x,
+        x,
         *tables,
         weight,
         bias,
         *coefficients,
-        rstd,
+        *group_stats,
         view.N,
         view.C,
         view.S,
@@ -103,10 +110,11 @@ def merge_group(
         tiling.chunk,
         tiling.chunks,
         eps,
+        CHANNELS_LAST=view.channels_last,
         BLOCK_R=BLOCK_R,
         BLOCK_D=BLOCK_D,
     )
-    return *coefficients, rstd
+    return *coefficients, *group_stats
 
 
 @triton.jit(do_not_specialize=["N", "K", "group_programs"])
@@ -115,6 +123,7 @@ def merge_group_backward_kernel(
     sum_gx_ptr,  # (N, K, C)
     weight_ptr,  # (C,) or None
     rstd_ptr,  # (N, G)
+    offset_ptr,  # (N, G)
     slope_ptr,  # (N, C) or None
     level_ptr,  # (N, C) or None
     dweight_ptr,  # (C,) or None
@@ -137,19 +146,19 @@ def merge_group_backward_kernel(
     if program < group_programs:
         if slope_ptr is not None:
             group_coefficients(
-                program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, slope_ptr, level_ptr,
+                program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, offset_ptr, slope_ptr, level_ptr,
                 N, C, S, G, D, K, BLOCK_R, BLOCK_D,
             )  # fmt: skip
     else:
         channel_gradients(
-            program - group_programs, sum_g_ptr, sum_gx_ptr, rstd_ptr, dweight_ptr, dbias_ptr,
+            program - group_programs, sum_g_ptr, sum_gx_ptr, rstd_ptr, offset_ptr, dweight_ptr, dbias_ptr,
             N, C, G, D, K, BLOCK_N, BLOCK_C,
         )  # fmt: skip
 
 
 @triton.jit
 def group_coefficients(
-    program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, slope_ptr, level_ptr,
+    program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, offset_ptr, slope_ptr, level_ptr,
     N, C, S, G, D, K, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """slope = -r^3 T2 / count and level = -r T1 / count, T the sums over a group weighted by gamma."""
@@ -169,18 +178,21 @@ def group_coefficients(
         group_g += tl.sum(gamma * sum_g, axis=1)
         group_gx += tl.sum(gamma * sum_gx, axis=1)
     rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)
+    offset = tl.load(offset_ptr + row, mask=row_mask, other=0.0)
     share = rstd / (tl.zeros([BLOCK_R], ACC) + D) / S
+    slope = -share * rstd * (rstd * (group_gx - offset * group_g))
+    level = -share * group_g - slope * offset
     for d in range(0, D, BLOCK_D):
         mask = row_mask[:, None] & (d + lane < D)
         slot = n * C + first_channel + d + lane
         zero = tl.zeros([BLOCK_R, BLOCK_D], ACC)
-        tl.store(slope_ptr + slot, zero - (share * rstd * rstd * group_gx)[:, None], mask=mask)
-        tl.store(level_ptr + slot, zero - (share * group_g)[:, None], mask=mask)
+        tl.store(slope_ptr + slot, zero + slope[:, None], mask=mask)
+        tl.store(level_ptr + slot, zero + level[:, None], mask=mask)
 
 
 @triton.jit
 def channel_gradients(
-    program, sum_g_ptr, sum_gx_ptr, rstd_ptr, dweight_ptr, dbias_ptr,
+    program, sum_g_ptr, sum_gx_ptr, rstd_ptr, offset_ptr, dweight_ptr, dbias_ptr,
     N, C, G, D, K, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dgamma = sum over n of r sum g (x - m), dbeta = sum over n of sum g."""
@@ -197,7 +209,8 @@ def channel_gradients(
             sum_g_ptr, sum_gx_ptr, n, c[None, :], mask, C, K, BLOCK_N, BLOCK_C
         )
         rstd = tl.load(rstd_ptr + n * G + (c // D)[None, :], mask=mask, other=0.0)
-        dweight += tl.sum(rstd * sum_gx, axis=0)
+        offset = tl.load(offset_ptr + n * G + (c // D)[None, :], mask=mask, other=0.0)
+        dweight += tl.sum(rstd * (sum_gx - offset * sum_g), axis=0)
         dbias += tl.sum(sum_g, axis=0)
     if dweight_ptr is not None:
         tl.store(dweight_ptr + c, dweight, mask=c_mask)
@@ -208,7 +221,7 @@ def channel_gradients(
 def merge_group_backward(
     tables: tuple[torch.Tensor, torch.Tensor],
     weight: torch.Tensor | None,
-    rstd: torch.Tensor,
+    stats: tuple[torch.Tensor, ...],
     view: ChannelView,
     tiling: Tiling,
     groups: int,
@@ -226,7 +239,7 @@ def merge_group_backward(
         tables[0],
         *tables,
         weight,
-        rstd,
+        *stats[3:],
         *outputs[:4],
         group_programs,
         view.N,

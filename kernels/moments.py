@@ -1,6 +1,6 @@
 """Stage one, forward and backward: the sums over S that each (n, c) contributes.
 
-Forward they are (mean, M2), backward (sum of g, sum of g * (x - center)) with g = dy * act'. Each
+Forward they are (mean, M2) of x - pivot, backward (sum of g, sum of g * (x - center)) with g = dy * act'. Each
 program covers one chunk of S for a block of rows and leaves its result in tables of shape
 (N, K, C), K chunks an instance; stage two merges them.
 """
@@ -13,11 +13,12 @@ from .device import (
     accumulation_dtype,
     activate_backward,
     chan_merge,
+    load_pivot,
     tile_moments,
     tile_offsets,
     tile_rows,
 )
-from .launch import ChannelView, Tiling, accumulation, launch
+from .launch import ChannelView, Pivot, Tiling, accumulation, launch
 
 
 @triton.jit(do_not_specialize=["N", "K"])
@@ -28,8 +29,10 @@ def moments_kernel(
     N,
     C,
     S,
+    D,
     chunk,
     K,
+    PIVOT_PER_CHANNEL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -39,6 +42,7 @@ def moments_kernel(
     program = tl.program_id(0)
     k = program % K
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
+    pivot = load_pivot(x_ptr, n, c, row_mask, C, S, D, ACC, CHANNELS_LAST, PIVOT_PER_CHANNEL)
     first = k * chunk
     last = tl.minimum(first + chunk, S)
     count = tl.zeros([BLOCK_R], ACC)
@@ -49,6 +53,7 @@ def moments_kernel(
         mask = row_mask[:, None] & (tl.arange(0, BLOCK_S) < left)[None, :]
         offsets = tile_offsets(offset, start, C, CHANNELS_LAST, BLOCK_S)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        x = tl.where(mask, x - pivot[:, None], 0.0)
         tile_count = tl.minimum(left, BLOCK_S).to(ACC)
         tile_mean, tile_m2 = tile_moments(x, mask, tile_count)
         count, mean, m2 = chan_merge(count, mean, m2, tile_count, tile_mean, tile_m2)
@@ -58,9 +63,9 @@ def moments_kernel(
 
 
 def moments(
-    x: torch.Tensor, view: ChannelView, tiling: Tiling
+    x: torch.Tensor, view: ChannelView, tiling: Tiling, pivot: Pivot
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, M2) of each chunk of each instance: two tables of shape (N, K, C), accumulation dtype."""
+    """(mean, M2) of x - pivot for each chunk of each instance: two tables of shape (N, K, C)."""
     tables = _tables(x, view, tiling)
     launch(
         moments_kernel,
@@ -71,8 +76,10 @@ def moments(
         view.N,
         view.C,
         view.S,
+        pivot.channels,
         tiling.chunk,
         tiling.chunks,
+        PIVOT_PER_CHANNEL=pivot.per_channel,
         CHANNELS_LAST=view.channels_last,
         BLOCK_R=tiling.BLOCK_R,
         BLOCK_S=tiling.BLOCK_S,
