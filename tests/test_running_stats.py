@@ -74,9 +74,12 @@ def test_update_by_hand(backend, op, shape):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("op", WRITERS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_half_input_float_statistics(backend, op, dtype):
-    """The statistics of a half tensor are those of its values, in float32: not rounded to half."""
+    """The statistics of a half tensor are those of its values, in float32: not rounded to half.
+
+    aten's batch_norm on the CPU does round them (errors of 3e-4); test_precision bounds it by torch's.
+    """
     x = make_input(SHAPE, dtype=dtype, mean=2.0)
     ours, exact = fresh(5, torch.float32), fresh(5, torch.float32)
     exact = tuple(t.double() for t in exact)
