@@ -5,11 +5,11 @@ CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `addcm
 
     moments            native_group_norm with one channel a group returns each (n, c)'s mean and rstd
     apply              native_batch_norm in eval mode, every (n, c) a channel of its own
-    gradient moments   native_group_norm_backward, asked only for dgamma and dbeta of each (n, c)
+    gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
-They need (N, C, S) contiguous; other layouts take the plain formula. Batch norm's and group norm's
-backward, and layer norm whole, are ATen's own operators. Statistics are float32, float64 for
-float64 tensors.
+They need (N, C, S) contiguous; batch-instance and instance norm channels last take the plain
+formula. Batch norm's backward, group norm and layer norm are ATen's own operators. Statistics are
+float32, float64 for float64 tensors.
 """
 
 import math
@@ -24,6 +24,9 @@ aten: Any = torch.ops.aten
 
 # Instances shorter than this make the table of moments, not the tensor, the larger cost.
 SHORTEST_INSTANCE = 32
+# native_group_norm sums in float32. Where a mean is this many std away from 0 its rounding shows, and
+# native_batch_norm, which sums in float64 on a CPU and takes four times as long, serves instead.
+FAR_MEAN = 16.0
 
 
 def channel_norm(
@@ -43,48 +46,22 @@ def channel_norm(
     activation: str | None,
 ) -> tuple[Tensor, Tensors]:
     """y = act(norm(x) + residual) and the statistics channel_norm_backward takes."""
-    x = x if _keeps_channels_last(x) else x.contiguous()
+    shape = x.shape
+    x = _canonical(x)
     gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
-    if norm == "instance" and (running_mean is not None or running_var is not None):
-        _update_running_from_instances(x, running_mean, running_var, momentum)
-    if norm == "group" or (norm == "instance" and x.is_contiguous()):
-        N, C = x.shape[:2]
-        S = math.prod(x.shape[2:])
-        groups = groups if norm == "group" else C
+    running = (running_mean, running_var, momentum)
+    if norm == "group":
+        N, C = shape[:2]
         gamma, beta = _full_precision(gamma, beta, x, (C,))
-        z, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, S, groups, eps)
-        stats: Tensors = (mean, rstd)
+        z, *stats = torch.native_group_norm(x, gamma, beta, N, C, _S(x), groups, eps)
     elif norm == "batch":
-        if use_input_stats:
-            mean, var = _batch_moments(x)
-            count = x.numel() // x.shape[1]
-            _update_running(running_mean, running_var, mean, var * (count / (count - 1)), momentum)
-        else:
-            mean, var = _accumulation(running_mean, x), _accumulation(running_var, x)
-            mean = mean.clone() if mean is running_mean else mean
-        z = torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps)[0]
-        stats = (mean, (var + eps).rsqrt_())
+        z, *stats = _batch_norm(x, gamma, beta, running, use_input_stats, eps)
+    elif norm == "instance" and x.is_contiguous():
+        z, *stats = _instance_norm(x, gamma, beta, running, eps)
     else:
-        center, var = _moments(x)
-        rstd = (var + eps).rsqrt_()
-        batch: Tensors = (None, None)
-        if norm == "instance":
-            scale = rstd if gamma is None else gamma * rstd
-            shift = None if beta is None else beta.expand_as(scale)
-        else:
-            batch = _merge_instances(center, var, x, running_mean, running_var,
-                                     use_input_stats, momentum, eps)  # fmt: skip
-            batch_mean, batch_rstd = batch
-            gate = _accumulation(rho, x)
-            batch_scale = gate * batch_rstd
-            scale = batch_scale + (1 - gate) * rstd
-            shift = batch_scale * (center - batch_mean)
-            if gamma is not None:
-                scale, shift = gamma * scale, gamma * shift
-            shift = shift if beta is None else beta + shift
-        z = _apply(x, center, scale, shift)
-        stats = (center, rstd, *batch, scale)
-    return _activate(z, residual, activation, stats)
+        gate = None if rho is None else _accumulation(rho, x)
+        z, *stats = _mixed_norm(x, gamma, beta, gate, running, use_input_stats, eps)
+    return _activate(z.view(shape), residual, activation, tuple(stats))
 
 
 def channel_norm_backward(
@@ -103,36 +80,33 @@ def channel_norm_backward(
     activation: str | None,
 ) -> Tensors:
     """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
-    x = x if _keeps_channels_last(x) else x.contiguous()
-    g = _laid_out_as(x, _activate_backward(dy, side, stats, activation))
+    shape = x.shape
+    dresidual = _activate_backward(dy, side, stats, activation)
     needs_dx, needs_dresidual, needs_dweight, needs_dbias, needs_drho = needs
     dx = dweight = dbias = drho = None
     mask = [needs_dx, needs_dweight, needs_dbias]
-    gamma = _accumulation(weight, x)
-    if not any((*mask, needs_drho)):
-        pass
-    elif norm == "group" or (norm == "instance" and x.is_contiguous()):
-        N, C = x.shape[:2]
-        S = math.prod(x.shape[2:])
-        groups = groups if norm == "group" else C
-        gamma, _ = _full_precision(gamma, None, x, (C,))
-        dx, dweight, dbias = aten.native_group_norm_backward(
-            g, x, stats[0], stats[1], gamma, N, C, S, groups, mask
-        )
-    elif norm == "batch":
-        mean, rstd = stats[:2]
-        # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
-        var = None if use_input_stats else rstd.pow(-2)
-        dx, dweight, dbias = aten.native_batch_norm_backward(
-            g, x, gamma, mean, var, mean, rstd, use_input_stats, 0.0, mask
-        )
-    else:
-        dx, dweight, dbias, drho = _merge_instances_backward(
-            g, x, gamma, _accumulation(rho, x), stats, use_input_stats, needs_dx
-        )
+    if any((*mask, needs_drho)):
+        x = _canonical(x)
+        g = _laid_out_as(x, dresidual)
+        gamma = _accumulation(weight, x)
+        if norm == "group":
+            N, C = shape[:2]
+            gamma, _ = _full_precision(gamma, None, x, (C,))
+            dx, dweight, dbias = aten.native_group_norm_backward(
+                g, x, stats[0], stats[1], gamma, N, C, _S(x), groups, mask
+            )
+        elif norm == "batch":
+            dx, dweight, dbias = _batch_norm_backward(g, x, gamma, stats, use_input_stats, mask)
+        elif norm == "instance" and x.is_contiguous():
+            dx, dweight, dbias = _instance_norm_backward(g, x, gamma, stats, mask)
+        else:
+            gate = None if rho is None else _accumulation(rho, x)
+            dx, dweight, dbias, drho = _mixed_norm_backward(
+                g, x, gamma, gate, stats, use_input_stats, needs_dx
+            )
     return (
-        dx if needs_dx else None,
-        g if needs_dresidual else None,
+        dx.view(shape) if needs_dx else None,
+        dresidual if needs_dresidual else None,
         dweight.to(weight.dtype) if needs_dweight else None,
         dbias.to(bias.dtype) if needs_dbias else None,
         drho.to(rho.dtype) if needs_drho else None,
@@ -219,14 +193,160 @@ def _activate_backward(
     return backward(dy, stats[-1])
 
 
-def _keeps_channels_last(x: Tensor) -> bool:
-    return x.movedim(1, -1).is_contiguous()
+Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
+
+
+def _batch_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running: Running,
+    use_input_stats: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, mean, rstd), statistics of shape (C,)."""
+    gamma, beta = _full_precision(gamma, beta, x, x.shape[1:2])
+    if not use_input_stats:
+        mean, var = _running_statistics(running, x)
+    elif x.is_contiguous() and _S(x) >= SHORTEST_INSTANCE:
+        mean, var = _merge(*_moments(x))
+        _update_running(running, mean, var, x.numel() // x.shape[1])
+    else:
+        z, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
+        _update_running(running, mean, rstd.pow(-2).sub_(eps), x.numel() // x.shape[1])
+        return z, mean, rstd
+    z = torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps)[0]
+    return z, mean, (var + eps).rsqrt_()
+
+
+def _batch_norm_backward(
+    g: Tensor, x: Tensor, gamma: Tensor | None, stats: Tensors, train: bool, mask: list[bool]
+) -> Tensors:
+    mean, rstd = stats[:2]
+    gamma, _ = _full_precision(gamma, None, x, x.shape[1:2])
+    # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
+    var = None if train else rstd.pow(-2)
+    return aten.native_batch_norm_backward(g, x, gamma, mean, var, mean, rstd, train, 0.0, mask)
+
+
+def _instance_norm(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, running: Running, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, mean, rstd) of the contiguous x, statistics of shape (N, C)."""
+    N, C = x.shape[:2]
+    if running[0] is not None or running[1] is not None:
+        mean, var = _moments(x)
+        _update_running(running, mean.mean(0), var.mean(0), _S(x))
+    gamma, beta = _full_precision(gamma, beta, x, (C,))
+    z, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, _S(x), C, eps)
+    if _is_far(mean, rstd):
+        flat = [None if p is None else p.repeat(N) for p in (gamma, beta)]
+        z, mean, rstd = torch.native_batch_norm(_per_instance(x), *flat, None, None, True, 0.0, eps)
+        z = z.view_as(x)
+    return z, mean.view(N, C), rstd.view(N, C)
+
+
+def _instance_norm_backward(
+    g: Tensor, x: Tensor, gamma: Tensor | None, stats: Tensors, mask: list[bool]
+) -> Tensors:
+    N, C = x.shape[:2]
+    mean, rstd = stats[0].flatten(), stats[1].flatten()
+    gamma, _ = _full_precision(gamma, None, x, (C,))
+    dx, dgamma, dbeta = aten.native_batch_norm_backward(
+        _per_instance(g), _per_instance(x), None if gamma is None else gamma.repeat(N),
+        mean, None, mean, rstd, True, 0.0, mask,
+    )  # fmt: skip
+    return (
+        dx,
+        dgamma.view(N, C).sum(0) if mask[1] else None,
+        dbeta.view(N, C).sum(0) if mask[2] else None,
+    )
+
+
+def _mixed_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    rho: Tensor | None,
+    running: Running,
+    use_input_stats: bool,
+    eps: float,
+) -> tuple[Tensor | None, ...]:
+    """Batch-instance norm, or instance norm where rho is None.
+
+    (z, center, rstd, scale, batch mean, batch rstd): of each instance, (N, C), and of the batch, (C,).
+    """
+    center, var = _moments(x)
+    rstd = (var + eps).rsqrt_()
+    batch_mean = batch_rstd = None
+    scale, shift = rstd, None
+    if rho is None:
+        _update_running(running, center.mean(0), var.mean(0), _S(x))
+    else:
+        if use_input_stats:
+            batch_mean, batch_var = _merge(center, var)
+            _update_running(running, batch_mean, batch_var, x.numel() // x.shape[1])
+        else:
+            batch_mean, batch_var = _running_statistics(running, x)
+        batch_rstd = (batch_var + eps).rsqrt_()
+        batch_scale = rho * batch_rstd
+        scale = torch.addcmul(batch_scale, 1 - rho, rstd)
+        shift = (center - batch_mean).mul_(batch_scale)
+    if gamma is not None:
+        scale = gamma * scale
+        shift = None if shift is None else shift.mul_(gamma)
+    if beta is not None:
+        shift = beta.expand_as(scale) if shift is None else shift.add_(beta)
+    return _apply(x, center, scale, shift), center, rstd, scale, batch_mean, batch_rstd
+
+
+def _mixed_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    rho: Tensor | None,
+    stats: Tensors,
+    use_input_stats: bool,
+    needs_dx: bool,
+) -> Tensors:
+    """(dx, dgamma, dbeta, drho) of _mixed_norm."""
+    center, rstd, scale, batch_mean, batch_rstd = stats[:5]
+    sum_g, sum_gx = _gradient_moments(g, x, center)
+    dbeta = sum_g.sum(0)
+    instance_gx = rstd * sum_gx  # sum g x_hat, x_hat by the instance's own statistics
+    dgamma, drho, batch_gx = instance_gx.sum(0), None, None
+    share = rstd if gamma is None else gamma * rstd
+    if rho is not None:
+        share = (1 - rho) * share
+        batch_gx = torch.addcmul(sum_gx, center - batch_mean, sum_g).sum(0).mul_(batch_rstd)
+        drho = batch_gx - dgamma
+        dgamma = torch.addcmul(dgamma, rho, drho)
+        drho = drho if gamma is None else gamma * drho
+    if not needs_dx:
+        return None, dgamma, dbeta, drho
+    share = share / -_S(x)
+    slope, level = share * rstd * instance_gx, share * sum_g
+    if rho is not None and use_input_stats:
+        share = rho * batch_rstd / (-_S(x) * x.shape[0])
+        share = share if gamma is None else gamma * share
+        batch_slope = share * batch_rstd * batch_gx
+        slope += batch_slope
+        level.addcmul_(center - batch_mean, batch_slope).add_(share * dbeta)
+    return _apply_backward(g, x, center, scale, slope, level), dgamma, dbeta, drho
+
+
+def _canonical(x: Tensor) -> Tensor:
+    """x contiguous, or where its channels lie last (N, C, 1, S) in ATen's channels_last format."""
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return x.contiguous()
+    return x.flatten(2).unsqueeze(2)
 
 
 def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """`other`, of the shape x had before _canonical, in x's shape and layout."""
     if x.is_contiguous():
         return other.contiguous()
-    return other.movedim(1, -1).contiguous().movedim(-1, 1)
+    return other.flatten(2).unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
 def _accumulation(parameter: Tensor | None, x: Tensor) -> Tensor | None:
@@ -246,6 +366,10 @@ def _full_precision(
     return gamma, torch.zeros(shape, device=x.device) if beta is None else beta
 
 
+def _S(x: Tensor) -> int:
+    return math.prod(x.shape[2:])
+
+
 def _per_instance(x: Tensor) -> Tensor:
     """The contiguous x (N, C, ...) as (1, N C, S): every instance a channel of its own."""
     return x.view(1, x.shape[0] * x.shape[1], -1)
@@ -255,29 +379,27 @@ def _broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.view(*coefficient.shape, *[1] * (x.dim() - 2))
 
 
+def _is_far(mean: Tensor, rstd: Tensor) -> bool:
+    return bool(((mean * rstd).abs_() > FAR_MEAN).any())
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each instance: two tensors of shape (N, C)."""
     N, C = x.shape[:2]
-    S = math.prod(x.shape[2:])
     if not x.is_contiguous():
-        dims = list(range(2, x.dim()))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = x.mean(dims, keepdim=True)
-        return mean.view(N, C), (x - mean).square_().mean(dims)
+        mean = x.mean((2, 3), keepdim=True)
+        deviation = x - mean
+        error = deviation.mean((2, 3), keepdim=True)
+        return (mean + error).view(N, C), deviation.sub_(error).square_().mean((2, 3))
     gamma, beta = _full_precision(None, None, x, (C,))
-    _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, S, C, 0.0)
-    return mean.view(N, C), rstd.view(N, C).pow_(-2)
-
-
-def _batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel: two tensors of shape (C,)."""
-    if x.is_contiguous() and math.prod(x.shape[2:]) >= SHORTEST_INSTANCE:
-        mean, var = _moments(x)
-        return _merge(mean, var)
-    mean, rstd = torch.native_batch_norm(
-        x, None, None, None, None, True, 0.0, 0.0
-    )[1:]  # fmt: skip
-    return mean, rstd.pow(-2)
+    _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, _S(x), C, 0.0)
+    if _is_far(mean, rstd):
+        gamma, beta = _full_precision(None, None, x, (N * C,))
+        _, mean, rstd = torch.native_batch_norm(
+            _per_instance(x), gamma, beta, None, None, True, 0.0, 0.0
+        )
+    return mean.view(N, C), rstd.view(N, C).pow(-2)
 
 
 def _merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,48 +408,19 @@ def _merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     return batch_mean, between.add_(var.mean(0))
 
 
-def _update_running(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    mean: Tensor,
-    unbiased_var: Tensor,
-    momentum: float,
-) -> None:
+def _running_statistics(running: Running, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies in the dtype of the statistics: backward must see the values that forward used."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return running[0].to(dtype, copy=True), running[1].to(dtype, copy=True)
+
+
+def _update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> None:
+    """running = (1 - momentum) running + momentum new; `var` is biased, the running one is not."""
+    running_mean, running_var, momentum = running
     if running_mean is not None:
         running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
     if running_var is not None:
-        running_var.mul_(1 - momentum).add_(unbiased_var, alpha=momentum)
-
-
-def _update_running_from_instances(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
-) -> None:
-    """Instance norm's running statistics: the batch's average of the instances' own."""
-    S = math.prod(x.shape[2:])
-    mean, var = _moments(x)
-    _update_running(running_mean, running_var, mean.mean(0), var.mean(0) * (S / (S - 1)), momentum)
-
-
-def _merge_instances(
-    center: Tensor,
-    var: Tensor,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Batch mean and rstd of batch-instance norm, from the instances or from the running ones."""
-    if use_input_stats:
-        mean, batch_var = _merge(center, var)
-        count = x.numel() // x.shape[1]
-        unbiased = batch_var * (count / (count - 1))
-        _update_running(running_mean, running_var, mean, unbiased, momentum)
-    else:
-        mean, batch_var = _accumulation(running_mean, x), _accumulation(running_var, x)
-        mean = mean.clone() if mean is running_mean else mean
-    return mean, (batch_var + eps).rsqrt_()
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))
 
 
 def _apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -335,61 +428,33 @@ def _apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Te
     if not x.is_contiguous():
         z = (x - _broadcast(center, x)).mul_(_broadcast(scale, x))
         return (z if shift is None else z.add_(_broadcast(shift, x))).to(x.dtype)
-    flat = None if shift is None else shift.flatten()
-    ones = torch.ones_like(scale).flatten()
+    if shift is None and x.dtype in (torch.float16, torch.bfloat16):
+        shift = torch.zeros_like(scale)
     y = torch.native_batch_norm(
-        _per_instance(x), scale.flatten(), flat, center.flatten(), ones, False, 0.0, 0.0
-    )[0]
+        _per_instance(x), scale.flatten(), None if shift is None else shift.flatten(),
+        center.flatten(), torch.ones_like(scale).flatten(), False, 0.0, 0.0,
+    )[0]  # fmt: skip
     return y.view_as(x)
 
 
 def _gradient_moments(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     """sum g and sum g (x - center) of each instance: two tensors of shape (N, C)."""
     if not x.is_contiguous():
-        dims = list(range(2, x.dim()))
         g = g.to(center.dtype)
-        return g.sum(dims), (x - _broadcast(center, x)).mul_(g).sum(dims)
-    ones = torch.ones_like(center).view(1, -1)
-    x = _per_instance(x)
-    _, sum_gx, sum_g = aten.native_group_norm_backward(
-        _per_instance(g), x, center.view(1, -1), ones, ones.view(-1), 1, x.shape[1], x.shape[2],
-        x.shape[1], [False, True, True],
+        return g.sum((2, 3)), (x - _broadcast(center, x)).mul_(g).sum((2, 3))
+    mean, ones = center.flatten(), torch.ones_like(center).flatten()
+    _, sum_gx, sum_g = aten.native_batch_norm_backward(
+        _per_instance(g), _per_instance(x), ones, mean, None, mean, ones, True, 0.0,
+        [False, True, True],
     )  # fmt: skip
     return sum_g.view_as(center), sum_gx.view_as(center)
 
 
-def _merge_instances_backward(
-    g: Tensor,
-    x: Tensor,
-    gamma: Tensor | None,
-    rho: Tensor | None,
-    stats: Tensors,
-    use_input_stats: bool,
-    needs_dx: bool,
-) -> Tensors:
-    """(dx, dgamma, dbeta, drho) of instance and batch-instance norm."""
-    center, rstd, batch_mean, batch_rstd, scale = stats[:5]
-    S = math.prod(x.shape[2:])
-    sum_g, sum_gx = _gradient_moments(g, x, center)
-    dbeta = sum_g.sum(0)
-    instance = (rstd * sum_gx).sum(0)  # sum g x_hat, each x_hat by its instance's statistics
-    share = rstd if gamma is None else gamma * rstd
-    dgamma, drho = instance, None
-    if rho is not None:
-        share = (1 - rho) * share
-        batch_gx = (sum_gx + (center - batch_mean) * sum_g).sum(0)
-        dgamma = rho * batch_rstd * batch_gx + (1 - rho) * instance
-        drho = batch_rstd * batch_gx - instance
-        drho = drho if gamma is None else gamma * drho
-    if not needs_dx:
-        return None, dgamma, dbeta, drho
-    share = share / -S
-    slope, level = share * rstd.square() * sum_gx, share * sum_g
-    if rho is not None and use_input_stats:
-        share = rho * batch_rstd / (-S * x.shape[0])
-        share = share if gamma is None else gamma * share
-        batch_slope = share * batch_rstd.square() * batch_gx
-        slope = slope + batch_slope
-        level = level + share * dbeta + batch_slope * (center - batch_mean)
-    dx = _apply(x, center, slope, level)
-    return dx.add_(g * _broadcast(scale, x).to(g.dtype)), dgamma, dbeta, drho
+def _apply_backward(
+    g: Tensor, x: Tensor, center: Tensor, scale: Tensor, slope: Tensor, level: Tensor
+) -> Tensor:
+    """scale * g + slope * (x - center) + level, rounded to x's dtype once."""
+    if x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
+        return _apply(x, center, slope, level).addcmul_(g, _broadcast(scale, x))
+    dx = (x - _broadcast(center, x)).mul_(_broadcast(slope, x)).add_(_broadcast(level, x))
+    return dx.add_(g * _broadcast(scale, x)).to(x.dtype)

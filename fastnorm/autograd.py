@@ -48,7 +48,11 @@ class ChannelNorm(torch.autograd.Function):
         )
         side = backend.side_input(spec.activation, residual is not None)
         kept = {"output": y, "residual": residual, None: None}[side]
-        ctx.save_for_backward(x, kept, weight, bias, rho, *stats)
+        constants: tuple[Tensor | None, Tensor | None] = (None, None)
+        if not spec.use_input_stats and any(ctx.needs_input_grad):
+            # Copies: a later training step must not change what this call was normalised by.
+            constants = (running_mean.clone(), running_var.clone())
+        ctx.save_for_backward(x, kept, weight, bias, rho, *constants, *stats)
         ctx.spec, ctx.backend, ctx.side, ctx.empty = spec, backend, side, False
         return y
 
@@ -56,12 +60,12 @@ class ChannelNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.empty:
             return _backward_empty(ctx, dy)
-        x, side, weight, bias, rho, *stats = ctx.saved_tensors
+        x, side, weight, bias, rho, mean, var, *stats = ctx.saved_tensors
         spec, needs = ctx.spec, ctx.needs_input_grad[:5]
         if torch.is_grad_enabled():
 
             def norm(x: Tensor, weight: Tensor, bias: Tensor, rho: Tensor) -> Tensor:
-                return _reference_channel_norm(x, weight, bias, rho, stats, spec)
+                return _reference_channel_norm(x, weight, bias, rho, mean, var, spec)
 
             inputs = (x, side, weight, bias, rho)
             grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, spec.activation)
@@ -143,18 +147,15 @@ def _reference_channel_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     rho: Tensor | None,
-    stats: list[Tensor | None],
+    mean: Tensor | None,
+    var: Tensor | None,
     spec: ChannelNormSpec,
 ) -> Tensor:
-    """The norm by its formula; constant batch statistics are those that forward used."""
+    """The norm by its formula; `mean` and `var` are eval mode's constant statistics."""
     if spec.norm == "group":
         return reference.group_norm(x, spec.groups, weight, bias, spec.eps)
     if spec.norm == "instance":
         return reference.instance_norm(x, None, None, weight, bias, True, 0.0, spec.eps)
-    mean = var = None
-    if not spec.use_input_stats:
-        mean, rstd = stats[:2] if spec.norm == "batch" else stats[2:4]
-        var = rstd.pow(-2) - spec.eps
     training, eps = spec.use_input_stats, spec.eps
     if spec.norm == "batch":
         return reference.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)

@@ -4,7 +4,7 @@ Signatures and meaning are those of `fastnorm.functional`. Any device, any float
 of derivative. float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,11 @@ def batch_norm(
     """
     x = _upcast(input)
     if training:
-        mean, var = _moments(x, _all_but(x, 1))
+        y, mean, var = _normalise(x, [dim for dim in range(x.dim()) if dim != 1], eps)
         _update_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
     else:
-        mean, var = _per_channel(running_mean, x), _per_channel(running_var, x)
-    return _finish(_normalise(x, mean, var, eps), input, weight, bias, activation, residual)
+        y = _normalise_by_constants(x, running_mean, running_var, eps)
+    return _finish(y, input, weight, bias, activation, residual)
 
 
 def instance_norm(
@@ -56,14 +56,14 @@ def instance_norm(
     """
     x = _upcast(input)
     if use_input_stats:
-        mean, var = _moments(x, range(2, x.dim()))
+        y, mean, var = _normalise(x, range(2, x.dim()), eps)
         count = x.numel() // max(x.shape[0] * x.shape[1], 1)
         _update_running(
             running_mean, running_var, mean.mean(0, True), var.mean(0, True), count, momentum
         )
     else:
-        mean, var = _per_channel(running_mean, x), _per_channel(running_var, x)
-    return _finish(_normalise(x, mean, var, eps), input, weight, bias, activation, residual)
+        y = _normalise_by_constants(x, running_mean, running_var, eps)
+    return _finish(y, input, weight, bias, activation, residual)
 
 
 def batch_instance_norm(
@@ -108,8 +108,7 @@ def layer_norm(
     Source: arXiv 1607.06450, equations 3 and 4.
     """
     x = _upcast(input)
-    mean, var = _moments(x, range(x.dim() - len(normalized_shape), x.dim()))
-    y = _normalise(x, mean, var, eps)
+    y, _, _ = _normalise(x, range(x.dim() - len(normalized_shape), x.dim()), eps)
     if weight is not None:
         y = y * weight.to(y.dtype)
     if bias is not None:
@@ -134,9 +133,8 @@ def group_norm(
     x = _upcast(input)
     N, C = x.shape[:2]
     grouped = x.reshape(N, num_groups, C // num_groups, *x.shape[2:])
-    mean, var = _moments(grouped, range(2, grouped.dim()))
-    y = _normalise(grouped, mean, var, eps).reshape(x.shape)
-    return _finish(y, input, weight, bias, activation, residual)
+    y, _, _ = _normalise(grouped, range(2, grouped.dim()), eps)
+    return _finish(y.reshape(x.shape), input, weight, bias, activation, residual)
 
 
 def activate(z: Tensor, activation: str | None) -> Tensor:
@@ -150,21 +148,25 @@ def _upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _all_but(x: Tensor, kept: int) -> list[int]:
-    return [dim for dim in range(x.dim()) if dim != kept]
+def _normalise(x: Tensor, dims: Iterable[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps), and mean and biased variance over `dims`, kept as size 1.
 
-
-def _moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over `dims`, kept as dimensions of size 1."""
+    Centred twice: the second mean is the first one's rounding error, which matters where mean >> std.
+    """
     dims = list(dims)
-    if not dims:  # one value an instance
-        return x, torch.zeros_like(x)
-    mean = x.mean(dims, keepdim=True)
-    return mean, (x - mean).square().mean(dims, keepdim=True)
+    first = x.mean(dims, keepdim=True)
+    deviation = x - first
+    error = deviation.mean(dims, keepdim=True)
+    deviation = deviation - error
+    var = deviation.square().mean(dims, keepdim=True)
+    return deviation / (var + eps).sqrt(), first + error, var
 
 
-def _normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    return (x - mean) * (var + eps).rsqrt()
+def _normalise_by_constants(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+) -> Tensor:
+    assert mean is not None and var is not None, "fastnorm.functional checks that both are there"
+    return (x - _per_channel(mean, x)) / (_per_channel(var, x) + eps).sqrt()
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ imported; `INTERPRETED` says which.
 """
 
 from . import launch
-from .channel_norm import INTERPRETED, channel_norm, channel_norm_backward, side_input
+from .channel_norm import channel_norm, channel_norm_backward, side_input
+from .launch import INTERPRETED
 from .row_norm import layer_norm, layer_norm_backward
 
 __all__ = [

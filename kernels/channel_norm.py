@@ -7,7 +7,6 @@ from .launch import (
     MergeOutputs,
     Pivot,
     channel_view,
-    is_interpreted,
     pointwise_tiling,
     reduction_tiling,
 )
@@ -16,9 +15,7 @@ from .merge_batch import merge_batch, merge_batch_backward
 from .merge_group import merge_group, merge_group_backward
 from .merge_instance import PIVOT as INSTANCE_PIVOT
 from .merge_instance import merge_instance, merge_instance_backward
-from .moments import gradient_moments, moments, moments_kernel
-
-INTERPRETED = is_interpreted(moments_kernel)
+from .moments import gradient_moments, moments
 
 
 def channel_norm(
@@ -45,7 +42,7 @@ def channel_norm(
     """
     x = dense(x)
     view = channel_view(x, merge_batch=norm == "batch")
-    tiling = reduction_tiling(view, INTERPRETED, many_chunks=norm == "batch")
+    tiling = reduction_tiling(view, many_chunks=norm == "batch")
     tables: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
     if use_input_stats or norm == "batch_instance":
         tables = moments(x, view, tiling, _pivot(norm, view.C // groups))
@@ -60,7 +57,7 @@ def channel_norm(
         stats = merge_instance(
             tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
         )
-    tiling = pointwise_tiling(view, INTERPRETED)
+    tiling = pointwise_tiling(view)
     return apply(x, laid_out_as(x, residual), stats[:3], view, tiling, activation), stats
 
 
@@ -97,7 +94,7 @@ def channel_norm_backward(
         drho=torch.empty_like(rho) if needs_drho else None,
     )
     if any(output is not None for output in outputs):
-        tiling = reduction_tiling(view, INTERPRETED, many_chunks=norm == "batch")
+        tiling = reduction_tiling(view, many_chunks=norm == "batch")
         tables = gradient_moments(x, dy, side, coefficients, view, tiling, activation)
         if norm == "batch":
             merge_batch_backward(tables, stats, view, tiling, outputs)
@@ -111,7 +108,7 @@ def channel_norm_backward(
     if needs_dx or (needs_dresidual and activation is not None):
         dx, dresidual_kernel = apply_backward(
             x, dy, side, coefficients, outputs.slope, outputs.level, view,
-            pointwise_tiling(view, INTERPRETED), activation, needs_dx,
+            pointwise_tiling(view), activation, needs_dx,
             needs_dresidual and activation is not None,
         )  # fmt: skip
         dresidual = dresidual if dresidual_kernel is None else dresidual_kernel

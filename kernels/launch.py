@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.runtime.interpreter import InterpretedFunction
 
 # Elements of one tile. On a GPU: 16 KB of fp32 a program, 32 registers a thread at 4 warps. In the
 # interpreter each program costs milliseconds and each element nanoseconds: few, large tiles.
@@ -17,6 +16,9 @@ INTERPRETER_TILE = 1 << 18
 ENOUGH_PROGRAMS = 528
 # An instance's chunks are merged one after another by one program: keep that loop short.
 MOST_CHUNKS = 64
+
+# Set by TRITON_INTERPRET=1 when this package, and with it every kernel, is first imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 _recorded: list[str] | None = None
 
@@ -47,11 +49,6 @@ def launch(kernel: Any, programs: int, x: torch.Tensor, *args: Any, **constants:
             kernel[(programs,)](*args, **constants)
     else:
         kernel[(programs,)](*args, **constants)
-
-
-def is_interpreted(kernel: Any) -> bool:
-    """Whether the kernel was decorated while TRITON_INTERPRET=1 was set: it then runs on the CPU."""
-    return isinstance(kernel, InterpretedFunction)
 
 
 def accumulation(x: torch.Tensor) -> torch.dtype:
@@ -114,16 +111,16 @@ class Tiling(NamedTuple):
         return self.row_blocks * self.chunks
 
 
-def _blocks(view: ChannelView, interpreted: bool) -> tuple[int, int]:
+def _blocks(view: ChannelView) -> tuple[int, int]:
     """(BLOCK_R, BLOCK_S): never a function of N on a GPU, where it would recompile."""
-    tile = INTERPRETER_TILE if interpreted else GPU_TILE
+    tile = INTERPRETER_TILE if INTERPRETED else GPU_TILE
     if view.channels_last:
-        BLOCK_R = min(triton.next_power_of_2(view.C), tile if interpreted else 64)
+        BLOCK_R = min(triton.next_power_of_2(view.C), tile if INTERPRETED else 64)
         BLOCK_S = min(triton.next_power_of_2(view.S), max(tile // BLOCK_R, 1))
-        return BLOCK_R, BLOCK_S if interpreted else tile // BLOCK_R
-    BLOCK_S = min(triton.next_power_of_2(view.S), tile if interpreted else 1024)
+        return BLOCK_R, BLOCK_S if INTERPRETED else tile // BLOCK_R
+    BLOCK_S = min(triton.next_power_of_2(view.S), tile if INTERPRETED else 1024)
     BLOCK_R = tile // BLOCK_S
-    if interpreted:
+    if INTERPRETED:
         BLOCK_R = min(BLOCK_R, triton.next_power_of_2(view.N * view.C))
     return BLOCK_R, BLOCK_S
 
@@ -134,19 +131,19 @@ def _row_blocks(view: ChannelView, BLOCK_R: int) -> int:
     return triton.cdiv(view.N * view.C, BLOCK_R)
 
 
-def reduction_tiling(view: ChannelView, interpreted: bool, many_chunks: bool) -> Tiling:
+def reduction_tiling(view: ChannelView, many_chunks: bool) -> Tiling:
     """Tiles of a reduction over S: chunks of several tiles, as few as keep the GPU busy."""
-    BLOCK_R, BLOCK_S = _blocks(view, interpreted)
+    BLOCK_R, BLOCK_S = _blocks(view)
     row_blocks = _row_blocks(view, BLOCK_R)
     most = triton.cdiv(view.S, BLOCK_S)
-    wanted = 1 if interpreted else triton.cdiv(ENOUGH_PROGRAMS, row_blocks)
+    wanted = 1 if INTERPRETED else triton.cdiv(ENOUGH_PROGRAMS, row_blocks)
     wanted = min(wanted, most if many_chunks else min(most, MOST_CHUNKS))
     chunk = triton.cdiv(triton.cdiv(view.S, wanted), BLOCK_S) * BLOCK_S
     return Tiling(BLOCK_R, BLOCK_S, row_blocks, chunk, triton.cdiv(view.S, chunk))
 
 
-def pointwise_tiling(view: ChannelView, interpreted: bool) -> Tiling:
+def pointwise_tiling(view: ChannelView) -> Tiling:
     """Tiles of an elementwise pass: one a program."""
-    BLOCK_R, BLOCK_S = _blocks(view, interpreted)
+    BLOCK_R, BLOCK_S = _blocks(view)
     chunks = triton.cdiv(view.S, BLOCK_S)
     return Tiling(BLOCK_R, BLOCK_S, _row_blocks(view, BLOCK_R), BLOCK_S, chunks)

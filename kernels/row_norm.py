@@ -23,9 +23,9 @@ from .device import (
 from .launch import (
     ENOUGH_PROGRAMS,
     GPU_TILE,
+    INTERPRETED,
     INTERPRETER_TILE,
     accumulation,
-    is_interpreted,
     launch,
 )
 
@@ -403,13 +403,12 @@ def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
 
 def _blocks(R: int, L: int) -> tuple[int, int]:
     """(BLOCK_R, BLOCK_L): whole rows up to LONGEST_TILE elements, else one row in steps."""
-    interpreted = is_interpreted(layer_norm_kernel)
-    tile = INTERPRETER_TILE if interpreted else GPU_TILE
+    tile = INTERPRETER_TILE if INTERPRETED else GPU_TILE
     BLOCK_L = triton.next_power_of_2(L)
     if BLOCK_L > LONGEST_TILE:
         return 1, LONG_ROW_TILE
     BLOCK_R = max(tile // BLOCK_L, 1)
-    return (min(BLOCK_R, triton.next_power_of_2(R)) if interpreted else BLOCK_R), BLOCK_L
+    return (min(BLOCK_R, triton.next_power_of_2(R)) if INTERPRETED else BLOCK_R), BLOCK_L
 
 
 def _warps(elements: int) -> int:

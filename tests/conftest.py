@@ -21,8 +21,8 @@ BACKENDS = ("triton", "aten", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 
 # THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what
-# is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At float64
-# the tests judge formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
+# is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
+# float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 
 

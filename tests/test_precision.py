@@ -104,8 +104,10 @@ def test_half_sums_do_not_overflow(backend, norm, layout):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_tiles(backend, norm, shape, layout, dtype):
     """Reduction sets that span chunks and programs, so that partial moments are merged."""
-    if len(shape) == 2 and norm in ("in", "bin_train"):
-        pytest.skip("instance statistics need more than one position")
+    if len(shape) == 2 and norm != "bn_train":
+        pytest.skip("instances and groups of few values: no merge, and thousands of programs")
+    if norm == "ln" and layout == "contiguous":
+        pytest.skip("test_layer_norm_rows")
     x = make_input(shape, layout, DTYPES[dtype], mean=3.0, std=2.0)
     dy = make_input(shape, layout, DTYPES[dtype], seed=8, mean=0.2)
     check(backend, norm, x, dy)
@@ -120,7 +122,7 @@ def test_many_tiles_with_far_mean(backend, norm, ratio):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 4097), (3, 20000), (2, 70001), (700, 33)])
+@pytest.mark.parametrize("shape", [(3, 4097), (2, 20011), (700, 33)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layer_norm_rows(backend, shape, dtype):
     """Rows longer than any program holds, and many rows for dweight to sum over."""

@@ -76,9 +76,9 @@ def test_update_by_hand(backend, op, shape):
 @pytest.mark.parametrize("op", WRITERS)
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_half_input_float_statistics(backend, op, dtype):
-    """The statistics of a half tensor are those of its values, in float32: not rounded to half.
+    """The statistics of a half tensor are those of its values, in float32, never in half.
 
-    aten's batch_norm on the CPU does round them (errors of 3e-4); test_precision bounds it by torch's.
+    torch's own on the CPU are rounded (errors of 3e-4), and aten's with them: test_precision.
     """
     x = make_input(SHAPE, dtype=dtype, mean=2.0)
     ours, exact = fresh(5, torch.float32), fresh(5, torch.float32)
