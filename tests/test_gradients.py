@@ -1,7 +1,7 @@
 """Gradients against finite differences (gradcheck) and against torch.nn.functional in float64.
 
-gradcheck uses its fast mode (random projections of the Jacobian) except for three norms on contiguous
-x with every parameter, where each entry is compared; the interpreter would take minutes otherwise.
+gradcheck uses its fast mode (random projections of the Jacobian) except for three norms on
+contiguous x with every parameter: comparing each entry everywhere would take minutes.
 """
 
 import pytest
