@@ -8,11 +8,12 @@ CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `addcm
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
 They need (N, C, S) contiguous; batch-instance and instance norm channels last take the plain
-formula. Batch norm's backward, group norm and layer norm are ATen's own operators. Statistics are
-float32, float64 for float64 tensors.
+formula. Batch norm's backward is ATen's own, and so are group norm and layer norm whole, with their
+autograd. Statistics are float32, float64 for float64 tensors.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,16 +46,15 @@ def channel_norm(
     eps: float,
     activation: str | None,
 ) -> tuple[Tensor, Tensors]:
-    """y = act(norm(x) + residual) and the statistics channel_norm_backward takes."""
+    """y = act(norm(x) + residual) and the statistics channel_norm_backward takes.
+
+    The signature is the kernels'; norm is batch, instance or batch_instance, so `groups` is idle.
+    """
     shape = x.shape
     x = _canonical(x)
     gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
     running = (running_mean, running_var, momentum)
-    if norm == "group":
-        N, C = shape[:2]
-        gamma, beta = _full_precision(gamma, beta, x, (C,))
-        z, *stats = torch.native_group_norm(x, gamma, beta, N, C, _S(x), groups, eps)
-    elif norm == "batch":
+    if norm == "batch":
         z, *stats = _batch_norm(x, gamma, beta, running, use_input_stats, eps)
     elif norm == "instance" and x.is_contiguous():
         z, *stats = _instance_norm(x, gamma, beta, running, eps)
@@ -89,13 +89,7 @@ def channel_norm_backward(
         x = _canonical(x)
         g = _laid_out_as(x, dresidual)
         gamma = _accumulation(weight, x)
-        if norm == "group":
-            N, C = shape[:2]
-            gamma, _ = _full_precision(gamma, None, x, (C,))
-            dx, dweight, dbias = aten.native_group_norm_backward(
-                g, x, stats[0], stats[1], gamma, N, C, _S(x), groups, mask
-            )
-        elif norm == "batch":
+        if norm == "batch":
             dx, dweight, dbias = _batch_norm_backward(g, x, gamma, stats, use_input_stats, mask)
         elif norm == "instance" and x.is_contiguous():
             dx, dweight, dbias = _instance_norm_backward(g, x, gamma, stats, mask)
@@ -114,52 +108,36 @@ def channel_norm_backward(
 
 
 def layer_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
     *,
-    normalized_ndim: int,
-    eps: float,
-    activation: str | None,
-) -> tuple[Tensor, Tensors]:
-    """y = act(layer_norm(x) + residual) and the statistics layer_norm_backward takes."""
-    shape = x.shape[x.dim() - normalized_ndim :]
-    gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
-    gamma, beta = _full_precision(gamma, beta, x, shape)
-    z, mean, rstd = torch.native_layer_norm(x, shape, gamma, beta, eps)
-    return _activate(z, residual, activation, (mean, rstd))
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(layer_norm(input) + residual) by torch's own differentiable operators."""
+    weight, bias = _accumulation(weight, input), _accumulation(bias, input)
+    z = torch.layer_norm(input, list(normalized_shape), weight, bias, eps)
+    return _activate(z, residual, activation, ())[0]
 
 
-def layer_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    side: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensors,
-    needs: tuple[bool, bool, bool, bool],
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
     *,
-    normalized_ndim: int,
-    activation: str | None,
-) -> Tensors:
-    """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked."""
-    g = _activate_backward(dy, side, stats, activation)
-    needs_dx, needs_dresidual, needs_dweight, needs_dbias = needs
-    shape = x.shape[x.dim() - normalized_ndim :]
-    dx = dweight = dbias = None
-    if needs_dx or needs_dweight or needs_dbias:
-        gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
-        gamma, beta = _full_precision(gamma, beta, x, shape)
-        dx, dweight, dbias = aten.native_layer_norm_backward(
-            g, x, shape, stats[0], stats[1], gamma, beta, [needs_dx, needs_dweight, needs_dbias]
-        )
-    return (
-        dx,
-        g if needs_dresidual else None,
-        dweight.to(weight.dtype) if needs_dweight else None,
-        dbias.to(bias.dtype) if needs_dbias else None,
-    )
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(group_norm(input) + residual) by torch's own differentiable operators."""
+    x = _canonical(input)
+    z = torch.group_norm(x, num_groups, _accumulation(weight, x), _accumulation(bias, x), eps)
+    z = z if z.shape == input.shape else z.view(input.shape)
+    return _activate(z, residual, activation, ())[0]
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:

@@ -1,7 +1,8 @@
 """The autograd Functions that join a backend's forward to its backward.
 
-A backend module has channel_norm, channel_norm_backward, layer_norm, layer_norm_backward and
-side_input. The backward of every backend can itself be differentiated: asked for with
+What a backend does not bring with its own autograd it brings as pairs: channel_norm and
+channel_norm_backward, row_norm and row_norm_backward, and side_input, which says what the backward
+needs to keep for the activation. The backward of every backend can itself be differentiated: asked for with
 create_graph=True, the gradients come from the reference formula instead of the kernels.
 """
 
@@ -95,7 +96,7 @@ class LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         if x.numel() == 0:
             return _forward_empty(ctx, x, (weight, bias))
-        y, stats = backend.layer_norm(
+        y, stats = backend.row_norm(
             x, residual, weight, bias,
             normalized_ndim=normalized_ndim, eps=eps, activation=activation,
         )  # fmt: skip
@@ -121,7 +122,7 @@ class LayerNorm(torch.autograd.Function):
             inputs = (x, side, weight, bias)
             grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, ctx.activation)
         else:
-            grads = ctx.backend.layer_norm_backward(
+            grads = ctx.backend.row_norm_backward(
                 dy, x, side, weight, bias, stats, needs,
                 normalized_ndim=ctx.normalized_ndim, activation=ctx.activation,
             )  # fmt: skip

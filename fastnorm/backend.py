@@ -46,18 +46,16 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(former)
 
 
-def implementation(x: torch.Tensor) -> ModuleType | None:
-    """The module that serves x: `fastnorm.kernels`, `fastnorm.aten`, or None for the reference.
+def implementation(x: torch.Tensor) -> ModuleType:
+    """The module that serves x: `fastnorm.kernels`, `fastnorm.aten` or `fastnorm.reference`.
 
     Raises RuntimeError where the triton backend was asked for and cannot run on x's device.
     """
     name = _current
     if name == "auto":
         name = "triton" if x.is_cuda else "aten"
-    if name == "reference":
-        return None
-    if name == "aten":
-        return _load("fastnorm.aten")
+    if name != "triton":
+        return _load(f"fastnorm.{name}")
     kernels = _load("fastnorm.kernels")
     if not x.is_cuda and not kernels.INTERPRETED:
         raise RuntimeError(

@@ -55,7 +55,7 @@ def row_output(
 
 
 @triton.jit(do_not_specialize=["R"])
-def layer_norm_kernel(
+def row_norm_kernel(
     x_ptr,  # (R, L)
     residual_ptr,  # (R, L) or None
     weight_ptr,  # (L,) or None
@@ -102,7 +102,7 @@ def layer_norm_kernel(
     tl.store(rstd_ptr + row, rstd, mask=row < R)
 
 
-def layer_norm(
+def row_norm(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -119,7 +119,7 @@ def layer_norm(
     mean, rstd = x.new_empty((2, R), dtype=accumulation(x)).unbind()
     BLOCK_R, BLOCK_L = _blocks(R, L)
     launch(
-        layer_norm_kernel,
+        row_norm_kernel,
         triton.cdiv(R, BLOCK_R),
         x,
         x,
@@ -171,7 +171,7 @@ def row_dx(x_hat, g, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, 
 
 
 @triton.jit(do_not_specialize=["R", "steps"])
-def layer_norm_backward_kernel(
+def row_norm_backward_kernel(
     x_ptr,  # (R, L)
     dy_ptr,  # (R, L)
     side_ptr,  # (R, L) or None: y for ReLU, else the residual
@@ -300,7 +300,7 @@ def sum_partials_kernel(
     tl.store(total_ptr + column, total, mask=column < L)
 
 
-def layer_norm_backward(
+def row_norm_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
     side: torch.Tensor | None,
@@ -336,7 +336,7 @@ def layer_norm_backward(
     ]
     if partials_here or dx is not None or dresidual is not None:
         launch(
-            layer_norm_backward_kernel,
+            row_norm_backward_kernel,
             programs,
             x,
             *inputs,
