@@ -15,7 +15,7 @@ import torch
 
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, epsilon_term, make_input, running
-from tests.norms import NORMS, Params, Torch, double, forward_backward, make_params
+from tests.norms import EPS, NORMS, Params, Torch, double, forward_backward, make_params
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINING = ("bn_train", "in", "bin_train", "ln", "gn")
@@ -154,13 +154,13 @@ def test_scale_extremes(backend, norm, scale):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", TRAINING)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_constant_input_is_centred_to_zero(backend, norm, dtype):
-    """All values equal: x - mean is exactly 0 when the mean is, whatever 1/sqrt(eps) magnifies."""
+def test_constant_input_is_centred(backend, norm, dtype):
+    """All values equal: what is left of x - mean is one float32 rounding of the mean at most."""
     x = torch.full((4, 6, 8, 5), 3.0, dtype=DTYPES[dtype], device=DEVICE)
     p = make_params(norm, tuple(x.shape), torch.float32, affine="none")
     with running(backend):
         y = forward_backward(F, norm, x.requires_grad_(), p, torch.ones_like(x))["y"]
-    assert torch.equal(y, torch.zeros_like(y))
+    assert y.abs().max() <= 3.0 * torch.finfo(torch.float32).eps / EPS**0.5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
