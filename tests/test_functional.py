@@ -80,7 +80,7 @@ def test_bias_without_weight(backend, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_in_any_layout(backend, norm):
-    """Strided and expanded weights (a column of a table, one value for all) are read as they are."""
+    """Strided and expanded weights are read as they are."""
     shape = (3, 6, 5)
     x, dy = make_input(shape, requires_grad=True), make_input(shape, seed=8)
     dense = make_params(norm, shape)
