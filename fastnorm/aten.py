@@ -25,8 +25,10 @@ aten: Any = torch.ops.aten
 
 # Instances shorter than this make the table of moments, not the tensor, the larger cost.
 SHORTEST_INSTANCE = 32
-# native_group_norm sums in float32. Where a mean is this many std away from 0 its rounding shows, and
-# native_batch_norm, which sums in float64 on a CPU and takes four times as long, serves instead.
+# Longer ones lose digits in native_group_norm's float32 running mean: they take the plain formula.
+LONGEST_INSTANCE = 4096
+# Where a mean is this many std away from 0 its rounding to float32 would show as in no other backend:
+# the whole call is computed in float64.
 FAR_MEAN = 16.0
 
 
@@ -50,18 +52,12 @@ def channel_norm(
 
     The signature is the kernels'; norm is batch, instance or batch_instance, so `groups` is idle.
     """
-    shape = x.shape
+    shape, dtype = x.shape, x.dtype
     x = _canonical(x)
-    gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
-    running = (running_mean, running_var, momentum)
-    if norm == "batch":
-        z, *stats = _batch_norm(x, gamma, beta, running, use_input_stats, eps)
-    elif norm == "instance" and x.is_contiguous():
-        z, *stats = _instance_norm(x, gamma, beta, running, eps)
-    else:
-        gate = None if rho is None else _accumulation(rho, x)
-        z, *stats = _mixed_norm(x, gamma, beta, gate, running, use_input_stats, eps)
-    return _activate(z.view(shape), residual, activation, tuple(stats))
+    arguments = (weight, bias, rho, (running_mean, running_var, momentum), use_input_stats, eps)
+    result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
+    z, *stats = result
+    return _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
 
 
 def channel_norm_backward(
@@ -88,18 +84,18 @@ def channel_norm_backward(
     if any((*mask, needs_drho)):
         x = _canonical(x)
         g = _laid_out_as(x, dresidual)
-        gamma = _accumulation(weight, x)
+        if stats[0].dtype == torch.float64:  # forward took float64 for the sake of a far mean
+            x, g = x.double(), g.double()
         if norm == "batch":
-            dx, dweight, dbias = _batch_norm_backward(g, x, gamma, stats, use_input_stats, mask)
+            dx, dweight, dbias = _batch_norm_backward(g, x, weight, stats, use_input_stats, mask)
         elif norm == "instance" and x.is_contiguous():
-            dx, dweight, dbias = _instance_norm_backward(g, x, gamma, stats, mask)
+            dx, dweight, dbias = _instance_norm_backward(g, x, weight, stats, mask)
         else:
-            gate = None if rho is None else _accumulation(rho, x)
             dx, dweight, dbias, drho = _mixed_norm_backward(
-                g, x, gamma, gate, stats, use_input_stats, needs_dx
+                g, x, weight, rho, stats, use_input_stats, needs_dx
             )
     return (
-        dx.view(shape) if needs_dx else None,
+        dx.to(dy.dtype).view(shape) if needs_dx else None,
         dresidual if needs_dresidual else None,
         dweight.to(weight.dtype) if needs_dweight else None,
         dbias.to(bias.dtype) if needs_dbias else None,
@@ -174,6 +170,25 @@ def _activate_backward(
 Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
 
 
+def _forward(
+    norm: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rho: Tensor | None,
+    running: Running,
+    use_input_stats: bool,
+    eps: float,
+) -> Tensors | None:
+    """(z, *stats) of a canonical x, or None, with nothing written, where it wants float64."""
+    gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
+    if norm == "batch":
+        return _batch_norm(x, gamma, beta, running, use_input_stats, eps)
+    if norm == "instance" and x.is_contiguous() and _S(x) <= LONGEST_INSTANCE:
+        return _instance_norm(x, gamma, beta, running, eps)
+    return _mixed_norm(x, gamma, beta, _accumulation(rho, x), running, use_input_stats, eps)
+
+
 def _batch_norm(
     x: Tensor,
     gamma: Tensor | None,
@@ -181,13 +196,16 @@ def _batch_norm(
     running: Running,
     use_input_stats: bool,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensors | None:
     """(z, mean, rstd), statistics of shape (C,)."""
     gamma, beta = _full_precision(gamma, beta, x, x.shape[1:2])
     if not use_input_stats:
         mean, var = _running_statistics(running, x)
     elif x.is_contiguous() and _S(x) >= SHORTEST_INSTANCE:
-        mean, var = _merge(*_moments(x))
+        mean, var = _moments(x)
+        if _is_far(mean, var):
+            return None
+        mean, var = _merge(mean, var)
         _update_running(running, mean, var, x.numel() // x.shape[1])
     else:
         z, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
@@ -198,10 +216,10 @@ def _batch_norm(
 
 
 def _batch_norm_backward(
-    g: Tensor, x: Tensor, gamma: Tensor | None, stats: Tensors, train: bool, mask: list[bool]
+    g: Tensor, x: Tensor, weight: Tensor | None, stats: Tensors, train: bool, mask: list[bool]
 ) -> Tensors:
     mean, rstd = stats[:2]
-    gamma, _ = _full_precision(gamma, None, x, x.shape[1:2])
+    gamma, _ = _full_precision(_accumulation(weight, x), None, x, x.shape[1:2])
     # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
     var = None if train else rstd.pow(-2)
     return aten.native_batch_norm_backward(g, x, gamma, mean, var, mean, rstd, train, 0.0, mask)
@@ -209,27 +227,25 @@ def _batch_norm_backward(
 
 def _instance_norm(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, running: Running, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensors | None:
     """(z, mean, rstd) of the contiguous x, statistics of shape (N, C)."""
     N, C = x.shape[:2]
-    if running[0] is not None or running[1] is not None:
-        mean, var = _moments(x)
-        _update_running(running, mean.mean(0), var.mean(0), _S(x))
     gamma, beta = _full_precision(gamma, beta, x, (C,))
     z, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, _S(x), C, eps)
-    if _is_far(mean, rstd):
-        flat = [None if p is None else p.repeat(N) for p in (gamma, beta)]
-        z, mean, rstd = torch.native_batch_norm(_per_instance(x), *flat, None, None, True, 0.0, eps)
-        z = z.view_as(x)
+    if _is_far(mean, rstd.pow(-2)):
+        return None
+    if running[0] is not None or running[1] is not None:
+        exact_mean, var = _moments(x)
+        _update_running(running, exact_mean.mean(0), var.mean(0), _S(x))
     return z, mean.view(N, C), rstd.view(N, C)
 
 
 def _instance_norm_backward(
-    g: Tensor, x: Tensor, gamma: Tensor | None, stats: Tensors, mask: list[bool]
+    g: Tensor, x: Tensor, weight: Tensor | None, stats: Tensors, mask: list[bool]
 ) -> Tensors:
     N, C = x.shape[:2]
     mean, rstd = stats[0].flatten(), stats[1].flatten()
-    gamma, _ = _full_precision(gamma, None, x, (C,))
+    gamma, _ = _full_precision(_accumulation(weight, x), None, x, (C,))
     dx, dgamma, dbeta = aten.native_batch_norm_backward(
         _per_instance(g), _per_instance(x), None if gamma is None else gamma.repeat(N),
         mean, None, mean, rstd, True, 0.0, mask,
@@ -249,12 +265,14 @@ def _mixed_norm(
     running: Running,
     use_input_stats: bool,
     eps: float,
-) -> tuple[Tensor | None, ...]:
+) -> Tensors | None:
     """Batch-instance norm, or instance norm where rho is None.
 
     (z, center, rstd, scale, batch mean, batch rstd): of each instance, (N, C), and of the batch, (C,).
     """
     center, var = _moments(x)
+    if _is_far(center, var):
+        return None
     rstd = (var + eps).rsqrt_()
     batch_mean = batch_rstd = None
     scale, shift = rstd, None
@@ -281,13 +299,14 @@ def _mixed_norm(
 def _mixed_norm_backward(
     g: Tensor,
     x: Tensor,
-    gamma: Tensor | None,
+    weight: Tensor | None,
     rho: Tensor | None,
     stats: Tensors,
     use_input_stats: bool,
     needs_dx: bool,
 ) -> Tensors:
     """(dx, dgamma, dbeta, drho) of _mixed_norm."""
+    gamma, rho = _accumulation(weight, x), _accumulation(rho, x)
     center, rstd, scale, batch_mean, batch_rstd = stats[:5]
     sum_g, sum_gx = _gradient_moments(g, x, center)
     dbeta = sum_g.sum(0)
@@ -357,27 +376,26 @@ def _broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.view(*coefficient.shape, *[1] * (x.dim() - 2))
 
 
-def _is_far(mean: Tensor, rstd: Tensor) -> bool:
-    return bool(((mean * rstd).abs_() > FAR_MEAN).any())
+def _is_far(mean: Tensor, var: Tensor) -> bool:
+    """Whether some mean is more than FAR_MEAN std from 0; never for float64."""
+    if mean.dtype == torch.float64:
+        return False
+    return bool((mean.square() > FAR_MEAN**2 * var).any())
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each instance: two tensors of shape (N, C)."""
     N, C = x.shape[:2]
-    if not x.is_contiguous():
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = x.mean((2, 3), keepdim=True)
-        deviation = x - mean
-        error = deviation.mean((2, 3), keepdim=True)
-        return (mean + error).view(N, C), deviation.sub_(error).square_().mean((2, 3))
-    gamma, beta = _full_precision(None, None, x, (C,))
-    _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, _S(x), C, 0.0)
-    if _is_far(mean, rstd):
-        gamma, beta = _full_precision(None, None, x, (N * C,))
-        _, mean, rstd = torch.native_batch_norm(
-            _per_instance(x), gamma, beta, None, None, True, 0.0, 0.0
-        )
-    return mean.view(N, C), rstd.view(N, C).pow(-2)
+    if x.is_contiguous() and _S(x) <= LONGEST_INSTANCE:
+        gamma, beta = _full_precision(None, None, x, (C,))
+        _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, _S(x), C, 0.0)
+        return mean.view(N, C), rstd.view(N, C).pow(-2)
+    dims = list(range(2, x.dim()))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean(dims, keepdim=True)
+    deviation = x - mean
+    error = deviation.mean(dims, keepdim=True)
+    return (mean + error).view(N, C), deviation.sub_(error).square_().mean(dims)
 
 
 def _merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

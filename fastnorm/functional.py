@@ -60,6 +60,7 @@ def batch_norm(
             f"batch_norm of an input of shape {tuple(input.shape)} in eval mode needs running_mean "
             "and running_var: pass both, or training=True"
         )
+    _check_running("batch_norm", running_mean, running_var, momentum)
     backend = implementation(input)
     if hasattr(backend, "batch_norm") and input.numel():
         return backend.batch_norm(
@@ -103,6 +104,7 @@ def instance_norm(
             f"instance_norm of an input of shape {tuple(input.shape)} with use_input_stats=False "
             "needs running_mean and running_var: pass both, or use_input_stats=True"
         )
+    _check_running("instance_norm", running_mean, running_var, momentum)
     _check_eps("instance_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "instance_norm") and input.numel():
@@ -149,6 +151,7 @@ def batch_instance_norm(
             f"batch_instance_norm of an input of shape {tuple(input.shape)} in eval mode needs "
             "running_mean and running_var: pass both, or training=True"
         )
+    _check_running("batch_instance_norm", running_mean, running_var, momentum)
     backend = implementation(input)
     if hasattr(backend, "batch_instance_norm") and input.numel():
         return backend.batch_instance_norm(
@@ -216,7 +219,7 @@ def group_norm(
     are instance norm. Source: arXiv 1803.08494.
 
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
-    ValueError for one value in all, NotImplementedError for dtypes without kernels.
+    ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
     _check_input("group_norm", input, 2, (weight, bias), activation, residual)
     C = input.shape[1]
@@ -226,7 +229,8 @@ def group_norm(
             f"has to be positive and divide the {C} channels"
         )
     _check_channels("group_norm", input, weight, bias)
-    _check_more_than_one_value("group_norm", input, input.shape, "input")
+    sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]
+    _check_more_than_one_value("group_norm", input, sizes, "group")
     _check_eps("group_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "group_norm") and input.numel():
@@ -307,6 +311,18 @@ def _check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], uni
         raise ValueError(
             f"{op} expected more than 1 value per {unit} when training, got input size "
             f"{tuple(input.shape)}: one value has no variance"
+        )
+
+
+def _check_running(
+    op: str, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> None:
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
+    if not isinstance(momentum, float | int):
+        raise TypeError(
+            f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
         )
 
 

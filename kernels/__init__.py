@@ -5,17 +5,17 @@
     moments     stage one: sums over S of each (n, c), forward and backward
     merge_*     stage two: the norm-specific merge of those sums
     apply       stage three: the affine map of each (n, c), forward and backward
-    channel_norm   the three stages as one operation: batch, instance, batch-instance, group
-    row_norm    layer norm: statistics of each row
+    channels       the three stages as one operation: batch, instance, batch-instance, group
+    rows           layer norm: statistics of each row
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.
 """
 
 from . import launch
-from .channel_norm import channel_norm, channel_norm_backward, side_input
+from .channels import channel_norm, channel_norm_backward, side_input
 from .launch import INTERPRETED
-from .row_norm import row_norm, row_norm_backward
+from .rows import row_norm, row_norm_backward
 
 __all__ = [
     "INTERPRETED",

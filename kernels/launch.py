@@ -56,6 +56,11 @@ def accumulation(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor itself where it is contiguous, else a copy."""
+    return None if x is None else x.contiguous()
+
+
 class MergeOutputs(NamedTuple):
     """What the backward merge is to fill in; None where a gradient was not asked for."""
 
@@ -147,3 +152,8 @@ def pointwise_tiling(view: ChannelView) -> Tiling:
     BLOCK_R, BLOCK_S = _blocks(view)
     chunks = triton.cdiv(view.S, BLOCK_S)
     return Tiling(BLOCK_R, BLOCK_S, _row_blocks(view, BLOCK_R), BLOCK_S, chunks)
+
+
+def row_warps(elements: int) -> int:
+    """32 elements a thread: 4 warps for a tile of 4,096, 16 for the longest rows."""
+    return min(max(elements // 1024, 4), 16)

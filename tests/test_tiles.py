@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import launch, row_norm
+from fastnorm.kernels import launch, rows
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.norms import NORMS, Torch, double, forward_backward, make_params
 
@@ -21,10 +21,10 @@ def gpu_tiles(request, monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "GPU_TILE", 1024)
     monkeypatch.setattr(launch, "ENOUGH_PROGRAMS", request.param)
-    monkeypatch.setattr(row_norm, "INTERPRETED", False)
-    monkeypatch.setattr(row_norm, "GPU_TILE", 256)
-    monkeypatch.setattr(row_norm, "LONGEST_TILE", 64)
-    monkeypatch.setattr(row_norm, "LONG_ROW_TILE", 1024)
+    monkeypatch.setattr(rows, "INTERPRETED", False)
+    monkeypatch.setattr(rows, "GPU_TILE", 256)
+    monkeypatch.setattr(rows, "LONGEST_TILE", 64)
+    monkeypatch.setattr(rows, "LONG_ROW_TILE", 1024)
 
 
 @pytest.mark.parametrize(

@@ -11,47 +11,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import (
-    accumulation_dtype,
-    activate,
-    activate_backward,
-    chan_merge,
-    inverse_std,
-    load_or,
-    tile_moments,
-)
+from .device import accumulation_dtype, chan_merge, inverse_std, tile_moments
 from .launch import (
     ENOUGH_PROGRAMS,
     GPU_TILE,
     INTERPRETED,
     INTERPRETER_TILE,
     accumulation,
+    contiguous,
     launch,
+    row_warps,
 )
+from .row_gradients import partial_gradients, sum_partials
+from .row_tiles import row_dx, row_gradient, row_output, row_tile
 
 LONGEST_TILE = 16384  # elements of a row that one program keeps in registers
 LONG_ROW_TILE = 4096
-
-
-@triton.jit
-def row_tile(x_ptr, row, column, R, L, ACC: tl.constexpr):
-    """A (BLOCK_R, BLOCK_L) tile in the accumulation type, its mask and its offsets."""
-    mask = (row < R)[:, None] & (column < L)[None, :]
-    offsets = row[:, None] * L + column[None, :]
-    return tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC), mask, offsets
-
-
-@triton.jit
-def row_output(
-    x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, column, mask, offsets, L,
-    ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    gamma = load_or(weight_ptr, column, column < L, 1.0, x.dtype)[None, :]
-    beta = load_or(bias_ptr, column, column < L, 0.0, x.dtype)[None, :]
-    z = (x - mean[:, None]) * rstd[:, None] * gamma + beta
-    if residual_ptr is not None:
-        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(x.dtype)
-    tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -113,7 +88,8 @@ def row_norm(
     activation: str | None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """y (contiguous, x's dtype) and (mean, rstd) of shape (R,) in the accumulation dtype."""
-    x = x.contiguous()
+    x, residual = x.contiguous(), contiguous(residual)
+    weight, bias = contiguous(weight), contiguous(bias)
     R, L = _rows(x, normalized_ndim)
     y = torch.empty_like(x)
     mean, rstd = x.new_empty((2, R), dtype=accumulation(x)).unbind()
@@ -123,7 +99,7 @@ def row_norm(
         triton.cdiv(R, BLOCK_R),
         x,
         x,
-        None if residual is None else residual.contiguous(),
+        residual,
         weight,
         bias,
         y,
@@ -136,38 +112,9 @@ def row_norm(
         FITS=BLOCK_L >= L,
         BLOCK_R=BLOCK_R,
         BLOCK_L=BLOCK_L,
-        num_warps=_warps(BLOCK_R * BLOCK_L),
+        num_warps=row_warps(BLOCK_R * BLOCK_L),
     )
     return y, (mean, rstd)
-
-
-@triton.jit
-def row_gradient(
-    x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, column, R, L,
-    ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """(x_hat, g, gamma, mask, offsets) of a tile: g = dy * act'(z), z recomputed from x."""
-    x, mask, offsets = row_tile(x_ptr, row, column, R, L, mean.dtype)
-    x_hat = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
-    g = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
-    gamma = load_or(weight_ptr, column, column < L, 1.0, mean.dtype)[None, :]
-    if ACTIVATION == "relu" and side_ptr is not None:
-        g = activate_backward(g, tl.load(side_ptr + offsets, mask=mask, other=0.0), ACTIVATION)
-    elif ACTIVATION is not None:
-        z = x_hat * gamma + load_or(bias_ptr, column, column < L, 0.0, mean.dtype)[None, :]
-        if side_ptr is not None:
-            z += tl.load(side_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
-        g = activate_backward(g, z, ACTIVATION)
-    return x_hat, g, gamma, mask, offsets
-
-
-@triton.jit
-def row_dx(x_hat, g, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets):
-    if dresidual_ptr is not None:
-        tl.store(dresidual_ptr + offsets, g, mask=mask)
-    if dx_ptr is not None:
-        dx = rstd[:, None] * (gamma * g - g_mean[:, None] - x_hat * gx_mean[:, None])
-        tl.store(dx_ptr + offsets, dx, mask=mask)
 
 
 @triton.jit(do_not_specialize=["R", "steps"])
@@ -237,69 +184,6 @@ def row_norm_backward_kernel(
         tl.store(dbias_ptr + program * L + lane, dbias, mask=lane < L)
 
 
-@triton.jit(do_not_specialize=["R", "steps"])
-def parameter_gradients_kernel(
-    x_ptr,  # (R, L)
-    dy_ptr,  # (R, L)
-    side_ptr,  # (R, L) or None
-    weight_ptr,  # (L,) or None
-    bias_ptr,  # (L,) or None
-    mean_ptr,  # (R,)
-    rstd_ptr,  # (R,)
-    dweight_ptr,  # (row programs, L) or None
-    dbias_ptr,  # (row programs, L) or None
-    R,
-    L,
-    steps,
-    ACTIVATION: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
-    """Partial dgamma and dbeta of rows too long for a tile: a block of columns, `steps` row blocks."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
-    column_blocks = tl.cdiv(L, BLOCK_L)
-    program = tl.program_id(0).to(tl.int64) // column_blocks
-    column = (tl.program_id(0) % column_blocks) * BLOCK_L + tl.arange(0, BLOCK_L)
-    dweight = tl.zeros([BLOCK_L], ACC)
-    dbias = tl.zeros([BLOCK_L], ACC)
-    for step in range(steps):
-        row = (program * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)
-        mean = tl.load(mean_ptr + row, mask=row < R, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row < R, other=0.0)
-        x_hat, g, gamma, mask, offsets = row_gradient(
-            x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, column, R, L,
-            ACTIVATION,
-        )  # fmt: skip
-        dweight += tl.sum(g * x_hat, axis=0)
-        dbias += tl.sum(g, axis=0)
-    if dweight_ptr is not None:
-        tl.store(dweight_ptr + program * L + column, dweight, mask=column < L)
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + program * L + column, dbias, mask=column < L)
-
-
-@triton.jit(do_not_specialize=["programs"])
-def sum_partials_kernel(
-    partial_ptr,  # (programs, L)
-    total_ptr,  # (L,)
-    programs,
-    L,
-    BLOCK_P: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
-    """Sum over programs in a fixed order: the same bits each time."""
-    column = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
-    total = tl.zeros([BLOCK_L], partial_ptr.dtype.element_ty)
-    for first in range(0, programs, BLOCK_P):
-        program = first + tl.arange(0, BLOCK_P).to(tl.int64)
-        mask = (program < programs)[:, None] & (column < L)[None, :]
-        partial = tl.load(
-            partial_ptr + program[:, None] * L + column[None, :], mask=mask, other=0.0
-        )
-        total += tl.sum(partial, axis=0)
-    tl.store(total_ptr + column, total, mask=column < L)
-
-
 def row_norm_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -314,9 +198,10 @@ def row_norm_backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked."""
     needs_dx, needs_dresidual, needs_dweight, needs_dbias = needs
-    x, dy = x.contiguous(), dy.contiguous()
+    x, dy, side = x.contiguous(), dy.contiguous(), contiguous(side)
+    weight, bias = contiguous(weight), contiguous(bias)
     R, L = _rows(x, normalized_ndim)
-    inputs = (x, dy, None if side is None else side.contiguous(), weight, bias, *stats)
+    inputs = (x, dy, side, weight, bias, *stats)
     BLOCK_R, BLOCK_L = _blocks(R, L)
     fits = BLOCK_L >= L
     row_blocks = triton.cdiv(R, BLOCK_R)
@@ -350,50 +235,15 @@ def row_norm_backward(
             FITS=fits,
             BLOCK_R=BLOCK_R,
             BLOCK_L=BLOCK_L,
-            num_warps=_warps(BLOCK_R * BLOCK_L),
+            num_warps=row_warps(BLOCK_R * BLOCK_L),
         )
     if not fits and (needs_dweight or needs_dbias):
-        launch(
-            parameter_gradients_kernel,
-            row_programs * column_blocks,
-            x,
-            *inputs,
-            *partial,
-            R,
-            L,
-            triton.cdiv(row_blocks, row_programs),
-            ACTIVATION=activation,
-            BLOCK_R=BLOCK_R,
-            BLOCK_L=BLOCK_L,
-            num_warps=_warps(BLOCK_R * BLOCK_L),
-        )
-    dweight = _sum_partials(partial[0], weight)
-    dbias = _sum_partials(partial[1], bias)
+        partial_gradients(inputs, partial, R, L, row_programs, activation, BLOCK_R, BLOCK_L)
+    dweight = sum_partials(partial[0], weight)
+    dbias = sum_partials(partial[1], bias)
     if needs_dresidual and activation is None:
         dresidual = dy
     return dx, dresidual, dweight, dbias
-
-
-def _sum_partials(
-    partial: torch.Tensor | None, parameter: torch.Tensor | None
-) -> torch.Tensor | None:
-    if partial is None or parameter is None:
-        return None
-    total = torch.empty_like(parameter)
-    programs, L = partial.shape
-    BLOCK_P, BLOCK_L = 32, 64
-    launch(
-        sum_partials_kernel,
-        triton.cdiv(L, BLOCK_L),
-        partial,
-        partial,
-        total,
-        programs,
-        L,
-        BLOCK_P=BLOCK_P,
-        BLOCK_L=BLOCK_L,
-    )
-    return total
 
 
 def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
@@ -409,8 +259,3 @@ def _blocks(R: int, L: int) -> tuple[int, int]:
         return 1, LONG_ROW_TILE
     BLOCK_R = max(tile // BLOCK_L, 1)
     return (min(BLOCK_R, triton.next_power_of_2(R)) if INTERPRETED else BLOCK_R), BLOCK_L
-
-
-def _warps(elements: int) -> int:
-    """32 elements a thread: 4 warps for a tile of 4,096, 16 for the longest rows."""
-    return min(max(elements // 1024, 4), 16)

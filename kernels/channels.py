@@ -7,6 +7,7 @@ from .launch import (
     MergeOutputs,
     Pivot,
     channel_view,
+    contiguous,
     pointwise_tiling,
     reduction_tiling,
 )
@@ -41,12 +42,13 @@ def channel_norm(
     format and the statistics that channel_norm_backward takes.
     """
     x = dense(x)
+    weight, bias, rho = contiguous(weight), contiguous(bias), contiguous(rho)
+    running = (contiguous(running_mean), contiguous(running_var))
     view = channel_view(x, merge_batch=norm == "batch")
     tiling = reduction_tiling(view, many_chunks=norm == "batch")
     tables: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
     if use_input_stats or norm == "batch_instance":
         tables = moments(x, view, tiling, _pivot(norm, view.C // groups))
-    running = (running_mean, running_var)
     if norm == "batch":
         stats = merge_batch(
             tables, x, weight, bias, *running, view, tiling, use_input_stats, momentum, eps
@@ -57,6 +59,9 @@ def channel_norm(
         stats = merge_instance(
             tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
         )
+    for buffer, updated in zip((running_mean, running_var), running, strict=True):
+        if updated is not buffer:  # a copy, because the buffer is not contiguous
+            buffer.copy_(updated)
     tiling = pointwise_tiling(view)
     return apply(x, laid_out_as(x, residual), stats[:3], view, tiling, activation), stats
 
@@ -82,6 +87,7 @@ def channel_norm_backward(
     """
     needs_dx, needs_dresidual, needs_dweight, needs_dbias, needs_drho = needs
     x = dense(x)
+    weight, bias, rho = contiguous(weight), contiguous(bias), contiguous(rho)
     dy, side = laid_out_as(x, dy), laid_out_as(x, side)
     view = channel_view(x, merge_batch=norm == "batch")
     stats_follow_x = use_input_stats or norm == "batch_instance"
