@@ -347,10 +347,10 @@ def _laid_out_as(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _accumulation(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """A parameter in the dtype of the statistics."""
+    """A parameter, contiguous and in the dtype of the statistics."""
     if parameter is None:
         return None
-    return parameter.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return parameter.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def _full_precision(
@@ -406,7 +406,7 @@ def _merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 def _running_statistics(running: Running, x: Tensor) -> tuple[Tensor, Tensor]:
     """Copies in the dtype of the statistics: backward must see the values that forward used."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(x.dtype, torch.float32)
     return running[0].to(dtype, copy=True), running[1].to(dtype, copy=True)
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import accumulation_dtype, activate, tile_offsets, tile_rows
+from .device import accumulation_type, activate, tile_offsets, tile_rows
 from .launch import ChannelView, Tiling, launch
 from .moments import coefficient_stride, masked_gradient
 
@@ -28,7 +28,7 @@ def apply_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """y = act((x - center) * scale + shift + residual): centred first, exact where mean >> std."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c
@@ -98,7 +98,7 @@ def apply_backward_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """dx = scale * g + slope * (x - center) + level, and g itself as the residual's gradient."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c

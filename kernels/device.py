@@ -12,13 +12,10 @@ INV_SQRT2 = tl.constexpr(0.7071067811865476)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 
 
-@triton.jit
-def accumulation_dtype(x_ptr):
+@triton.constexpr_function
+def accumulation_type(element_type):
     """float64 for float64 tensors, float32 for all others."""
-    if x_ptr.dtype.element_ty == tl.float64:
-        return tl.float64
-    else:
-        return tl.float32
+    return tl.float64 if element_type == tl.float64 else tl.float32
 
 
 @triton.jit
@@ -157,6 +154,13 @@ def load_pivot(
     else:
         offset = (n * C + first) * S
     return tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def split_mean(pivot, offset):
+    """The mean pivot + offset as its rounded value and what the rounding left over."""
+    center = pivot + offset
+    return center, offset - (center - pivot)
 
 
 @triton.jit

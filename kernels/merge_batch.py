@@ -9,7 +9,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import chan_merge, inverse_std, load_or, load_pivot, merge_along, update_running
+from .device import (
+    chan_merge,
+    inverse_std,
+    load_or,
+    load_pivot,
+    merge_along,
+    split_mean,
+    update_running,
+)
 from .launch import ChannelView, MergeOutputs, Pivot, Tiling, accumulation, launch
 
 PIVOT = Pivot(channels=1, per_channel=True)
@@ -48,7 +56,7 @@ def merge_batch_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < C
     if TRAINING:
-        center = load_pivot(
+        pivot = load_pivot(
             x_ptr, tl.zeros([1], tl.int64), c, c_mask, C, S, 1, ACC, CHANNELS_LAST, True
         )
         count = tl.zeros([BLOCK_C], ACC)
@@ -62,7 +70,8 @@ def merge_batch_kernel(
             p_m2 = tl.load(m2_ptr + p * C + c[None, :], mask=mask, other=0.0)
             block = merge_along(tl.where(mask, p_count, 0.0), p_mean, p_m2, 0)
             count, offset, m2 = chan_merge(count, offset, m2, block[0], block[1], block[2])
-        update_running(running_mean_ptr, c, c_mask, center + offset, momentum)
+        center, offset = split_mean(pivot, offset)
+        update_running(running_mean_ptr, c, c_mask, center, momentum)
         update_running(running_var_ptr, c, c_mask, m2 / tl.maximum(count - 1.0, 1.0), momentum)
         rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
     else:

@@ -15,6 +15,7 @@ from .device import (
     load_or,
     load_pivot,
     merge_along,
+    split_mean,
 )
 from .launch import ChannelView, MergeOutputs, Tiling, accumulation, launch
 
@@ -33,7 +34,7 @@ def merge_group_kernel(
     scale_ptr,  # (N, C)
     shift_ptr,  # (N, C)
     rstd_ptr,  # (N, G)
-    offset_ptr,  # (N, G): the group's mean - center
+    offset_ptr,  # (N, G): the group's mean - center, a rounding error
     N,
     C,
     S,
@@ -65,15 +66,16 @@ def merge_group_kernel(
         count, offset, m2 = chan_merge(count, offset, m2, block_count, block_mean, block_m2)
     rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
     tl.store(rstd_ptr + row, rstd, mask=row_mask)
+    pivot = load_pivot(x_ptr, row // G, (row % G) * D, row_mask, C, S, D, ACC, CHANNELS_LAST, False)
+    center, offset = split_mean(pivot, offset)
     tl.store(offset_ptr + row, offset, mask=row_mask)
     for d in range(0, D, BLOCK_D):
         c = first_channel + d + lane
         mask = row_mask[:, None] & (d + lane < D)
         slot = n * C + c
-        pivot = load_pivot(x_ptr, n, c, mask, C, S, D, ACC, CHANNELS_LAST, False)
         scale = load_or(weight_ptr, c, mask, 1.0, ACC) * rstd[:, None]
         shift = load_or(bias_ptr, c, mask, 0.0, ACC) - scale * offset[:, None]
-        tl.store(center_ptr + slot, pivot, mask=mask)
+        tl.store(center_ptr + slot, tl.zeros([BLOCK_R, BLOCK_D], ACC) + center[:, None], mask=mask)
         tl.store(scale_ptr + slot, scale, mask=mask)
         tl.store(shift_ptr + slot, shift, mask=mask)
 

@@ -19,6 +19,7 @@ from .device import (
     load_or,
     load_pivot,
     merge_along,
+    split_mean,
     update_running,
 )
 from .launch import ChannelView, MergeOutputs, Pivot, Tiling, accumulation, launch
@@ -42,9 +43,10 @@ def merge_instance_kernel(
     scale_ptr,  # (N, C)
     shift_ptr,  # (N, C)
     rstd_ptr,  # (N, C)
-    offset_ptr,  # (N, C): the instance's mean - center
+    offset_ptr,  # (N, C): the instance's mean - center, a rounding error
     batch_rstd_ptr,  # (C,), None for IN
-    batch_offset_ptr,  # (C,), None for IN: the batch's mean - the first instance's center
+    batch_center_ptr,  # (C,), None for IN
+    batch_offset_ptr,  # (C,), None for IN
     N,
     C,
     S,
@@ -89,17 +91,20 @@ def merge_instance_kernel(
             unbiased = instances_m2 / tl.maximum(count - count / S, 1.0)
         else:
             unbiased = m2 / tl.maximum(count - 1.0, 1.0)
-        update_running(running_mean_ptr, c, c_mask, origin + batch_offset, momentum)
+        batch_center, batch_offset = split_mean(origin, batch_offset)
+        update_running(running_mean_ptr, c, c_mask, batch_center, momentum)
         update_running(running_var_ptr, c, c_mask, unbiased, momentum)
         batch_rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
     elif not TRAINING:
-        batch_offset = tl.load(running_mean_ptr + c, mask=c_mask, other=0.0).to(ACC) - origin
+        batch_center = tl.load(running_mean_ptr + c, mask=c_mask, other=0.0).to(ACC)
+        batch_offset = tl.zeros([BLOCK_C], ACC)
         batch_rstd = inverse_std(tl.load(running_var_ptr + c, mask=c_mask, other=1.0).to(ACC), eps)
     gamma = load_or(weight_ptr, c, c_mask, 1.0, ACC)
     beta = load_or(bias_ptr, c, c_mask, 0.0, ACC)
     rho = load_or(rho_ptr, c, c_mask, 0.0, ACC)
     if rho_ptr is not None:
         tl.store(batch_rstd_ptr + c, batch_rstd, mask=c_mask)
+        tl.store(batch_center_ptr + c, batch_center, mask=c_mask)
         tl.store(batch_offset_ptr + c, batch_offset, mask=c_mask)
     for first in range(0, N, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N).to(tl.int64)[:, None]
@@ -109,14 +114,15 @@ def merge_instance_kernel(
         _, offset, n_m2 = chunk_moments(
             mean_ptr, m2_ptr, n, c[None, :], mask, C, S, chunk, K, BLOCK_N, BLOCK_C
         )
+        center, offset = split_mean(pivot, offset)
         rstd = inverse_std(n_m2 / S, eps)
         scale = (gamma * (1.0 - rho))[None, :] * rstd
         shift = beta[None, :] - scale * offset
         if rho_ptr is not None:
             batch_scale = (gamma * rho * batch_rstd)[None, :]
-            shift -= batch_scale * (batch_offset[None, :] - (pivot - origin[None, :]))
+            shift -= batch_scale * ((batch_center[None, :] - center) + batch_offset[None, :])
             scale += batch_scale
-        tl.store(center_ptr + slot, pivot, mask=mask)
+        tl.store(center_ptr + slot, center, mask=mask)
         tl.store(scale_ptr + slot, scale, mask=mask)
         tl.store(shift_ptr + slot, shift, mask=mask)
         tl.store(rstd_ptr + slot, rstd, mask=mask)
@@ -137,9 +143,9 @@ def merge_instance(
     momentum: float,
     eps: float,
 ) -> tuple[torch.Tensor | None, ...]:
-    """(center, scale, shift, rstd, offset), each (N, C), and BIN's (batch_rstd, batch_offset)."""
+    """(center, scale, shift, rstd, offset), (N, C) each, and BIN's batch_rstd, batch_center, batch_offset."""
     stats = x.new_empty((5, view.N, view.C), dtype=accumulation(x)).unbind()
-    batch = (None, None) if rho is None else stats[0].new_empty((2, view.C)).unbind()
+    batch = (None, None, None) if rho is None else stats[0].new_empty((3, view.C)).unbind()
     launch(
         merge_instance_kernel,
         triton.cdiv(view.C, BLOCK_C),
@@ -178,6 +184,7 @@ def merge_instance_backward_kernel(
     rstd_ptr,  # (N, C)
     offset_ptr,  # (N, C)
     batch_rstd_ptr,  # (C,), None for IN
+    batch_center_ptr,  # (C,), None for IN
     batch_offset_ptr,  # (C,), None for IN
     slope_ptr,  # (N, C) or None
     level_ptr,  # (N, C) or None
@@ -201,7 +208,7 @@ def merge_instance_backward_kernel(
     rho = load_or(rho_ptr, c, c_mask, 0.0, ACC)
     batch_rstd = load_or(batch_rstd_ptr, c, c_mask, 0.0, ACC)
     batch_offset = load_or(batch_offset_ptr, c, c_mask, 0.0, ACC)
-    origin = tl.load(center_ptr + c, mask=c_mask, other=0.0)
+    batch_center = load_or(batch_center_ptr, c, c_mask, 0.0, ACC)
     sum_g = tl.zeros([BLOCK_C], ACC)
     batch_gx = tl.zeros([BLOCK_C], ACC)  # r_b sum g (x - m_b)
     instance_gx = tl.zeros([BLOCK_C], ACC)  # sum over n of r_i sum g (x - m_i)
@@ -216,7 +223,7 @@ def merge_instance_backward_kernel(
         instance_gx += tl.sum(rstd * (n_gx - offset * n_g), axis=0)
         if rho_ptr is not None:
             center = tl.load(center_ptr + slot, mask=mask, other=0.0)
-            to_batch = batch_offset[None, :] - (center - origin[None, :])
+            to_batch = (batch_center[None, :] - center) + batch_offset[None, :]
             batch_gx += tl.sum(tl.where(mask, n_gx - to_batch * n_g, 0.0), axis=0) * batch_rstd
     if dweight_ptr is not None:
         tl.store(dweight_ptr + c, rho * batch_gx + (1.0 - rho) * instance_gx, mask=c_mask)
@@ -240,7 +247,7 @@ def merge_instance_backward_kernel(
             level = -share * n_g - slope * offset
             if TRAINING and rho_ptr is not None:
                 center = tl.load(center_ptr + slot, mask=mask, other=0.0)
-                to_batch = batch_offset[None, :] - (center - origin[None, :])
+                to_batch = (batch_center[None, :] - center) + batch_offset[None, :]
                 batch_slope = (-batch_share * batch_rstd * batch_gx)[None, :]
                 level -= (batch_share * sum_g)[None, :] + batch_slope * to_batch
                 slope += batch_slope
@@ -259,7 +266,7 @@ def merge_instance_backward(
     outputs: MergeOutputs,
 ) -> None:
     """Fill `outputs` from the tables of (sum g, sum g (x - center)) and merge_instance's stats."""
-    center, _, _, rstd, offset, batch_rstd, batch_offset = stats
+    center, _, _, rstd, offset, *batch = stats
     launch(
         merge_instance_backward_kernel,
         triton.cdiv(view.C, BLOCK_C),
@@ -270,8 +277,7 @@ def merge_instance_backward(
         center,
         rstd,
         offset,
-        batch_rstd,
-        batch_offset,
+        *batch,
         *outputs,
         view.N,
         view.N * view.S,

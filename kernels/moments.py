@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .device import (
-    accumulation_dtype,
+    accumulation_type,
     activate_backward,
     chan_merge,
     load_pivot,
@@ -38,7 +38,7 @@ def moments_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan's rule."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     k = program % K
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
@@ -109,7 +109,7 @@ def gradient_moments_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """sum g and sum g (x - center): centred before the product, so nothing cancels afterwards."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     k = program % K
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)

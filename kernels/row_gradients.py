@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import accumulation_dtype
+from .device import accumulation_type
 from .launch import launch, row_warps
 from .row_tiles import row_gradient
 
@@ -28,7 +28,7 @@ def parameter_gradients_kernel(
     BLOCK_L: tl.constexpr,
 ):
     """Partial dgamma and dbeta of rows too long for a tile: a block of columns, `steps` row blocks."""
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     column_blocks = tl.cdiv(L, BLOCK_L)
     program = tl.program_id(0).to(tl.int64) // column_blocks
     column = (tl.program_id(0) % column_blocks) * BLOCK_L + tl.arange(0, BLOCK_L)

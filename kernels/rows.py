@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import accumulation_dtype, chan_merge, inverse_std, tile_moments
+from .device import accumulation_type, chan_merge, inverse_std, tile_moments
 from .launch import (
     ENOUGH_PROGRAMS,
     GPU_TILE,
@@ -46,7 +46,7 @@ def row_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     lane = tl.arange(0, BLOCK_L)
     if FITS:
@@ -143,7 +143,7 @@ def row_norm_backward_kernel(
     Rows that fit a tile also yield this program's partial dgamma and dbeta; longer rows leave those
     to parameter_gradients_kernel.
     """
-    ACC: tl.constexpr = accumulation_dtype(x_ptr)
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK_L)
     dweight = tl.zeros([BLOCK_L], ACC)

@@ -52,7 +52,7 @@ def test_forward_equals_definition(backend, norm, shape):
         with running(backend):
             y = call(F, norm, x, p)
         assert_close(y, numpy_norm(norm, x, p), layout)
-        if layout != "sliced" and len(shape) > 2:
+        if layout != "sliced" and len(shape) > 2 and norm != "ln":  # contiguous, as torch's
             assert y.is_contiguous() == x.is_contiguous() and y.movedim(1, -1).is_contiguous() == (
                 x.movedim(1, -1).is_contiguous()
             ), f"{layout} was not kept"

@@ -47,7 +47,8 @@ def test_fused_equals_composed(backend, norm, with_residual, activation):
             y = call(F, norm, x, p, activation=activation, residual=residual)
         before = numpy_norm(norm, x, p) + (residual if with_residual else 0.0)
         assert_close(y, numpy_activation(before, activation), layout)
-        assert y.stride() == x.stride()
+        if norm != "ln":  # contiguous, as torch's
+            assert y.stride() == x.stride()
 
 
 @pytest.mark.parametrize("residual_layout", ["contiguous", "channels_last", "sliced", "expanded"])
