@@ -212,6 +212,7 @@ def merge_instance_backward_kernel(
     sum_g = tl.zeros([BLOCK_C], ACC)
     batch_gx = tl.zeros([BLOCK_C], ACC)  # r_b sum g (x - m_b)
     instance_gx = tl.zeros([BLOCK_C], ACC)  # sum over n of r_i sum g (x - m_i)
+    difference = tl.zeros([BLOCK_C], ACC)  # batch_gx - instance_gx, which nearly cancel
     for first in range(0, N, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N).to(tl.int64)[:, None]
         mask = (n < N) & c_mask[None, :]
@@ -225,12 +226,15 @@ def merge_instance_backward_kernel(
             center = tl.load(center_ptr + slot, mask=mask, other=0.0)
             to_batch = (batch_center[None, :] - center) + batch_offset[None, :]
             batch_gx += tl.sum(tl.where(mask, n_gx - to_batch * n_g, 0.0), axis=0) * batch_rstd
+            slope_gap = batch_rstd[None, :] - rstd
+            level_gap = batch_rstd[None, :] * to_batch - rstd * offset
+            difference += tl.sum(tl.where(mask, slope_gap * n_gx - level_gap * n_g, 0.0), axis=0)
     if dweight_ptr is not None:
         tl.store(dweight_ptr + c, rho * batch_gx + (1.0 - rho) * instance_gx, mask=c_mask)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + c, sum_g, mask=c_mask)
     if drho_ptr is not None:
-        tl.store(drho_ptr + c, gamma * (batch_gx - instance_gx), mask=c_mask)
+        tl.store(drho_ptr + c, gamma * difference, mask=c_mask)
     if slope_ptr is not None:
         batch_share = gamma * rho * batch_rstd / count
         for first in range(0, N, BLOCK_N):
