@@ -1,0 +1,55 @@
+"""Every kernel compiles to machine code for a GPU, with or without one here.
+
+The interpreter accepts much that the compiler does not; this is where a machine without a GPU finds
+out. It runs in a process of its own, because this one's kernels may be interpreted.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_all.py")
+KERNELS = {
+    "moments_kernel",
+    "gradient_moments_kernel",
+    "merge_batch_kernel",
+    "merge_batch_backward_kernel",
+    "merge_instance_kernel",
+    "merge_instance_backward_kernel",
+    "merge_group_kernel",
+    "merge_group_backward_kernel",
+    "apply_kernel",
+    "apply_backward_kernel",
+    "row_norm_kernel",
+    "row_norm_backward_kernel",
+    "parameter_gradients_kernel",
+    "sum_partials_kernel",
+}
+
+
+def compiled(*arguments: str) -> list[tuple[str, int, int]]:
+    """(name, registers, bytes of stack) of each kernel that compile_all.py compiled."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert output.returncode == 0, output.stderr[-3000:]
+    rows = [line.split() for line in output.stdout.splitlines()]
+    return [(name, int(registers), int(stack)) for name, registers, stack in rows]
+
+
+def test_every_kernel_compiles():
+    """bfloat16, contiguous, ReLU and residual, for compute capability 9.0."""
+    kernels = compiled("90", "quick")
+    assert {name for name, _, _ in kernels} == KERNELS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
+def test_every_dtype_layout_and_activation_compiles(capability):
+    assert {name for name, _, _ in compiled(capability)} == KERNELS
