@@ -24,10 +24,10 @@ train: env  ## train the ResNet with group norm (CIFAR-10, or offline the embedd
 	$(BIN)/python cifar/train.py --norm gn
 
 test: env  ## run all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: env  ## run all tests
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bench: env  ## time every norm against torch's on this CPU, call by call in pairs
 	$(BIN)/python -m benchmarks.cpu
