@@ -1,9 +1,9 @@
 """The norms from ATen's fused operators: the fast path where Triton cannot run.
 
-The three stages are those of the kernels, each found inside an operator that does more, because on a
-CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `addcmul`):
+The three stages are those of the kernels, each found inside an operator that does more, because
+on a CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `addcmul`):
 
-    moments            native_group_norm with one channel a group returns each (n, c)'s mean and rstd
+    moments            native_group_norm, one channel a group, returns each (n, c)'s mean and rstd
     apply              native_batch_norm in eval mode, every (n, c) a channel of its own
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Tensors = tuple[Tensor | None, ...]
+Stats = tuple[Tensor, ...]
 aten: Any = torch.ops.aten
 
 # Instances shorter than this make the table of moments, not the tensor, the larger cost.
 SHORTEST_INSTANCE = 32
 # Longer ones lose digits in native_group_norm's float32 running mean: they take the plain formula.
 LONGEST_INSTANCE = 4096
-# Where a mean is this many std away from 0 its rounding to float32 would show as in no other backend:
-# the whole call is computed in float64.
+# Where a mean is this many std away from 0 its rounding to float32 would show as in no other
+# backend: the whole call is computed in float64.
 FAR_MEAN = 16.0
 
 
@@ -47,7 +48,7 @@ def channel_norm(
     momentum: float,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Tensors]:
+) -> tuple[Tensor, Stats]:
     """y = act(norm(x) + residual) and the statistics channel_norm_backward takes.
 
     The signature is the kernels'; norm is batch, instance or batch_instance, so `groups` is idle.
@@ -56,6 +57,7 @@ def channel_norm(
     x = _canonical(x)
     arguments = (weight, bias, rho, (running_mean, running_var, momentum), use_input_stats, eps)
     result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
+    assert result is not None, "_is_far never asks for more than float64"
     z, *stats = result
     return _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
 
@@ -67,7 +69,7 @@ def channel_norm_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     rho: Tensor | None,
-    stats: Tensors,
+    stats: Stats,
     needs: tuple[bool, bool, bool, bool, bool],
     *,
     norm: str,
@@ -95,11 +97,11 @@ def channel_norm_backward(
                 g, x, weight, rho, stats, use_input_stats, needs_dx
             )
     return (
-        dx.to(dy.dtype).view(shape) if needs_dx else None,
+        dx.to(dy.dtype).view(shape) if needs_dx and dx is not None else None,
         dresidual if needs_dresidual else None,
-        dweight.to(weight.dtype) if needs_dweight else None,
-        dbias.to(bias.dtype) if needs_dbias else None,
-        drho.to(rho.dtype) if needs_drho else None,
+        _gradient(dweight, weight, needs_dweight),
+        _gradient(dbias, bias, needs_dbias),
+        _gradient(drho, rho, needs_drho),
     )
 
 
@@ -137,16 +139,18 @@ def group_norm(
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What backward needs beside x: ReLU's output. The smooth activations keep z among the stats and
-    the residual for the second derivative alone."""
+    """What backward needs beside x: ReLU's output.
+
+    The smooth activations keep z among the stats and the residual for the second derivative alone.
+    """
     if activation == "relu":
         return "output"
     return "residual" if activation is not None and has_residual else None
 
 
 def _activate(
-    z: Tensor, residual: Tensor | None, activation: str | None, stats: Tensors
-) -> tuple[Tensor, Tensors]:
+    z: Tensor, residual: Tensor | None, activation: str | None, stats: Stats
+) -> tuple[Tensor, Stats]:
     if residual is not None:
         z = z.add_(residual)
     if activation is None:
@@ -157,7 +161,7 @@ def _activate(
 
 
 def _activate_backward(
-    dy: Tensor, output: Tensor | None, stats: Tensors, activation: str | None
+    dy: Tensor, output: Tensor | None, stats: Stats, activation: str | None
 ) -> Tensor:
     if activation is None:
         return dy
@@ -165,6 +169,13 @@ def _activate_backward(
         return aten.threshold_backward(dy, output, 0)
     backward = aten.silu_backward if activation == "silu" else aten.gelu_backward
     return backward(dy, stats[-1])
+
+
+def _gradient(total: Tensor | None, parameter: Tensor | None, needed: bool) -> Tensor | None:
+    """`total` in its parameter's dtype; None where nobody asked."""
+    if not needed or total is None or parameter is None:
+        return None
+    return total.to(parameter.dtype)
 
 
 Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
@@ -179,7 +190,7 @@ def _forward(
     running: Running,
     use_input_stats: bool,
     eps: float,
-) -> Tensors | None:
+) -> Stats | None:
     """(z, *stats) of a canonical x, or None, with nothing written, where it wants float64."""
     gamma, beta = _accumulation(weight, x), _accumulation(bias, x)
     if norm == "batch":
@@ -196,7 +207,7 @@ def _batch_norm(
     running: Running,
     use_input_stats: bool,
     eps: float,
-) -> Tensors | None:
+) -> Stats | None:
     """(z, mean, rstd), statistics of shape (C,)."""
     gamma, beta = _full_precision(gamma, beta, x, x.shape[1:2])
     if not use_input_stats:
@@ -216,7 +227,7 @@ def _batch_norm(
 
 
 def _batch_norm_backward(
-    g: Tensor, x: Tensor, weight: Tensor | None, stats: Tensors, train: bool, mask: list[bool]
+    g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, train: bool, mask: list[bool]
 ) -> Tensors:
     mean, rstd = stats[:2]
     gamma, _ = _full_precision(_accumulation(weight, x), None, x, x.shape[1:2])
@@ -227,7 +238,7 @@ def _batch_norm_backward(
 
 def _instance_norm(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, running: Running, eps: float
-) -> Tensors | None:
+) -> Stats | None:
     """(z, mean, rstd) of the contiguous x, statistics of shape (N, C)."""
     N, C = x.shape[:2]
     gamma, beta = _full_precision(gamma, beta, x, (C,))
@@ -241,7 +252,7 @@ def _instance_norm(
 
 
 def _instance_norm_backward(
-    g: Tensor, x: Tensor, weight: Tensor | None, stats: Tensors, mask: list[bool]
+    g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, mask: list[bool]
 ) -> Tensors:
     N, C = x.shape[:2]
     mean, rstd = stats[0].flatten(), stats[1].flatten()
@@ -265,34 +276,34 @@ def _mixed_norm(
     running: Running,
     use_input_stats: bool,
     eps: float,
-) -> Tensors | None:
+) -> Stats | None:
     """Batch-instance norm, or instance norm where rho is None.
 
-    (z, center, rstd, scale, batch mean, batch rstd): of each instance, (N, C), and of the batch, (C,).
+    (z, center, rstd, scale) of each instance, (N, C), and with rho (batch mean, batch rstd), (C,).
     """
     center, var = _moments(x)
     if _is_far(center, var):
         return None
     rstd = (var + eps).rsqrt_()
-    batch_mean = batch_rstd = None
-    scale, shift = rstd, None
     if rho is None:
         _update_running(running, center.mean(0), var.mean(0), _S(x))
+        scale = rstd if gamma is None else gamma * rstd
+        z = _apply(x, center, scale, None if beta is None else beta.expand_as(scale))
+        return z, center, rstd, scale
+    if use_input_stats:
+        batch_mean, batch_var = _merge(center, var)
+        _update_running(running, batch_mean, batch_var, x.numel() // x.shape[1])
     else:
-        if use_input_stats:
-            batch_mean, batch_var = _merge(center, var)
-            _update_running(running, batch_mean, batch_var, x.numel() // x.shape[1])
-        else:
-            batch_mean, batch_var = _running_statistics(running, x)
-        batch_rstd = (batch_var + eps).rsqrt_()
-        batch_scale = rho * batch_rstd
-        scale = torch.addcmul(batch_scale, 1 - rho, rstd)
-        shift = (center - batch_mean).mul_(batch_scale)
+        batch_mean, batch_var = _running_statistics(running, x)
+    batch_rstd = (batch_var + eps).rsqrt_()
+    batch_scale = rho * batch_rstd
+    scale = torch.addcmul(batch_scale, 1 - rho, rstd)
+    shift = (center - batch_mean).mul_(batch_scale)
     if gamma is not None:
         scale = gamma * scale
-        shift = None if shift is None else shift.mul_(gamma)
+        shift.mul_(gamma)
     if beta is not None:
-        shift = beta.expand_as(scale) if shift is None else shift.add_(beta)
+        shift.add_(beta)
     return _apply(x, center, scale, shift), center, rstd, scale, batch_mean, batch_rstd
 
 
@@ -301,29 +312,34 @@ def _mixed_norm_backward(
     x: Tensor,
     weight: Tensor | None,
     rho: Tensor | None,
-    stats: Tensors,
+    stats: Stats,
     use_input_stats: bool,
     needs_dx: bool,
 ) -> Tensors:
     """(dx, dgamma, dbeta, drho) of _mixed_norm."""
     gamma, rho = _accumulation(weight, x), _accumulation(rho, x)
-    center, rstd, scale, batch_mean, batch_rstd = stats[:5]
+    center, rstd, scale = stats[:3]
     sum_g, sum_gx = _gradient_moments(g, x, center)
     dbeta = sum_g.sum(0)
     instance_gx = rstd * sum_gx  # sum g x_hat, x_hat by the instance's own statistics
-    dgamma, drho, batch_gx = instance_gx.sum(0), None, None
+    dgamma = instance_gx.sum(0)
     share = rstd if gamma is None else gamma * rstd
-    if rho is not None:
-        share = (1 - rho) * share
-        batch_gx = torch.addcmul(sum_gx, center - batch_mean, sum_g).sum(0).mul_(batch_rstd)
-        drho = batch_gx - dgamma
-        dgamma = torch.addcmul(dgamma, rho, drho)
-        drho = drho if gamma is None else gamma * drho
+    if rho is None:
+        if not needs_dx:
+            return None, dgamma, dbeta, None
+        share = share / -_S(x)
+        slope, level = share * rstd * instance_gx, share * sum_g
+        return _apply_backward(g, x, center, scale, slope, level), dgamma, dbeta, None
+    batch_mean, batch_rstd = stats[3:5]
+    batch_gx = torch.addcmul(sum_gx, center - batch_mean, sum_g).sum(0).mul_(batch_rstd)
+    drho = batch_gx - dgamma
+    dgamma = torch.addcmul(dgamma, rho, drho)
+    drho = drho if gamma is None else gamma * drho
     if not needs_dx:
         return None, dgamma, dbeta, drho
-    share = share / -_S(x)
+    share = (1 - rho) * share / -_S(x)
     slope, level = share * rstd * instance_gx, share * sum_g
-    if rho is not None and use_input_stats:
+    if use_input_stats:
         share = rho * batch_rstd / (-_S(x) * x.shape[0])
         share = share if gamma is None else gamma * share
         batch_slope = share * batch_rstd * batch_gx
@@ -406,8 +422,10 @@ def _merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 def _running_statistics(running: Running, x: Tensor) -> tuple[Tensor, Tensor]:
     """Copies in the dtype of the statistics: backward must see the values that forward used."""
+    mean, var, _ = running
+    assert mean is not None and var is not None, "fastnorm.functional checks that both are there"
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return running[0].to(dtype, copy=True), running[1].to(dtype, copy=True)
+    return mean.to(dtype, copy=True), var.to(dtype, copy=True)
 
 
 def _update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> None:

@@ -2,8 +2,8 @@
 
 What a backend does not bring with its own autograd it brings as pairs: channel_norm and
 channel_norm_backward, row_norm and row_norm_backward, and side_input, which says what the backward
-needs to keep for the activation. The backward of every backend can itself be differentiated: asked for with
-create_graph=True, the gradients come from the reference formula instead of the kernels.
+needs to keep for the activation. The backward of every backend can itself be differentiated: asked
+for with create_graph=True, the gradients come from the reference formula instead of the kernels.
 """
 
 from types import ModuleType
@@ -51,6 +51,7 @@ class ChannelNorm(torch.autograd.Function):
         kept = {"output": y, "residual": residual, None: None}[side]
         constants: tuple[Tensor | None, Tensor | None] = (None, None)
         if not spec.use_input_stats and any(ctx.needs_input_grad):
+            assert running_mean is not None and running_var is not None, "functional checks it"
             # Copies: a later training step must not change what this call was normalised by.
             constants = (running_mean.clone(), running_var.clone())
         ctx.save_for_backward(x, kept, weight, bias, rho, *constants, *stats)
@@ -160,6 +161,7 @@ def _reference_channel_norm(
     training, eps = spec.use_input_stats, spec.eps
     if spec.norm == "batch":
         return reference.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)
+    assert rho is not None, "batch_instance_norm requires it"
     return reference.batch_instance_norm(x, mean, var, rho, weight, bias, training, 0.0, eps)
 
 
@@ -180,14 +182,15 @@ def _differentiable_backward(
     with torch.enable_grad():
         y = norm(x, *parameters)
         if side_kind == "output":
+            assert side is not None, "forward kept y"
             g = torch.where(side <= 0, 0.0, dy)
         elif activation is None:
             g = dy
         else:
             z = y if side is None else y + side
             (g,) = torch.autograd.grad(reference.activate(z, activation), z, dy, create_graph=True)
-        wanted = [i for i, needed in enumerate(needs) if needed and i != 1]
-        targets = [inputs[i] for i in wanted]
+        wanted = {i: t for i, t in enumerate(inputs) if t is not None and needs[i] and i != 1}
+        targets = list(wanted.values())
         found = torch.autograd.grad(y, targets, g, create_graph=True) if targets else ()
     grads: list[Tensor | None] = [None] * len(inputs)
     for i, grad in zip(wanted, found, strict=True):

@@ -59,8 +59,8 @@ def implementation(x: torch.Tensor) -> ModuleType:
     kernels = _load("fastnorm.kernels")
     if not x.is_cuda and not kernels.INTERPRETED:
         raise RuntimeError(
-            f"backend 'triton' got a tensor of shape {tuple(x.shape)} on device '{x.device}': compiled "
-            "kernels need CUDA tensors. Move it to a GPU, set TRITON_INTERPRET=1 in the "
+            f"backend 'triton' got a tensor of shape {tuple(x.shape)} on device '{x.device}': "
+            "compiled kernels need CUDA tensors. Move it to a GPU, set TRITON_INTERPRET=1 in the "
             "environment before fastnorm's first use to interpret the kernels on the CPU (slow), "
             "or choose another backend: fastnorm.set_backend('aten')"
         )

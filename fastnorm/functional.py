@@ -7,7 +7,8 @@ Every function takes two keyword-only extras:
 
 Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
 gradients come in their own. Output and gradient have the input's dtype and, channels last included,
-its memory format (layer norm, as in torch, always answers contiguously). A call that raises has written nothing: running statistics are as before.
+its memory format (layer norm, as in torch, always answers contiguously). A call that raises has
+written nothing: running statistics are as before.
 """
 
 import math
@@ -88,9 +89,9 @@ def instance_norm(
 ) -> Tensor:
     """Instance normalisation of input (N, C, ...), statistics of each (n, c) (arXiv 1607.08022).
 
-    Parameters and running statistics have shape (C,) or are None. With `use_input_stats` the running
-    statistics, where given, move towards the batch's average of the instances'; without it they,
-    then required, normalise.
+    Parameters and running statistics have shape (C,) or are None. With `use_input_stats` the
+    running statistics, where given, move towards the batch's average of the instances'; without it
+    they, then required, normalise.
 
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
@@ -178,8 +179,8 @@ def layer_norm(
 
     weight and bias have shape `normalized_shape` or are None.
 
-    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has another,
-    NotImplementedError for dtypes without kernels.
+    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
+    another, NotImplementedError for dtypes without kernels.
     """
     shape = tuple(normalized_shape)
     _check_input("layer_norm", input, 1, (weight, bias), activation, residual)
@@ -225,8 +226,8 @@ def group_norm(
     C = input.shape[1]
     if num_groups <= 0 or C % num_groups:
         raise RuntimeError(
-            f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: it "
-            f"has to be positive and divide the {C} channels"
+            f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: "
+            f"it has to be positive and divide the {C} channels"
         )
     _check_channels("group_norm", input, weight, bias)
     sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]

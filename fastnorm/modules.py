@@ -1,13 +1,13 @@
 """torch.nn's norm modules with a fused activation and residual: only `forward` is new.
 
-Each class takes torch.nn's arguments and a keyword-only `activation`, None, "relu", "silu" or "gelu";
-`forward(input, residual=None)` returns act(norm(input) + residual). repr, parameters, buffers and
-state_dict are torch.nn's: a checkpoint of either loads into the other.
+Each class takes torch.nn's arguments and a keyword-only `activation`: None, "relu", "silu" or
+"gelu". `forward(input, residual=None)` returns act(norm(input) + residual). repr, parameters,
+buffers and state_dict are torch.nn's: a checkpoint of either loads into the other.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,27 @@ class _Activated(nn.Module):
         return own if self.activation is None else f"{own}, activation={self.activation!r}"
 
 
-class _BatchNorm(_Activated):
+class _Tracking(_Activated):
+    """A norm with running statistics, to be mixed into one of torch.nn's."""
+
+    if TYPE_CHECKING:  # what torch.nn's class brings
+        num_features: int
+        eps: float
+        momentum: float | None
+        affine: bool
+        track_running_stats: bool
+        weight: nn.Parameter  # so torch types it, though without affine it is None
+        bias: nn.Parameter
+        running_mean: Tensor | None
+        running_var: Tensor | None
+        num_batches_tracked: Tensor | None
+
+        def _check_input_dim(self, input: Tensor) -> None: ...
+
+        def reset_parameters(self) -> None: ...
+
+
+class _BatchNorm(_Tracking):
     """Constructor and forward of BatchNorm1d, 2d and 3d."""
 
     def __init__(
@@ -136,7 +156,7 @@ class _BatchInstanceNorm(_BatchNorm):
         self.rho = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
     def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
+        value: Any = super().__getattr__(name)
         if name == "rho":
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
@@ -179,8 +199,12 @@ class BatchInstanceNorm3d(_BatchInstanceNorm, nn.BatchNorm3d):
     __doc__ = _BatchInstanceNorm.__doc__
 
 
-class _InstanceNorm(_Activated):
-    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dimension."""
+class _InstanceNorm(_Tracking):
+    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dim."""
+
+    if TYPE_CHECKING:
+
+        def _get_no_batch_dim(self) -> int: ...
 
     def __init__(
         self,
@@ -235,12 +259,11 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
 
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
-    """torch.nn.InstanceNorm2d over (N, C, H, W) or (C, H, W), with a fused activation and residual."""
+    """torch.nn.InstanceNorm2d over (N, C, H, W) or (C, H, W), likewise fused."""
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
-    """torch.nn.InstanceNorm3d over (N, C, D, H, W) or (C, D, H, W), with a fused activation and
-    residual."""
+    """torch.nn.InstanceNorm3d over (N, C, D, H, W) or (C, D, H, W), likewise fused."""
 
 
 class LayerNorm(_Activated, nn.LayerNorm):

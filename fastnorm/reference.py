@@ -4,7 +4,7 @@ Signatures and meaning are those of `fastnorm.functional`. Any device, any float
 of derivative. float16 and bfloat16 are computed in float32 and rounded once, at the end.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ def instance_norm(
 ) -> Tensor:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each (n, c) over S.
 
-    Source: arXiv 1607.08022, equation 8. Running statistics are the batch's average of the instances'.
+    Source: arXiv 1607.08022, equation 8. The running statistics take the average over n.
     """
     x = _upcast(input)
     if use_input_stats:
@@ -141,7 +141,9 @@ def activate(z: Tensor, activation: str | None) -> Tensor:
     """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
     if activation is None:
         return z
-    return {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}[activation](z)
+    functions: dict[str, Callable[[Tensor], Tensor]]
+    functions = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+    return functions[activation](z)
 
 
 def _upcast(x: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def _upcast(x: Tensor) -> Tensor:
 def _normalise(x: Tensor, dims: Iterable[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(x - mean) / sqrt(var + eps), and mean and biased variance over `dims`, kept as size 1.
 
-    Centred twice: the second mean is the first one's rounding error, which matters where mean >> std.
+    Centred twice: the second mean is the first one's rounding error, felt where mean >> std.
     """
     dims = list(dims)
     first = x.mean(dims, keepdim=True)
@@ -182,7 +184,7 @@ def _update_running(
     count: int,
     momentum: float,
 ) -> None:
-    """running = (1 - momentum) running + momentum new, the variance unbiased: var count/(count-1)."""
+    """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1)."""
     if running_mean is not None:
         running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
     if running_var is not None:

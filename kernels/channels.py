@@ -1,5 +1,7 @@
 """Norms of (N, C, S) tensors: moments -> merge -> apply, forward and backward."""
 
+from typing import TypeVar
+
 import torch
 
 from .apply import apply, apply_backward
@@ -18,6 +20,8 @@ from .merge_instance import PIVOT as INSTANCE_PIVOT
 from .merge_instance import merge_instance, merge_instance_backward
 from .moments import gradient_moments, moments
 
+MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+
 
 def channel_norm(
     x: torch.Tensor,
@@ -34,7 +38,7 @@ def channel_norm(
     momentum: float,
     eps: float,
     activation: str | None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, group.
 
     x is (N, C, ...), not empty; weight, bias, rho and the running statistics are (C,). Running
@@ -46,24 +50,25 @@ def channel_norm(
     running = (contiguous(running_mean), contiguous(running_var))
     view = channel_view(x, merge_batch=norm == "batch")
     tiling = reduction_tiling(view, many_chunks=norm == "batch")
-    tables: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
-    if use_input_stats or norm == "batch_instance":
-        tables = moments(x, view, tiling, _pivot(norm, view.C // groups))
     if norm == "batch":
+        sums = moments(x, view, tiling, BATCH_PIVOT) if use_input_stats else (None, None)
         stats = merge_batch(
-            tables, x, weight, bias, *running, view, tiling, use_input_stats, momentum, eps
+            sums, x, weight, bias, *running, view, tiling, use_input_stats, momentum, eps
         )
     elif norm == "group":
+        tables = moments(x, view, tiling, Pivot(view.C // groups, per_channel=False))
         stats = merge_group(tables, x, weight, bias, view, tiling, groups, eps)
     else:
+        tables = moments(x, view, tiling, INSTANCE_PIVOT)
         stats = merge_instance(
             tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
         )
     for buffer, updated in zip((running_mean, running_var), running, strict=True):
-        if updated is not buffer:  # a copy, because the buffer is not contiguous
-            buffer.copy_(updated)
-    tiling = pointwise_tiling(view)
-    return apply(x, laid_out_as(x, residual), stats[:3], view, tiling, activation), stats
+        if buffer is not None and updated is not None and updated is not buffer:
+            buffer.copy_(updated)  # from a copy, because the buffer is not contiguous
+    center, scale, shift = stats[:3]
+    tiling, residual = pointwise_tiling(view), laid_out_as(x, residual)
+    return apply(x, residual, (center, scale, shift), view, tiling, activation), stats
 
 
 def channel_norm_backward(
@@ -73,7 +78,7 @@ def channel_norm_backward(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     rho: torch.Tensor | None,
-    stats: tuple[torch.Tensor | None, ...],
+    stats: tuple[torch.Tensor, ...],
     needs: tuple[bool, bool, bool, bool, bool],
     *,
     norm: str,
@@ -91,13 +96,14 @@ def channel_norm_backward(
     dy, side = laid_out_as(x, dy), laid_out_as(x, side)
     view = channel_view(x, merge_batch=norm == "batch")
     stats_follow_x = use_input_stats or norm == "batch_instance"
-    coefficients = stats[:3]
+    center, scale, shift = stats[:3]
+    coefficients = (center, scale, shift)
     outputs = MergeOutputs(
-        slope=torch.empty_like(stats[0]) if needs_dx and stats_follow_x else None,
-        level=torch.empty_like(stats[0]) if needs_dx and stats_follow_x else None,
-        dweight=torch.empty_like(weight) if needs_dweight else None,
-        dbias=torch.empty_like(bias) if needs_dbias else None,
-        drho=torch.empty_like(rho) if needs_drho else None,
+        slope=torch.empty_like(center) if needs_dx and stats_follow_x else None,
+        level=torch.empty_like(center) if needs_dx and stats_follow_x else None,
+        dweight=torch.empty_like(weight) if needs_dweight and weight is not None else None,
+        dbias=torch.empty_like(bias) if needs_dbias and bias is not None else None,
+        drho=torch.empty_like(rho) if needs_drho and rho is not None else None,
     )
     if any(output is not None for output in outputs):
         tiling = reduction_tiling(view, many_chunks=norm == "batch")
@@ -110,7 +116,8 @@ def channel_norm_backward(
             merge_instance_backward(
                 tables, weight, rho, stats, view, tiling, use_input_stats, outputs
             )
-    dx, dresidual = None, dy if needs_dresidual else None
+    dx: torch.Tensor | None = None
+    dresidual = dy if needs_dresidual else None
     if needs_dx or (needs_dresidual and activation is not None):
         dx, dresidual_kernel = apply_backward(
             x, dy, side, coefficients, outputs.slope, outputs.level, view,
@@ -133,22 +140,16 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """x itself where it is contiguous or has its channels last in memory, else a contiguous copy."""
+    """x itself where it is contiguous or has its channels last in memory, else a copy."""
     if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
         return x
     return x.contiguous()
 
 
-def laid_out_as(x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor | None:
+def laid_out_as(x: torch.Tensor, other: MaybeTensor) -> MaybeTensor:
     """`other` in the memory layout of the dense x: itself where it has it, else a copy."""
     if other is None or (x.is_contiguous() and other.is_contiguous()):
         return other
     if x.is_contiguous():
         return other.contiguous()
     return other.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _pivot(norm: str, group_channels: int) -> Pivot:
-    if norm == "batch":
-        return BATCH_PIVOT
-    return INSTANCE_PIVOT if norm != "group" else Pivot(group_channels, per_channel=False)

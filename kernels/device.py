@@ -20,7 +20,7 @@ def accumulation_type(element_type):
 
 @triton.jit
 def inverse_std(var, eps):
-    """1 / sqrt(var + eps), correctly rounded roots: sqrt.approx would cost half the digits' trust."""
+    """1 / sqrt(var + eps), roots correctly rounded: sqrt.approx would cost half the digits."""
     total = var + eps
     if total.dtype == tl.float64:
         return 1.0 / tl.sqrt(total)
@@ -141,7 +141,7 @@ def load_pivot(
     x_ptr, n, c, mask, C, S, D, ACC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
 ):  # fmt: skip
-    """The value that the statistics of (n, c) are taken relative to: the first of its reduction set.
+    """The value that the statistics of (n, c) are relative to: the first of its reduction set.
 
     Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
     met. Sets of D channels share a pivot, and with PER_CHANNEL all instances do.

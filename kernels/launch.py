@@ -27,7 +27,8 @@ _recorded: list[str] | None = None
 def record() -> Iterator[list[str]]:
     """Yield a list that receives the name of each kernel launched inside the `with` block."""
     global _recorded
-    outer, names = _recorded, []
+    outer = _recorded
+    names: list[str] = []
     _recorded = names
     try:
         yield names

@@ -88,7 +88,7 @@ def merge_batch_kernel(
 
 
 def merge_batch(
-    tables: tuple[torch.Tensor, torch.Tensor] | tuple[None, None],
+    tables: tuple[torch.Tensor | None, torch.Tensor | None],
     x: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,

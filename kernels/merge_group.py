@@ -148,12 +148,12 @@ def merge_group_backward_kernel(
     if program < group_programs:
         if slope_ptr is not None:
             group_coefficients(
-                program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, offset_ptr, slope_ptr, level_ptr,
+                program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, offset_ptr, slope_ptr, level_ptr,  # noqa: E501
                 N, C, S, G, D, K, BLOCK_R, BLOCK_D,
             )  # fmt: skip
     else:
         channel_gradients(
-            program - group_programs, sum_g_ptr, sum_gx_ptr, rstd_ptr, offset_ptr, dweight_ptr, dbias_ptr,
+            program - group_programs, sum_g_ptr, sum_gx_ptr, rstd_ptr, offset_ptr, dweight_ptr, dbias_ptr,  # noqa: E501
             N, C, G, D, K, BLOCK_N, BLOCK_C,
         )  # fmt: skip
 
@@ -163,7 +163,7 @@ def group_coefficients(
     program, sum_g_ptr, sum_gx_ptr, weight_ptr, rstd_ptr, offset_ptr, slope_ptr, level_ptr,
     N, C, S, G, D, K, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """slope = -r^3 T2 / count and level = -r T1 / count, T the sums over a group weighted by gamma."""
+    """slope = -r^3 T2 / count and level = -r T1 / count, T the group's sums weighted by gamma."""
     ACC: tl.constexpr = sum_g_ptr.dtype.element_ty
     row = program.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     row_mask = row < N.to(tl.int64) * G

@@ -25,6 +25,7 @@ from .device import (
 from .launch import ChannelView, MergeOutputs, Pivot, Tiling, accumulation, launch
 
 PIVOT = Pivot(channels=1, per_channel=False)
+NO_BATCH = (None, None, None)  # instance norm's batch_rstd, batch_center and batch_offset
 BLOCK_N = 32
 BLOCK_C = 32
 
@@ -142,10 +143,13 @@ def merge_instance(
     use_input_stats: bool,
     momentum: float,
     eps: float,
-) -> tuple[torch.Tensor | None, ...]:
-    """(center, scale, shift, rstd, offset), (N, C) each, and BIN's batch_rstd, batch_center, batch_offset."""
+) -> tuple[torch.Tensor, ...]:
+    """(center, scale, shift, rstd, offset), each (N, C); BIN adds three of the batch, each (C,).
+
+    Those are batch_rstd, batch_center and batch_offset.
+    """
     stats = x.new_empty((5, view.N, view.C), dtype=accumulation(x)).unbind()
-    batch = (None, None, None) if rho is None else stats[0].new_empty((3, view.C)).unbind()
+    batch = () if rho is None else stats[0].new_empty((3, view.C)).unbind()
     launch(
         merge_instance_kernel,
         triton.cdiv(view.C, BLOCK_C),
@@ -158,7 +162,7 @@ def merge_instance(
         running_mean,
         running_var,
         *stats,
-        *batch,
+        *(batch or NO_BATCH),
         view.N,
         view.C,
         view.S,
@@ -200,7 +204,7 @@ def merge_instance_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Batch norm's backward and instance norm's, weighted rho and 1 - rho, from the same two sums."""
+    """Batch norm's backward and instance norm's, weighted rho and 1 - rho, from the same sums."""
     ACC: tl.constexpr = sum_g_ptr.dtype.element_ty
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < C
@@ -263,7 +267,7 @@ def merge_instance_backward(
     tables: tuple[torch.Tensor, torch.Tensor],
     weight: torch.Tensor | None,
     rho: torch.Tensor | None,
-    stats: tuple[torch.Tensor | None, ...],
+    stats: tuple[torch.Tensor, ...],
     view: ChannelView,
     tiling: Tiling,
     use_input_stats: bool,
@@ -281,7 +285,7 @@ def merge_instance_backward(
         center,
         rstd,
         offset,
-        *batch,
+        *(batch or NO_BATCH),
         *outputs,
         view.N,
         view.N * view.S,

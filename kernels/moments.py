@@ -1,8 +1,8 @@
 """Stage one, forward and backward: the sums over S that each (n, c) contributes.
 
-Forward they are (mean, M2) of x - pivot, backward (sum of g, sum of g * (x - center)) with g = dy * act'. Each
-program covers one chunk of S for a block of rows and leaves its result in tables of shape
-(N, K, C), K chunks an instance; stage two merges them.
+Forward they are (mean, M2) of x - pivot, backward (sum g, sum g * (x - center)) with
+g = dy * act'. Each program covers one chunk of S for a block of rows and leaves its result in
+tables of shape (N, K, C), K chunks an instance; stage two merges them.
 """
 
 import torch
@@ -37,7 +37,7 @@ def moments_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan's rule."""
+    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     k = program % K
@@ -136,7 +136,7 @@ def gradient_moments_kernel(
 
 @triton.jit
 def masked_gradient(x, dy, side_ptr, scale, shift, offsets, mask, ACTIVATION: tl.constexpr):
-    """g = dy * act'(z), z recomputed from the centred x; ReLU with a residual looks at y instead."""
+    """g = dy * act'(z), z recomputed from the centred x; ReLU with a residual looks at y."""
     if ACTIVATION is None:
         return dy
     elif ACTIVATION == "relu" and side_ptr is not None:
@@ -191,4 +191,5 @@ def _tables(
     x: torch.Tensor, view: ChannelView, tiling: Tiling
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (2, view.N, tiling.chunks, view.C)
-    return x.new_empty(shape, dtype=accumulation(x)).unbind()
+    first, second = x.new_empty(shape, dtype=accumulation(x)).unbind()
+    return first, second

@@ -1,4 +1,4 @@
-"""dgamma and dbeta of row norms: partial sums of rows too long for a tile, and the sum of partials."""
+"""dgamma and dbeta of row norms: partial sums of rows too long for a tile, and their total."""
 
 import torch
 import triton
@@ -27,7 +27,7 @@ def parameter_gradients_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Partial dgamma and dbeta of rows too long for a tile: a block of columns, `steps` row blocks."""
+    """Partial dgamma and dbeta of rows too long for a tile: some columns, `steps` row blocks."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     column_blocks = tl.cdiv(L, BLOCK_L)
     program = tl.program_id(0).to(tl.int64) // column_blocks
@@ -73,7 +73,7 @@ def sum_partials_kernel(
 
 
 def partial_gradients(
-    inputs: tuple[torch.Tensor | None, ...],
+    inputs: tuple[torch.Tensor, *tuple[torch.Tensor | None, ...]],
     partial: list[torch.Tensor | None],
     R: int,
     L: int,
