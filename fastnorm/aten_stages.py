@@ -1,0 +1,145 @@
+"""The three stages on a CPU: moments, merge and apply of (N, C, S) tensors from ATen's operators.
+
+`aten.py` says which operator serves which stage, and composes the norms.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
+aten: Any = torch.ops.aten
+
+# Longer ones lose digits in native_group_norm's float32 running mean: they take the plain formula.
+LONGEST_INSTANCE = 4096
+# Where a mean is this many std away from 0 its rounding to float32 would show as in no other
+# backend: the whole call is computed in float64.
+FAR_MEAN = 16.0
+
+
+def canonical(x: Tensor) -> Tensor:
+    """x contiguous, or where its channels lie last (N, C, 1, S) in ATen's channels_last format."""
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return x.contiguous()
+    return x.flatten(2).unsqueeze(2)
+
+
+def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """`other`, of the shape x had before canonical, in x's shape and layout."""
+    if x.is_contiguous():
+        return other.contiguous()
+    return other.flatten(2).unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def accumulation(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """A parameter, contiguous and in the dtype of the statistics."""
+    if parameter is None:
+        return None
+    return parameter.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def full_precision(
+    gamma: Tensor | None, beta: Tensor | None, x: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """float32 parameters for float16 and bfloat16 x: with them ATen keeps float32 statistics."""
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return gamma, beta
+    gamma = torch.ones(shape, device=x.device) if gamma is None else gamma
+    return gamma, torch.zeros(shape, device=x.device) if beta is None else beta
+
+
+def positions(x: Tensor) -> int:
+    return math.prod(x.shape[2:])
+
+
+def per_instance(x: Tensor) -> Tensor:
+    """The contiguous x (N, C, ...) as (1, N C, S): every instance a channel of its own."""
+    return x.view(1, x.shape[0] * x.shape[1], -1)
+
+
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
+    return coefficient.view(*coefficient.shape, *[1] * (x.dim() - 2))
+
+
+def is_far(mean: Tensor, var: Tensor) -> bool:
+    """Whether some mean is more than FAR_MEAN std from 0; never for float64."""
+    if mean.dtype == torch.float64:
+        return False
+    return bool((mean.square() > FAR_MEAN**2 * var).any())
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each instance: two tensors of shape (N, C)."""
+    N, C = x.shape[:2]
+    if x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
+        gamma, beta = full_precision(None, None, x, (C,))
+        _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, positions(x), C, 0.0)
+        return mean.view(N, C), rstd.view(N, C).pow(-2)
+    dims = list(range(2, x.dim()))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean(dims, keepdim=True)
+    deviation = x - mean
+    error = deviation.mean(dims, keepdim=True)
+    return (mean + error).view(N, C), deviation.sub_(error).square_().mean(dims)
+
+
+def merge(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Chan's merge of equally large instances over n."""
+    between, batch_mean = torch.var_mean(mean, 0, correction=0)
+    return batch_mean, between.add_(var.mean(0))
+
+
+def running_statistics(running: Running, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies in the dtype of the statistics: backward must see the values that forward used."""
+    mean, var, _ = running
+    assert mean is not None and var is not None, "fastnorm.functional checks that both are there"
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return mean.to(dtype, copy=True), var.to(dtype, copy=True)
+
+
+def update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> None:
+    """running = (1 - momentum) running + momentum new; `var` is biased, the running one is not."""
+    running_mean, running_var, momentum = running
+    if running_mean is not None:
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+    if running_var is not None:
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))
+
+
+def apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """(x - center) * scale + shift with coefficients of shape (N, C)."""
+    if not x.is_contiguous():
+        z = (x - broadcast(center, x)).mul_(broadcast(scale, x))
+        return (z if shift is None else z.add_(broadcast(shift, x))).to(x.dtype)
+    if shift is None and x.dtype in (torch.float16, torch.bfloat16):
+        shift = torch.zeros_like(scale)
+    y = torch.native_batch_norm(
+        per_instance(x), scale.flatten(), None if shift is None else shift.flatten(),
+        center.flatten(), torch.ones_like(scale).flatten(), False, 0.0, 0.0,
+    )[0]  # fmt: skip
+    return y.view_as(x)
+
+
+def gradient_moments(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """sum g and sum g (x - center) of each instance: two tensors of shape (N, C)."""
+    if not x.is_contiguous():
+        g = g.to(center.dtype)
+        return g.sum((2, 3)), (x - broadcast(center, x)).mul_(g).sum((2, 3))
+    mean, ones = center.flatten(), torch.ones_like(center).flatten()
+    _, sum_gx, sum_g = aten.native_batch_norm_backward(
+        per_instance(g), per_instance(x), ones, mean, None, mean, ones, True, 0.0,
+        [False, True, True],
+    )  # fmt: skip
+    return sum_g.view_as(center), sum_gx.view_as(center)
+
+
+def apply_backward(
+    g: Tensor, x: Tensor, center: Tensor, scale: Tensor, slope: Tensor, level: Tensor
+) -> Tensor:
+    """scale * g + slope * (x - center) + level, rounded to x's dtype once."""
+    if x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
+        return apply(x, center, slope, level).addcmul_(g, broadcast(scale, x))
+    dx = (x - broadcast(center, x)).mul_(broadcast(slope, x)).add_(broadcast(level, x))
+    return dx.add_(g * broadcast(scale, x)).to(x.dtype)
