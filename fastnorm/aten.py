@@ -12,6 +12,7 @@ formula. Batch norm's backward is ATen's own, and so are group norm and layer no
 autograd. Statistics are float32, float64 for float64 tensors.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from .aten_stages import (
     LONGEST_INSTANCE,
     Running,
+    accumulated,
     accumulation,
     apply,
     apply_backward,
@@ -36,7 +38,9 @@ from .aten_stages import (
     positions,
     running_statistics,
     update_running,
+    widened,
 )
+from .autograd import ChannelNorm, ChannelNormSpec
 
 Tensors = tuple[Tensor | None, ...]
 Stats = tuple[Tensor, ...]
@@ -64,11 +68,12 @@ def channel_norm(
 ) -> tuple[Tensor, Stats]:
     """y = act(norm(x) + residual) and the statistics channel_norm_backward takes.
 
-    The signature is the kernels'; norm is batch, instance or batch_instance, so `groups` is idle.
+    The signature is the kernels'. norm is batch, instance, batch_instance or group.
     """
     shape, dtype = x.shape, x.dtype
-    x = canonical(x)
-    arguments = (weight, bias, rho, (running_mean, running_var, momentum), use_input_stats, eps)
+    x = widened(canonical(x))
+    running = (running_mean, running_var, momentum)
+    arguments = (weight, bias, rho, groups, running, use_input_stats, eps)
     result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
@@ -97,12 +102,20 @@ def channel_norm_backward(
     dx = dweight = dbias = drho = None
     mask = [needs_dx, needs_dweight, needs_dbias]
     if any((*mask, needs_drho)):
-        x = canonical(x)
-        g = laid_out_as(x, dresidual)
+        x = widened(canonical(x))
+        g = laid_out_as(x, dresidual).to(x.dtype)
         if stats[0].dtype == torch.float64:  # forward took float64 for the sake of a far mean
             x, g = x.double(), g.double()
         if norm == "batch":
             dx, dweight, dbias = _batch_norm_backward(g, x, weight, stats, use_input_stats, mask)
+        elif norm == "group":
+            N, C = x.shape[:2]
+            gamma = accumulation(weight, x)
+            gamma = torch.ones(C, dtype=accumulated(x), device=x.device) if gamma is None else gamma
+            # All three always: see group_norm.
+            dx, dweight, dbias = aten.native_group_norm_backward(
+                g, x, stats[0], stats[1], gamma, N, C, positions(x), groups, [True] * 3
+            )
         elif norm == "instance" and x.is_contiguous():
             dx, dweight, dbias = _instance_norm_backward(g, x, weight, stats, mask)
         else:
@@ -129,8 +142,9 @@ def layer_norm(
     residual: Tensor | None = None,
 ) -> Tensor:
     """act(layer_norm(input) + residual) by torch's own differentiable operators."""
-    weight, bias = accumulation(weight, input), accumulation(bias, input)
-    z = torch.layer_norm(input, list(normalized_shape), weight, bias, eps)
+    x = widened(input)
+    weight, bias = _both_or_none(accumulation(weight, x), accumulation(bias, x))
+    z = torch.layer_norm(x, list(normalized_shape), weight, bias, eps).to(input.dtype)
     return _activate(z, residual, activation, ())[0]
 
 
@@ -145,10 +159,23 @@ def group_norm(
     residual: Tensor | None = None,
 ) -> Tensor:
     """act(group_norm(input) + residual) by torch's own differentiable operators."""
-    x = canonical(input)
-    z = torch.group_norm(x, num_groups, accumulation(weight, x), accumulation(bias, x), eps)
-    z = z if z.shape == input.shape else z.view(input.shape)
+    if not input.is_contiguous():
+        # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
+        spec = ChannelNormSpec("group", num_groups, True, 0.0, eps, activation)
+        return ChannelNorm.apply(
+            input, residual, weight, bias, None, None, None, spec, sys.modules[__name__]
+        )
+    x = widened(input)
+    weight, bias = _both_or_none(accumulation(weight, x), accumulation(bias, x))
+    z = torch.group_norm(x, num_groups, weight, bias, eps).to(input.dtype)
     return _activate(z, residual, activation, ())[0]
+
+
+def _both_or_none(
+    weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A weight of ones beside a lone bias, which ATen's backwards do not know how to serve."""
+    return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
@@ -197,12 +224,17 @@ def _forward(
     weight: Tensor | None,
     bias: Tensor | None,
     rho: Tensor | None,
+    groups: int,
     running: Running,
     use_input_stats: bool,
     eps: float,
 ) -> Stats | None:
     """(z, *stats) of a canonical x, or None, with nothing written, where it wants float64."""
     gamma, beta = accumulation(weight, x), accumulation(bias, x)
+    if norm == "group":
+        N, C = x.shape[:2]
+        gamma, beta = full_precision(gamma, beta, x, (C,))
+        return torch.native_group_norm(x, gamma, beta, N, C, positions(x), groups, eps)
     if norm == "batch":
         return _batch_norm(x, gamma, beta, running, use_input_stats, eps)
     if norm == "instance" and x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
@@ -229,8 +261,10 @@ def _batch_norm(
         mean, var = merge(mean, var)
         update_running(running, mean, var, x.numel() // x.shape[1])
     else:
-        z, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
-        update_running(running, mean, rstd.pow(-2).sub_(eps), x.numel() // x.shape[1])
+        count = x.numel() // x.shape[1]
+        batch = torch.zeros(2, x.shape[1], dtype=accumulated(x), device=x.device)
+        z, mean, rstd = torch.native_batch_norm(x, gamma, beta, batch[0], batch[1], True, 1.0, eps)
+        update_running(running, mean, batch[1] * ((count - 1) / count), count)
         return z, mean, rstd
     z = torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps)[0]
     return z, mean, (var + eps).rsqrt_()

@@ -33,11 +33,23 @@ def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
     return other.flatten(2).unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float32 where it is half precision off the CPU: ATen's other kernels want parameters of
+    x's own dtype, and statistics belong in float32."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if half and x.device.type != "cpu" else x
+
+
+def accumulated(x: Tensor) -> torch.dtype:
+    """The dtype of statistics: float64 for float64 tensors, else float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def accumulation(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """A parameter, contiguous and in the dtype of the statistics."""
     if parameter is None:
         return None
-    return parameter.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return parameter.to(accumulated(x)).contiguous()
 
 
 def full_precision(
@@ -67,7 +79,7 @@ def is_far(mean: Tensor, var: Tensor) -> bool:
     """Whether some mean is more than FAR_MEAN std from 0; never for float64."""
     if mean.dtype == torch.float64:
         return False
-    return bool((mean.square() > FAR_MEAN**2 * var).any())
+    return not bool((mean.square() <= FAR_MEAN**2 * var).all())  # NaN, from an overflow, is far
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +90,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, positions(x), C, 0.0)
         return mean.view(N, C), rstd.view(N, C).pow(-2)
     dims = list(range(2, x.dim()))
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(accumulated(x))
     mean = x.mean(dims, keepdim=True)
     deviation = x - mean
     error = deviation.mean(dims, keepdim=True)
@@ -95,7 +107,7 @@ def running_statistics(running: Running, x: Tensor) -> tuple[Tensor, Tensor]:
     """Copies in the dtype of the statistics: backward must see the values that forward used."""
     mean, var, _ = running
     assert mean is not None and var is not None, "fastnorm.functional checks that both are there"
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = accumulated(x)
     return mean.to(dtype, copy=True), var.to(dtype, copy=True)
 
 

@@ -178,8 +178,10 @@ def _differentiable_backward(
     `inputs` are x, the side input and the parameters. Where only ReLU's output was kept the mask is
     a constant, which is exact: ReLU's second derivative is 0.
     """
-    x, side, *parameters = inputs
     with torch.enable_grad():
+        # Aliases: a gradient must end here, not run on where one input was computed from another.
+        inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
+        x, side, *parameters = inputs
         y = norm(x, *parameters)
         if side_kind == "output":
             assert side is not None, "forward kept y"

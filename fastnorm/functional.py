@@ -46,7 +46,7 @@ def batch_norm(
     Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
-    _check_input("batch_norm", input, 2, (weight, bias), activation, residual)
+    _check_input("batch_norm", input, 2, activation, residual)
     _check_channels("batch_norm", input, weight, bias, running_mean, running_var)
     if training:
         _check_more_than_one_value(
@@ -96,7 +96,7 @@ def instance_norm(
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
     """
-    _check_input("instance_norm", input, 2, (weight, bias), activation, residual)
+    _check_input("instance_norm", input, 2, activation, residual)
     _check_channels("instance_norm", input, weight, bias, running_mean, running_var)
     if use_input_stats:
         _check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
@@ -142,7 +142,7 @@ def batch_instance_norm(
 
     Raises what batch_norm raises, and ValueError for one value per instance in either mode.
     """
-    _check_input("batch_instance_norm", input, 2, (weight, bias, rho), activation, residual)
+    _check_input("batch_instance_norm", input, 2, activation, residual)
     _check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
     _check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
     if eps <= 0:
@@ -183,7 +183,7 @@ def layer_norm(
     another, NotImplementedError for dtypes without kernels.
     """
     shape = tuple(normalized_shape)
-    _check_input("layer_norm", input, 1, (weight, bias), activation, residual)
+    _check_input("layer_norm", input, 1, activation, residual)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise RuntimeError(
             f"layer_norm got normalized_shape={list(shape)} for an input of shape "
@@ -195,6 +195,8 @@ def layer_norm(
                 f"layer_norm got {name} of shape {tuple(parameter.shape)} for "
                 f"normalized_shape={list(shape)}: the two have to be equal"
             )
+        if parameter is not None:
+            _check_parameter("layer_norm", name, parameter, input)
     _check_eps("layer_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "layer_norm") and input.numel():
@@ -222,7 +224,7 @@ def group_norm(
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
-    _check_input("group_norm", input, 2, (weight, bias), activation, residual)
+    _check_input("group_norm", input, 2, activation, residual)
     C = input.shape[1]
     if num_groups <= 0 or C % num_groups:
         raise RuntimeError(
@@ -246,7 +248,6 @@ def _check_input(
     op: str,
     input: Tensor,
     least_rank: int,
-    parameters: tuple[Tensor | None, ...],
     activation: str | None,
     residual: Tensor | None,
 ) -> None:
@@ -264,12 +265,6 @@ def _check_input(
         raise ValueError(
             f"{op} got activation={activation!r}: choose None or one of {', '.join(ACTIVATIONS)}"
         )
-    for parameter in parameters:
-        if parameter is not None and parameter.device != input.device:
-            raise RuntimeError(
-                f"{op} got an input on device '{input.device}' and a parameter of shape "
-                f"{tuple(parameter.shape)} on '{parameter.device}': move the two together"
-            )
     if residual is not None and (
         residual.shape != input.shape
         or residual.dtype != input.dtype
@@ -300,11 +295,22 @@ def _check_channels(
         "rho": rho,
     }
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.shape != (C,):
+        if tensor is None:
+            continue
+        if tensor.shape != (C,):
             raise RuntimeError(
                 f"{op} got {name} of shape {tuple(tensor.shape)} for an input of shape "
                 f"{tuple(input.shape)}: it needs one element for each of the {C} channels"
             )
+        _check_parameter(op, name, tensor, input)
+
+
+def _check_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> None:
+    if parameter.device != input.device or not parameter.is_floating_point():
+        raise RuntimeError(
+            f"{op} got {name} of {parameter.dtype} on '{parameter.device}' for an input of "
+            f"{input.dtype} on '{input.device}': it has to be floating-point and on that device"
+        )
 
 
 def _check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], unit: str) -> None:

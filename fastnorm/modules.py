@@ -157,7 +157,8 @@ class _BatchInstanceNorm(_BatchNorm):
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        if name == "rho":
+        # A rho that is computed, as in functional_call, is not ours to write to: _norm clamps it.
+        if name == "rho" and value.is_leaf and not value.is_inference():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
@@ -181,8 +182,9 @@ class _BatchInstanceNorm(_BatchNorm):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
+        rho = self.rho if self.rho.is_leaf else self.rho.clamp(0.0, 1.0)
         return F.batch_instance_norm(
-            input, running_mean, running_var, self.rho, self.weight, self.bias, training, momentum,
+            input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
             self.eps, activation=self.activation, residual=residual,
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ def apply_kernel(
     center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
     scale = tl.load(scale_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
     shift = tl.load(shift_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    start = (program % K) * BLOCK_S
+    start = (program % K).to(tl.int64) * BLOCK_S
     mask = row_mask[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
     offsets = tile_offsets(offset, start, C, CHANNELS_LAST, BLOCK_S)
     z = (tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - center) * scale + shift
@@ -105,7 +105,7 @@ def apply_backward_kernel(
     center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
     scale = tl.load(scale_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
     shift = tl.load(shift_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    start = (program % K) * BLOCK_S
+    start = (program % K).to(tl.int64) * BLOCK_S
     mask = row_mask[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
     offsets = tile_offsets(offset, start, C, CHANNELS_LAST, BLOCK_S)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - center

@@ -63,9 +63,10 @@ def channel_norm(
         stats = merge_instance(
             tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
         )
-    for buffer, updated in zip((running_mean, running_var), running, strict=True):
-        if buffer is not None and updated is not None and updated is not buffer:
-            buffer.copy_(updated)  # from a copy, because the buffer is not contiguous
+    if use_input_stats:
+        for buffer, updated in zip((running_mean, running_var), running, strict=True):
+            if buffer is not None and updated is not None:
+                _written(buffer, updated)
     center, scale, shift = stats[:3]
     tiling, residual = pointwise_tiling(view), laid_out_as(x, residual)
     return apply(x, residual, (center, scale, shift), view, tiling, activation), stats
@@ -137,6 +138,14 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
     if activation is None or not has_residual:
         return None
     return "output" if activation == "relu" else "residual"
+
+
+def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:
+    """Tell autograd that a kernel wrote to the buffer; copy back what went to a contiguous copy."""
+    if updated is buffer:
+        torch.autograd.graph.increment_version(buffer)
+    else:
+        buffer.copy_(updated)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
     total = count + count_b
     share = count_b / tl.maximum(total, 1.0)
     delta = mean_b - mean
-    return total, mean + delta * share, m2 + m2_b + delta * delta * count * share
+    # In this order a first tile's delta, times count 0, is 0 even where its square overflows.
+    return total, mean + delta * share, m2 + m2_b + (delta * count) * (delta * share)
 
 
 @triton.jit
@@ -47,8 +48,8 @@ def tile_moments(x, mask, count):
     mean = tl.sum(x, axis=1) / count
     deviation = tl.where(mask, x - mean[:, None], 0.0)
     error = tl.sum(deviation, axis=1) / count
-    m2 = tl.sum(deviation * deviation, axis=1) - count * error * error
-    return mean + error, m2
+    deviation = tl.where(mask, deviation - error[:, None], 0.0)
+    return mean + error, tl.sum(deviation * deviation, axis=1)
 
 
 @triton.jit
@@ -60,8 +61,9 @@ def merge_along(count, mean, m2, AXIS: tl.constexpr):
     centre = tl.sum(tl.where(present, count * mean, 0.0), axis=AXIS, keep_dims=True) / safe_total
     deviation = tl.where(present, mean - centre, 0.0)
     error = tl.sum(count * deviation, axis=AXIS, keep_dims=True) / safe_total
+    deviation = tl.where(present, deviation - error, 0.0)
     spread = tl.where(present, m2, 0.0) + count * deviation * deviation
-    merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True) - total * error * error
+    merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True)
     return (
         tl.sum(total, axis=AXIS),
         tl.sum(centre + error, axis=AXIS),

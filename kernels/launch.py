@@ -57,6 +57,16 @@ def accumulation(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def statistics(x: torch.Tensor, count: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """`count` tables for statistics of x, in one allocation, each aligned to 16 bytes.
+
+    A table whose alignment changed with the batch size would make Triton compile its kernels anew.
+    """
+    elements = math.prod(shape)
+    rows = x.new_empty((count, -(-elements // 4) * 4), dtype=accumulation(x)).unbind()
+    return tuple(row[:elements].view(shape) for row in rows)
+
+
 def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
     """The tensor itself where it is contiguous, else a copy."""
     return None if x is None else x.contiguous()

@@ -18,7 +18,7 @@ from .device import (
     split_mean,
     update_running,
 )
-from .launch import ChannelView, MergeOutputs, Pivot, Tiling, accumulation, launch
+from .launch import ChannelView, MergeOutputs, Pivot, Tiling, launch, statistics
 
 PIVOT = Pivot(channels=1, per_channel=True)
 BLOCK_P = 128  # partial moments
@@ -101,7 +101,7 @@ def merge_batch(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     """(center, scale, shift, rstd, offset), each (1, C); the running statistics in place."""
-    stats = x.new_empty((5, 1, view.C), dtype=accumulation(x)).unbind()
+    stats = statistics(x, 5, (1, view.C))
     launch(
         merge_batch_kernel,
         triton.cdiv(view.C, BLOCK_C),

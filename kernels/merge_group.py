@@ -17,7 +17,7 @@ from .device import (
     merge_along,
     split_mean,
 )
-from .launch import ChannelView, MergeOutputs, Tiling, accumulation, launch
+from .launch import ChannelView, MergeOutputs, Tiling, launch, statistics
 
 TILE = 1024  # channels of one program: BLOCK_R groups x BLOCK_D channels
 MOST_CHANNELS = 256
@@ -91,8 +91,8 @@ def merge_group(
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
     """(center, scale, shift) of shape (N, C), (rstd, offset) of shape (N, G)."""
-    coefficients = x.new_empty((3, view.N, view.C), dtype=accumulation(x)).unbind()
-    group_stats = x.new_empty((2, view.N, groups), dtype=accumulation(x)).unbind()
+    coefficients = statistics(x, 3, (view.N, view.C))
+    group_stats = statistics(x, 2, (view.N, groups))
     BLOCK_R, BLOCK_D = _blocks(view.C // groups)
     launch(
         merge_group_kernel,

@@ -22,7 +22,7 @@ from .device import (
     split_mean,
     update_running,
 )
-from .launch import ChannelView, MergeOutputs, Pivot, Tiling, accumulation, launch
+from .launch import ChannelView, MergeOutputs, Pivot, Tiling, launch, statistics
 
 PIVOT = Pivot(channels=1, per_channel=False)
 NO_BATCH = (None, None, None)  # instance norm's batch_rstd, batch_center and batch_offset
@@ -148,8 +148,8 @@ def merge_instance(
 
     Those are batch_rstd, batch_center and batch_offset.
     """
-    stats = x.new_empty((5, view.N, view.C), dtype=accumulation(x)).unbind()
-    batch = () if rho is None else stats[0].new_empty((3, view.C)).unbind()
+    stats = statistics(x, 5, (view.N, view.C))
+    batch = () if rho is None else statistics(x, 3, (view.C,))
     launch(
         merge_instance_kernel,
         triton.cdiv(view.C, BLOCK_C),

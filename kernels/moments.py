@@ -18,7 +18,7 @@ from .device import (
     tile_offsets,
     tile_rows,
 )
-from .launch import ChannelView, Pivot, Tiling, accumulation, launch
+from .launch import ChannelView, Pivot, Tiling, launch, statistics
 
 
 @triton.jit(do_not_specialize=["N", "K"])
@@ -40,7 +40,7 @@ def moments_kernel(
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
-    k = program % K
+    k = (program % K).to(tl.int64)  # k * chunk may pass 2^31
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     pivot = load_pivot(x_ptr, n, c, row_mask, C, S, D, ACC, CHANNELS_LAST, PIVOT_PER_CHANNEL)
     first = k * chunk
@@ -111,7 +111,7 @@ def gradient_moments_kernel(
     """sum g and sum g (x - center): centred before the product, so nothing cancels afterwards."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
-    k = program % K
+    k = (program % K).to(tl.int64)  # k * chunk may pass 2^31
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c
     center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
@@ -127,8 +127,9 @@ def gradient_moments_kernel(
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - center
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(ACC)
         g = masked_gradient(x, dy, side_ptr, scale, shift, offsets, mask, ACTIVATION)
+        g = tl.where(mask, g, 0.0)  # act'(z) of what is not there may be NaN
         sum_g += tl.sum(g, axis=1)
-        sum_gx += tl.sum(tl.where(mask, g * x, 0.0), axis=1)
+        sum_gx += tl.sum(g * x, axis=1)
     slot = (n * K + k) * C + c
     tl.store(sum_g_ptr + slot, sum_g, mask=row_mask)
     tl.store(sum_gx_ptr + slot, sum_gx, mask=row_mask)
@@ -190,6 +191,5 @@ def coefficient_stride(coefficients: tuple[torch.Tensor, ...], view: ChannelView
 def _tables(
     x: torch.Tensor, view: ChannelView, tiling: Tiling
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (2, view.N, tiling.chunks, view.C)
-    first, second = x.new_empty(shape, dtype=accumulation(x)).unbind()
+    first, second = statistics(x, 2, (view.N, tiling.chunks, view.C))
     return first, second

@@ -21,6 +21,7 @@ from .launch import (
     contiguous,
     launch,
     row_warps,
+    statistics,
 )
 from .row_gradients import partial_gradients, sum_partials
 from .row_tiles import row_dx, row_gradient, row_output, row_tile
@@ -92,7 +93,7 @@ def row_norm(
     weight, bias = contiguous(weight), contiguous(bias)
     R, L = _rows(x, normalized_ndim)
     y = torch.empty_like(x)
-    mean, rstd = x.new_empty((2, R), dtype=accumulation(x)).unbind()
+    mean, rstd = statistics(x, 2, (R,))
     BLOCK_R, BLOCK_L = _blocks(R, L)
     launch(
         row_norm_kernel,

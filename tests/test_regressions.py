@@ -1,0 +1,148 @@
+"""Rarely combined options that once gave wrong results, each as small as it can be."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import fastnorm
+import fastnorm.functional as F
+from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+
+SHAPE = (2, 6, 4, 3)
+
+
+def parameters(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.linspace(0.5, 2.0, shape[0], dtype=torch.float64, device=DEVICE)
+    return weight.requires_grad_(), (weight.detach() - 1).requires_grad_()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("trained", ["weight", "bias", "both"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_group_norm_of_a_frozen_input(backend, trained, layout):
+    """torch's own channels_last backward crashes here."""
+    x, dy = make_input(SHAPE, layout), make_input(SHAPE, layout, seed=8)
+    weight, bias = parameters(6)
+    targets = {"weight": [weight], "bias": [bias], "both": [weight, bias]}[trained]
+    for parameter in (weight, bias):
+        parameter.requires_grad_(any(parameter is target for target in targets))
+    truth_x = x.contiguous().requires_grad_()
+    truth = torch.nn.functional.group_norm(truth_x, 3, weight, bias)
+    expected = torch.autograd.grad(truth, targets, dy.contiguous())
+    with running(backend):
+        grads = torch.autograd.grad(F.group_norm(x, 3, weight, bias), targets, dy)
+    for ours, exact in zip(grads, expected, strict=True):
+        assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_bias_without_weight(norm, backend):
+    """First and second derivative where ATen's operators have a bias alone."""
+    x, (_, bias) = make_input(SHAPE, requires_grad=True), parameters(6 if norm == "group" else 3)
+
+    def call(x, bias):
+        if norm == "group":
+            return F.group_norm(x, 3, None, bias, activation="silu")
+        return F.layer_norm(x, (3,), None, bias, activation="silu")
+
+    with running(backend):
+        assert torch.autograd.gradcheck(call, (x.detach(), bias))
+        assert torch.autograd.gradgradcheck(call, (x, bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_parameters_computed_from_each_other_and_from_x(create_graph, backend):
+    """With create_graph=True no path may be counted twice."""
+    x, (base, _) = make_input(SHAPE, requires_grad=True), parameters(6)
+
+    def loss(norm):
+        y = norm(x, base * x.mean((0, 2, 3)), base * 2)
+        return y.square().sum() + y.sum()
+
+    truth = torch.autograd.grad(
+        loss(lambda x, w, b: torch.nn.functional.batch_norm(x, None, None, w, b, True)), (x, base)
+    )
+    with running(backend):
+        ours = torch.autograd.grad(
+            loss(lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+            (x, base),
+            create_graph=create_graph,
+        )
+    for grad, exact in zip(ours, truth, strict=True):
+        assert_close(grad, exact)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_squares_beyond_float32(backend, scale):
+    """The variance overflows to Inf, as torch's: y is 0, not NaN, and running_var is Inf."""
+    x = make_input((2, 3, 40), dtype=torch.float32) * scale
+    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    with running(backend):
+        y = F.batch_norm(x, mean, var, training=True)
+        others = [F.instance_norm(x), F.group_norm(x, 1), F.layer_norm(x, (40,))]
+    assert mean.isfinite().all() and not var.isnan().any()
+    assert y.isfinite().all()
+    if backend != "aten":  # ATen's own group and layer norm answer NaN here
+        assert all(other.isfinite().all() for other in others)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["weight", "running_mean"])
+def test_parameters_of_another_kind(name, backend):
+    x = make_input(SHAPE, dtype=torch.float32)
+    stats = {
+        "running_mean": torch.zeros(6, device=DEVICE),
+        "running_var": torch.ones(6, device=DEVICE),
+    }
+    for other in (torch.ones(6, device="meta"), torch.ones(6, device=DEVICE, dtype=torch.int64)):
+        with fastnorm.use_backend(backend), pytest.raises(RuntimeError, match=name):
+            F.batch_norm(x, **{**stats, name: other}, training=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_running_statistics_count_as_written(backend):
+    """Autograd notices that a buffer it saved has changed."""
+    module = fastnorm.BatchNorm1d(4, device=DEVICE)
+    x = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    z = (x * module.running_var).sum()
+    with running(backend):
+        module(torch.randn(3, 4, device=DEVICE))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_variance_far_below_eps_is_tracked(backend):
+    x = make_input((50, 4), dtype=torch.float32) * 1e-3
+    mean, var = torch.zeros(4, device=DEVICE), torch.zeros(4, device=DEVICE)
+    with running(backend):
+        F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=1.0)
+    assert_close(var, x.double().var(0))
+
+
+def test_a_computed_rho_is_clamped_but_not_written_to():
+    module = fastnorm.BatchInstanceNorm2d(6, device=DEVICE)
+    x = make_input(SHAPE, dtype=torch.float32)
+    rho = torch.full((6,), 0.5, device=DEVICE, requires_grad=True).exp()
+    before = rho.detach().clone()
+    with fastnorm.use_backend("reference"):
+        y = torch.func.functional_call(module, {"rho": rho}, x)
+        assert torch.equal(rho, before)
+        assert torch.equal(y, module(x))  # whose own rho is 1, the clamped one
+    replica = module._replicate_for_data_parallel()  # then replicate() sets plain attributes:
+    replica.weight, replica.bias, replica.rho = module.weight * 1, module.bias * 1, rho * 1
+    with fastnorm.use_backend("reference"):
+        assert torch.equal(replica(x), module(x))
+
+
+def test_a_module_made_in_inference_mode_runs_and_copies():
+    with torch.inference_mode():
+        module = fastnorm.BatchInstanceNorm2d(6, device=DEVICE)
+        module(make_input(SHAPE, dtype=torch.float32))
+    assert torch.equal(copy.deepcopy(module).rho, module.rho)
+    assert torch.equal(pickle.loads(pickle.dumps(module)).rho, module.rho)
