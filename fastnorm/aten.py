@@ -302,7 +302,7 @@ def _instance_norm_backward(
     mean, rstd = stats[0].flatten(), stats[1].flatten()
     gamma, _ = full_precision(accumulation(weight, x), None, x, (C,))
     dx, dgamma, dbeta = aten.native_batch_norm_backward(
-        per_instance(g), per_instance(x), None if gamma is None else gamma.repeat(N),
+        per_instance(g), per_instance(x), None if gamma is None else gamma.expand(N, C).reshape(-1),
         mean, None, mean, rstd, True, 0.0, mask,
     )  # fmt: skip
     return (
