@@ -23,14 +23,20 @@ def canonical(x: Tensor) -> Tensor:
     """x contiguous, or where its channels lie last (N, C, 1, S) in ATen's channels_last format."""
     if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
         return x.contiguous()
-    return x.flatten(2).unsqueeze(2)
+    return _channels_last_view(x)
 
 
 def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
     """`other`, of the shape x had before canonical, in x's shape and layout."""
     if x.is_contiguous():
         return other.contiguous()
-    return other.flatten(2).unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    return _channels_last_view(other.movedim(1, -1).contiguous().movedim(-1, 1))
+
+
+def _channels_last_view(x: Tensor) -> Tensor:
+    """Strides spelt out: ATen tells the format by them, those of dimensions of size 1 included."""
+    (N, C), S = x.shape[:2], positions(x)
+    return x.as_strided((N, C, 1, S), (S * C, 1, S * C, C))
 
 
 def widened(x: Tensor) -> Tensor:
