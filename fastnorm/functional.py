@@ -11,17 +11,20 @@ its memory format (layer norm, as in torch, always answers contiguously). A call
 written nothing: running statistics are as before.
 """
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .autograd import ChannelNorm, ChannelNormSpec, LayerNorm
 from .backend import implementation
-
-ACTIVATIONS = ("relu", "silu", "gelu")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .checks import (
+    check_channels,
+    check_eps,
+    check_input,
+    check_more_than_one_value,
+    check_parameter,
+    check_running,
+)
 
 
 def batch_norm(
@@ -46,22 +49,17 @@ def batch_norm(
     Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
-    _check_input("batch_norm", input, 2, activation, residual)
-    _check_channels("batch_norm", input, weight, bias, running_mean, running_var)
+    check_input("batch_norm", input, 2, activation, residual)
+    check_channels("batch_norm", input, weight, bias, running_mean, running_var)
     if training:
-        _check_more_than_one_value(
+        check_more_than_one_value(
             "batch_norm", input, [input.shape[0], *input.shape[2:]], "channel"
         )
     if eps < 0 or (training and eps == 0):
         raise ValueError(
             f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
         )
-    if not training and (running_mean is None or running_var is None):
-        raise RuntimeError(
-            f"batch_norm of an input of shape {tuple(input.shape)} in eval mode needs running_mean "
-            "and running_var: pass both, or training=True"
-        )
-    _check_running("batch_norm", running_mean, running_var, momentum)
+    check_running("batch_norm", input, running_mean, running_var, momentum, "training", training)
     backend = implementation(input)
     if hasattr(backend, "batch_norm") and input.numel():
         return backend.batch_norm(
@@ -96,17 +94,20 @@ def instance_norm(
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
     """
-    _check_input("instance_norm", input, 2, activation, residual)
-    _check_channels("instance_norm", input, weight, bias, running_mean, running_var)
+    check_input("instance_norm", input, 2, activation, residual)
+    check_channels("instance_norm", input, weight, bias, running_mean, running_var)
     if use_input_stats:
-        _check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
-    elif running_mean is None or running_var is None:
-        raise RuntimeError(
-            f"instance_norm of an input of shape {tuple(input.shape)} with use_input_stats=False "
-            "needs running_mean and running_var: pass both, or use_input_stats=True"
-        )
-    _check_running("instance_norm", running_mean, running_var, momentum)
-    _check_eps("instance_norm", eps)
+        check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
+    check_running(
+        "instance_norm",
+        input,
+        running_mean,
+        running_var,
+        momentum,
+        "use_input_stats",
+        use_input_stats,
+    )
+    check_eps("instance_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "instance_norm") and input.numel():
         return backend.instance_norm(
@@ -142,17 +143,14 @@ def batch_instance_norm(
 
     Raises what batch_norm raises, and ValueError for one value per instance in either mode.
     """
-    _check_input("batch_instance_norm", input, 2, activation, residual)
-    _check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
-    _check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
+    check_input("batch_instance_norm", input, 2, activation, residual)
+    check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
+    check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
     if eps <= 0:
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
-    if not training and (running_mean is None or running_var is None):
-        raise RuntimeError(
-            f"batch_instance_norm of an input of shape {tuple(input.shape)} in eval mode needs "
-            "running_mean and running_var: pass both, or training=True"
-        )
-    _check_running("batch_instance_norm", running_mean, running_var, momentum)
+    check_running(
+        "batch_instance_norm", input, running_mean, running_var, momentum, "training", training
+    )
     backend = implementation(input)
     if hasattr(backend, "batch_instance_norm") and input.numel():
         return backend.batch_instance_norm(
@@ -183,7 +181,7 @@ def layer_norm(
     another, NotImplementedError for dtypes without kernels.
     """
     shape = tuple(normalized_shape)
-    _check_input("layer_norm", input, 1, activation, residual)
+    check_input("layer_norm", input, 1, activation, residual)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise RuntimeError(
             f"layer_norm got normalized_shape={list(shape)} for an input of shape "
@@ -196,8 +194,8 @@ def layer_norm(
                 f"normalized_shape={list(shape)}: the two have to be equal"
             )
         if parameter is not None:
-            _check_parameter("layer_norm", name, parameter, input)
-    _check_eps("layer_norm", eps)
+            check_parameter("layer_norm", name, parameter, input)
+    check_eps("layer_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "layer_norm") and input.numel():
         return backend.layer_norm(
@@ -224,17 +222,17 @@ def group_norm(
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
-    _check_input("group_norm", input, 2, activation, residual)
+    check_input("group_norm", input, 2, activation, residual)
     C = input.shape[1]
     if num_groups <= 0 or C % num_groups:
         raise RuntimeError(
             f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: "
             f"it has to be positive and divide the {C} channels"
         )
-    _check_channels("group_norm", input, weight, bias)
+    check_channels("group_norm", input, weight, bias)
     sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]
-    _check_more_than_one_value("group_norm", input, sizes, "group")
-    _check_eps("group_norm", eps)
+    check_more_than_one_value("group_norm", input, sizes, "group")
+    check_eps("group_norm", eps)
     backend = implementation(input)
     if hasattr(backend, "group_norm") and input.numel():
         return backend.group_norm(
@@ -242,97 +240,3 @@ def group_norm(
         )
     spec = ChannelNormSpec("group", num_groups, True, 0.0, eps, activation)
     return ChannelNorm.apply(input, residual, weight, bias, None, None, None, spec, backend)
-
-
-def _check_input(
-    op: str,
-    input: Tensor,
-    least_rank: int,
-    activation: str | None,
-    residual: Tensor | None,
-) -> None:
-    if input.dim() < least_rank:
-        raise RuntimeError(
-            f"{op} expects an input of at least {least_rank} dimensions, got shape "
-            f"{tuple(input.shape)}"
-        )
-    if input.dtype not in DTYPES:
-        raise NotImplementedError(
-            f"{op} is not implemented for {input.dtype} (input of shape {tuple(input.shape)}): "
-            "convert it to float16, bfloat16, float32 or float64"
-        )
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op} got activation={activation!r}: choose None or one of {', '.join(ACTIVATIONS)}"
-        )
-    if residual is not None and (
-        residual.shape != input.shape
-        or residual.dtype != input.dtype
-        or residual.device != input.device
-    ):
-        raise RuntimeError(
-            f"{op} got a residual of shape {tuple(residual.shape)}, {residual.dtype}, on "
-            f"'{residual.device}' for an input of shape {tuple(input.shape)}, {input.dtype}, on "
-            f"'{input.device}': the three have to be equal"
-        )
-
-
-def _check_channels(
-    op: str,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    rho: Tensor | None = None,
-) -> None:
-    C = input.shape[1]
-    tensors = {
-        "weight": weight,
-        "bias": bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "rho": rho,
-    }
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.shape != (C,):
-            raise RuntimeError(
-                f"{op} got {name} of shape {tuple(tensor.shape)} for an input of shape "
-                f"{tuple(input.shape)}: it needs one element for each of the {C} channels"
-            )
-        _check_parameter(op, name, tensor, input)
-
-
-def _check_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> None:
-    if parameter.device != input.device or not parameter.is_floating_point():
-        raise RuntimeError(
-            f"{op} got {name} of {parameter.dtype} on '{parameter.device}' for an input of "
-            f"{input.dtype} on '{input.device}': it has to be floating-point and on that device"
-        )
-
-
-def _check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], unit: str) -> None:
-    if math.prod(sizes) == 1:
-        raise ValueError(
-            f"{op} expected more than 1 value per {unit} when training, got input size "
-            f"{tuple(input.shape)}: one value has no variance"
-        )
-
-
-def _check_running(
-    op: str, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
-) -> None:
-    if (running_mean is None) != (running_var is None):
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
-    if not isinstance(momentum, float | int):
-        raise TypeError(
-            f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
-        )
-
-
-def _check_eps(op: str, eps: float) -> None:
-    if eps < 0:
-        raise ValueError(f"{op} got eps={eps}: it must not be negative")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from .checks import ACTIVATIONS
 
 
 class _Activated(nn.Module):
@@ -21,10 +22,10 @@ class _Activated(nn.Module):
     activation: str | None
 
     def _set_activation(self, activation: str | None) -> None:
-        if activation is not None and activation not in F.ACTIVATIONS:
+        if activation is not None and activation not in ACTIVATIONS:
             raise ValueError(
                 f"{type(self).__name__} got activation={activation!r}: choose None or one of "
-                f"{', '.join(F.ACTIVATIONS)}"
+                f"{', '.join(ACTIVATIONS)}"
             )
         self.activation = activation
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, activate, tile_offsets, tile_rows
+from .device import accumulation_type, activate, load_coefficients, tile_offsets, tile_rows
 from .launch import ChannelView, Tiling, launch
 from .moments import coefficient_stride, masked_gradient
 
@@ -32,9 +32,9 @@ def apply_kernel(
     program = tl.program_id(0)
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c
-    center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    scale = tl.load(scale_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    shift = tl.load(shift_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
+    center, scale, shift = load_coefficients(
+        center_ptr, scale_ptr, shift_ptr, coefficient, row_mask
+    )
     start = (program % K).to(tl.int64) * BLOCK_S
     mask = row_mask[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
     offsets = tile_offsets(offset, start, C, CHANNELS_LAST, BLOCK_S)
@@ -102,9 +102,9 @@ def apply_backward_kernel(
     program = tl.program_id(0)
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c
-    center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    scale = tl.load(scale_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    shift = tl.load(shift_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
+    center, scale, shift = load_coefficients(
+        center_ptr, scale_ptr, shift_ptr, coefficient, row_mask
+    )
     start = (program % K).to(tl.int64) * BLOCK_S
     mask = row_mask[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
     offsets = tile_offsets(offset, start, C, CHANNELS_LAST, BLOCK_S)

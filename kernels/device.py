@@ -177,6 +177,15 @@ def tile_offsets(offset, start, C, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.cons
 
 
 @triton.jit
+def load_coefficients(center_ptr, scale_ptr, shift_ptr, coefficient, mask):
+    """(center, scale, shift) of a tile's rows, as columns."""
+    center = tl.load(center_ptr + coefficient, mask=mask, other=0.0)
+    scale = tl.load(scale_ptr + coefficient, mask=mask, other=0.0)
+    shift = tl.load(shift_ptr + coefficient, mask=mask, other=0.0)
+    return center[:, None], scale[:, None], shift[:, None]
+
+
+@triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         return tl.where(z <= 0.0, 0.0, z)  # not maximum: NaN has to go through

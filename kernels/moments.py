@@ -13,6 +13,7 @@ from .device import (
     accumulation_type,
     activate_backward,
     chan_merge,
+    load_coefficients,
     load_pivot,
     tile_moments,
     tile_offsets,
@@ -114,9 +115,9 @@ def gradient_moments_kernel(
     k = (program % K).to(tl.int64)  # k * chunk may pass 2^31
     n, c, row_mask, offset = tile_rows(program // K, N, C, S, CHANNELS_LAST, BLOCK_R)
     coefficient = n * coefficient_stride + c
-    center = tl.load(center_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    scale = tl.load(scale_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
-    shift = tl.load(shift_ptr + coefficient, mask=row_mask, other=0.0)[:, None]
+    center, scale, shift = load_coefficients(
+        center_ptr, scale_ptr, shift_ptr, coefficient, row_mask
+    )
     first = k * chunk
     last = tl.minimum(first + chunk, S)
     sum_g = tl.zeros([BLOCK_R], ACC)

@@ -140,9 +140,11 @@ def test_a_computed_rho_is_clamped_but_not_written_to():
         assert torch.equal(replica(x), module(x))
 
 
-def test_a_module_made_in_inference_mode_runs_and_copies():
+def test_a_module_made_in_inference_mode_serves_outside_of_it():
     with torch.inference_mode():
-        module = fastnorm.BatchInstanceNorm2d(6, device=DEVICE)
+        module = fastnorm.BatchInstanceNorm2d(6, device=DEVICE).eval()
+    with torch.no_grad():
         module(make_input(SHAPE, dtype=torch.float32))
+    assert torch.equal(module.state_dict()["rho"], torch.ones(6, device=DEVICE))
     assert torch.equal(copy.deepcopy(module).rho, module.rho)
     assert torch.equal(pickle.loads(pickle.dumps(module)).rho, module.rho)

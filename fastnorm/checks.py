@@ -1,0 +1,116 @@
+"""What `fastnorm.functional` accepts: torch's exception classes, raised before anything is written."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("relu", "silu", "gelu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_input(
+    op: str,
+    input: Tensor,
+    least_rank: int,
+    activation: str | None,
+    residual: Tensor | None,
+) -> None:
+    if input.dim() < least_rank:
+        raise RuntimeError(
+            f"{op} expects an input of at least {least_rank} dimensions, got shape "
+            f"{tuple(input.shape)}"
+        )
+    if input.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"{op} is not implemented for {input.dtype} (input of shape {tuple(input.shape)}): "
+            "convert it to float16, bfloat16, float32 or float64"
+        )
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(
+            f"{op} got activation={activation!r}: choose None or one of {', '.join(ACTIVATIONS)}"
+        )
+    if residual is not None and (
+        residual.shape != input.shape
+        or residual.dtype != input.dtype
+        or residual.device != input.device
+    ):
+        raise RuntimeError(
+            f"{op} got a residual of shape {tuple(residual.shape)}, {residual.dtype}, on "
+            f"'{residual.device}' for an input of shape {tuple(input.shape)}, {input.dtype}, on "
+            f"'{input.device}': the three have to be equal"
+        )
+
+
+def check_channels(
+    op: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    rho: Tensor | None = None,
+) -> None:
+    C = input.shape[1]
+    tensors = {
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "rho": rho,
+    }
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.shape != (C,):
+            raise RuntimeError(
+                f"{op} got {name} of shape {tuple(tensor.shape)} for an input of shape "
+                f"{tuple(input.shape)}: it needs one element for each of the {C} channels"
+            )
+        check_parameter(op, name, tensor, input)
+
+
+def check_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> None:
+    if parameter.device != input.device or not parameter.is_floating_point():
+        raise RuntimeError(
+            f"{op} got {name} of {parameter.dtype} on '{parameter.device}' for an input of "
+            f"{input.dtype} on '{input.device}': it has to be floating-point and on that device"
+        )
+
+
+def check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], unit: str) -> None:
+    if math.prod(sizes) == 1:
+        raise ValueError(
+            f"{op} expected more than 1 value per {unit} when training, got input size "
+            f"{tuple(input.shape)}: one value has no variance"
+        )
+
+
+def check_running(
+    op: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    flag: str,
+    use_input_stats: bool,
+) -> None:
+    """`flag` is what op calls `use_input_stats`; without it both running statistics have to be."""
+    if not use_input_stats and (running_mean is None or running_var is None):
+        raise RuntimeError(
+            f"{op} of an input of shape {tuple(input.shape)} with {flag}=False needs running_mean "
+            f"and running_var: pass both, or {flag}=True"
+        )
+    if (running_mean is None) != (running_var is None):
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
+    if not isinstance(momentum, float | int):
+        raise TypeError(
+            f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
+        )
+
+
+def check_eps(op: str, eps: float) -> None:
+    if eps < 0:
+        raise ValueError(f"{op} got eps={eps}: it must not be negative")
