@@ -1,4 +1,4 @@
-"""What `fastnorm.functional` accepts: torch's exception classes, raised before anything is written."""
+"""What `fastnorm.functional` accepts: torch's exception classes, before anything is written."""
 
 import math
 from collections.abc import Sequence

@@ -159,7 +159,7 @@ class _BatchInstanceNorm(_BatchNorm):
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         # A rho that is computed, as in functional_call, is not ours to write to: _norm clamps it.
-        if name == "rho" and value.is_leaf and not value.is_inference():
+        if name == "rho" and value.is_leaf:
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)

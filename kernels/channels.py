@@ -142,10 +142,10 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
 
 def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:
     """Tell autograd that a kernel wrote to the buffer; copy back what went to a contiguous copy."""
-    if updated is not buffer:
-        buffer.copy_(updated)
-    elif not buffer.is_inference():  # inference tensors have no version
+    if updated is buffer:
         torch.autograd.graph.increment_version(buffer)
+    else:
+        buffer.copy_(updated)
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
