@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all bench lint clean
+.PHONY: help env train test test-all bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,42 @@ test-all: env  ## run all tests
 
 bench: env  ## time every norm against torch's on this CPU, call by call in pairs
 	$(BIN)/python -m benchmarks.cpu
+
+# The targets below need a machine with a GPU and no network: PYTHON's own torch, triton, pytest,
+# pytest-timeout, pytest-xdist, hypothesis, pip, setuptools and matplotlib serve, no .venv is made.
+# REHEARSE=1 goes the same way without a GPU, in Triton's interpreter: few tests, tiny shapes.
+PART_SECONDS := 580
+ifdef REHEARSE
+export TRITON_INTERPRET := 1
+export OMP_NUM_THREADS := 1
+GPU_TESTS := -n 2 tests/test_functional.py
+GPU_CASES := --tiny
+GPU_PLOT := --rehearsal
+else
+GPU_TESTS := -n 8 tests --ignore tests/cifar
+GPU_CASES := --quick
+endif
+
+gpu:  ## on a GPU: tests, benchmarks, figures, into OUT=DIR (REHEARSE=1: the same on a CPU, tiny)
+	@status=0; for part in gpu-test gpu-bench gpu-plot; do \
+	    echo "== $$part"; $(MAKE) --no-print-directory $$part || status=1; done; exit $$status
+
+gpu-test: fastnorm-importable  ## its first part: the tests, to OUT/tests.log; under 10 minutes
+	@timeout $(PART_SECONDS) $(PYTHON) -m pytest -m "not slow" $(GPU_TESTS) >$(OUT)/tests.log 2>&1; \
+	    status=$$?; tail -n 25 $(OUT)/tests.log; exit $$status
+
+gpu-bench: fastnorm-importable  ## its second: benchmarks.run, to OUT/rows.jsonl; under 10 minutes
+	@PYTHONUNBUFFERED=1 timeout $(PART_SECONDS) \
+	    $(PYTHON) -m benchmarks.run $(GPU_CASES) --out $(OUT)/rows.jsonl $(BENCH_ARGS)
+
+gpu-plot: fastnorm-importable  ## its third: figures and tables from OUT/rows.jsonl
+	@timeout $(PART_SECONDS) $(PYTHON) -m benchmarks.plot $(OUT)/rows.jsonl --out $(OUT) $(GPU_PLOT)
+
+fastnorm-importable:
+	@test -n "$(OUT)" || { echo "say where to: make gpu OUT=DIR" >&2; exit 1; }
+	@mkdir -p $(OUT)
+	@$(PYTHON) -c 'import fastnorm.kernels' 2>/dev/null || \
+	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 
 lint: env  ## check lint, format and types
 	$(BIN)/ruff check .

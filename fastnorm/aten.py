@@ -65,10 +65,11 @@ def channel_norm(
     momentum: float,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Stats]:
-    """y = act(norm(x) + residual) and the statistics channel_norm_backward takes.
+    differentiable: bool,
+) -> tuple[Tensor, Tensor | None, Stats]:
+    """y = act(norm(x) + residual), ReLU's mask and the statistics channel_norm_backward takes.
 
-    The signature is the kernels'. norm is batch, instance, batch_instance or group.
+    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance or group.
     """
     shape, dtype = x.shape, x.dtype
     x = widened(canonical(x))
@@ -77,7 +78,8 @@ def channel_norm(
     result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
-    return _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    y, stats = _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    return y, y, stats
 
 
 def channel_norm_backward(
@@ -179,13 +181,18 @@ def _both_or_none(
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What backward needs beside x: ReLU's output.
+    """What backward needs beside x: ReLU's mask.
 
     The smooth activations keep z among the stats and the residual for the second derivative alone.
     """
     if activation == "relu":
-        return "output"
+        return "mask"
     return "residual" if activation is not None and has_residual else None
+
+
+def relu_mask(side: Tensor, x: Tensor) -> Tensor:
+    """Where ReLU let through what became the output `side`, NaN included."""
+    return ~(side <= 0)
 
 
 def _activate(

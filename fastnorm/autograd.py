@@ -1,8 +1,8 @@
 """The autograd Functions that join a backend's forward to its backward.
 
 What a backend does not bring with its own autograd it brings as pairs: channel_norm and
-channel_norm_backward, row_norm and row_norm_backward, and side_input, which says what the backward
-needs to keep for the activation. The backward of every backend can itself be differentiated: asked
+channel_norm_backward, row_norm and row_norm_backward; side_input, which says what the backward needs
+to keep for the activation, and relu_mask, which reads the mask that a forward kept. The backward of every backend can itself be differentiated: asked
 for with create_graph=True, the gradients come from the reference formula instead of the kernels.
 """
 
@@ -44,11 +44,12 @@ class ChannelNorm(torch.autograd.Function):
     ) -> Tensor:
         if x.numel() == 0:  # nothing to launch, and no statistics: the running ones stay
             return _forward_empty(ctx, x, (weight, bias, rho))
-        y, stats = backend.channel_norm(
-            x, residual, weight, bias, rho, running_mean, running_var, **spec._asdict()
-        )
+        y, mask, stats = backend.channel_norm(
+            x, residual, weight, bias, rho, running_mean, running_var,
+            differentiable=any(ctx.needs_input_grad), **spec._asdict(),
+        )  # fmt: skip
         side = backend.side_input(spec.activation, residual is not None)
-        kept = {"output": y, "residual": residual, None: None}[side]
+        kept = {"mask": mask, "residual": residual, None: None}[side]
         constants: tuple[Tensor | None, Tensor | None] = (None, None)
         if not spec.use_input_stats and any(ctx.needs_input_grad):
             assert running_mean is not None and running_var is not None, "functional checks it"
@@ -70,7 +71,7 @@ class ChannelNorm(torch.autograd.Function):
                 return _reference_channel_norm(x, weight, bias, rho, mean, var, spec)
 
             inputs = (x, side, weight, bias, rho)
-            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, spec.activation)
+            grads = _differentiable_backward(norm, dy, inputs, needs, spec.activation, ctx)
         else:
             grads = ctx.backend.channel_norm_backward(
                 dy, x, side, weight, bias, rho, stats, needs,
@@ -97,12 +98,12 @@ class LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         if x.numel() == 0:
             return _forward_empty(ctx, x, (weight, bias))
-        y, stats = backend.row_norm(
-            x, residual, weight, bias,
-            normalized_ndim=normalized_ndim, eps=eps, activation=activation,
+        y, mask, stats = backend.row_norm(
+            x, residual, weight, bias, normalized_ndim=normalized_ndim, eps=eps,
+            activation=activation, differentiable=any(ctx.needs_input_grad),
         )  # fmt: skip
         side = backend.side_input(activation, residual is not None)
-        kept = {"output": y, "residual": residual, None: None}[side]
+        kept = {"mask": mask, "residual": residual, None: None}[side]
         ctx.save_for_backward(x, kept, weight, bias, *stats)
         ctx.normalized_ndim, ctx.eps, ctx.activation = normalized_ndim, eps, activation
         ctx.backend, ctx.side, ctx.empty = backend, side, False
@@ -121,7 +122,7 @@ class LayerNorm(torch.autograd.Function):
                 return reference.layer_norm(x, shape, weight, bias, ctx.eps)
 
             inputs = (x, side, weight, bias)
-            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.side, ctx.activation)
+            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.activation, ctx)
         else:
             grads = ctx.backend.row_norm_backward(
                 dy, x, side, weight, bias, stats, needs,
@@ -170,22 +171,22 @@ def _differentiable_backward(
     dy: Tensor,
     inputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
-    side_kind: str | None,
     activation: str | None,
+    ctx: Any,
 ) -> list[Tensor | None]:
     """The gradients of act(norm(x) + residual) as differentiable functions of dy and the inputs.
 
-    `inputs` are x, the side input and the parameters. Where only ReLU's output was kept the mask is
-    a constant, which is exact: ReLU's second derivative is 0.
+    `inputs` are x, the side input and the parameters. Where only ReLU's mask was kept it is a
+    constant, which is exact: ReLU's second derivative is 0.
     """
     with torch.enable_grad():
         # Aliases: a gradient must end here, not run on where one input was computed from another.
         inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
         x, side, *parameters = inputs
         y = norm(x, *parameters)
-        if side_kind == "output":
-            assert side is not None, "forward kept y"
-            g = torch.where(side <= 0, 0.0, dy)
+        if ctx.side == "mask":
+            assert side is not None, "forward kept it"
+            g = torch.where(ctx.backend.relu_mask(side, x), dy, 0.0)
         elif activation is None:
             g = dy
         else:

@@ -1,19 +1,22 @@
 """Triton kernels of fastnorm and their launchers. Nothing here knows autograd or dispatch.
 
-    launch      devices, tiles, the record of launches
-    device      functions shared by the kernels: Chan's merge, activations, tile geometry
-    moments     stage one: sums over S of each (n, c), forward and backward
-    merge_*     stage two: the norm-specific merge of those sums
-    apply       stage three: the affine map of each (n, c), forward and backward
-    channels       the three stages as one operation: batch, instance, batch-instance, group
-    rows           layer norm: statistics of each row
+    launch             compiled handles, shared counters, the record of launches
+    device             arithmetic: moments and their merge, activations
+    tiles, geometry    where tiles lie: on the device, and chosen on the host
+    tiers              which of three ways a norm takes, by the size of its sets
+    merge, gradients   stage two: sets merged, forward and backward, and the coefficients
+    resident*          one launch: the tensor stays in registers from statistics to output
+    streaming*         two launches: moments, then apply
+    sync, clusters     tickets and barriers; launching programs that wait for one another
+    channels           batch, instance, batch-instance and group norm on all of these
+    rows*              layer norm: statistics of each row
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.
 """
 
-from . import launch
-from .channels import channel_norm, channel_norm_backward, side_input
+from . import launch, tiers
+from .channels import channel_norm, channel_norm_backward, relu_mask, side_input
 from .launch import INTERPRETED
 from .rows import row_norm, row_norm_backward
 
@@ -22,7 +25,9 @@ __all__ = [
     "channel_norm",
     "channel_norm_backward",
     "launch",
+    "relu_mask",
     "row_norm",
     "row_norm_backward",
     "side_input",
+    "tiers",
 ]

@@ -1,26 +1,183 @@
-"""Norms of (N, C, S) tensors: moments -> merge -> apply, forward and backward."""
+"""Norms of (N, C, S) tensors, forward and backward, in the launches of the tier that fits them."""
 
-from typing import TypeVar
+import functools
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .apply import apply, apply_backward
-from .launch import (
-    MergeOutputs,
-    Pivot,
-    channel_view,
-    contiguous,
-    pointwise_tiling,
-    reduction_tiling,
-)
-from .merge_batch import PIVOT as BATCH_PIVOT
-from .merge_batch import merge_batch, merge_batch_backward
-from .merge_group import merge_group, merge_group_backward
-from .merge_instance import PIVOT as INSTANCE_PIVOT
-from .merge_instance import merge_instance, merge_instance_backward
-from .moments import gradient_moments, moments
+from . import geometry as geometries
+from . import tiers
+from .clusters import MOST_CLUSTERS, ClusterLaunch
+from .geometry import Geometry, Sets, View, pointwise, view_of
+from .launch import Launch, Tensors, contiguous, counters, dtypes_of, statistics
+from .resident import resident_kernel
+from .resident_backward import resident_backward_kernel
+from .streaming import apply_kernel, moments_kernel
+from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 
 MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+PLANS = 1024  # sizes whose launches are remembered
+
+
+class Norm(NamedTuple):
+    """A norm of (N, C, S) tensors, apart from its tensors and numbers."""
+
+    norm: str  # batch, instance, batch_instance or group
+    groups: int
+    use_input_stats: bool
+    activation: str | None
+
+    def sets(self, channels: int) -> Sets:
+        """What its statistics are taken over."""
+        depth = channels // self.groups if self.norm == "group" else 1
+        mix = self.norm == "batch_instance"
+        over_batch = self.norm == "batch" or (mix and self.use_input_stats)
+        return Sets(depth, over_batch, mix)
+
+    def constants(self) -> dict[str, Any]:
+        return {"ACTIVATION": self.activation, "TRAINING": self.use_input_stats}
+
+
+class Plan(NamedTuple):
+    """The launches of one direction of a norm at one size, and the scratch memory they share."""
+
+    view: View
+    tier: str
+    first: Launch | ClusterLaunch | None  # None where the statistics are constants
+    second: Launch | None  # None where the first does it all
+    stats: int  # elements of the kept statistics
+    sums: int  # elements of the backward's sums over sets
+    table: int  # elements of the table that programs publish in, 0 for none
+    tickets: int
+    bits: int  # bytes of ReLU's mask
+    dresidual: bool  # the residual's gradient is not dy itself
+
+
+@functools.lru_cache(PLANS)
+def forward_plan(
+    shape: torch.Size,
+    contiguous: bool,
+    dtypes: tuple[torch.dtype | None, ...],
+    norm: Norm,
+    running: bool,
+    tier_state: tiers.State,
+) -> Plan:
+    """The forward of `norm` for an x of this shape and layout.
+
+    `dtypes` are those of the call's tensors: a launch is made for one pattern of them.
+    """
+    sets = norm.sets(shape[1])
+    view = view_of(shape, contiguous, dtypes[0].itemsize, sets.batch and not sets.mix)
+    plan = _sizes(view, sets)
+    constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
+    apply = _launch(apply_kernel, pointwise(view, sets), constants)
+    if sets.batch and not norm.use_input_stats:
+        return plan._replace(second=apply)
+    tier, geometry = tiers.choose(view, sets, tier_state)
+    averages = running and not sets.batch and norm.use_input_stats
+    if tier == "streaming":
+        first = _launch(
+            moments_kernel, geometry, {**constants, "BATCH": geometry.sets.batch}, ("ACTIVATION",)
+        )
+        constants["BATCH"] = geometry.sets.batch
+        apply = _launch(apply_kernel, pointwise(view, sets), constants)
+        return plan._replace(
+            tier=tier, first=first, second=apply, table=_table(geometry, 3),
+            tickets=geometry.units + geometry.u_blocks,
+        )  # fmt: skip
+    return plan._replace(
+        tier=tier,
+        first=_resident(resident_kernel, tier, geometry, constants),
+        table=_table(geometry, 3) if tier == "cluster" or averages else 0,
+        tickets=geometry.u_blocks if averages else 0,
+    )
+
+
+@functools.lru_cache(PLANS)
+def backward_plan(
+    shape: torch.Size,
+    contiguous: bool,
+    dtypes: tuple[torch.dtype | None, ...],
+    norm: Norm,
+    needs: tuple[bool, bool, bool, bool, bool],
+    tier_state: tiers.State,
+) -> Plan:
+    """The backward of `norm` for an x of this shape and layout; see forward_plan."""
+    sets = norm.sets(shape[1])
+    view = view_of(shape, contiguous, dtypes[0].itemsize, sets.batch and not sets.mix)
+    needs_dx, needs_dresidual = needs[0], needs[1] and norm.activation is not None
+    plan = _sizes(view, sets)._replace(dresidual=needs_dresidual)
+    constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
+    parameters = any(needs[2:])
+    slopes = needs_dx and (norm.use_input_stats or sets.mix)
+    tier, geometry = tiers.choose(view, sets, tier_state)
+    if slopes and tier != "streaming":
+        gathers = parameters and not sets.batch
+        return plan._replace(
+            tier=tier,
+            first=_resident(resident_backward_kernel, tier, geometry, constants),
+            table=_table(geometry, 4 if sets.batch and sets.mix else 2)
+            if tier == "cluster" or gathers
+            else 0,
+            tickets=geometry.u_blocks if gathers else 0,
+        )
+    geometry = geometries.streaming(view, sets)
+    constants["BATCH"] = geometry.sets.batch
+    first = second = None
+    if slopes or parameters:
+        mixes = sets.mix and norm.use_input_stats and slopes
+        over_instances = not geometry.sets.batch and (parameters or mixes)
+        first = _launch(
+            gradient_sums_kernel, geometry, {**constants, "OVER_INSTANCES": over_instances},
+            ("TRAINING",),
+        )  # fmt: skip
+    if needs_dx or needs_dresidual:
+        second = _launch(apply_backward_kernel, pointwise(view, sets), constants)
+    return plan._replace(
+        first=first,
+        second=second,
+        sums=plan.sums if slopes else 0,
+        table=_table(geometry, 2) if first else 0,
+        tickets=geometry.units + geometry.u_blocks if first else 0,
+    )
+
+
+def _sizes(view: View, sets: Sets) -> Plan:
+    """A plan without launches."""
+    N, C, S, channels_last, _ = view
+    over_batch = C if sets.batch and not sets.mix else N * (C // sets.depth)
+    bits = N * S * -(-C // 8) if channels_last else N * C * -(-S // 8)
+    mixed = C if sets.mix else 0
+    return Plan(
+        view, "streaming", None, None, 3 * (over_batch + mixed), 2 * (over_batch + mixed), 0, 0, bits,
+        False,
+    )  # fmt: skip
+
+
+def _table(geometry: Geometry, planes: int) -> int:
+    outer = 1 if geometry.sets.batch else geometry.view.N
+    return planes * outer * geometry.pieces * geometry.view.C
+
+
+def _launch(
+    kernel: Any, geometry: Geometry, constants: dict[str, Any], without: tuple[str, ...] = ()
+) -> Launch:
+    kept = {name: value for name, value in constants.items() if name not in without}
+    return Launch(
+        kernel,
+        geometry.units * geometry.members,
+        geometry.scalars(geometry.units),
+        {**kept, **geometry.constants()},
+        geometry.num_warps,
+    )
+
+
+def _resident(
+    kernel: Any, tier: str, geometry: Geometry, constants: dict[str, Any]
+) -> Launch | ClusterLaunch:
+    if tier == "cluster":
+        return ClusterLaunch(kernel, geometry, constants)
+    return _launch(kernel, geometry, {**constants, "CLUSTER": False, "HALF": 0})
 
 
 def channel_norm(
@@ -38,38 +195,62 @@ def channel_norm(
     momentum: float,
     eps: float,
     activation: str | None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    differentiable: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, group.
 
     x is (N, C, ...), not empty; weight, bias, rho and the running statistics are (C,). Running
     statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory
-    format and the statistics that channel_norm_backward takes.
+    format, the side input and the statistics that channel_norm_backward takes; of the side input
+    only what was not there before, a ReLU mask, and only where `differentiable`.
     """
     x = dense(x)
-    weight, bias, rho = contiguous(weight), contiguous(bias), contiguous(rho)
+    residual = laid_out_as(x, residual)
+    parameters = (contiguous(weight), contiguous(bias), contiguous(rho))
     running = (contiguous(running_mean), contiguous(running_var))
-    view = channel_view(x, merge_batch=norm == "batch")
-    tiling = reduction_tiling(view, many_chunks=norm == "batch")
-    if norm == "batch":
-        sums = moments(x, view, tiling, BATCH_PIVOT) if use_input_stats else (None, None)
-        stats = merge_batch(
-            sums, x, weight, bias, *running, view, tiling, use_input_stats, momentum, eps
-        )
-    elif norm == "group":
-        tables = moments(x, view, tiling, Pivot(view.C // groups, per_channel=False))
-        stats = merge_group(tables, x, weight, bias, view, tiling, groups, eps)
-    else:
-        tables = moments(x, view, tiling, INSTANCE_PIVOT)
-        stats = merge_instance(
-            tables, x, weight, bias, rho, *running, view, tiling, use_input_stats, momentum, eps
-        )
+    spec = Norm(norm, groups, use_input_stats, activation)
+    dtypes = dtypes_of((x, residual, *parameters, *running))
+    masked = differentiable and side_input(activation, residual is not None) == "mask"
+    key = (x.shape, x.is_contiguous(), (*dtypes, masked), spec, running != (None, None))
+    shared = (x, residual, *parameters)
+    result = _forward(forward_plan(*key, tiers.state()), shared, running, masked, momentum, eps)
+    if result is None:
+        plan = forward_plan(*key, tiers.WITHOUT_CLUSTERS)
+        result = _forward(plan, shared, running, masked, momentum, eps)
+        assert result is not None
     if use_input_stats:
         for buffer, updated in zip((running_mean, running_var), running, strict=True):
             if buffer is not None and updated is not None:
                 _written(buffer, updated)
-    center, scale, shift = stats[:3]
-    tiling, residual = pointwise_tiling(view), laid_out_as(x, residual)
-    return apply(x, residual, (center, scale, shift), view, tiling, activation), stats
+    return result
+
+
+def _forward(
+    plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
+    """What channel_norm returns, by one plan; None, with nothing done, where a cluster is too large
+    for the device."""
+    x = shared[0]
+    assert x is not None
+    y = torch.empty_like(x)
+    bits = x.new_empty(plan.bits, dtype=torch.uint8) if masked else None
+    stats, table = statistics(x, plan.stats), statistics(x, plan.table)
+    tickets = counters(x, "tickets", plan.tickets)
+    if plan.tier != "streaming":
+        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
+        tensors = (*shared, *running, y, bits, stats, table, tickets, barriers)
+        if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, (momentum, eps)):
+            return None
+        assert plan.first is not None
+        plan.first(tensors, (momentum, eps))
+    else:
+        constants: Tensors = running
+        if plan.first is not None:
+            plan.first((x, *running, stats, table, tickets), (momentum, eps))
+            constants = (None, None)
+        plan.second((*shared, *constants, y, bits, stats), (eps,))
+    assert stats is not None
+    return y, bits, (stats,)
 
 
 def channel_norm_backward(
@@ -86,58 +267,78 @@ def channel_norm_backward(
     groups: int,
     use_input_stats: bool,
     activation: str | None,
-) -> tuple[torch.Tensor | None, ...]:
+) -> Tensors:
     """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked.
 
-    `side` is what `side_input` named: y, the residual or None.
+    `side` is what `side_input` named: ReLU's mask, the residual or None.
     """
-    needs_dx, needs_dresidual, needs_dweight, needs_dbias, needs_drho = needs
     x = dense(x)
     weight, bias, rho = contiguous(weight), contiguous(bias), contiguous(rho)
-    dy, side = laid_out_as(x, dy), laid_out_as(x, side)
-    view = channel_view(x, merge_batch=norm == "batch")
-    stats_follow_x = use_input_stats or norm == "batch_instance"
-    center, scale, shift = stats[:3]
-    coefficients = (center, scale, shift)
-    outputs = MergeOutputs(
-        slope=torch.empty_like(center) if needs_dx and stats_follow_x else None,
-        level=torch.empty_like(center) if needs_dx and stats_follow_x else None,
-        dweight=torch.empty_like(weight) if needs_dweight and weight is not None else None,
-        dbias=torch.empty_like(bias) if needs_dbias and bias is not None else None,
-        drho=torch.empty_like(rho) if needs_drho and rho is not None else None,
+    needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None, needs[4])
+    dy = laid_out_as(x, dy)
+    masked = side is not None and activation == "relu"
+    residual = None if masked else laid_out_as(x, side)
+    spec = Norm(norm, groups, use_input_stats, activation)
+    inputs = (x, dy, residual, side if masked else None, weight, bias, rho, *stats)
+    key = (x.shape, x.is_contiguous(), dtypes_of(inputs), spec, needs)
+    result = _backward(backward_plan(*key, tiers.state()), inputs, needs)
+    if result is None:
+        result = _backward(backward_plan(*key, tiers.WITHOUT_CLUSTERS), inputs, needs)
+        assert result is not None
+    dx, dresidual, *parameters = result
+    if needs[1] and activation is None:
+        dresidual = dy
+    return dx, dresidual, *parameters
+
+
+def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors | None:
+    """What channel_norm_backward returns, by one plan; None where a cluster is too large."""
+    x, _, _, _, weight, bias, rho, _ = inputs
+    assert x is not None
+    dx = torch.empty_like(x) if needs[0] else None
+    dresidual = torch.empty_like(x) if plan.dresidual else None
+    gradients = tuple(
+        torch.empty_like(parameter) if needed and parameter is not None else None
+        for parameter, needed in zip((weight, bias, rho), needs[2:], strict=True)
     )
-    if any(output is not None for output in outputs):
-        tiling = reduction_tiling(view, many_chunks=norm == "batch")
-        tables = gradient_moments(x, dy, side, coefficients, view, tiling, activation)
-        if norm == "batch":
-            merge_batch_backward(tables, stats, view, tiling, outputs)
-        elif norm == "group":
-            merge_group_backward(tables, weight, stats, view, tiling, groups, outputs)
-        else:
-            merge_instance_backward(
-                tables, weight, rho, stats, view, tiling, use_input_stats, outputs
-            )
-    dx: torch.Tensor | None = None
-    dresidual = dy if needs_dresidual else None
-    if needs_dx or (needs_dresidual and activation is not None):
-        dx, dresidual_kernel = apply_backward(
-            x, dy, side, coefficients, outputs.slope, outputs.level, view,
-            pointwise_tiling(view), activation, needs_dx,
-            needs_dresidual and activation is not None,
-        )  # fmt: skip
-        dresidual = dresidual if dresidual_kernel is None else dresidual_kernel
-    return dx, dresidual, outputs.dweight, outputs.dbias, outputs.drho
+    table = statistics(x, plan.table)
+    tickets = counters(x, "tickets", plan.tickets)
+    if plan.tier != "streaming":
+        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
+        tensors = (*inputs, dx, dresidual, *gradients, table, tickets, barriers)
+        if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, ()):
+            return None
+        plan.first(tensors)
+    else:
+        sums = statistics(x, plan.sums)
+        if plan.first is not None:
+            plan.first((*inputs, sums, *gradients, table, tickets))
+        if plan.second is not None:
+            plan.second((*inputs, sums, dx, dresidual))
+    return dx, dresidual, *gradients
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What backward needs beside x to know act'(z): "output", "residual" or nothing.
+    """What backward needs beside x to know act'(z): "mask", "residual" or nothing.
 
-    Without a residual z is recomputed from x. With one, ReLU's mask is read off the output, which
-    the next layer keeps alive anyway; the smooth activations need z and so the residual itself.
+    Without a residual z is recomputed from x. With one, a bit for each element says where ReLU let
+    it through; the smooth activations need z and so the residual itself.
     """
     if activation is None or not has_residual:
         return None
-    return "output" if activation == "relu" else "residual"
+    return "mask" if activation == "relu" else "residual"
+
+
+def relu_mask(side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The booleans that the forward for x packed into `side`, in x's shape."""
+    N, C = x.shape[:2]
+    view = view_of(x.shape, dense(x).is_contiguous(), x.element_size(), False)
+    rows, length = (view.N * view.S, C) if view.channels_last else (N * C, view.S)
+    shifts = torch.arange(8, dtype=torch.uint8, device=x.device)
+    bits = (side.view(rows, -1, 1) >> shifts & 1).view(rows, -1)[:, :length].bool()
+    if view.channels_last:
+        return bits.view(N, *x.shape[2:], C).movedim(-1, 1)
+    return bits.view(x.shape)
 
 
 def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:

@@ -1,9 +1,4 @@
-"""Device functions shared by every kernel: accumulation type, Chan merge, activations, tiles.
-
-A *tile* is BLOCK_R rows x BLOCK_S positions of x seen as (N, C, S), one row for each (n, c). In a
-contiguous tensor a row is S consecutive elements; channels last, rows are consecutive and the
-positions of one row are C apart. Everything else is the same for both layouts.
-"""
+"""Arithmetic shared by every kernel: accumulation type, moments and their merge, activations."""
 
 import triton
 import triton.language as tl
@@ -42,9 +37,10 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
 def tile_moments(x, mask, count):
     """Exact moments of a register tile along its last axis: the mean, then squared deviations.
 
-    The mean's own rounding error is measured (the deviations' mean) and put right, so that M2 holds
-    when mean >> std.
+    x is 0 outside the mask. The mean's own rounding error is measured (the deviations' mean) and
+    put right, so that M2 holds when mean >> std.
     """
+    count = tl.maximum(count, 1.0)
     mean = tl.sum(x, axis=1) / count
     deviation = tl.where(mask, x - mean[:, None], 0.0)
     error = tl.sum(deviation, axis=1) / count
@@ -72,37 +68,6 @@ def merge_along(count, mean, m2, AXIS: tl.constexpr):
 
 
 @triton.jit
-def chunk_moments(
-    mean_ptr, m2_ptr, n, c, mask, C, S, chunk, K, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr
-):
-    """(count, mean, M2) of the instances [n, c]: their K chunks merged in order."""
-    ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    zero = tl.zeros([BLOCK_0, BLOCK_1], ACC)
-    count, mean, m2 = zero, zero, zero
-    for k in range(K):
-        slot = (n * K + k) * C + c
-        share = zero + tl.minimum(S - k * chunk, chunk)
-        mean_k = tl.load(mean_ptr + slot, mask=mask, other=0.0)
-        m2_k = tl.load(m2_ptr + slot, mask=mask, other=0.0)
-        count, mean, m2 = chan_merge(count, mean, m2, share, mean_k, m2_k)
-    return tl.where(mask, count, 0.0), mean, m2
-
-
-@triton.jit
-def chunk_sums(
-    sum_g_ptr, sum_gx_ptr, n, c, mask, C, K, BLOCK_0: tl.constexpr, BLOCK_1: tl.constexpr
-):
-    """(sum g, sum g (x - center)) of the instances [n, c]: their K chunks added in order."""
-    sum_g = tl.zeros([BLOCK_0, BLOCK_1], sum_g_ptr.dtype.element_ty)
-    sum_gx = tl.zeros([BLOCK_0, BLOCK_1], sum_g_ptr.dtype.element_ty)
-    for k in range(K):
-        slot = (n * K + k) * C + c
-        sum_g += tl.load(sum_g_ptr + slot, mask=mask, other=0.0)
-        sum_gx += tl.load(sum_gx_ptr + slot, mask=mask, other=0.0)
-    return sum_g, sum_gx
-
-
-@triton.jit
 def update_running(ptr, c, mask, value, momentum):
     """running = (1 - momentum) running + momentum value, where there is a running statistic."""
     if ptr is not None:
@@ -120,69 +85,10 @@ def load_or(ptr, index, mask, default, ACC: tl.constexpr):
 
 
 @triton.jit
-def tile_rows(row_block, N, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Rows of a tile: their n, c, mask, and the offset of position 0 (int64)."""
-    lane = tl.arange(0, BLOCK_R)
-    if CHANNELS_LAST:
-        blocks = tl.cdiv(C, BLOCK_R)
-        n = (row_block // blocks).to(tl.int64)
-        c = (row_block % blocks) * BLOCK_R + lane
-        mask = c < C
-        offset = n * S * C + c
-    else:
-        row = row_block.to(tl.int64) * BLOCK_R + lane
-        mask = row < N.to(tl.int64) * C
-        n = row // C
-        c = (row % C).to(tl.int32)
-        offset = row * S
-    return n, c, mask, offset
-
-
-@triton.jit
-def load_pivot(
-    x_ptr, n, c, mask, C, S, D, ACC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    PER_CHANNEL: tl.constexpr,
-):  # fmt: skip
-    """The value that the statistics of (n, c) are relative to: the first of its reduction set.
-
-    Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
-    met. Sets of D channels share a pivot, and with PER_CHANNEL all instances do.
-    """
-    first = c - c % D
-    if PER_CHANNEL:
-        n = n * 0
-    if CHANNELS_LAST:
-        offset = n * S * C + first
-    else:
-        offset = (n * C + first) * S
-    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
-
-
-@triton.jit
 def split_mean(pivot, offset):
     """The mean pivot + offset as its rounded value and what the rounding left over."""
     center = pivot + offset
     return center, offset - (center - pivot)
-
-
-@triton.jit
-def tile_offsets(offset, start, C, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Element offsets of the tile whose first position is `start`: int64 base, int32 inside."""
-    lane = tl.arange(0, BLOCK_S)
-    if CHANNELS_LAST:
-        stride = tl.zeros([1], tl.int64) + C  # start * C may pass 2^31
-        return (offset + stride * start)[:, None] + (lane * C)[None, :]
-    else:
-        return (offset + start)[:, None] + lane[None, :]
-
-
-@triton.jit
-def load_coefficients(center_ptr, scale_ptr, shift_ptr, coefficient, mask):
-    """(center, scale, shift) of a tile's rows, as columns."""
-    center = tl.load(center_ptr + coefficient, mask=mask, other=0.0)
-    scale = tl.load(scale_ptr + coefficient, mask=mask, other=0.0)
-    shift = tl.load(shift_ptr + coefficient, mask=mask, other=0.0)
-    return center[:, None], scale[:, None], shift[:, None]
 
 
 @triton.jit

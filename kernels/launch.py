@@ -1,24 +1,20 @@
-"""How a kernel is launched: its device, its tiles, and a record of launches for the tests."""
+"""How a kernel is launched: compiled handles, counters that programs share, a record for tests."""
 
 import contextlib
-import math
+import functools
+import inspect
+import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
-
-# Elements of one tile. On a GPU: 16 KB of fp32 a program, 32 registers a thread at 4 warps. In the
-# interpreter each program costs milliseconds and each element nanoseconds: few, large tiles.
-GPU_TILE = 4096
-INTERPRETER_TILE = 1 << 18
-# Programs that a reduction is split into when its rows alone are too few: 4 for each of 132 SMs.
-ENOUGH_PROGRAMS = 528
-# An instance's chunks are merged one after another by one program: keep that loop short.
-MOST_CHUNKS = 64
+from triton.runtime import driver
 
 # Set by TRITON_INTERPRET=1 when this package, and with it every kernel, is first imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+
+Tensors = tuple[torch.Tensor | None, ...]
 
 _recorded: list[str] | None = None
 
@@ -38,18 +34,114 @@ def record() -> Iterator[list[str]]:
             outer.extend(names)
 
 
-def launch(kernel: Any, programs: int, x: torch.Tensor, *args: Any, **constants: Any) -> None:
-    """Launch `kernel` with a one-dimensional grid on the device that x is on.
+class Launch:
+    """A kernel with its grid, its scalars and its constants settled: only tensors are to come.
 
+    Triton works out at each call which compiled kernel its arguments want, which takes longer than
+    all the rest of a call. Here the sizes are known beforehand: the compiled handle is kept for
+    each device and called directly, for tensors aligned to 16 bytes; others go through Triton.
     The grid is one-dimensional throughout: its x dimension holds 2^31 - 1 programs, y and z 65,535.
     """
-    if _recorded is not None:
-        _recorded.append(kernel.fn.__name__)
+
+    def __init__(
+        self,
+        kernel: Any,
+        programs: int,
+        scalars: tuple[int, ...],
+        constants: dict[str, Any],
+        num_warps: int,
+        cooperative: bool = False,
+    ) -> None:
+        self.name = kernel.fn.__name__
+        self.kernel, self.programs, self.scalars = kernel, programs, scalars
+        names = [name for name in inspect.signature(kernel.fn).parameters if name in constants]
+        self.constants = {name: constants[name] for name in names}  # in the kernel's order
+        self.options = {"num_warps": num_warps}
+        if cooperative:
+            self.options["launch_cooperative_grid"] = True
+        self._tail = (*scalars, *self.constants.values())
+        self._handles: dict[int, Any] = {}
+
+    def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> None:
+        """Launch on the device of the first tensor and its current stream.
+
+        A launch is made for one pattern of dtypes and of tensors that are None.
+        """
+        x = tensors[0]
+        assert x is not None
+        if _recorded is not None:
+            _recorded.append(self.name)
+        if not x.is_cuda:
+            self._launch(tensors, floats)
+            return
+        device = x.get_device()
+        if device == torch.cuda.current_device():
+            self._launch_on(device, tensors, floats)
+        else:
+            with torch.cuda.device(device):
+                self._launch_on(device, tensors, floats)
+
+    def _launch_on(self, device: int, tensors: Tensors, floats: tuple[float, ...]) -> None:
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        together = 0
+        for pointer in pointers:
+            together |= pointer or 0
+        handle = self._handles.get(device)
+        hooks = triton.knobs.runtime.launch_enter_hook
+        if handle is None or together % 16 or (hooks is not None and hooks.calls):
+            handle = self._launch(tensors, floats)
+            if together % 16 == 0:
+                self._handles[device] = handle
+            return
+        stream = driver.active.get_current_stream(device)
+        handle.run(
+            self.programs, 1, 1, stream, handle.function, handle.packed_metadata, None, None, None,
+            *pointers, *floats, *self._tail,
+        )  # fmt: skip
+
+    def _launch(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
+        """Launch through Triton; returns the compiled kernel, or None from the interpreter."""
+        try:
+            return self.kernel[(self.programs,)](
+                *tensors, *floats, *self.scalars, **self.constants, **self.options
+            )
+        except BaseException:
+            _counters.clear()  # some program may have arrived where the others never will
+            raise
+
+    def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
+        """The compiled kernel for these tensors, loaded on the current device, not launched."""
+        handle = self.kernel.warmup(
+            *tensors, *floats, *self.scalars, **self.constants, **self.options, grid=(1,)
+        )
+        handle._init_handles()
+        return handle
+
+
+_counters: dict[tuple[Any, ...], torch.Tensor] = {}
+
+
+def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
+    """`count` int32 counters, 0 before a launch, for its programs to share; None for none.
+
+    Launches on a stream follow one another, so each stream has one set; a CUDA graph, which may be
+    replayed on any, brings its own. `kind` keeps tickets apart from barriers, which do not go back
+    to 0. On a CPU each thread has its own.
+    """
+    if count == 0:
+        return None
     if x.is_cuda:
-        with torch.cuda.device_of(x):
-            kernel[(programs,)](*args, **constants)
+        if torch.cuda.is_current_stream_capturing():
+            return x.new_zeros(count, dtype=torch.int32)
+        device = x.get_device()
+        key = (kind, device, driver.active.get_current_stream(device))
     else:
-        kernel[(programs,)](*args, **constants)
+        key = (kind, "cpu", threading.get_ident())
+    found = _counters.get(key)
+    if found is None or found.numel() < count:
+        found = x.new_zeros(triton.next_power_of_2(count), dtype=torch.int32)
+        _counters[key] = found
+    return found
 
 
 def accumulation(x: torch.Tensor) -> torch.dtype:
@@ -57,14 +149,9 @@ def accumulation(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def statistics(x: torch.Tensor, count: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """`count` tables for statistics of x, in one allocation, each aligned to 16 bytes.
-
-    A table whose alignment changed with the batch size would make Triton compile its kernels anew.
-    """
-    elements = math.prod(shape)
-    rows = x.new_empty((count, -(-elements // 4) * 4), dtype=accumulation(x)).unbind()
-    return tuple(row[:elements].view(shape) for row in rows)
+def statistics(x: torch.Tensor, elements: int) -> torch.Tensor | None:
+    """Room for so many statistics of x; None for none."""
+    return x.new_empty(elements, dtype=accumulation(x)) if elements else None
 
 
 def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -72,99 +159,16 @@ def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.contiguous()
 
 
-class MergeOutputs(NamedTuple):
-    """What the backward merge is to fill in; None where a gradient was not asked for."""
-
-    slope: torch.Tensor | None
-    level: torch.Tensor | None
-    dweight: torch.Tensor | None
-    dbias: torch.Tensor | None
-    drho: torch.Tensor | None
+def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
+    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
 
 
-class ChannelView(NamedTuple):
-    """A tensor seen as (N, C, S), contiguous or with its channels last in memory (N, S, C)."""
-
-    N: int
-    C: int
-    S: int
-    channels_last: bool
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def channel_view(x: torch.Tensor, merge_batch: bool) -> ChannelView:
-    """The (N, C, S) view of a dense x of rank >= 2.
+def multiprocessors(x: torch.Tensor) -> int:
+    """Those of x's device; for a CPU tensor as many as an H200 has."""
+    return _multiprocessors(x.get_device()) if x.is_cuda else 132
 
-    Where statistics run over the batch anyway (`merge_batch`) and the channels lie last in memory,
-    N and S are one axis: (N, C) and NHWC inputs become one long instance, with no table of moments
-    as large as x.
-    """
-    N, C = x.shape[:2]
-    S = math.prod(x.shape[2:])
-    channels_last = not x.is_contiguous() or S == 1
-    if merge_batch and channels_last:
-        N, S = 1, N * S
-    return ChannelView(N, C, S, channels_last)
-
-
-class Pivot(NamedTuple):
-    """Which rows share the value their statistics are relative to (`device.load_pivot`)."""
-
-    channels: int  # this many neighbouring channels
-    per_channel: bool  # all instances
-
-
-class Tiling(NamedTuple):
-    """Tile sizes of one launch, and the split of S into `chunks` of `chunk` positions."""
-
-    BLOCK_R: int
-    BLOCK_S: int
-    row_blocks: int
-    chunk: int
-    chunks: int
-
-    @property
-    def programs(self) -> int:
-        return self.row_blocks * self.chunks
-
-
-def _blocks(view: ChannelView) -> tuple[int, int]:
-    """(BLOCK_R, BLOCK_S): never a function of N on a GPU, where it would recompile."""
-    tile = INTERPRETER_TILE if INTERPRETED else GPU_TILE
-    if view.channels_last:
-        BLOCK_R = min(triton.next_power_of_2(view.C), tile if INTERPRETED else 64)
-        BLOCK_S = min(triton.next_power_of_2(view.S), max(tile // BLOCK_R, 1))
-        return BLOCK_R, BLOCK_S if INTERPRETED else tile // BLOCK_R
-    BLOCK_S = min(triton.next_power_of_2(view.S), tile if INTERPRETED else 1024)
-    BLOCK_R = tile // BLOCK_S
-    if INTERPRETED:
-        BLOCK_R = min(BLOCK_R, triton.next_power_of_2(view.N * view.C))
-    return BLOCK_R, BLOCK_S
-
-
-def _row_blocks(view: ChannelView, BLOCK_R: int) -> int:
-    if view.channels_last:
-        return view.N * triton.cdiv(view.C, BLOCK_R)
-    return triton.cdiv(view.N * view.C, BLOCK_R)
-
-
-def reduction_tiling(view: ChannelView, many_chunks: bool) -> Tiling:
-    """Tiles of a reduction over S: chunks of several tiles, as few as keep the GPU busy."""
-    BLOCK_R, BLOCK_S = _blocks(view)
-    row_blocks = _row_blocks(view, BLOCK_R)
-    most = triton.cdiv(view.S, BLOCK_S)
-    wanted = 1 if INTERPRETED else triton.cdiv(ENOUGH_PROGRAMS, row_blocks)
-    wanted = min(wanted, most if many_chunks else min(most, MOST_CHUNKS))
-    chunk = triton.cdiv(triton.cdiv(view.S, wanted), BLOCK_S) * BLOCK_S
-    return Tiling(BLOCK_R, BLOCK_S, row_blocks, chunk, triton.cdiv(view.S, chunk))
-
-
-def pointwise_tiling(view: ChannelView) -> Tiling:
-    """Tiles of an elementwise pass: one a program."""
-    BLOCK_R, BLOCK_S = _blocks(view)
-    chunks = triton.cdiv(view.S, BLOCK_S)
-    return Tiling(BLOCK_R, BLOCK_S, _row_blocks(view, BLOCK_R), BLOCK_S, chunks)
-
-
-def row_warps(elements: int) -> int:
-    """32 elements a thread: 4 warps for a tile of 4,096, 16 for the longest rows."""
-    return min(max(elements // 1024, 4), 16)

@@ -3,54 +3,91 @@
 import triton
 import triton.language as tl
 
-from .device import activate, activate_backward, load_or
+from .device import activate, load_or
+from .gradients import masked_gradient
+from .tiles import load_bits, position_mask, store_bits
 
 
 @triton.jit
-def row_tile(x_ptr, row, column, R, L, ACC: tl.constexpr):
-    """A (BLOCK_R, BLOCK_L) tile in the accumulation type, its mask and its offsets."""
-    mask = (row < R)[:, None] & (column < L)[None, :]
-    offsets = row[:, None] * L + column[None, :]
-    return tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC), mask, offsets
+def row_tile(x_ptr, first, start, R, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr):
+    """A (BLOCK_R, BLOCK_L) tile as it is stored, its rows, columns, mask and offsets."""
+    row = first + tl.arange(0, BLOCK_R)
+    column = start + tl.arange(0, BLOCK_L)
+    mask = (row < R)[:, None] & position_mask(start, L, BLOCK_L)[None, :]
+    offsets = (row * L + start)[:, None] + tl.arange(0, BLOCK_L)[None, :]
+    return tl.load(x_ptr + offsets, mask=mask, other=0.0), row, column, mask, offsets
+
+
+@triton.jit
+def row_parameter(ptr, column, start, L, default, BLOCK_L: tl.constexpr, ACC: tl.constexpr):
+    """A parameter's columns as a row, `default` where there is none."""
+    return load_or(ptr, column, position_mask(start, L, BLOCK_L), default, ACC)[None, :]
 
 
 @triton.jit
 def row_output(
-    x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, column, mask, offsets, L,
-    ACTIVATION: tl.constexpr,
+    x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, bits_ptr, first, start, column, mask,
+    offsets, R, L, ACTIVATION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    gamma = load_or(weight_ptr, column, column < L, 1.0, x.dtype)[None, :]
-    beta = load_or(bias_ptr, column, column < L, 0.0, x.dtype)[None, :]
-    z = (x - mean[:, None]) * rstd[:, None] * gamma + beta
+    """Store y, and ReLU's bits where they are wanted."""
+    gamma = row_parameter(weight_ptr, column, start, L, 1.0, BLOCK_L, mean.dtype)
+    beta = row_parameter(bias_ptr, column, start, L, 0.0, BLOCK_L, mean.dtype)
+    z = (x.to(mean.dtype) - mean[:, None]) * rstd[:, None] * gamma + beta
     if residual_ptr is not None:
-        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(x.dtype)
+        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
+    if bits_ptr is not None:
+        active = (z <= 0.0) == 0
+        store_bits(bits_ptr, active, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L)
     tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
 
 
 @triton.jit
 def row_gradient(
-    x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, column, R, L,
-    ACTIVATION: tl.constexpr,
+    x, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start, column, mask,
+    offsets, R, L, ACTIVATION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """(x_hat, g, gamma, mask, offsets) of a tile: g = dy * act'(z), z recomputed from x."""
-    x, mask, offsets = row_tile(x_ptr, row, column, R, L, mean.dtype)
-    x_hat = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
-    g = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
-    gamma = load_or(weight_ptr, column, column < L, 1.0, mean.dtype)[None, :]
-    if ACTIVATION == "relu" and side_ptr is not None:
-        g = activate_backward(g, tl.load(side_ptr + offsets, mask=mask, other=0.0), ACTIVATION)
-    elif ACTIVATION is not None:
-        z = x_hat * gamma + load_or(bias_ptr, column, column < L, 0.0, mean.dtype)[None, :]
-        if side_ptr is not None:
-            z += tl.load(side_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
-        g = activate_backward(g, z, ACTIVATION)
-    return x_hat, g, gamma, mask, offsets
+    """(g, x_hat, gamma) of a tile: g = dy * act'(z) in dy's dtype, z recomputed from x."""
+    gamma = row_parameter(weight_ptr, column, start, L, 1.0, BLOCK_L, mean.dtype)
+    beta = row_parameter(bias_ptr, column, start, L, 0.0, BLOCK_L, mean.dtype)
+    x_hat = tl.where(mask, (x.to(mean.dtype) - mean[:, None]) * rstd[:, None], 0.0)
+    residual, active = None, None
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+    if bits_ptr is not None:
+        active = load_bits(bits_ptr, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L)
+    g = masked_gradient(x_hat, dy, residual, active, gamma, beta, mask, ACTIVATION)
+    return g, x_hat, gamma
 
 
 @triton.jit
-def row_dx(x_hat, g, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets):
+def row_dx(g, x_hat, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets):
+    """Store dx = rstd (gamma g - mean(gamma g) - x_hat mean(gamma g x_hat)), and g itself."""
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
     if dx_ptr is not None:
-        dx = rstd[:, None] * (gamma * g - g_mean[:, None] - x_hat * gx_mean[:, None])
-        tl.store(dx_ptr + offsets, dx, mask=mask)
+        dx = gamma * g.to(rstd.dtype) - g_mean[:, None] - x_hat * gx_mean[:, None]
+        tl.store(dx_ptr + offsets, rstd[:, None] * dx, mask=mask)
+
+
+@triton.jit
+def add_partials(
+    partial_ptr, dweight_ptr, dbias_ptr, block, groups, L, BLOCK_L: tl.constexpr
+):  # fmt: skip
+    """dgamma and dbeta of a block of columns: partial sums (2, groups, L) added in order."""
+    BLOCK_P: tl.constexpr = 32
+    column = block * BLOCK_L + tl.arange(0, BLOCK_L)
+    dweight = tl.zeros([BLOCK_L], partial_ptr.dtype.element_ty)
+    dbias = tl.zeros([BLOCK_L], partial_ptr.dtype.element_ty)
+    plane = groups.to(tl.int64) * L
+    for first in range(0, groups, BLOCK_P):
+        group = first + tl.arange(0, BLOCK_P).to(tl.int64)
+        mask = (group < groups)[:, None] & (column < L)[None, :]
+        slot = group[:, None] * L + column[None, :]
+        if dweight_ptr is not None:
+            dweight += tl.sum(tl.load(partial_ptr + slot, mask=mask, other=0.0), axis=0)
+        if dbias_ptr is not None:
+            dbias += tl.sum(tl.load(partial_ptr + plane + slot, mask=mask, other=0.0), axis=0)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + column, dweight, mask=column < L)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + column, dbias, mask=column < L)

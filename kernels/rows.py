@@ -1,81 +1,129 @@
-"""Layer normalisation of rows: x seen as (R, L), gamma and beta of shape (L,).
+"""Layer normalisation of rows: x seen as (R, L), gamma and beta of shape (L,) (arXiv 1607.06450)."""
 
-y = act((x - mean) * rstd * gamma + beta + residual), statistics of each row (arXiv 1607.06450).
-A row that fits a tile is read once; a longer one is walked over twice. dgamma and dbeta are sums
-over rows: each program leaves a partial sum and a second kernel adds those in a fixed order.
-"""
-
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
-from .device import accumulation_type, chan_merge, inverse_std, tile_moments
+from . import geometry, tiers
+from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import (
-    ENOUGH_PROGRAMS,
-    GPU_TILE,
-    INTERPRETED,
-    INTERPRETER_TILE,
-    accumulation,
+    Launch,
+    Tensors,
     contiguous,
-    launch,
-    row_warps,
+    counters,
+    dtypes_of,
+    multiprocessors,
     statistics,
 )
-from .row_gradients import partial_gradients, sum_partials
-from .row_tiles import row_dx, row_gradient, row_output, row_tile
+from .row_geometry import PARAMETERS_L, RowGeometry, choose
+from .row_geometry import streaming as streaming_geometry
+from .row_resident import row_norm_backward_kernel, row_norm_kernel, sum_partials_kernel
+from .row_streaming import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
 
-LONGEST_TILE = 16384  # elements of a row that one program keeps in registers
-LONG_ROW_TILE = 4096
+PLANS = 1024  # sizes whose launches are remembered
 
 
-@triton.jit(do_not_specialize=["R"])
-def row_norm_kernel(
-    x_ptr,  # (R, L)
-    residual_ptr,  # (R, L) or None
-    weight_ptr,  # (L,) or None
-    bias_ptr,  # (L,) or None
-    y_ptr,  # (R, L)
-    mean_ptr,  # (R,)
-    rstd_ptr,  # (R,)
-    R,
-    L,
-    eps: tl.float64,
-    ACTIVATION: tl.constexpr,
-    FITS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
-    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    lane = tl.arange(0, BLOCK_L)
-    if FITS:
-        x, mask, offsets = row_tile(x_ptr, row, lane, R, L, ACC)
-        mean, m2 = tile_moments(x, mask, tl.zeros([BLOCK_R], ACC) + L)
-        rstd = inverse_std(m2 / L, eps)
-        row_output(
-            x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, lane, mask, offsets, L,
-            ACTIVATION,
-        )  # fmt: skip
-    else:
-        count = tl.zeros([BLOCK_R], ACC)
-        mean = tl.zeros([BLOCK_R], ACC)
-        m2 = tl.zeros([BLOCK_R], ACC)
-        for start in range(0, L, BLOCK_L):
-            x, mask, offsets = row_tile(x_ptr, row, start + lane, R, L, ACC)
-            tile_count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
-            tile_mean, tile_m2 = tile_moments(x, mask, tile_count)
-            count, mean, m2 = chan_merge(count, mean, m2, tile_count, tile_mean, tile_m2)
-        rstd = inverse_std(m2 / L, eps)
-        for start in range(0, L, BLOCK_L):
-            x, mask, offsets = row_tile(x_ptr, row, start + lane, R, L, ACC)
-            row_output(
-                x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, start + lane, mask,
-                offsets, L, ACTIVATION,
-            )  # fmt: skip
-    tl.store(mean_ptr + row, mean, mask=row < R)
-    tl.store(rstd_ptr + row, rstd, mask=row < R)
+class RowPlan(NamedTuple):
+    """The launches of one direction at one size, and the scratch memory they share."""
+
+    geometry: RowGeometry
+    tier: str
+    first: Launch | ClusterLaunch
+    second: Launch | None
+    table: int  # elements of the table that programs publish in
+    tickets: int
+    groups: int  # programs that leave a share of dgamma and dbeta; 0: as many as clusters
+
+
+@functools.lru_cache(PLANS)
+def forward_plan(
+    R: int,
+    L: int,
+    dtypes: tuple[torch.dtype | None, ...],
+    activation: str | None,
+    tier_state: tiers.State,
+) -> RowPlan:
+    """The forward for R rows of L elements; `dtypes` are those of the call's tensors."""
+    assert dtypes[0] is not None
+    tier, shape = choose(R, L, dtypes[0].itemsize, False, tier_state)
+    constants = {"ACTIVATION": activation}
+    if tier != "streaming":
+        resident = _resident(row_norm_kernel, tier, shape, constants, shape.units)
+        table = 3 * R * shape.members if tier == "cluster" else 0
+        return RowPlan(shape, tier, resident, None, table, 0, 0)
+    wanted = triton.cdiv(geometry.ENOUGH_PROGRAMS, shape.units)
+    steps = triton.cdiv(shape.members, min(wanted, shape.members))
+    pieces = triton.cdiv(shape.members, steps)
+    scalars = (*shape.scalars(0)[:3], pieces, steps, 0)
+    first = Launch(
+        row_moments_kernel, shape.units * pieces, scalars, shape.constants(), shape.num_warps
+    )
+    second = Launch(
+        row_apply_kernel, shape.units * shape.members, scalars, {**constants, **shape.constants()},
+        shape.num_warps,
+    )  # fmt: skip
+    return RowPlan(shape, tier, first, second, 3 * R * pieces, shape.units, 0)
+
+
+@functools.lru_cache(PLANS)
+def backward_plan(
+    R: int,
+    L: int,
+    dtypes: tuple[torch.dtype | None, ...],
+    activation: str | None,
+    needs: tuple[bool, ...],
+    sms: int,
+    tier_state: tiers.State,
+) -> RowPlan:
+    """The backward for R rows of L elements on a device of so many multiprocessors."""
+    assert dtypes[0] is not None
+    tier, shape = choose(R, L, dtypes[0].itemsize, True, tier_state)
+    constants = {"ACTIVATION": activation}
+    parameters = any(needs[2:])
+    if tier != "streaming":
+        # Shares of dgamma and dbeta: few, where they are long, not to cost more than dx.
+        groups = min(shape.units, sms * (2 if shape.BLOCK_L <= 1024 else 1))
+        groups = groups if parameters else shape.units
+        resident = _resident(row_norm_backward_kernel, tier, shape, constants, groups)
+        if tier == "cluster":
+            return RowPlan(shape, tier, resident, None, 2 * R * shape.members, 0, 0)
+        return RowPlan(shape, tier, resident, None, 0, 0, groups if parameters else 0)
+    shape = streaming_geometry(R, L, True)
+    groups = min(shape.units, triton.cdiv(2 * sms, shape.members))
+    scalars = (*shape.scalars(0)[:3], shape.members, 1, groups)
+    constants = {**constants, **shape.constants()}
+    first = Launch(
+        row_sums_kernel, groups * shape.members, scalars, constants, shape.num_warps
+    )
+    adders = triton.cdiv(L, PARAMETERS_L) if parameters else 0
+    second = Launch(
+        row_dx_kernel,
+        adders + shape.units * shape.members,
+        scalars,
+        {**constants, "PARAMETERS_L": PARAMETERS_L},
+        shape.num_warps,
+    )
+    return RowPlan(shape, tier, first, second, 2 * R * shape.members, 0, groups)
+
+
+def _resident(
+    kernel: object, tier: str, shape: RowGeometry, constants: dict[str, object], programs: int
+) -> Launch | ClusterLaunch:
+    if tier == "cluster":
+        return ClusterLaunch(kernel, shape, constants)
+    constants = {**constants, "CLUSTER": False, "HALF": 0, **shape.constants()}
+    return Launch(kernel, programs, shape.scalars(programs), constants, shape.num_warps)
+
+
+@functools.lru_cache(PLANS)
+def _sum_launch(L: int, groups: int, _dtypes: tuple[torch.dtype | None, ...]) -> Launch:
+    align = math.gcd(L, 16)
+    constants = {"ALIGN": align, "BLOCK_L": PARAMETERS_L}
+    programs = triton.cdiv(L, PARAMETERS_L)
+    return Launch(sum_partials_kernel, programs, (groups, L // align), constants, 4)
 
 
 def row_norm(
@@ -87,102 +135,43 @@ def row_norm(
     normalized_ndim: int,
     eps: float,
     activation: str | None,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """y (contiguous, x's dtype) and (mean, rstd) of shape (R,) in the accumulation dtype."""
-    x, residual = x.contiguous(), contiguous(residual)
-    weight, bias = contiguous(weight), contiguous(bias)
+    differentiable: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
+    statistics of each row that row_norm_backward takes, in the accumulation dtype."""
+    x = x.contiguous()
+    inputs = (x, contiguous(residual), contiguous(weight), contiguous(bias))
     R, L = _rows(x, normalized_ndim)
+    masked = differentiable and activation == "relu" and residual is not None
+    key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), activation)
+    result = _forward(forward_plan(*key, tiers.state()), inputs, masked, eps)
+    if result is None:
+        result = _forward(forward_plan(*key, tiers.WITHOUT_CLUSTERS), inputs, masked, eps)
+        assert result is not None
+    return result
+
+
+def _forward(
+    plan: RowPlan, inputs: Tensors, masked: bool, eps: float
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
+    """What row_norm returns, by one plan; None where a cluster is too large for the device."""
+    x = inputs[0]
+    assert x is not None
+    R, L = plan.geometry.R, plan.geometry.L
     y = torch.empty_like(x)
-    mean, rstd = statistics(x, 2, (R,))
-    BLOCK_R, BLOCK_L = _blocks(R, L)
-    launch(
-        row_norm_kernel,
-        triton.cdiv(R, BLOCK_R),
-        x,
-        x,
-        residual,
-        weight,
-        bias,
-        y,
-        mean,
-        rstd,
-        R,
-        L,
-        eps,
-        ACTIVATION=activation,
-        FITS=BLOCK_L >= L,
-        BLOCK_R=BLOCK_R,
-        BLOCK_L=BLOCK_L,
-        num_warps=row_warps(BLOCK_R * BLOCK_L),
-    )
-    return y, (mean, rstd)
-
-
-@triton.jit(do_not_specialize=["R", "steps"])
-def row_norm_backward_kernel(
-    x_ptr,  # (R, L)
-    dy_ptr,  # (R, L)
-    side_ptr,  # (R, L) or None: y for ReLU, else the residual
-    weight_ptr,  # (L,) or None
-    bias_ptr,  # (L,) or None
-    mean_ptr,  # (R,)
-    rstd_ptr,  # (R,)
-    dx_ptr,  # (R, L) or None
-    dresidual_ptr,  # (R, L) or None
-    dweight_ptr,  # (programs, L) or None
-    dbias_ptr,  # (programs, L) or None
-    R,
-    L,
-    steps,
-    ACTIVATION: tl.constexpr,
-    FITS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-):
-    """dx = rstd (gamma g - mean(gamma g) - x_hat mean(gamma g x_hat)) for `steps` blocks of rows.
-
-    Rows that fit a tile also yield this program's partial dgamma and dbeta; longer rows leave those
-    to parameter_gradients_kernel.
-    """
-    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    program = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, BLOCK_L)
-    dweight = tl.zeros([BLOCK_L], ACC)
-    dbias = tl.zeros([BLOCK_L], ACC)
-    for step in range(steps):
-        row = (program * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)
-        mean = tl.load(mean_ptr + row, mask=row < R, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row < R, other=0.0)
-        if FITS:
-            x_hat, g, gamma, mask, offsets = row_gradient(
-                x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, lane, R, L,
-                ACTIVATION,
-            )  # fmt: skip
-            g_mean = tl.sum(gamma * g, axis=1) / L
-            gx_mean = tl.sum(gamma * g * x_hat, axis=1) / L
-            row_dx(x_hat, g, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets)
-            dweight += tl.sum(g * x_hat, axis=0)
-            dbias += tl.sum(g, axis=0)
-        else:
-            g_mean = tl.zeros([BLOCK_R], ACC)
-            gx_mean = tl.zeros([BLOCK_R], ACC)
-            for start in range(0, L, BLOCK_L):
-                x_hat, g, gamma, mask, offsets = row_gradient(
-                    x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, start + lane,
-                    R, L, ACTIVATION,
-                )  # fmt: skip
-                g_mean += tl.sum(gamma * g, axis=1) / L
-                gx_mean += tl.sum(gamma * g * x_hat, axis=1) / L
-            for start in range(0, L, BLOCK_L):
-                x_hat, g, gamma, mask, offsets = row_gradient(
-                    x_ptr, dy_ptr, side_ptr, weight_ptr, bias_ptr, mean, rstd, row, start + lane,
-                    R, L, ACTIVATION,
-                )  # fmt: skip
-                row_dx(x_hat, g, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets)
-    if dweight_ptr is not None:
-        tl.store(dweight_ptr + program * L + lane, dweight, mask=lane < L)
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + program * L + lane, dbias, mask=lane < L)
+    bits = x.new_empty(R * -(-L // 8), dtype=torch.uint8) if masked else None
+    stats, table = statistics(x, 2 * R), statistics(x, plan.table)
+    assert stats is not None
+    if plan.second is not None:
+        plan.first((x, stats, table, counters(x, "tickets", plan.tickets)), (eps,))
+        plan.second((*inputs, y, bits, stats))
+        return y, bits, (stats,)
+    barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
+    tensors = (*inputs, y, bits, stats, table, barriers)
+    if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, (eps,)):
+        return None
+    plan.first(tensors, (eps,))
+    return y, bits, (stats,)
 
 
 def row_norm_backward(
@@ -191,72 +180,61 @@ def row_norm_backward(
     side: torch.Tensor | None,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    stats: tuple[torch.Tensor, torch.Tensor],
+    stats: tuple[torch.Tensor, ...],
     needs: tuple[bool, bool, bool, bool],
     *,
     normalized_ndim: int,
     activation: str | None,
-) -> tuple[torch.Tensor | None, ...]:
+) -> Tensors:
     """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked."""
-    needs_dx, needs_dresidual, needs_dweight, needs_dbias = needs
+    needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None)
     x, dy, side = x.contiguous(), dy.contiguous(), contiguous(side)
-    weight, bias = contiguous(weight), contiguous(bias)
-    R, L = _rows(x, normalized_ndim)
-    inputs = (x, dy, side, weight, bias, *stats)
-    BLOCK_R, BLOCK_L = _blocks(R, L)
-    fits = BLOCK_L >= L
-    row_blocks = triton.cdiv(R, BLOCK_R)
-    partials_here = fits and (needs_dweight or needs_dbias)
-    programs = min(row_blocks, ENOUGH_PROGRAMS) if partials_here else row_blocks
-    steps = triton.cdiv(row_blocks, programs)
-    dx = torch.empty_like(x) if needs_dx else None
-    dresidual = torch.empty_like(x) if needs_dresidual and activation is not None else None
-    column_blocks = 1 if fits else triton.cdiv(L, BLOCK_L)
-    if not fits:
-        row_programs = min(row_blocks, triton.cdiv(ENOUGH_PROGRAMS, column_blocks))
+    if activation is None and not any((needs[0], *needs[2:])):
+        return None, dy if needs[1] else None, None, None
+    masked = side is not None and activation == "relu"
+    sides = (None, side) if masked else (side, None)
+    inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats)
+    key = (*_rows(x, normalized_ndim), dtypes_of(inputs), activation, needs, multiprocessors(x))
+    result = _backward(backward_plan(*key, tiers.state()), inputs, needs, activation)
+    if result is None:
+        plan = backward_plan(*key, tiers.WITHOUT_CLUSTERS)
+        result = _backward(plan, inputs, needs, activation)
+        assert result is not None
+    return result
+
+
+def _backward(
+    plan: RowPlan, inputs: Tensors, needs: tuple[bool, ...], activation: str | None
+) -> Tensors | None:
+    """What row_norm_backward returns, by one plan; None where a cluster is too large."""
+    x, dy, _, _, weight, bias, _ = inputs
+    assert x is not None
+    dx = torch.empty_like(x) if needs[0] else None
+    dresidual = torch.empty_like(x) if needs[1] and activation is not None else None
+    dweight = torch.empty_like(weight) if needs[2] and weight is not None else None
+    dbias = torch.empty_like(bias) if needs[3] and bias is not None else None
+    parameters, L = needs[2] or needs[3], plan.geometry.L
+    table, groups = statistics(x, plan.table), plan.groups
+    if plan.second is not None:
+        partial = statistics(x, 2 * groups * L) if parameters else None
+        plan.first((*inputs, table, partial))
+        plan.second((*inputs, table, partial, dx, dresidual, dweight, dbias))
     else:
-        row_programs = programs
-    partial = [
-        x.new_empty((row_programs, L), dtype=accumulation(x)) if needed else None
-        for needed in (needs_dweight, needs_dbias)
-    ]
-    if partials_here or dx is not None or dresidual is not None:
-        launch(
-            row_norm_backward_kernel,
-            programs,
-            x,
-            *inputs,
-            dx,
-            dresidual,
-            *(partial if fits else (None, None)),
-            R,
-            L,
-            steps,
-            ACTIVATION=activation,
-            FITS=fits,
-            BLOCK_R=BLOCK_R,
-            BLOCK_L=BLOCK_L,
-            num_warps=row_warps(BLOCK_R * BLOCK_L),
-        )
-    if not fits and (needs_dweight or needs_dbias):
-        partial_gradients(inputs, partial, R, L, row_programs, activation, BLOCK_R, BLOCK_L)
-    dweight = sum_partials(partial[0], weight)
-    dbias = sum_partials(partial[1], bias)
-    if needs_dresidual and activation is None:
-        dresidual = dy
-    return dx, dresidual, dweight, dbias
+        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
+        if isinstance(plan.first, ClusterLaunch):
+            model = statistics(x, 1) if parameters else None
+            tensors = (*inputs, dx, dresidual, model, table, barriers)
+            groups = plan.first.clusters(tensors, ())
+            if groups == 0:
+                return None
+        partial = statistics(x, 2 * groups * L) if parameters else None
+        plan.first((*inputs, dx, dresidual, partial, table, barriers))
+        if partial is not None:
+            add = _sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
+            add((partial, dweight, dbias))
+    return dx, dy if needs[1] and activation is None else dresidual, dweight, dbias
 
 
 def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
     L = math.prod(x.shape[x.dim() - normalized_ndim :])
     return x.numel() // L, L
-
-
-def _blocks(R: int, L: int) -> tuple[int, int]:
-    """(BLOCK_R, BLOCK_L): whole rows up to LONGEST_TILE elements, else one row in steps."""
-    tile = INTERPRETER_TILE if INTERPRETED else GPU_TILE
-    BLOCK_L = triton.next_power_of_2(L)
-    if BLOCK_L > LONGEST_TILE:
-        return 1, LONG_ROW_TILE
-    BLOCK_R = max(tile // BLOCK_L, 1)
-    return (min(BLOCK_R, triton.next_power_of_2(R)) if INTERPRETED else BLOCK_R), BLOCK_L

@@ -1,54 +1,16 @@
-"""Compile, without a GPU, the kernels that the norms launch: `python compile_all.py 90 [quick]`.
+"""Compile the kernels that the norms launch: `python -m tests.kernels.compile_all 90 [quick]`.
 
-Runs the public functions with a driver that answers for a GPU of that compute capability, and with
-each launch turned into a compilation. Prints one line a kernel: name, registers, bytes of stack
-(spills). The results of the functions are garbage; nothing is launched.
+For a GPU of that compute capability, without one. Prints one line a kernel: name, registers, bytes
+of stack.
 """
 
-import importlib
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-import fastnorm
 import fastnorm.functional as F
-
-
-class CompilingDriver:
-    """What JITFunction asks of a driver before it launches."""
-
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def compile_launches(found: dict[tuple[str, str], Any]) -> None:
-    """Make every launch compile and remember the compiled kernel instead of running it."""
-    run = JITFunction.run
-
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        found[(self.fn.__name__, kernel.hash)] = kernel
-        return kernel
-
-    JITFunction.run = compile_only  # type: ignore[method-assign]
+from benchmarks.compile_only import compile_launches
+from benchmarks.machine_code import assembler_resources
 
 
 def call_norms(dtype: torch.dtype, channels_last: bool, activation: str | None) -> None:
@@ -88,24 +50,8 @@ def call_norms(dtype: torch.dtype, channels_last: bool, activation: str | None) 
             y.sum().backward()
 
 
-def resources(kernel: Any, cubin: Path) -> tuple[int, int]:
-    """(registers, bytes of stack) a thread, as the assembler reports; `cubin` is a scratch file."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    cubin.write_bytes(kernel.asm["cubin"])
-    report = subprocess.run(
-        [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
-    return int(registers), int(stack)
-
-
 def main(capability: int, quick: bool) -> None:
-    driver.set_active(CompilingDriver(capability))
-    found: dict[tuple[str, str], Any] = {}
-    compile_launches(found)
-    fastnorm.set_backend("triton")
-    # Lets CPU tensors pass the backend's device check; the kernels are compiled all the same.
-    importlib.import_module("fastnorm.kernels").INTERPRETED = True
+    launches = compile_launches(capability)
     call_norms(torch.bfloat16, False, "relu")
     if not quick:
         call_norms(torch.bfloat16, True, "relu")
@@ -114,9 +60,9 @@ def main(capability: int, quick: bool) -> None:
         call_norms(torch.float64, False, None)
         call_norms(torch.float16, True, "silu")
         call_norms(torch.float16, False, "gelu")
-    with tempfile.TemporaryDirectory() as folder:
-        for (name, _), kernel in found.items():
-            print(name, *resources(kernel, Path(folder) / "kernel.cubin"))
+    kernels = {launch.kernel.hash: launch for launch in launches}
+    for launch in kernels.values():
+        print(launch.name, *assembler_resources(launch.kernel.asm["cubin"]))
 
 
 if __name__ == "__main__":

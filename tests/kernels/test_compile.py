@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("compile_all.py")
+ROOT = Path(__file__).parents[2]
 KERNELS = {
     "moments_kernel",
     "gradient_moments_kernel",
@@ -34,8 +34,8 @@ def compiled(*arguments: str) -> list[tuple[str, int, int]]:
     """(name, registers, bytes of stack) of each kernel that compile_all.py compiled."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     output = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "tests.kernels.compile_all", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert output.returncode == 0, output.stderr[-3000:]
     rows = [line.split() for line in output.stdout.splitlines()]

@@ -1,0 +1,294 @@
+"""`python -m benchmarks.codegen`: what the compiler made of every kernel, for GPUs not present.
+
+Compiles what the norms launch at the benchmarks' shapes, forward and backward, for sm_80, sm_90 and
+sm_100. A line a kernel: the first call that needed it, registers, spills, shared memory, warps,
+blocks and warps resident on a multiprocessor, global accesses of the machine code by their width in
+bits, and the width of each tile's accesses (`machine_code.py` tells how they are found).
+
+Exits with 1 and a list where a case does not compile, a kernel spills, or a tile that carries
+traffic is not read or written 128 bits at a time although its rows are multiples of 16 bytes.
+"""
+
+import argparse
+import ast
+import functools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+
+from benchmarks import shapes
+from benchmarks.compile_only import Launch, compile_launches, set_target
+from benchmarks.inputs import FLOAT32_PARAMETERS, Inputs
+from benchmarks.machine_code import Access, Code, read
+from fastnorm.kernels.occupancy import LIMITS, occupancy
+from benchmarks.providers import Provider, load
+from benchmarks.shapes import Case
+
+# Providers that launch fastnorm's kernels, those of them that this version has.
+OURS = ("fastnorm", "fastnorm-coop")
+
+
+def shapes_alone(case: Case) -> Inputs:
+    """The case's tensors on the meta device: no memory, no values."""
+    form = torch.contiguous_format
+    if case.layout == "channels_last":
+        form = torch.channels_last if len(case.shape) == 4 else torch.channels_last_3d
+    x, dy, residual = (
+        torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=form)
+        for _ in range(3)
+    )
+    dtype = torch.float32 if case.op in FLOAT32_PARAMETERS else case.dtype
+    weight, bias, rho, mean, var = (
+        torch.empty(case.shape[1], dtype=dtype, device="meta") for _ in range(5)
+    )
+    for leaf in (x, residual, weight, bias, rho):
+        leaf.requires_grad_()
+    return Inputs(x, dy, residual if case.has_residual else None, weight, bias, rho, mean, var)
+
+
+def calls(
+    case: Case, provider: Provider, launches: list[Launch]
+) -> Iterator[tuple[str, list[Launch]]]:
+    """("forward", its launches), then ("backward", its launches); empties `launches`."""
+    inputs = shapes_alone(case)
+    with provider.setting():
+        launches.clear()
+        y = provider.bind(case)(inputs)
+        yield "forward", launches.copy()
+        launches.clear()
+        torch.autograd.grad(y, list(inputs.leaves(case.op).values()), inputs.dy)
+        yield "backward", launches.copy()
+
+
+# Functions that read one value of each row of x, by their name: no tiles, whatever the number.
+GATHERS = {"load_pivot"}
+MASK = torch.uint8  # eight elements a byte: too little traffic for its width to matter
+
+
+def carries_traffic(launch: Launch, access: Access, case: Case) -> bool:
+    """Whether a tile's width matters: masks, gathers and small tables aside, and rows aligned.
+
+    The rows of x are S, C (channels last) or the normalised length; those of a table its last axis.
+    """
+    file, line, _ = access.position.at
+    if not access.is_tile or function_at(launch.folder / file, line) in GATHERS:
+        return False
+    table = launch.tensors.get(access.argument)
+    if table is None or prod(table.shape) == prod(case.shape):
+        row = row_length(case)
+    elif table.dtype == MASK or 16 * table.bytes < case.nbytes:
+        return False
+    else:
+        row = table.shape[-1]
+    return row * access.itemsize % 16 == 0
+
+
+@functools.cache
+def function_at(file: Path, line: int) -> str | None:
+    """The name of the function that the line is in."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
+            return node.name
+    return None
+
+
+def row_length(case: Case) -> int:
+    """Neighbouring elements in memory: those of one row, or the channels of one position."""
+    if len(case.shape) == 2 or case.layout == "channels_last":
+        return case.shape[1]
+    return prod(case.shape[2:])
+
+
+@dataclass
+class Kernel:
+    """One compiled kernel, and the calls that need it."""
+
+    arch: int
+    launch: Launch
+    code: Code
+    calls: list[str] = field(default_factory=list)
+    # Accesses whose width matters in one of the calls, by their index in the code's.
+    wide: set[int] = field(default_factory=set)
+
+    @property
+    def warps(self) -> int:
+        return int(self.launch.kernel.metadata.num_warps)
+
+    @property
+    def shared(self) -> int:
+        return int(self.launch.kernel.metadata.shared)
+
+    def add_call(self, case: Case, call: str, launch: Launch) -> None:
+        self.calls.append(call)
+        for i, access in enumerate(self.code.accesses):
+            if carries_traffic(launch, access, case):
+                self.wide.add(i)
+
+    def problems(self) -> list[str]:
+        """What the exit status is about, a line each."""
+        found = []
+        if self.code.spilled:
+            found.append(
+                f"spills {self.code.spilled} bytes at {self.code.resources.registers} registers "
+                f"({self.code.sass.stack_loads} LDL, {self.code.sass.stack_stores} STL)"
+            )
+        for i in sorted(self.wide):
+            access = self.code.accesses[i]
+            if narrowest(access) < 128:
+                found.append(f"{tile_text(access)} at {place(access)}: not 128 bits wide")
+        return [f"sm_{self.arch} {self.launch.name} ({self.calls[0]}) {text}" for text in found]
+
+    def as_row(self) -> dict[str, object]:
+        resources, sass = self.code.resources, self.code.sass
+        resident = occupancy(self.arch, resources.registers, self.shared, self.warps)
+        return {
+            "arch": self.arch,
+            "kernel": self.launch.name,
+            "hash": self.launch.kernel.hash,
+            "calls": self.calls,
+            "registers": resources.registers,
+            "stack": resources.stack,
+            "spilled": self.code.spilled,
+            "stack_loads": sass.stack_loads,
+            "stack_stores": sass.stack_stores,
+            "shared": self.shared,
+            "warps": self.warps,
+            "resident_blocks": resident.blocks,
+            "resident_warps": resident.warps,
+            "loads": dict(sorted(sass.loads.items())),
+            "stores": dict(sorted(sass.stores.items())),
+            "tiles": [
+                {
+                    "kind": access.kind,
+                    "argument": access.argument,
+                    "shape": access.shape,
+                    "itemsize": access.itemsize,
+                    "bits": narrowest(access),
+                    "place": place(access),
+                    "needs_128": i in self.wide,
+                }
+                for i, access in enumerate(self.code.accesses)
+                if access.is_tile
+            ],
+        }
+
+
+def narrowest(access: Access) -> int:
+    """Bits of the narrowest instruction; 0, which never passes for wide, where none was found."""
+    return min(access.bits, default=0)
+
+
+def place(access: Access) -> str:
+    file, line, _ = access.position.at
+    return f"{file}:{line}"
+
+
+def tile_text(access: Access) -> str:
+    shape = "x".join(map(str, access.shape))
+    return f"{access.kind} {access.argument.removesuffix('_ptr')} {shape}: {narrowest(access)}"
+
+
+class Compiled(NamedTuple):
+    """Every kernel that some cases need, each once, and the cases that did not compile."""
+
+    kernels: list[Kernel]
+    failures: list[str]
+
+    def problems(self) -> list[str]:
+        return self.failures + [text for kernel in self.kernels for text in kernel.problems()]
+
+
+def compiled(
+    arch: int, cases: Iterable[Case], providers: Sequence[Provider], launches: list[Launch]
+) -> Compiled:
+    """What the cases need by any of the providers."""
+    set_target(arch)
+    kernels: dict[str, Kernel] = {}
+    failures = []
+    for case, provider in product(cases, providers):
+        name = case.name if provider.name == OURS[0] else f"{case.name} ({provider.name})"
+        try:
+            for direction, made in calls(case, provider, launches):
+                for launch in made:
+                    kernel = kernels.get(launch.kernel.hash)
+                    if kernel is None:
+                        kernel = Kernel(arch, launch, read(launch.kernel))
+                        kernels[launch.kernel.hash] = kernel
+                    kernel.add_call(case, f"{name} {direction}", launch)
+        except Exception as error:  # ptxas and LLVM have their own kinds
+            lines = str(error).strip().splitlines() or [""]
+            reason = " ... ".join(dict.fromkeys((lines[0], lines[-1])))  # place and reason
+            failures.append(f"sm_{arch} {name}: {type(error).__name__}: {reason}")
+    return Compiled(list(kernels.values()), failures)
+
+
+HEADER = (
+    f"{'kernel':30} regs spill  smem warps blocks/warps a SM  {'loads':24} {'stores':18}\n"
+    "    first of the calls that need it\n"
+    "    tiles: elements: bits (in brackets where the width is free)"
+)
+
+
+def text(kernel: Kernel) -> str:
+    """Three lines: figures, the first call, and the tiles."""
+    row, code = kernel.as_row(), kernel.code
+    widths = [
+        " ".join(f"{bits}:{count}" for bits, count in sorted(counts.items()))
+        for counts in (code.sass.loads, code.sass.stores)
+    ]
+    frame = ""
+    if code.resources.stack and not code.spilled:
+        touched = code.sass.stack_loads + code.sass.stack_stores
+        reason = "the program's own arrays" if touched else "never touched"
+        frame = f"  (a stack of {code.resources.stack} bytes: {reason}, no spill)"
+    figures = (
+        f"{kernel.launch.name:30} {code.resources.registers:4} {code.spilled:5} {kernel.shared:5} "
+        f"{kernel.warps:5} {row['resident_blocks']:6} / {row['resident_warps']:<12} "
+        f"{widths[0]:24} {widths[1]:18}{frame}"
+    )
+    tiles = [
+        tile_text(access) if i in kernel.wide else f"[{tile_text(access)}]"
+        for i, access in enumerate(code.accesses)
+        if access.is_tile
+    ]
+    lines = [figures, f"    {kernel.calls[0]} (1 of {len(kernel.calls)})"]
+    return "\n".join(line.rstrip() for line in [*lines, "    " + ", ".join(tiles)] if line.strip())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=list(LIMITS), default=list(LIMITS))
+    parser.add_argument("--ops", nargs="+", choices=shapes.OPS, default=shapes.OPS)
+    parser.add_argument("--quick", action="store_true", help="the cases of shapes.quick()")
+    parser.add_argument("--first", type=int, help="only so many of the cases")
+    parser.add_argument("--json", type=Path, help="write kernels and problems to this file")
+    args = parser.parse_args(argv)
+
+    every = shapes.quick() if args.quick else shapes.full()
+    cases = [case for case in every if case.op in args.ops][: args.first]
+    providers = load(OURS)
+    launches = compile_launches(args.arch[0])
+    print(f"triton {triton.__version__}, {len(cases)} cases\n{HEADER}")
+    found = []
+    for arch in args.arch:
+        found.append(compiled(arch, cases, providers, launches))
+        print(f"\nsm_{arch}", *map(text, found[-1].kernels), sep="\n", flush=True)
+    kernels = [kernel for each in found for kernel in each.kernels]
+    problems = [problem for each in found for problem in each.problems()]
+    if args.json is not None:
+        result = {"kernels": [kernel.as_row() for kernel in kernels], "problems": problems}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\n{len(kernels)} kernels, {len(problems)} problems", *problems, sep="\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Compile the kernels that fastnorm's functions launch, for any GPU, without one.
+
+A driver that answers for a GPU of the wanted compute capability stands in for the real one, and
+every launch becomes a compilation. Tensors may be on the meta device: no memory is touched, and
+their addresses are aligned as freshly allocated ones are. Results are garbage.
+
+All this holds for the rest of the process, so the tests do it in one of its own. Kernels decorated
+under TRITON_INTERPRET=1 cannot be compiled.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import fastnorm
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tensor that a kernel was launched with."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch that became a compilation, or found its kernel compiled already."""
+
+    name: str
+    folder: Path  # of the kernel's source
+    kernel: Any  # triton's CompiledKernel
+    tensors: dict[str, Table]  # by the kernel's argument
+
+
+class CompilingDriver:
+    """What JITFunction asks of a driver before it launches."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # JITFunction keeps kernels by device: no two targets share one
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def set_target(capability: int) -> None:
+    """Compile for this compute capability from now on: 90 for 9.0."""
+    driver.set_active(CompilingDriver(capability))
+
+
+def compile_launches(capability: int) -> list[Launch]:
+    """Turn every launch into a compilation; the list returned grows by one at each."""
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: the kernels are interpreted, not compiled")
+    set_target(capability)
+    fastnorm.set_backend("triton")
+    # Lets tensors that are not on a GPU pass the backend's device check.
+    kernels: Any = importlib.import_module("fastnorm.kernels")
+    kernels.INTERPRETED = True
+    launches: list[Launch] = []
+    run = JITFunction.run
+
+    def compile_instead(
+        self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
+    ) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        tensors = {
+            name: Table(tuple(value.shape), value.dtype)
+            for name, value in (dict(zip(self.arg_names, args, strict=False)) | kwargs).items()
+            if isinstance(value, torch.Tensor)
+        }
+        folder = Path(inspect.getfile(self.fn)).parent
+        launches.append(Launch(self.fn.__name__, folder, kernel, tensors))
+        return kernel
+
+    JITFunction.run = compile_instead
+    return launches

@@ -1,0 +1,199 @@
+"""Who computes a case: fastnorm, torch eager and compiled, and other packages where installed."""
+
+import contextlib
+import functools
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_f
+from torch import Tensor
+
+import fastnorm.functional as fastnorm_f
+from benchmarks.inputs import Inputs
+from benchmarks.shapes import Case
+
+Forward = Callable[[Inputs], Tensor]
+EPS = 1e-5
+
+
+class Unavailable(Exception):
+    """Why a provider cannot run here."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`bind` makes the function of one case; every use of it happens inside `setting`."""
+
+    name: str
+    bind: Callable[[Case], Forward]
+    serves: Callable[[Case], bool] = lambda case: True
+    setting: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    checked: bool = True  # against float64; eager torch is itself the measure of that check
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("fastnorm")
+
+
+def torch_norm(case: Case, i: Inputs) -> Tensor:
+    """torch's operator; batch-instance norm, which it lacks, from the two that it has."""
+    if case.op in ("bn", "bn_eval"):
+        training = case.op == "bn"
+        return torch_f.batch_norm(i.x, i.running_mean, i.running_var, i.weight, i.bias, training)
+    if case.op == "in":
+        return torch_f.instance_norm(i.x, weight=i.weight, bias=i.bias)
+    if case.op == "bin":
+        batch = torch_f.batch_norm(i.x, i.running_mean, i.running_var, training=True)
+        instance = torch_f.instance_norm(i.x)
+        channel = (-1, *[1] * (i.x.ndim - 2))
+        rho, weight, bias = (p.to(i.x.dtype).view(channel) for p in (i.rho, i.weight, i.bias))
+        return weight * (rho * batch + (1 - rho) * instance) + bias
+    if i.x.ndim == 2:
+        return torch_f.layer_norm(i.x, i.x.shape[1:], i.weight, i.bias)
+    return torch_f.group_norm(i.x, case.num_groups, i.weight, i.bias)
+
+
+def _followed(case: Case, y: Tensor, i: Inputs) -> Tensor:
+    """relu(y + residual) as the case has it, an operator each."""
+    if i.residual is not None:
+        y = y + i.residual
+    return y if case.fused == "plain" else torch_f.relu(y)
+
+
+def eager(case: Case, i: Inputs) -> Tensor:
+    """The case from torch's operators: its definition, and what a user of torch runs."""
+    return _followed(case, torch_norm(case, i), i)
+
+
+def ours(case: Case, i: Inputs) -> Tensor:
+    """The same in one call of fastnorm, on the backend in force."""
+    activation = None if case.fused == "plain" else "relu"
+    if case.op in ("bn", "bn_eval"):
+        return fastnorm_f.batch_norm(
+            i.x, i.running_mean, i.running_var, i.weight, i.bias, case.op == "bn",
+            activation=activation, residual=i.residual,
+        )  # fmt: skip
+    if case.op == "in":
+        return fastnorm_f.instance_norm(
+            i.x, weight=i.weight, bias=i.bias, activation=activation, residual=i.residual
+        )
+    if case.op == "bin":
+        return fastnorm_f.batch_instance_norm(
+            i.x, i.running_mean, i.running_var, i.rho, i.weight, i.bias, training=True,
+            activation=activation, residual=i.residual,
+        )  # fmt: skip
+    if i.x.ndim == 2:
+        return fastnorm_f.layer_norm(
+            i.x, i.x.shape[1:], i.weight, i.bias, activation=activation, residual=i.residual
+        )
+    return fastnorm_f.group_norm(
+        i.x, case.num_groups, i.weight, i.bias, activation=activation, residual=i.residual
+    )
+
+
+def _bound(function: Callable[[Case, Inputs], Tensor]) -> Callable[[Case], Forward]:
+    return lambda case: functools.partial(function, case)
+
+
+def _cooperative() -> Provider:
+    tiers = importlib.import_module("fastnorm.kernels.tiers")
+    if not hasattr(tiers, "cooperative"):
+        raise Unavailable("fastnorm.kernels.tiers has no `cooperative`")
+    return Provider("fastnorm-coop", _bound(ours), setting=lambda: tiers.cooperative(True))
+
+
+def _compiled() -> Provider:
+    if not torch.cuda.is_available() and not shutil.which(os.environ.get("CXX", "g++")):
+        raise Unavailable("torch.compile needs a C++ compiler on a CPU")
+    # Donated buffers forbid retain_graph=True, by which one backward is timed many times.
+    functorch: Any = importlib.import_module("torch._functorch.config")
+    functorch.donated_buffer = False
+
+    def bind(case: Case) -> Forward:
+        torch.compiler.reset()  # else the cases before this one count as recompilations
+
+        def forward(i: Inputs) -> Tensor:
+            return eager(case, i)
+
+        return torch.compile(forward, fullgraph=True, dynamic=False)
+
+    return Provider("compile", bind, lambda case: case.compiled, checked=False)
+
+
+def _is_rows(case: Case) -> bool:
+    return case.op == "ln" and len(case.shape) == 2
+
+
+def _liger() -> Provider:
+    layer_norm = importlib.import_module("liger_kernel.transformers.functional").liger_layer_norm
+
+    def forward(case: Case, i: Inputs) -> Tensor:
+        return _followed(case, layer_norm(i.x, i.weight, i.bias, EPS), i)
+
+    return Provider("liger", _bound(forward), _is_rows)
+
+
+def _quack() -> Provider:
+    kernels = importlib.import_module("quack.rmsnorm")
+
+    class LayerNorm(torch.autograd.Function):
+        """quack's two functions joined; they want float32 parameters."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            y, rstd, mean = kernels.layernorm_fwd(
+                x, weight.float(), bias.float(), EPS, return_rstd=True, return_mean=True
+            )
+            ctx.save_for_backward(x, weight, rstd, mean)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+            x, weight, rstd, mean = ctx.saved_tensors
+            return kernels.layernorm_bwd(x, weight.float(), dy, rstd, mean)
+
+    def forward(case: Case, i: Inputs) -> Tensor:
+        return _followed(case, LayerNorm.apply(i.x, i.weight, i.bias), i)
+
+    return Provider("quack", _bound(forward), _is_rows)
+
+
+def _flag_gems() -> Provider:
+    flag_gems = importlib.import_module("flag_gems")
+    names = ["layer_norm", "layer_norm_backward", "group_norm", "group_norm_backward"]
+
+    def served(case: Case) -> bool:
+        return case.op in ("ln", "gn")
+
+    return Provider(
+        "flag_gems", _bound(eager), served, setting=lambda: flag_gems.use_gems(include=names)
+    )
+
+
+FACTORIES: dict[str, Callable[[], Provider]] = {
+    "fastnorm": lambda: Provider("fastnorm", _bound(ours)),
+    "fastnorm-coop": _cooperative,
+    "eager": lambda: Provider("eager", _bound(eager), checked=False),
+    "compile": _compiled,
+    "liger": _liger,
+    "quack": _quack,
+    "flag_gems": _flag_gems,
+}
+DEFAULT = tuple(name for name in FACTORIES if name != "fastnorm-coop")
+
+
+def load(names: Iterable[str]) -> list[Provider]:
+    """The providers that run here, in FACTORIES' order, ours first; prints why another does not."""
+    found = []
+    for name in FACTORIES:
+        if name in names:
+            try:
+                found.append(FACTORIES[name]())
+            except Exception as error:  # importing another's package can raise anything
+                print(f"without {name}: {type(error).__name__}: {error}")
+    return found

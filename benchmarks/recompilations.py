@@ -1,0 +1,63 @@
+"""`python -m benchmarks.recompilations`: how many kernels the batch sizes of one network need.
+
+Compiles, for a GPU that need not be present, each norm at one C and S and at many batch sizes, and
+counts the different kernels: each beyond the fewest is a pause of a second in somebody's training.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import shapes
+from benchmarks.codegen import OURS, calls
+from benchmarks.compile_only import Launch, compile_launches
+from fastnorm.kernels.occupancy import LIMITS
+from benchmarks.providers import Provider, load
+from benchmarks.shapes import Case
+
+BATCHES = (1, 2, 3, 5, 8, 16, 17, 32, 64, 100, 128)
+IMAGE, ROW = (64, 32, 32), (1024,)
+
+
+def needed(
+    op: str, batches: Iterable[int], providers: Sequence[Provider], launches: list[Launch]
+) -> dict[str, dict[str, int]]:
+    """Different kernels by direction and name, all batch sizes and providers taken together."""
+    shape = ROW if op == "ln" else IMAGE
+    found: dict[str, dict[str, set[str]]] = {"forward": {}, "backward": {}}
+    for batch in batches:
+        case = Case(op, (batch, *shape), torch.bfloat16, fused="residual_relu")
+        for provider in providers:
+            for direction, made in calls(case, provider, launches):
+                for launch in made:
+                    found[direction].setdefault(launch.name, set()).add(launch.kernel.hash)
+    return {
+        direction: {name: len(hashes) for name, hashes in kernels.items()}
+        for direction, kernels in found.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", type=int, choices=list(LIMITS), default=90)
+    parser.add_argument("--ops", nargs="+", choices=shapes.OPS, default=shapes.OPS)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
+    args = parser.parse_args(argv)
+
+    providers = load(OURS)
+    launches = compile_launches(args.arch)
+    found = {op: needed(op, args.batches, providers, launches) for op in args.ops}
+    for op, directions in found.items():
+        for direction, kernels in directions.items():
+            counts = ", ".join(f"{name} {count}" for name, count in kernels.items())
+            print(f"{op:8} {direction:9} {sum(kernels.values()):3}  {counts}")
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

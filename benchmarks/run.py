@@ -1,0 +1,132 @@
+"""`python -m benchmarks.run --quick --out rows.jsonl`: measure the cases of shapes.py on this GPU.
+
+One JSON line for each case, provider, direction and state of the L2, written as soon as it is
+measured; README.md in this folder says what the columns mean. Results are checked against float64
+before they are timed: the exit code is 1 where fastnorm was wrong or raised. Without a GPU there is
+only --tiny, a rehearsal; with TRITON_INTERPRET=1 it runs the kernels.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import fastnorm
+from benchmarks import shapes, summary
+from benchmarks.measure import Row, case_rows
+from benchmarks.providers import DEFAULT, FACTORIES, Provider, load
+from benchmarks.timing import Clock, clock, versions
+
+QUICK_SECONDS = 460.0
+
+
+def commit() -> str:
+    """The checkout's commit, "-dirty" if changed since; "unknown" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    folder = Path(__file__).parent
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or "unknown"
+    return "unknown"
+
+
+class Budget:
+    """Seconds that a run may take: a case starts only where the slowest so far would fit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.begin = self.lap = time.perf_counter()
+        self.slowest = 0.0
+
+    def allows_another(self) -> bool:
+        now = time.perf_counter()
+        self.slowest, self.lap = max(self.slowest, now - self.lap), now
+        return self.seconds is None or now - self.begin + self.slowest <= self.seconds
+
+
+def progress(case: shapes.Case, rows: Sequence[Row]) -> str:
+    """One line: the case, and for each provider the cold time of forward + backward."""
+    parts = []
+    for row in rows:
+        if row["error"]:
+            parts.append(f"{row['provider']} FAILED: {row['error']}")
+        elif (row["direction"], row["l2"]) == ("both", "cold"):
+            parts.append(f"{row['provider']} {row['us_p50']:.1f} us ({row['pct_copy']:.0f}%)")
+    return f"{case.name}: {', '.join(parts)}"
+
+
+def measured(
+    cases: Sequence[shapes.Case], providers: Sequence[Provider], device: Clock, budget: Budget
+) -> Iterator[Row]:
+    """The rows of every case that the budget allows; prints a line for each."""
+    copy_gbps = device.copy_gbps()
+    print(f"copy bandwidth {copy_gbps:.0f} GB/s, read + written", flush=True)
+    for k, case in enumerate(cases):
+        if not budget.allows_another():
+            print(f"stopped at the budget: {len(cases) - k} of {len(cases)} cases not run")
+            return
+        rows = []
+        for row in case_rows(case, providers, device, copy_gbps):
+            rows.append(row)
+            yield row
+        elapsed = time.perf_counter() - budget.begin
+        print(f"[{k + 1}/{len(cases)} {elapsed:.0f} s] {progress(case, rows)}", flush=True)
+
+
+def write(rows: Iterator[Row], common: Row, out: TextIO) -> list[Row]:
+    """Each row with what all have in common, flushed: a killed run keeps its rows."""
+    written = []
+    for row in rows:
+        written.append({**row, **common})
+        out.write(json.dumps(written[-1]) + "\n")
+        out.flush()
+    return written
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    size = parser.add_mutually_exclusive_group()
+    for name, text in (("quick", "8 minutes at most"), ("tiny", "a rehearsal on any machine")):
+        size.add_argument(f"--{name}", dest="cases", action="store_const", const=name, help=text)
+    parser.add_argument("--ops", nargs="+", choices=shapes.OPS, default=shapes.OPS)
+    parser.add_argument("--providers", nargs="+", choices=list(FACTORIES), default=DEFAULT)
+    parser.add_argument("--budget", type=float, help="seconds after which no case starts")
+    parser.add_argument("--commit", default=commit(), help="for the rows; by default git's")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines go to this file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parsed(argv)
+    budget = Budget(args.budget or (QUICK_SECONDS if args.cases == "quick" else None))
+    device, about = clock(), versions()
+    if about["gpu"] is None and args.cases != "tiny":
+        sys.exit("torch sees no GPU here; --tiny rehearses the run on the CPU")
+    on_kernels = about["gpu"] is not None or about["interpreted"]
+    backend = "triton" if on_kernels else "auto"
+    common = {"backend": backend, **about, "commit": args.commit}
+    print(", ".join(f"{key} {value}" for key, value in common.items()))
+
+    every = {"quick": shapes.quick, "tiny": shapes.tiny, None: shapes.full}[args.cases]()
+    cases = [case for case in every if case.op in args.ops]
+    providers = load(args.providers)
+    gc.collect()
+    gc.freeze()  # each capture of a graph collects garbage: not in all that was imported
+    try:
+        with fastnorm.use_backend(backend), args.out.open("w") as out:
+            rows = write(measured(cases, providers, device, budget), common, out)
+    finally:
+        gc.unfreeze()
+    print(summary.text(rows))
+    ours_failed = any(row["error"] and row["provider"].startswith("fastnorm") for row in rows)
+    return 1 if ours_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

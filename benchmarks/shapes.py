@@ -1,0 +1,171 @@
+"""What is timed, as data: operators at the shapes where they are used, and their least traffic."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+
+import torch
+
+OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln")
+FUSIONS = ("plain", "relu", "residual_relu")
+LAYOUTS = ("contiguous", "channels_last")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DIRECTIONS = ("forward", "backward", "both")
+
+MOST_BYTES = 2 << 30  # of one tensor: its check in float64 needs about 30 times as much
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one shape.
+
+    `bn` is in training, `bn_eval` not. `ln` of a matrix normalises its rows; of an image, as CNNs
+    use it, it is group norm with one group. `fused` is what follows the norm: act(norm + residual).
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    fused: str = "plain"
+    groups: int | None = None  # of gn; None is 4 channels a group
+    family: str = ""
+    compiled: bool = True  # timed under torch.compile too, which costs seconds of compilation
+
+    @property
+    def name(self) -> str:
+        parts = [self.op, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
+        parts += [word for word in (self.layout, self.fused) if word not in ("contiguous", "plain")]
+        return " ".join(parts)
+
+    @property
+    def num_groups(self) -> int:
+        return 1 if self.op == "ln" else self.groups or self.shape[1] // 4
+
+    @property
+    def has_residual(self) -> bool:
+        return self.fused == "residual_relu"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that is normalised."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def floor_bytes(self, direction: str) -> int:
+        """The least traffic of one call: what no version can do without.
+
+        Forward reads x and the residual and writes y; backward reads x and dy and writes dx and the
+        residual's gradient. ReLU's mask is recomputed from x; after a residual, that would mean
+        reading it again, and 1 bit for each element, written and read back, is less.
+        """
+        mask = -(-prod(self.shape) // 8) if self.has_residual else 0
+        forward = (2 + self.has_residual) * self.nbytes + mask
+        backward = (3 + self.has_residual) * self.nbytes + mask
+        return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+CIFAR = tuple(
+    (n, *chw) for n in (128, 8) for chw in ((16, 32, 32), (32, 16, 16), (64, 8, 8))
+)  # the inputs of a CIFAR ResNet's norms
+IMAGENET = tuple(
+    (n, channels, side, side)
+    for n in (256, 32)
+    for channels, side in (
+        *((64, 112), (64, 56), (256, 56), (128, 56), (128, 28)),
+        *((512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)),
+    )
+)  # of ResNet-50's
+UNET = ((8, 320, 64, 64), (8, 640, 32, 32), (8, 1280, 16, 16))  # of a diffusion model's
+STYLE = ((8, 64, 256, 256),)
+VOLUME = ((2, 32, 64, 128, 128),)
+ROWS = tuple(product((4096, 32768), (256, 1024, 4096, 16384, 65536)))
+
+
+def _family(
+    family: str, ops: Iterable[str], shapes: Iterable[tuple[int, ...]], groups: int | None = None
+) -> Iterator[Case]:
+    """Every dtype, layout and fusion of the operators at the shapes."""
+    layouts = LAYOUTS if family != "rows" else LAYOUTS[:1]
+    for shape, op, dtype, layout, fused in product(shapes, ops, DTYPES, layouts, FUSIONS):
+        case = Case(op, shape, dtype, layout, fused, groups if op == "gn" else None, family)
+        if case.nbytes <= MOST_BYTES:
+            yield case
+
+
+def full() -> tuple[Case, ...]:
+    """Every case: hours, mostly of torch.compile."""
+    return (
+        *_family("imagenet", ("bn", "bn_eval", "bin", "gn"), IMAGENET, groups=32),
+        *_family("rows", ("ln",), ROWS),
+        *_family("style", ("in", "bin"), STYLE),
+        *_family("volume", ("in", "bn", "gn"), VOLUME),
+        *_family("unet", ("gn",), UNET, groups=32),
+        *_family("cifar", ("bn", "bn_eval", "in", "bin", "gn"), CIFAR),
+    )
+
+
+def quick() -> tuple[Case, ...]:
+    """Every operator and every goal of summary.py, the most telling cases first: minutes."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    stage2, stage3 = (256, 256, 56, 56), (256, 512, 28, 28)
+    large = (
+        Case("bn", stage2, bf16, fused="residual_relu", family="imagenet"),
+        Case("ln", (32768, 4096), bf16, family="rows"),
+        Case("gn", stage2, bf16, groups=32, family="imagenet"),
+        Case("in", STYLE[0], fp32, family="style"),
+        Case("bn", stage2, bf16, family="imagenet"),
+        Case("bin", STYLE[0], fp32, family="style"),
+        Case("bn_eval", stage2, bf16, fused="relu", family="imagenet"),
+    )
+    cifar = tuple(
+        Case(op, CIFAR[0], fp32, fused=fused, family="cifar")
+        for op, fused in (("bn", "residual_relu"), ("gn", "plain"), ("in", "plain"))
+    )
+    alone = (  # beside eager torch alone
+        Case("bn", stage2, bf16, "channels_last", "residual_relu", family="imagenet"),
+        Case("bn", stage3, fp32, fused="residual_relu", family="imagenet"),
+        Case("bn", IMAGENET[0], bf16, family="imagenet"),
+        Case("bn", stage3, fp32, family="imagenet"),
+        Case("bn", (256, 1024, 14, 14), bf16, fused="residual_relu", family="imagenet"),
+        Case("ln", (8192, 8192), fp32, family="rows"),
+        Case("ln", (4096, 65536), bf16, family="rows"),
+        Case("ln", (32768, 1024), bf16, family="rows"),
+        Case("ln", (4096, 256), fp32, family="rows"),
+        Case("gn", VOLUME[0], bf16, family="volume"),
+        *(Case("gn", shape, bf16, groups=32, family="unet") for shape in UNET),
+        Case("gn", UNET[0], bf16, "channels_last", groups=32, family="unet"),
+        Case("in", VOLUME[0], bf16, family="volume"),
+        Case("in", STYLE[0], bf16, "channels_last", family="style"),
+        Case("bin", stage2, bf16, family="imagenet"),
+        *(Case(op, CIFAR[0], fp32, family="cifar") for op in ("bn", "bin", "bn_eval")),
+        *(Case(op, CIFAR[5], fp32, family="cifar") for op in ("bn", "in", "bin", "gn")),
+    )
+    return (*large, *cifar, *(replace(case, compiled=False) for case in alone))
+
+
+def paired() -> tuple[Case, ...]:
+    """What `python -m benchmarks.cpu` takes in pairs: float32 on a CPU, layer norm in a CNN too."""
+    ops, shapes = ("in", "bn", "gn", "ln", "bin"), (CIFAR[0], CIFAR[2], (8, 64, 32, 32))
+    return (*(Case(op, shape) for shape in shapes for op in ops), Case("ln", (4096, 768)))
+
+
+def tiny() -> tuple[Case, ...]:
+    """Cases for a rehearsal in Triton's interpreter: every operator, dtype, layout and fusion."""
+    fp32, bf16, fp16 = DTYPES
+    return (
+        Case("bn", (2, 8, 5, 4), fp32, fused="residual_relu", family="cifar"),
+        Case("gn", (2, 8, 6, 4), fp32, "channels_last", "relu", family="cifar", compiled=False),
+        Case("ln", (6, 32), bf16, family="rows", compiled=False),
+        Case("in", (2, 8, 3, 4, 4), fp32, "channels_last", family="volume", compiled=False),
+        Case("bin", (3, 4, 5, 4), bf16, fused="residual_relu", family="style", compiled=False),
+        Case(
+            "bn_eval",
+            (2, 8, 5, 4),
+            fp16,
+            "channels_last",
+            "relu",
+            family="imagenet",
+            compiled=False,
+        ),
+    )

@@ -1,0 +1,243 @@
+"""A norm of (N, C, S) in one launch: a program's tile stays in registers from statistics to output.
+
+Tier "one program": the program's tile holds whole sets. Tier "cluster": the members of a unit hold
+a tile each, publish what they found, wait for one another, and merge; clusters of programs that are
+on the GPU together walk over the units. HALF cuts a cluster's kernel at the barrier for the
+interpreter, which runs programs one after another: 1 is what comes before it, 2 what comes after.
+"""
+
+import triton
+import triton.language as tl
+
+from .device import (
+    accumulation_type,
+    activate,
+    inverse_std,
+    load_or,
+    merge_along,
+    split_mean,
+    tile_moments,
+    update_running,
+)
+from .merge import (
+    affine,
+    batch_moments,
+    batch_stats,
+    constant_stats,
+    merge_set,
+    mixed_affine,
+    set_slot,
+    stat_planes,
+    store_stats,
+    table_planes,
+    unit_moments,
+)
+from .sync import arrived_last, keep_packed, wait_for_members
+from .tiles import (
+    is_first,
+    by_channel,
+    load_pivot,
+    position_mask,
+    sizes,
+    store_bits,
+    tile_lanes,
+    tile_offsets,
+    to_lanes,
+    unit_channels,
+)
+
+SCALARS = [
+    "N", "C", "S", "D", "W", "u_blocks", "row_blocks", "s_blocks", "pieces", "steps", "units",
+    "clusters",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def resident_kernel(
+    x_ptr,  # (N, C, S) in either layout
+    residual_ptr,  # as x, or None
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    rho_ptr,  # (C,) or None
+    running_mean_ptr,  # (C,) or None
+    running_var_ptr,  # (C,) or None
+    y_ptr,  # as x
+    bits_ptr,  # ReLU's bits, or None
+    stats_ptr,  # planes of statistics: merge.stat_planes
+    table_ptr,  # (3, n, piece, c), or None where nothing is published
+    tickets_ptr,  # (u_blocks,) or None
+    barriers_ptr,  # (clusters,) or None
+    momentum: tl.float64,
+    eps: tl.float64,
+    N,
+    C,
+    S,
+    D,
+    W,
+    u_blocks,
+    row_blocks,
+    s_blocks,
+    pieces,
+    steps,
+    units,
+    clusters,
+    ACTIVATION: tl.constexpr,
+    TRAINING: tl.constexpr,
+    BATCH: tl.constexpr,
+    MIX: tl.constexpr,
+    CLUSTER: tl.constexpr,
+    HALF: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ALIGN_W: tl.constexpr,
+    SETS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """y = act(norm(x) + residual), the statistics that backward needs, and the running ones."""
+    C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
+    members = row_blocks * pieces
+    stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
+    program = tl.program_id(0)
+    for unit in range(program // members, units, clusters):
+        normalise_unit(
+            unit, program % members, program // members,
+            (x_ptr, residual_ptr, y_ptr, bits_ptr), (weight_ptr, bias_ptr, rho_ptr),
+            running_mean_ptr, running_var_ptr, stats, batch, table_ptr, tickets_ptr,
+            barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces,
+            members, ACTIVATION, TRAINING, BATCH, MIX, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
+            BLOCK_C, BLOCK_S,
+        )  # fmt: skip
+
+
+@triton.jit
+def normalise_unit(
+    unit, member, cluster, tensors, parameters, running_mean_ptr, running_var_ptr, stats, batch,
+    table_ptr, tickets_ptr, barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
+    pieces, members, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, BATCH: tl.constexpr,
+    MIX: tl.constexpr, CLUSTER: tl.constexpr, HALF: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    x_ptr, residual_ptr, y_ptr, bits_ptr = tensors
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    unit_n = (unit // u_blocks).to(tl.int64)
+    u = unit % u_blocks
+    r = member // pieces
+    piece = member % pieces
+    first_n = unit_n + (piece // s_blocks) * BLOCK_N
+    start = (piece % s_blocks).to(tl.int64) * BLOCK_S
+    n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
+    local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
+    positions = position_mask(start, S, BLOCK_S)
+    mask = lane_mask[:, None] & positions[None, :]
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+
+    # Moments of the tile's lanes, then of its channels, relative to the pivot of their set.
+    pivot_n = n if MIX or not BATCH else unit_n + tl.zeros_like(n)
+    pivot = load_pivot(x_ptr, pivot_n, c, lane_mask, D, C, S, CHANNELS_LAST, ACC)
+    x = tl.where(mask, packed.to(ACC) - pivot[:, None], 0.0)
+    count = tl.where(lane_mask, tl.minimum(S - start, BLOCK_S), 0).to(ACC)
+    lane_mean, lane_m2 = tile_moments(x, mask, count)
+    origin = pivot
+    if BATCH:
+        zeros = tl.zeros_like(channel).to(tl.int64)
+        origin = load_pivot(x_ptr, zeros, channel, channel_mask, 1, C, S, CHANNELS_LAST, ACC)
+        mean = lane_mean + (pivot - to_lanes(origin, BLOCK_N, BLOCK_C))
+        count, mean, m2 = merge_along(
+            by_channel(count, BLOCK_N, BLOCK_C), by_channel(mean, BLOCK_N, BLOCK_C),
+            by_channel(lane_m2, BLOCK_N, BLOCK_C), 0,
+        )  # fmt: skip
+    else:
+        mean, m2 = lane_mean, lane_m2
+    if table_ptr is not None:
+        tables = table_planes(table_ptr, N, C, pieces, BATCH)
+    if table_ptr is not None and HALF != 2:
+        slot = (unit_n * pieces + piece) * C + channel
+        tl.store(tables[0] + slot, count, mask=channel_mask)
+        tl.store(tables[1] + slot, mean, mask=channel_mask)
+        tl.store(tables[2] + slot, m2, mask=channel_mask)
+    if CLUSTER and HALF == 0:
+        wait_for_members(barriers_ptr + cluster, member, members)
+
+    if HALF != 1:
+        if CLUSTER:
+            count, mean, m2 = unit_moments(
+                tables, unit_n, u, W, C, D, row_blocks, pieces, SETS,
+                BLOCK_C,
+            )  # fmt: skip
+        else:
+            count, mean, m2 = merge_set(count, mean, m2, local, D, SETS)
+        writes = channel_mask & (local % D == 0) & is_first(piece, local)  # the first channel of each set
+        gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
+        beta = load_or(parameters[1], channel, channel_mask, 0.0, ACC)
+        if BATCH:
+            center, offset, rstd = batch_stats(
+                origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes,
+                momentum, eps,
+            )  # fmt: skip
+        else:
+            center, offset = split_mean(origin, mean)
+            rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
+        if not MIX:
+            slot = set_slot(unit_n, channel, C, D, BATCH)
+            store_stats(stats, slot, writes, center, offset, rstd)
+            scale, shift = affine(center, offset, rstd, gamma, beta)
+            center = to_lanes(center, BLOCK_N, BLOCK_C)
+            scale, shift = to_lanes(scale, BLOCK_N, BLOCK_C), to_lanes(shift, BLOCK_N, BLOCK_C)
+        else:
+            rho = load_or(parameters[2], channel, channel_mask, 0.0, ACC)
+            if BATCH:
+                b_center, b_offset, b_rstd = center, offset, rstd
+                center, offset = split_mean(pivot, lane_mean)
+                rstd = inverse_std(lane_m2 / S, eps)
+            else:
+                b_center, b_offset, b_rstd = constant_stats(
+                    running_mean_ptr, running_var_ptr, channel, channel_mask, eps, ACC
+                )
+            store_stats(stats, n * C + c, lane_mask, center, offset, rstd)
+            first = writes & is_first(unit_n, channel)
+            store_stats(batch, channel, first, b_center, b_offset, b_rstd)
+            scale, shift = mixed_affine(
+                center, offset, rstd, to_lanes(b_center, BLOCK_N, BLOCK_C),
+                to_lanes(b_offset, BLOCK_N, BLOCK_C), to_lanes(b_rstd, BLOCK_N, BLOCK_C),
+                to_lanes(gamma, BLOCK_N, BLOCK_C), to_lanes(beta, BLOCK_N, BLOCK_C),
+                to_lanes(rho, BLOCK_N, BLOCK_C),
+            )  # fmt: skip
+        if CLUSTER:
+            packed = keep_packed(packed)
+        z = (packed.to(ACC) - center[:, None]) * scale[:, None] + shift[:, None]
+        if residual_ptr is not None:
+            z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        if bits_ptr is not None:
+            store_bits(
+                bits_ptr, (z <= 0.0) == 0, first_n, u, r, start, N, W, C, S, CHANNELS_LAST,
+                BLOCK_N, BLOCK_C, BLOCK_S,
+            )  # fmt: skip
+        tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
+
+        # Instance norm's running statistics are averages over instances: the last one takes them.
+        if not BATCH and tickets_ptr is not None:
+            if member == 0:
+                if arrived_last(tickets_ptr + u, N):
+                    average_instances(
+                        x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S,
+                        pieces, CHANNELS_LAST, BLOCK_C,
+                    )  # fmt: skip
+
+
+@triton.jit
+def average_instances(
+    x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S, pieces,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Running statistics of instance norm: the averages of the instances' means and of their
+    unbiased variances."""
+    _, channel, mask = unit_channels(u, 0, W, C, BLOCK_C)
+    pivot, count, mean, _, within = batch_moments(
+        x_ptr, tables, u, N, W, C, S, pieces, CHANNELS_LAST, BLOCK_C
+    )
+    unbiased = within / tl.maximum(count - N, 1.0)
+    update_running(running_mean_ptr, channel, mask, pivot + mean, momentum)
+    update_running(running_var_ptr, channel, mask, unbiased, momentum)

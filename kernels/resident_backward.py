@@ -1,0 +1,221 @@
+"""The backward of a norm of (N, C, S) in one launch: as `resident.py`, with tiles of x and dy."""
+
+import triton
+import triton.language as tl
+
+from .device import accumulation_type, load_or
+from .gradients import (
+    add_instances,
+    batch_gradient,
+    instance_weight,
+    masked_gradient,
+    mixed_terms,
+    piece_sums,
+    set_gradient,
+    store_gradient,
+    store_mixed_gradients,
+    unit_sums,
+)
+from .merge import coefficients, load_stats, over_set, set_slot, stat_planes, table_planes
+from .resident import SCALARS
+from .sync import arrived_last, keep_packed, wait_for_members
+from .tiles import (
+    is_first,
+    load_bits,
+    position_mask,
+    sizes,
+    sum_channels,
+    tile_lanes,
+    tile_offsets,
+    to_lanes,
+    unit_channels,
+)
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def resident_backward_kernel(
+    x_ptr,  # (N, C, S) in either layout
+    dy_ptr,  # as x
+    residual_ptr,  # as x, or None: for smooth activations
+    bits_ptr,  # ReLU's bits, or None
+    weight_ptr,  # (C,) or None
+    bias_ptr,  # (C,) or None
+    rho_ptr,  # (C,) or None
+    stats_ptr,  # planes of statistics: merge.stat_planes
+    dx_ptr,  # as x, or None
+    dresidual_ptr,  # as x, or None
+    dweight_ptr,  # (C,) or None
+    dbias_ptr,  # (C,) or None
+    drho_ptr,  # (C,) or None
+    table_ptr,  # (2, n, piece, c), 4 for mixtures over the batch, None where nothing is published
+    tickets_ptr,  # (u_blocks,) or None
+    barriers_ptr,  # (clusters,) or None
+    N,
+    C,
+    S,
+    D,
+    W,
+    u_blocks,
+    row_blocks,
+    s_blocks,
+    pieces,
+    steps,
+    units,
+    clusters,
+    ACTIVATION: tl.constexpr,
+    TRAINING: tl.constexpr,
+    BATCH: tl.constexpr,
+    MIX: tl.constexpr,
+    CLUSTER: tl.constexpr,
+    HALF: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ALIGN_W: tl.constexpr,
+    SETS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """dx = scale g + slope (x - center) + level, g = dy * act'; and the parameters' gradients."""
+    C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
+    members = row_blocks * pieces
+    stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
+    program = tl.program_id(0)
+    for unit in range(program // members, units, clusters):
+        differentiate_unit(
+            unit, program % members, program // members,
+            (x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr),
+            (weight_ptr, bias_ptr, rho_ptr), stats, batch, (dweight_ptr, dbias_ptr, drho_ptr),
+            table_ptr, tickets_ptr, barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
+            pieces, members, ACTIVATION, BATCH, MIX, CLUSTER, HALF,
+            CHANNELS_LAST, SETS, BLOCK_N, BLOCK_C, BLOCK_S,
+        )  # fmt: skip
+
+
+@triton.jit
+def differentiate_unit(
+    unit, member, cluster, tensors, parameters, stats, batch, gradients, table_ptr, tickets_ptr,
+    barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces, members,
+    ACTIVATION: tl.constexpr, BATCH: tl.constexpr, MIX: tl.constexpr, CLUSTER: tl.constexpr,
+    HALF: tl.constexpr, CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
+    ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    unit_n = (unit // u_blocks).to(tl.int64)
+    u = unit % u_blocks
+    r = member // pieces
+    piece = member % pieces
+    first_n = unit_n + (piece // s_blocks) * BLOCK_N
+    start = (piece % s_blocks).to(tl.int64) * BLOCK_S
+    n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
+    local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
+    mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
+    center, scale, shift = coefficients(
+        stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX
+    )
+    residual, active = None, None
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+    if bits_ptr is not None:
+        active = load_bits(
+            bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S
+        )
+    x = packed.to(ACC) - center[:, None]
+    g = masked_gradient(x, dy, residual, active, scale[:, None], shift[:, None], mask, ACTIVATION)
+    lane_g = tl.sum(g.to(ACC), axis=1)
+    lane_gx = tl.sum(g.to(ACC) * x, axis=1)
+
+    # What each channel contributes, over the tile's instances.
+    t0, t1, t2, t3 = lane_g, lane_gx, lane_g, lane_g
+    if MIX and BATCH:
+        slot = n * C + c
+        i_center, offset, rstd = load_stats(stats, slot, lane_mask)
+        b_center, b_offset, b_rstd = load_stats(batch, c, lane_mask)
+        i_g, i_gx = lane_g, lane_gx - offset * lane_g
+        t0, t1, t2, t3 = mixed_terms(
+            lane_g, lane_gx, i_center, offset, rstd, b_center, b_offset, b_rstd
+        )
+        t1 = sum_channels(tl.where(lane_mask, t1, 0.0), BLOCK_N, BLOCK_C)
+        t2 = sum_channels(t2, BLOCK_N, BLOCK_C)
+        t3 = sum_channels(tl.where(lane_mask, t3, 0.0), BLOCK_N, BLOCK_C)
+        t0 = sum_channels(t0, BLOCK_N, BLOCK_C)
+    elif BATCH:
+        t0, t1 = sum_channels(t0, BLOCK_N, BLOCK_C), sum_channels(t1, BLOCK_N, BLOCK_C)
+    if table_ptr is not None:
+        tables = table_planes(table_ptr, N, C, pieces, BATCH)
+    if table_ptr is not None and HALF != 2:
+        slot = (unit_n * pieces + piece) * C + channel
+        tl.store(tables[0] + slot, t0, mask=channel_mask)
+        tl.store(tables[1] + slot, t1, mask=channel_mask)
+        if MIX and BATCH:
+            tl.store(tables[2] + slot, t2, mask=channel_mask)
+            tl.store(tables[3] + slot, t3, mask=channel_mask)
+    if CLUSTER and HALF == 0:
+        wait_for_members(barriers_ptr + cluster, member, members)
+
+    if HALF != 1:
+        writes = channel_mask & is_first(piece, channel)
+        if BATCH:
+            count = N.to(ACC) * S
+            if CLUSTER:
+                t0 = piece_sums(tables[0], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                t1 = piece_sums(tables[1], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                if MIX:
+                    t2 = piece_sums(tables[2], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                    t3 = piece_sums(tables[3], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+            if MIX:
+                c_b_rstd = tl.load(batch[2] + channel, mask=channel_mask, other=0.0)
+                store_mixed_gradients(
+                    t0, t1, t2, t3, parameters, c_b_rstd, gradients[0], gradients[1], gradients[2],
+                    channel, writes,
+                )  # fmt: skip
+                weight = instance_weight(parameters, c, lane_mask, True, ACC)
+                slope, level = set_gradient(rstd, offset, weight * i_g, weight * i_gx, S)
+                b_slope, b_level = batch_gradient(
+                    batch, parameters, to_lanes(t0, BLOCK_N, BLOCK_C),
+                    to_lanes(t1, BLOCK_N, BLOCK_C), i_center, c, lane_mask, count,
+                )  # fmt: skip
+                slope, level = slope + b_slope, level + b_level
+            else:
+                _center, offset, rstd = load_stats(stats, channel, channel_mask)
+                gx = t1 - offset * t0
+                store_gradient(gradients[0], channel, writes, rstd * gx)
+                store_gradient(gradients[1], channel, writes, t0)
+                gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
+                slope, level = set_gradient(rstd, offset, gamma * t0, gamma * gx, count)
+                slope, level = to_lanes(slope, BLOCK_N, BLOCK_C), to_lanes(level, BLOCK_N, BLOCK_C)
+        else:
+            if CLUSTER:
+                set_g, set_gx = unit_sums(
+                    tables, parameters, unit_n, u, W, C, D, row_blocks, pieces, MIX,
+                    SETS, BLOCK_C,
+                )  # fmt: skip
+            else:
+                weight = instance_weight(parameters, channel, channel_mask, MIX, ACC)
+                set_g = over_set(weight * t0, local, D, SETS)
+                set_gx = over_set(weight * t1, local, D, SETS)
+            slot = set_slot(unit_n, channel, C, D, False)
+            _center, offset, rstd = load_stats(stats, slot, channel_mask)
+            count = D.to(ACC) * S
+            slope, level = set_gradient(rstd, offset, set_g, set_gx - offset * set_g, count)
+        if CLUSTER:
+            packed, g = keep_packed(packed), keep_packed(g)
+        if dresidual_ptr is not None:
+            tl.store(dresidual_ptr + offsets, g, mask=mask)
+        if dx_ptr is not None:
+            x = packed.to(ACC) - center[:, None]
+            dx = scale[:, None] * g.to(ACC) + slope[:, None] * x + level[:, None]
+            tl.store(dx_ptr + offsets, dx, mask=mask)
+
+        # Parameters of norms within an instance gather over instances: the last one adds them up.
+        if not BATCH and tickets_ptr is not None:
+            if member == 0:
+                if arrived_last(tickets_ptr + u, N):
+                    add_instances(
+                        tables, stats, batch, parameters, gradients, (None, None), u, N, W, C, D,
+                        row_blocks, pieces, MIX, BLOCK_C,
+                    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""Which of three ways a norm of (N, C, S) takes, by the size of its reduction sets.
+
+    one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
+                  of two. One launch; the tensor is read once
+    cluster       programs that are on the GPU together keep a set between them, up to 264 tiles of
+                  32 KB. One cooperative launch; the tensor is read once
+    streaming     any set. Two launches, the tensor is read twice, forward and backward
+
+A cluster's programs wait for one another. That is safe only where all of them run at once, which
+the launch makes sure of; still the tier is off until asked for, because these kernels have been
+compiled and, in halves, interpreted, but never run on a GPU.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from . import geometry
+from .geometry import Geometry, Sets, View
+
+TIERS = ("one_program", "cluster", "streaming")
+State = tuple[bool, str | None]  # whether clusters are allowed, and the tier forced
+WITHOUT_CLUSTERS: State = (False, None)
+
+_cooperative = False
+_forced: str | None = None
+
+
+@contextlib.contextmanager
+def cooperative(enabled: bool) -> Iterator[None]:
+    """Allow the cluster tier inside a `with` block, in all threads."""
+    global _cooperative
+    former, _cooperative = _cooperative, enabled
+    try:
+        yield
+    finally:
+        _cooperative = former
+
+
+@contextlib.contextmanager
+def force(tier: str) -> Iterator[None]:
+    """Take one tier inside a `with` block, for tests. Raises ValueError for an unknown name.
+
+    A tensor that the tier cannot serve raises RuntimeError.
+    """
+    global _forced
+    if tier not in TIERS:
+        raise ValueError(f"unknown tier {tier!r}: choose one of {', '.join(TIERS)}")
+    former, _forced = _forced, tier
+    try:
+        yield
+    finally:
+        _forced = former
+
+
+def state() -> State:
+    """What a choice depends on beside the tensor."""
+    return _cooperative, _forced
+
+
+def choose(view: View, sets: Sets, state: State) -> tuple[str, Geometry]:
+    """The tier for these sets and its geometry: the first that has room for them."""
+    clusters, forced = state
+    for tier in (forced,) if forced else TIERS:
+        if tier == "cluster" and not (clusters or forced):
+            continue
+        found: Geometry | None = getattr(geometry, tier)(view, sets)
+        if found is not None:
+            return tier, found
+    raise RuntimeError(f"tier {forced!r} has no room for sets {sets} of a tensor {view}")

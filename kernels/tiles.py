@@ -1,0 +1,191 @@
+"""Where a tile of x lies: device functions on units, lanes and positions.
+
+x is (N, C, S), contiguous or with its channels last in memory (N, S, C). A *tile* is a register
+block of lanes x positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels
+fastest. A *unit* is what is merged together, one or several whole reduction sets of neighbouring
+channels; its *members* are the programs that share reading it. `geometry.py` chooses the numbers.
+
+Sizes come unspecialised, so that no batch size compiles anew; what 128-bit accesses need to know is
+ALIGN, a power of two that divides the memory-contiguous axis (S, channels last C and W).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sizes(C, S, W, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_W: tl.constexpr):
+    """C, S and W as the compiler has to see them: products with what they are known to be
+    multiples of. The host passes the contiguous axis in units of ALIGN, W in units of ALIGN_W."""
+    if CHANNELS_LAST:
+        return C * ALIGN, S, W * ALIGN_W
+    else:
+        return C, S * ALIGN, W * ALIGN_W
+
+
+@triton.jit
+def place(program, u_blocks, units, members, pieces, BATCH: tl.constexpr):
+    """(n, u, r, piece) of a program: the unit's instance and channel block, the member's row block
+    within the unit, and its piece of the positions.
+
+    Units that run over the batch are walked member by member, so that programs that run together
+    read memory that lies together.
+    """
+    if BATCH:
+        unit = program % units
+        member = program // units
+    else:
+        unit = program // members
+        member = program % members
+    return (unit // u_blocks).to(tl.int64), unit % u_blocks, member // pieces, member % pieces
+
+
+@triton.jit
+def unit_channels(u, r, W, C, BLOCK_C: tl.constexpr):
+    """(local, c, mask): the channels of row block r of a unit, counted in the unit and in x."""
+    local = r * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = u * W + local
+    return local, c, (local < W) & (c < C)
+
+
+@triton.jit
+def tile_lanes(n, u, r, N, W, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(n, c, mask) of each lane of the tile whose first instance is n."""
+    lane = tl.arange(0, BLOCK_N * BLOCK_C)
+    if BLOCK_N == 1:
+        local = r * BLOCK_C + lane
+        n = n + tl.zeros([BLOCK_C], tl.int64)
+    else:
+        local = r * BLOCK_C + lane % BLOCK_C
+        n = n + lane // BLOCK_C
+    c = u * W + local
+    return n, c, (local < W) & (c < C) & (n < N)
+
+
+@triton.jit
+def to_lanes(value, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A value of each channel, repeated for each lane's channel."""
+    if BLOCK_N == 1:
+        return value
+    else:
+        return tl.reshape(
+            tl.broadcast_to(value[None, :], [BLOCK_N, BLOCK_C]), [BLOCK_N * BLOCK_C]
+        )
+
+
+@triton.jit
+def by_channel(value, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A value of each lane as (BLOCK_N, BLOCK_C)."""
+    return tl.reshape(value, [BLOCK_N, BLOCK_C])
+
+
+@triton.jit
+def sum_channels(value, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The sum over a tile's instances of a value of each lane: one of each channel."""
+    if BLOCK_N == 1:
+        return value
+    else:
+        return tl.sum(by_channel(value, BLOCK_N, BLOCK_C), axis=0)
+
+
+@triton.jit
+def first_element(n, c, C, S, CHANNELS_LAST: tl.constexpr):
+    """Offset (int64) of position 0 of (n, c)."""
+    if CHANNELS_LAST:
+        return n * S * C + c
+    else:
+        return (n * C + c) * S
+
+
+@triton.jit
+def tile_offsets(n, c, start, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Element offsets of the tile whose first position is `start` (int64)."""
+    first = first_element(n, c, C, S, CHANNELS_LAST)
+    lane = tl.arange(0, BLOCK_S)
+    if CHANNELS_LAST:
+        stride = tl.zeros([1], tl.int64) + C  # start * C may pass 2^31
+        return (first + stride * start)[:, None] + (lane * C)[None, :]
+    else:
+        return (first + start)[:, None] + lane[None, :]
+
+
+@triton.jit
+def is_first(index, lanes):
+    """Whether a program's index is 0, for each of the lanes: a mask to join with theirs."""
+    return tl.zeros_like(lanes) + index == 0
+
+
+@triton.jit
+def position_mask(start, S, BLOCK_S: tl.constexpr):
+    return tl.arange(0, BLOCK_S) < S - start
+
+
+@triton.jit
+def load_pivot(x_ptr, n, c, mask, D, C, S, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr):
+    """The value that the statistics of a set are relative to: its first, in the instance n.
+
+    Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
+    met. A set has D neighbouring channels.
+    """
+    offset = first_element(n, c - c % D, C, S, CHANNELS_LAST)
+    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def bit_bytes(
+    n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """(offsets, mask) of a tile's bytes in the ReLU mask: bits of 8 neighbours on the contiguous
+    axis, (N, C, S / 8) or (N, S, C / 8), each last axis rounded up."""
+    if CHANNELS_LAST:
+        LANES: tl.constexpr = BLOCK_N * BLOCK_C // 8
+        lane = tl.arange(0, LANES) * 8
+        n = n + lane // BLOCK_C
+        local = r * BLOCK_C + lane % BLOCK_C
+        c = u * W + local
+        row_mask = (local < W) & (c < C) & (n < N)
+        row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(C, 8)
+        position = tl.arange(0, BLOCK_S)
+        offsets = ((n * S + start) * row_bytes + c // 8)[:, None] + (position * row_bytes)[None, :]
+        return offsets, row_mask[:, None] & (position < S - start)[None, :]
+    else:
+        n, c, row_mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
+        byte = tl.arange(0, BLOCK_S // 8)
+        offsets = ((n * C + c) * tl.cdiv(S, 8) + start // 8)[:, None] + byte[None, :]
+        return offsets, row_mask[:, None] & (byte * 8 < S - start)[None, :]
+
+
+@triton.jit
+def store_bits(
+    bits_ptr, active, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Keep one bit for each element of a tile: whether ReLU let it through."""
+    LANES: tl.constexpr = BLOCK_N * BLOCK_C
+    offsets, mask = bit_bytes(n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S)
+    shift = tl.arange(0, 8)
+    if CHANNELS_LAST:
+        bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, BLOCK_S]) << shift[None, :, None]
+        byte = tl.sum(bits, axis=1)
+    else:
+        bits = tl.reshape(active.to(tl.int32), [LANES, BLOCK_S // 8, 8]) << shift[None, None, :]
+        byte = tl.sum(bits, axis=2)
+    tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_bits(
+    bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """The tile's bits again, as booleans; what is not there is False."""
+    LANES: tl.constexpr = BLOCK_N * BLOCK_C
+    offsets, mask = bit_bytes(n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S)
+    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+    shift = tl.arange(0, 8)
+    if CHANNELS_LAST:
+        bits = (byte[:, None, :] >> shift[None, :, None]) & 1
+    else:
+        bits = (byte[:, :, None] >> shift[None, None, :]) & 1
+    return tl.reshape(bits, [LANES, BLOCK_S]) != 0

@@ -1,0 +1,131 @@
+"""Each norm moves the bytes that it has to move and no others, in as few launches as it can.
+
+Floors are counted in S, the bytes of x, and M, those of a mask of one bit an element, at sizes
+where parameters and tables of statistics are next to nothing.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import fastnorm.functional as F
+from tests.conftest import DEVICE, make_input, running
+from tests.kernels import traffic
+from tests.norms import Params, call, grad_targets, make_params
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
+
+TOLERANCE = 0.03  # for parameters and tables, as a share of the floor
+SHAPE = (4, 16, 64, 64)
+GROUPS = 4
+ROWS = (512, 1024)  # each row fits one program
+
+
+class Floor(NamedTuple):
+    """What one pass has to move, as multiples of S and M, and the launches it may take."""
+
+    S: int
+    M: int
+    launches: int
+
+    def bytes(self, x: torch.Tensor) -> int:
+        return self.S * x.nbytes + self.M * (x.numel() // 8)
+
+
+# (forward, backward) by tier and fusion. Forward reads x (streaming: twice) and the residual, and
+# writes y and the mask of a ReLU after a residual. Backward reads x, dy and that mask (streaming:
+# twice), and writes the gradients of x and the residual.
+FLOORS = {
+    ("one_program", "plain"): (Floor(2, 0, 1), Floor(3, 0, 1)),
+    ("one_program", "relu"): (Floor(2, 0, 1), Floor(3, 0, 1)),
+    ("one_program", "residual_relu"): (Floor(3, 1, 1), Floor(4, 1, 1)),
+    ("streaming", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
+    ("streaming", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
+    ("streaming", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
+}
+TIERS = ("one_program", "streaming")
+FUSIONS = ("plain", "relu", "residual_relu")
+DTYPES = (torch.float32, torch.bfloat16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The tier that serves the test's channel norms, whatever they would choose themselves."""
+    from fastnorm.kernels import tiers
+
+    with tiers.force(request.param):
+        yield request.param
+
+
+class Passes(NamedTuple):
+    """A norm's input and the traffic of its two passes."""
+
+    x: torch.Tensor
+    forward: traffic.Traffic
+    backward: traffic.Traffic
+
+
+def apply(norm: str, x: torch.Tensor, p: Params, **fusion: Any) -> torch.Tensor:
+    if norm == "gn":
+        return F.group_norm(x, GROUPS, p["weight"], p["bias"], **fusion)
+    return call(F, norm, x, p, **fusion)
+
+
+def measure(
+    norm: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, fusion: str
+) -> Passes:
+    """Forward, then the gradients of everything that has one; all tensors laid out as x."""
+    x, residual = (make_input(shape, layout, dtype, seed=s, requires_grad=True) for s in (0, 7))
+    dy = make_input(shape, layout, dtype, seed=8)
+    p = make_params(norm, shape, dtype, requires_grad=True)
+    targets = list(grad_targets(x, p).values())
+    kwargs: dict[str, Any] = {} if fusion == "plain" else {"activation": "relu"}
+    if fusion == "residual_relu":
+        kwargs["residual"] = residual
+        targets.append(residual)
+    with running("triton"):
+        with traffic.meter() as forward:
+            y = apply(norm, x, p, **kwargs)
+        with traffic.meter() as backward:
+            torch.autograd.grad(y, targets, dy)
+    return Passes(x, forward, backward)
+
+
+def check(t: traffic.Traffic, floor: Floor, x: torch.Tensor) -> None:
+    """Traffic below the floor is no gain: a pass went unseen, or another tier served the call."""
+    least = floor.bytes(x)
+    message = f"{t.total / x.nbytes:.3f} S, floor {least / x.nbytes:.3f} S\n{t}"
+    assert least <= t.total <= least * (1 + TOLERANCE), message
+    assert len(t.launches) <= floor.launches, message
+    assert not t.moved_by_torch(x.numel() // 8)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "gn"])
+@pytest.mark.parametrize("tier", TIERS, indirect=True)
+def test_channel_norms(tier, norm, fusion, layout, dtype):
+    passes = measure(norm, SHAPE, layout, dtype, fusion)
+    forward, backward = FLOORS[tier, fusion]
+    check(passes.forward, forward, passes.x)
+    check(passes.backward, backward, passes.x)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("fusion", ["plain", "relu"])
+def test_batch_norm_by_running_statistics(fusion, layout, dtype):
+    passes = measure("bn_eval", SHAPE, layout, dtype, fusion)
+    check(passes.forward, Floor(2, 0, 2), passes.x)  # a launch for the coefficients
+
+
+@each_dtype
+@pytest.mark.parametrize("fusion", ["plain", "relu"])
+def test_layer_norm(fusion, dtype):
+    passes = measure("ln", ROWS, "contiguous", dtype, fusion)
+    check(passes.forward, Floor(2, 0, 1), passes.x)
+    check(passes.backward, Floor(3, 0, 2), passes.x)
