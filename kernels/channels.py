@@ -70,17 +70,19 @@ def forward_plan(
     view = view_of(shape, contiguous, dtypes[0].itemsize, sets.batch and not sets.mix)
     plan = _sizes(view, sets)
     constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
-    apply = _launch(apply_kernel, pointwise(view, sets), constants)
+    has_residual, each = dtypes[1] is not None, pointwise(view, sets)
+    registers = each.pointwise_registers(has_residual)
+    apply = _launch(apply_kernel, each, constants, registers)
     if sets.batch and not norm.use_input_stats:
         return plan._replace(second=apply)
-    tier, geometry = tiers.choose(view, sets, tier_state)
+    tier, geometry = tiers.choose(view, sets, has_residual, tier_state)
     averages = running and not sets.batch and norm.use_input_stats
     if tier == "streaming":
-        first = _launch(
-            moments_kernel, geometry, {**constants, "BATCH": geometry.sets.batch}, ("ACTIVATION",)
-        )
         constants["BATCH"] = geometry.sets.batch
-        apply = _launch(apply_kernel, pointwise(view, sets), constants)
+        first = _launch(
+            moments_kernel, geometry, without(constants, "ACTIVATION"), geometry.reducing_registers
+        )
+        apply = _launch(apply_kernel, each, constants, registers)
         return plan._replace(
             tier=tier, first=first, second=apply, table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
@@ -110,7 +112,8 @@ def backward_plan(
     constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
     parameters = any(needs[2:])
     slopes = needs_dx and (norm.use_input_stats or sets.mix)
-    tier, geometry = tiers.choose(view, sets, tier_state)
+    has_side = dtypes[2] is not None or dtypes[3] is not None
+    tier, geometry = tiers.choose(view, sets, has_side, tier_state)
     if slopes and tier != "streaming":
         gathers = parameters and not sets.batch
         return plan._replace(
@@ -127,12 +130,14 @@ def backward_plan(
     if slopes or parameters:
         mixes = sets.mix and norm.use_input_stats and slopes
         over_instances = not geometry.sets.batch and (parameters or mixes)
+        sums_constants = {**without(constants, "TRAINING"), "OVER_INSTANCES": over_instances}
         first = _launch(
-            gradient_sums_kernel, geometry, {**constants, "OVER_INSTANCES": over_instances},
-            ("TRAINING",),
-        )  # fmt: skip
+            gradient_sums_kernel, geometry, sums_constants, geometry.reducing_registers
+        )
     if needs_dx or needs_dresidual:
-        second = _launch(apply_backward_kernel, pointwise(view, sets), constants)
+        each = pointwise(view, sets)
+        registers = each.pointwise_registers(has_side)
+        second = _launch(apply_backward_kernel, each, constants, registers)
     return plan._replace(
         first=first,
         second=second,
@@ -159,16 +164,20 @@ def _table(geometry: Geometry, planes: int) -> int:
     return planes * outer * geometry.pieces * geometry.view.C
 
 
+def without(constants: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in constants.items() if key != name}
+
+
 def _launch(
-    kernel: Any, geometry: Geometry, constants: dict[str, Any], without: tuple[str, ...] = ()
+    kernel: Any, geometry: Geometry, constants: dict[str, Any], maxnreg: int | None = None
 ) -> Launch:
-    kept = {name: value for name, value in constants.items() if name not in without}
     return Launch(
         kernel,
         geometry.units * geometry.members,
         geometry.scalars(geometry.units),
-        {**kept, **geometry.constants()},
+        {**constants, **geometry.constants()},
         geometry.num_warps,
+        maxnreg,
     )
 
 
@@ -177,7 +186,8 @@ def _resident(
 ) -> Launch | ClusterLaunch:
     if tier == "cluster":
         return ClusterLaunch(kernel, geometry, constants)
-    return _launch(kernel, geometry, {**constants, "CLUSTER": False, "HALF": 0})
+    constants = {**constants, "CLUSTER": False, "HALF": 0}
+    return _launch(kernel, geometry, constants, geometry.resident_registers)
 
 
 def channel_norm(

@@ -80,5 +80,6 @@ class ClusterLaunch:
             geometry.scalars(clusters),
             {**self.constants, "CLUSTER": True, "HALF": half, **geometry.constants()},
             geometry.num_warps,
+            geometry.resident_registers,
             cooperative=True,
         )

@@ -34,18 +34,28 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
 
 
 @triton.jit
+def lane_sum(x):
+    """The sum over the positions of a tile, (lanes, positions) or (outer, lanes, inner)."""
+    if len(x.shape) == 3:
+        return tl.sum(tl.sum(x, axis=0), axis=1)
+    else:
+        return tl.sum(x, axis=1)
+
+
+@triton.jit
 def tile_moments(x, mask, count):
-    """Exact moments of a register tile along its last axis: the mean, then squared deviations.
+    """(mean, M2) of each lane of a register tile: the exact mean, then squared deviations.
 
     x is 0 outside the mask. The mean's own rounding error is measured (the deviations' mean) and
     put right, so that M2 holds when mean >> std.
     """
+    FLAT: tl.constexpr = len(x.shape) == 2
     count = tl.maximum(count, 1.0)
-    mean = tl.sum(x, axis=1) / count
-    deviation = tl.where(mask, x - mean[:, None], 0.0)
-    error = tl.sum(deviation, axis=1) / count
-    deviation = tl.where(mask, deviation - error[:, None], 0.0)
-    return mean + error, tl.sum(deviation * deviation, axis=1)
+    mean = lane_sum(x) / count
+    deviation = tl.where(mask, x - (mean[:, None] if FLAT else mean[None, :, None]), 0.0)
+    error = lane_sum(deviation) / count
+    deviation = tl.where(mask, deviation - (error[:, None] if FLAT else error[None, :, None]), 0.0)
+    return mean + error, lane_sum(deviation * deviation)
 
 
 @triton.jit

@@ -15,7 +15,8 @@ from . import launch
 
 # Elements of a tile that a program keeps where it holds whole sets, and its warps: up to 32 a thread.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
-# Bytes of a tile that a member of a cluster keeps in 8 warps: two to four of those share an SM.
+# Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as much
+# where many lanes or a residual need registers too, a quarter where each lane is a mixture.
 CLUSTER_TILE_BYTES = 32768
 # Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
 MOST_MEMBERS = 264
@@ -25,6 +26,8 @@ STREAMING_TILE = 4096
 ENOUGH_PROGRAMS = 528
 # In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
 INTERPRETER_TILE = 1 << 18
+# Lanes of the largest tile: more of them and their statistics leave it no registers.
+MOST_LANES = 32
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
@@ -76,6 +79,33 @@ class Geometry(NamedTuple):
     @property
     def members(self) -> int:
         return triton.cdiv(self.W, self.BLOCK_C) * self.pieces
+
+    @property
+    def resident_registers(self) -> int:
+        """A limit for kernels that keep their tile: 16 warps an SM, fewer for many short lanes.
+
+        Without one the assembler takes up to 255 registers a thread, which leaves too few warps to
+        keep the memory busy, or spills below a limit of its own.
+        """
+        return 168 if self._short and self.num_warps <= 8 else 128
+
+    @property
+    def reducing_registers(self) -> int:
+        """A limit for kernels that read a tile and leave it behind: 12 to 20 warps an SM."""
+        if self._short or self.view.channels_last:
+            return 168
+        return 128 if self.sets.mix else 96
+
+    def pointwise_registers(self, has_residual: bool) -> int | None:
+        """A limit for passes without sums, which spill only with a residual, or none."""
+        if not has_residual:
+            return None
+        return 168 if self._short else 128
+
+    @property
+    def _short(self) -> bool:
+        """Many short lanes: a thread keeps the statistics of several."""
+        return not self.view.channels_last and self.BLOCK_N * self.BLOCK_C >= 16
 
     def scalars(self, clusters: int) -> tuple[int, ...]:
         """The sizes, in the kernels' order, the contiguous axis in multiples of ALIGN."""
@@ -140,9 +170,14 @@ def one_program(view: View, sets: Sets) -> Geometry | None:
     return None
 
 
-def cluster(view: View, sets: Sets) -> Geometry | None:
+def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
     """Units whose members hold a tile each, or None where a unit has more than MOST_MEMBERS."""
-    tile = INTERPRETER_TILE if launch.INTERPRETED else CLUSTER_TILE_BYTES // view.itemsize
+    tile = CLUSTER_TILE_BYTES // view.itemsize
+    if sets.mix:
+        tile //= 4
+    elif view.channels_last or has_residual or sets.depth > 1:
+        tile //= 2
+    tile = INTERPRETER_TILE if launch.INTERPRETED else tile
     for lanes in (64, 32, 16) if view.channels_last else (1,):
         blocks = _parts_of_sets(view, sets, tile, lanes)
         if blocks is None:
@@ -207,6 +242,8 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
     if most == 0:
         return None
     BLOCK_C = max(triton.next_power_of_2(most * depth), 8 if channels_last else 1)
+    if BLOCK_C > MOST_LANES and tile == max(ONE_PROGRAM_TILES):
+        return None
     return (most * depth, 1, BLOCK_C, BLOCK_S) if BLOCK_C * BLOCK_S <= tile else None
 
 

@@ -50,15 +50,19 @@ class Launch:
         scalars: tuple[int, ...],
         constants: dict[str, Any],
         num_warps: int,
+        maxnreg: int | None = None,
         cooperative: bool = False,
     ) -> None:
         self.name = kernel.fn.__name__
         self.kernel, self.programs, self.scalars = kernel, programs, scalars
         names = [name for name in inspect.signature(kernel.fn).parameters if name in constants]
         self.constants = {name: constants[name] for name in names}  # in the kernel's order
-        self.options = {"num_warps": num_warps}
-        if cooperative:
-            self.options["launch_cooperative_grid"] = True
+        self.options = {
+            "num_warps": num_warps,
+            "maxnreg": maxnreg,
+            "enable_fp_fusion": True,
+            "launch_cooperative_grid": cooperative,
+        }
         self._tail = (*scalars, *self.constants.values())
         self._handles: dict[int, Any] = {}
 

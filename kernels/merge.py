@@ -22,8 +22,8 @@ from .tiles import load_pivot, unit_channels
 
 @triton.constexpr_function
 def entries(BLOCK_C):
-    """Table entries of a channel that are loaded together: 1,024 for all channels of a block."""
-    return max(1024 // BLOCK_C, 1)
+    """Table entries of a channel that are loaded together: 512 for all channels of a block."""
+    return max(512 // BLOCK_C, 1)
 
 
 @triton.jit

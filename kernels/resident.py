@@ -34,13 +34,15 @@ from .merge import (
 )
 from .sync import arrived_last, keep_packed, wait_for_members
 from .tiles import (
+    across,
     is_first,
     by_channel,
     load_pivot,
-    position_mask,
+    inner_positions,
     sizes,
     store_bits,
     tile_lanes,
+    tile_mask,
     tile_offsets,
     to_lanes,
     unit_channels,
@@ -121,6 +123,9 @@ def normalise_unit(
 ):  # fmt: skip
     x_ptr, residual_ptr, y_ptr, bits_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     unit_n = (unit // u_blocks).to(tl.int64)
     u = unit % u_blocks
     r = member // pieces
@@ -129,15 +134,14 @@ def normalise_unit(
     start = (piece % s_blocks).to(tl.int64) * BLOCK_S
     n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
-    positions = position_mask(start, S, BLOCK_S)
-    mask = lane_mask[:, None] & positions[None, :]
-    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
 
     # Moments of the tile's lanes, then of its channels, relative to the pivot of their set.
     pivot_n = n if MIX or not BATCH else unit_n + tl.zeros_like(n)
     pivot = load_pivot(x_ptr, pivot_n, c, lane_mask, D, C, S, CHANNELS_LAST, ACC)
-    x = tl.where(mask, packed.to(ACC) - pivot[:, None], 0.0)
+    x = tl.where(mask, packed.to(ACC) - across(pivot, CHANNELS_LAST), 0.0)
     count = tl.where(lane_mask, tl.minimum(S - start, BLOCK_S), 0).to(ACC)
     lane_mean, lane_m2 = tile_moments(x, mask, count)
     origin = pivot
@@ -205,15 +209,17 @@ def normalise_unit(
                 to_lanes(gamma, BLOCK_N, BLOCK_C), to_lanes(beta, BLOCK_N, BLOCK_C),
                 to_lanes(rho, BLOCK_N, BLOCK_C),
             )  # fmt: skip
-        if CLUSTER:
-            packed = keep_packed(packed)
-        z = (packed.to(ACC) - center[:, None]) * scale[:, None] + shift[:, None]
+        if CLUSTER:  # across the barrier the tile stays as it was loaded
+            x = keep_packed(packed).to(ACC) - across(center, CHANNELS_LAST)
+        else:
+            x -= across(center - pivot, CHANNELS_LAST)
+        z = x * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
         if residual_ptr is not None:
             z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
         if bits_ptr is not None:
             store_bits(
                 bits_ptr, (z <= 0.0) == 0, first_n, u, r, start, N, W, C, S, CHANNELS_LAST,
-                BLOCK_N, BLOCK_C, BLOCK_S,
+                BLOCK_N, BLOCK_C, BLOCK_S, INNER,
             )  # fmt: skip
         tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, load_or
+from .device import accumulation_type, lane_sum, load_or
 from .gradients import (
     add_instances,
     batch_gradient,
@@ -20,12 +20,14 @@ from .merge import coefficients, load_stats, over_set, set_slot, stat_planes, ta
 from .resident import SCALARS
 from .sync import arrived_last, keep_packed, wait_for_members
 from .tiles import (
+    across,
     is_first,
     load_bits,
-    position_mask,
+    inner_positions,
     sizes,
     sum_channels,
     tile_lanes,
+    tile_mask,
     tile_offsets,
     to_lanes,
     unit_channels,
@@ -102,6 +104,9 @@ def differentiate_unit(
 ):  # fmt: skip
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     unit_n = (unit // u_blocks).to(tl.int64)
     u = unit % u_blocks
     r = member // pieces
@@ -110,8 +115,8 @@ def differentiate_unit(
     start = (piece % s_blocks).to(tl.int64) * BLOCK_S
     n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
-    mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
-    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
     center, scale, shift = coefficients(
@@ -122,12 +127,12 @@ def differentiate_unit(
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
         active = load_bits(
-            bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S
+            bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
         )
-    x = packed.to(ACC) - center[:, None]
-    g = masked_gradient(x, dy, residual, active, scale[:, None], shift[:, None], mask, ACTIVATION)
-    lane_g = tl.sum(g.to(ACC), axis=1)
-    lane_gx = tl.sum(g.to(ACC) * x, axis=1)
+    x = packed.to(ACC) - across(center, CHANNELS_LAST)
+    g = masked_gradient(x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION)
+    lane_g = lane_sum(g.to(ACC))
+    lane_gx = lane_sum(g.to(ACC) * x)
 
     # What each channel contributes, over the tile's instances.
     t0, t1, t2, t3 = lane_g, lane_gx, lane_g, lane_g
@@ -207,8 +212,8 @@ def differentiate_unit(
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + offsets, g, mask=mask)
         if dx_ptr is not None:
-            x = packed.to(ACC) - center[:, None]
-            dx = scale[:, None] * g.to(ACC) + slope[:, None] * x + level[:, None]
+            x = packed.to(ACC) - across(center, CHANNELS_LAST)
+            dx = across(scale, CHANNELS_LAST) * g.to(ACC) + across(slope, CHANNELS_LAST) * x + across(level, CHANNELS_LAST)
             tl.store(dx_ptr + offsets, dx, mask=mask)
 
         # Parameters of norms within an instance gather over instances: the last one adds them up.

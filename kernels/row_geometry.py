@@ -13,7 +13,8 @@ LONGEST_ROW_BACKWARD = 8192
 # Elements of a tile: forward 32 a thread, backward 16 in 16 warps.
 TILE = 4096
 BACKWARD_TILE = 8192
-# A cluster's slice of a row, backward: short, for the sums of columns that stay in registers too.
+# A cluster's slice of a row: backward shorter, for the sums of columns that stay in registers too.
+SLICE = 8192
 BACKWARD_SLICE = 4096
 PARAMETERS_L = 64  # columns whose partial sums one program adds up
 
@@ -35,6 +36,11 @@ class RowGeometry(NamedTuple):
     def members(self) -> int:
         return triton.cdiv(self.L, self.BLOCK_L)
 
+    @property
+    def resident_registers(self) -> int:
+        """A limit for kernels that keep their tile: 16 warps fill an SM."""
+        return 128
+
     def scalars(self, clusters: int) -> tuple[int, ...]:
         align = math.gcd(self.L, 16)
         return self.R, self.L // align, self.units, self.members, clusters
@@ -44,19 +50,17 @@ class RowGeometry(NamedTuple):
         return {"ALIGN": align, "BLOCK_R": self.BLOCK_R, "BLOCK_L": self.BLOCK_L}
 
 
-def choose(
-    R: int, L: int, itemsize: int, backward: bool, state: tiers.State
-) -> tuple[str, RowGeometry]:
+def choose(R: int, L: int, backward: bool, state: tiers.State) -> tuple[str, RowGeometry]:
     """The tier for rows of L elements, those of `tiers.choose`, and its geometry.
 
     one_program   rows up to 16,384 elements, backward 8,192
-    cluster       rows up to 264 slices, of 32 KB or, backward, 4,096 elements
+    cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
     streaming     any
     """
     clusters, forced = state
     candidates = {
         "one_program": _one_program(R, L, backward),
-        "cluster": _cluster(R, L, itemsize, backward) if clusters or forced else None,
+        "cluster": _cluster(R, L, backward) if clusters or forced else None,
         "streaming": streaming(R, L, backward),
     }
     for tier in (forced,) if forced else tiers.TIERS:
@@ -80,8 +84,8 @@ def _one_program(R: int, L: int, backward: bool) -> RowGeometry | None:
     return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, 16 if backward else tile // 1024)
 
 
-def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
-    slice_ = BACKWARD_SLICE if backward else geometry.CLUSTER_TILE_BYTES // itemsize
+def _cluster(R: int, L: int, backward: bool) -> RowGeometry | None:
+    slice_ = BACKWARD_SLICE if backward else SLICE
     BLOCK_L = min(_padded(L), slice_)
     BLOCK_R = _rows(R, BACKWARD_TILE if backward else slice_, BLOCK_L)
     found = RowGeometry(R, L, BLOCK_R, BLOCK_L, 16 if backward else 8)

@@ -37,7 +37,9 @@ def row_output(
         z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
     if bits_ptr is not None:
         active = (z <= 0.0) == 0
-        store_bits(bits_ptr, active, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L)
+        store_bits(
+            bits_ptr, active, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L, BLOCK_L
+        )
     tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
 
 
@@ -54,7 +56,10 @@ def row_gradient(
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
-        active = load_bits(bits_ptr, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L)
+        active = load_bits(
+            bits_ptr, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L, BLOCK_L
+        )
+        active = tl.reshape(active, [BLOCK_R, BLOCK_L])
     g = masked_gradient(x_hat, dy, residual, active, gamma, beta, mask, ACTIVATION)
     return g, x_hat, gamma
 

@@ -47,8 +47,7 @@ def forward_plan(
     tier_state: tiers.State,
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of the call's tensors."""
-    assert dtypes[0] is not None
-    tier, shape = choose(R, L, dtypes[0].itemsize, False, tier_state)
+    tier, shape = choose(R, L, False, tier_state)
     constants = {"ACTIVATION": activation}
     if tier != "streaming":
         resident = _resident(row_norm_kernel, tier, shape, constants, shape.units)
@@ -79,8 +78,7 @@ def backward_plan(
     tier_state: tiers.State,
 ) -> RowPlan:
     """The backward for R rows of L elements on a device of so many multiprocessors."""
-    assert dtypes[0] is not None
-    tier, shape = choose(R, L, dtypes[0].itemsize, True, tier_state)
+    tier, shape = choose(R, L, True, tier_state)
     constants = {"ACTIVATION": activation}
     parameters = any(needs[2:])
     if tier != "streaming":
@@ -96,7 +94,12 @@ def backward_plan(
     scalars = (*shape.scalars(0)[:3], shape.members, 1, groups)
     constants = {**constants, **shape.constants()}
     first = Launch(
-        row_sums_kernel, groups * shape.members, scalars, constants, shape.num_warps
+        row_sums_kernel,
+        groups * shape.members,
+        scalars,
+        constants,
+        shape.num_warps,
+        shape.resident_registers,
     )
     adders = triton.cdiv(L, PARAMETERS_L) if parameters else 0
     second = Launch(
@@ -105,6 +108,7 @@ def backward_plan(
         scalars,
         {**constants, "PARAMETERS_L": PARAMETERS_L},
         shape.num_warps,
+        shape.resident_registers,
     )
     return RowPlan(shape, tier, first, second, 2 * R * shape.members, 0, groups)
 
@@ -115,7 +119,9 @@ def _resident(
     if tier == "cluster":
         return ClusterLaunch(kernel, shape, constants)
     constants = {**constants, "CLUSTER": False, "HALF": 0, **shape.constants()}
-    return Launch(kernel, programs, shape.scalars(programs), constants, shape.num_warps)
+    return Launch(
+        kernel, programs, shape.scalars(programs), constants, shape.num_warps, shape.resident_registers
+    )
 
 
 @functools.lru_cache(PLANS)

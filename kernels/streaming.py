@@ -32,14 +32,16 @@ from .merge import (
 from .resident import SCALARS, average_instances
 from .sync import arrived_last
 from .tiles import (
+    across,
     is_first,
     by_channel,
     load_pivot,
     place,
-    position_mask,
+    inner_positions,
     sizes,
     store_bits,
     tile_lanes,
+    tile_mask,
     tile_offsets,
     unit_channels,
 )
@@ -80,6 +82,9 @@ def moments_kernel(
 ):
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
     unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
@@ -95,10 +100,10 @@ def moments_kernel(
         start = (tile % s_blocks).to(tl.int64) * BLOCK_S
         first_n = unit_n + (tile // s_blocks) * BLOCK_N
         n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-        mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
-        offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+        mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+        offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
-        x = tl.where(mask, x - pivot[:, None], 0.0)
+        x = tl.where(mask, x - across(pivot, CHANNELS_LAST), 0.0)
         tile_count = tl.where(lane_mask, tl.minimum(S - start, BLOCK_S), 0).to(ACC)
         tile_mean, tile_m2 = tile_moments(x, mask, tile_count)
         count, mean, m2 = chan_merge(count, mean, m2, tile_count, tile_mean, tile_m2)
@@ -222,13 +227,16 @@ def apply_kernel(
     In eval mode this is all there is: the statistics are the running ones, kept for backward.
     """
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
     unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
     n, c, lane_mask = tile_lanes(unit_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     start = piece.to(tl.int64) * BLOCK_S
-    mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
-    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     if BATCH and not TRAINING:
@@ -243,12 +251,12 @@ def apply_kernel(
         center, scale, shift = coefficients(
             stats, batch, (weight_ptr, bias_ptr, rho_ptr), n, c, lane_mask, C, D, BATCH, MIX
         )
-    z = (x - center[:, None]) * scale[:, None] + shift[:, None]
+    z = (x - across(center, CHANNELS_LAST)) * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
     if residual_ptr is not None:
         z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
     if bits_ptr is not None:
         store_bits(
             bits_ptr, (z <= 0.0) == 0, unit_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N,
-            BLOCK_C, BLOCK_S,
+            BLOCK_C, BLOCK_S, INNER,
         )  # fmt: skip
     tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, load_or
+from .device import accumulation_type, lane_sum, load_or
 from .gradients import (
     batch_gradient,
     add_instances,
@@ -17,12 +17,14 @@ from .merge import coefficients, load_stats, set_slot, stat_planes, sum_planes, 
 from .resident import SCALARS
 from .sync import arrived_last
 from .tiles import (
+    across,
     load_bits,
     place,
-    position_mask,
+    inner_positions,
     sizes,
     sum_channels,
     tile_lanes,
+    tile_mask,
     tile_offsets,
     unit_channels,
 )
@@ -70,6 +72,9 @@ def gradient_sums_kernel(
 ):
     """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
     unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
@@ -86,9 +91,9 @@ def gradient_sums_kernel(
         start = (tile % s_blocks).to(tl.int64) * BLOCK_S
         first_n = unit_n + (tile // s_blocks) * BLOCK_N
         n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-        mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
-        offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - center[:, None]
+        mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+        offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
         residual, active = None, None
         if residual_ptr is not None:
@@ -96,13 +101,13 @@ def gradient_sums_kernel(
         if bits_ptr is not None:
             active = load_bits(
                 bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C,
-                BLOCK_S,
+                BLOCK_S, INNER,
             )  # fmt: skip
         g = masked_gradient(
-            x, dy, residual, active, scale[:, None], shift[:, None], mask, ACTIVATION
+            x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION
         )
-        lane_g += tl.sum(g.to(ACC), axis=1)
-        lane_gx += tl.sum(g.to(ACC) * x, axis=1)
+        lane_g += lane_sum(g.to(ACC))
+        lane_gx += lane_sum(g.to(ACC) * x)
     slot = (unit_n * pieces + piece) * C + channel
     tl.store(tables[0] + slot, sum_channels(lane_g, BLOCK_N, BLOCK_C), mask=channel_mask)
     tl.store(tables[1] + slot, sum_channels(lane_gx, BLOCK_N, BLOCK_C), mask=channel_mask)
@@ -190,32 +195,35 @@ def apply_backward_kernel(
 ):
     """dx = scale g + slope (x - center) + level, and g itself as the residual's gradient."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
+    INNER: tl.constexpr = inner_positions(
+        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
+    )
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
     unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
     n, c, lane_mask = tile_lanes(unit_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     start = piece.to(tl.int64) * BLOCK_S
-    mask = lane_mask[:, None] & position_mask(start, S, BLOCK_S)[None, :]
-    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S)
+    mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
+    offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     parameters = (weight_ptr, bias_ptr, rho_ptr)
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     center, scale, shift = coefficients(
         stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX
     )
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - center[:, None]
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
     residual, active = None, None
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
         active = load_bits(
-            bits_ptr, unit_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S
+            bits_ptr, unit_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
         )
-    g = masked_gradient(x, dy, residual, active, scale[:, None], shift[:, None], mask, ACTIVATION)
+    g = masked_gradient(x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION)
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
     if dx_ptr is not None:
-        dx = scale[:, None] * g.to(ACC)
+        dx = across(scale, CHANNELS_LAST) * g.to(ACC)
         if sums_ptr is not None:
             sums = sum_planes(sums_ptr, N, C, D, BATCH)
             slot = set_slot(n, c, C, D, BATCH)
@@ -232,5 +240,5 @@ def apply_backward_kernel(
                     batch, parameters, t0, t1, center, c, lane_mask, count
                 )
                 slope, level = slope + b_slope, level + b_level
-            dx += slope[:, None] * x + level[:, None]
+            dx += across(slope, CHANNELS_LAST) * x + across(level, CHANNELS_LAST)
         tl.store(dx_ptr + offsets, dx, mask=mask)

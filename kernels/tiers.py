@@ -57,13 +57,18 @@ def state() -> State:
     return _cooperative, _forced
 
 
-def choose(view: View, sets: Sets, state: State) -> tuple[str, Geometry]:
+def choose(
+    view: View, sets: Sets, has_residual: bool, state: State
+) -> tuple[str, Geometry]:
     """The tier for these sets and its geometry: the first that has room for them."""
     clusters, forced = state
+    candidates = {
+        "one_program": geometry.one_program(view, sets),
+        "cluster": geometry.cluster(view, sets, has_residual) if clusters or forced else None,
+        "streaming": geometry.streaming(view, sets),
+    }
     for tier in (forced,) if forced else TIERS:
-        if tier == "cluster" and not (clusters or forced):
-            continue
-        found: Geometry | None = getattr(geometry, tier)(view, sets)
+        found = candidates[tier]
         if found is not None:
             return tier, found
     raise RuntimeError(f"tier {forced!r} has no room for sets {sets} of a tensor {view}")

@@ -1,7 +1,7 @@
 """Where a tile of x lies: device functions on units, lanes and positions.
 
 x is (N, C, S), contiguous or with its channels last in memory (N, S, C). A *tile* is a register
-block of lanes x positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels
+block of lanes and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels
 fastest. A *unit* is what is merged together, one or several whole reduction sets of neighbouring
 channels; its *members* are the programs that share reading it. `geometry.py` chooses the numbers.
 
@@ -97,16 +97,52 @@ def first_element(n, c, C, S, CHANNELS_LAST: tl.constexpr):
         return (n * C + c) * S
 
 
+@triton.constexpr_function
+def inner_positions(BLOCK_S, lanes, element_type):
+    """Positions of a contiguous tile's inner axis: 512 bytes, what a warp loads at once, or all of
+    them where all warps share one lane."""
+    return BLOCK_S if lanes == 1 else min(BLOCK_S, 4096 // element_type.primitive_bitwidth)
+
+
 @triton.jit
-def tile_offsets(n, c, start, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Element offsets of the tile whose first position is `start` (int64)."""
+def tile_offsets(
+    n, c, start, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr
+):
+    """Element offsets of the tile whose first position is `start` (int64).
+
+    Channels last it is (lanes, positions). Contiguous, positions are split in two, (outer, lanes,
+    inner): each warp then takes a lane of its own, in place of a piece of every lane.
+    """
     first = first_element(n, c, C, S, CHANNELS_LAST)
-    lane = tl.arange(0, BLOCK_S)
     if CHANNELS_LAST:
         stride = tl.zeros([1], tl.int64) + C  # start * C may pass 2^31
-        return (first + stride * start)[:, None] + (lane * C)[None, :]
+        return (first + stride * start)[:, None] + (tl.arange(0, BLOCK_S) * C)[None, :]
     else:
-        return (first + start)[:, None] + lane[None, :]
+        outer = tl.arange(0, BLOCK_S // INNER) * INNER
+        position = outer[:, None, None] + tl.arange(0, INNER)[None, None, :]
+        return (first + start)[None, :, None] + position
+
+
+@triton.jit
+def tile_mask(
+    lanes, start, S, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr
+):
+    """Which elements of a tile there are."""
+    if CHANNELS_LAST:
+        return lanes[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
+    else:
+        outer = tl.arange(0, BLOCK_S // INNER) * INNER
+        position = outer[:, None, None] + tl.arange(0, INNER)[None, None, :]
+        return lanes[None, :, None] & (position < S - start)
+
+
+@triton.jit
+def across(value, CHANNELS_LAST: tl.constexpr):
+    """A value of each lane, to go with a tile."""
+    if CHANNELS_LAST:
+        return value[:, None]
+    else:
+        return value[None, :, None]
 
 
 @triton.jit
@@ -134,7 +170,7 @@ def load_pivot(x_ptr, n, c, mask, D, C, S, CHANNELS_LAST: tl.constexpr, ACC: tl.
 @triton.jit
 def bit_bytes(
     n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """(offsets, mask) of a tile's bytes in the ReLU mask: bits of 8 neighbours on the contiguous
     axis, (N, C, S / 8) or (N, S, C / 8), each last axis rounded up."""
@@ -151,41 +187,47 @@ def bit_bytes(
         return offsets, row_mask[:, None] & (position < S - start)[None, :]
     else:
         n, c, row_mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-        byte = tl.arange(0, BLOCK_S // 8)
-        offsets = ((n * C + c) * tl.cdiv(S, 8) + start // 8)[:, None] + byte[None, :]
-        return offsets, row_mask[:, None] & (byte * 8 < S - start)[None, :]
+        outer = tl.arange(0, BLOCK_S // INNER) * (INNER // 8)
+        byte = outer[:, None, None] + tl.arange(0, INNER // 8)[None, None, :]
+        offsets = ((n * C + c) * tl.cdiv(S, 8) + start // 8)[None, :, None] + byte
+        return offsets, row_mask[None, :, None] & (byte * 8 < S - start)
 
 
 @triton.jit
 def store_bits(
     bits_ptr, active, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Keep one bit for each element of a tile: whether ReLU let it through."""
     LANES: tl.constexpr = BLOCK_N * BLOCK_C
-    offsets, mask = bit_bytes(n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S)
+    offsets, mask = bit_bytes(
+        n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
+    )
     shift = tl.arange(0, 8)
     if CHANNELS_LAST:
         bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, BLOCK_S]) << shift[None, :, None]
         byte = tl.sum(bits, axis=1)
     else:
-        bits = tl.reshape(active.to(tl.int32), [LANES, BLOCK_S // 8, 8]) << shift[None, None, :]
-        byte = tl.sum(bits, axis=2)
+        bits = tl.reshape(active.to(tl.int32), [BLOCK_S // INNER, LANES, INNER // 8, 8])
+        byte = tl.sum(bits << shift[None, None, None, :], axis=3)
     tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
 
 
 @triton.jit
 def load_bits(
     bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """The tile's bits again, as booleans; what is not there is False."""
     LANES: tl.constexpr = BLOCK_N * BLOCK_C
-    offsets, mask = bit_bytes(n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S)
+    offsets, mask = bit_bytes(
+        n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
+    )
     byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
     shift = tl.arange(0, 8)
     if CHANNELS_LAST:
         bits = (byte[:, None, :] >> shift[None, :, None]) & 1
+        return tl.reshape(bits, [LANES, BLOCK_S]) != 0
     else:
-        bits = (byte[:, :, None] >> shift[None, None, :]) & 1
-    return tl.reshape(bits, [LANES, BLOCK_S]) != 0
+        bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
+        return tl.reshape(bits, [BLOCK_S // INNER, LANES, INNER]) != 0
