@@ -136,14 +136,15 @@ def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
         return None
     if x.is_cuda:
         if torch.cuda.is_current_stream_capturing():
-            return x.new_zeros(count, dtype=torch.int32)
+            return torch.zeros(count, dtype=torch.int32, device=x.device)
         device = x.get_device()
         key = (kind, device, driver.active.get_current_stream(device))
     else:
         key = (kind, "cpu", threading.get_ident())
     found = _counters.get(key)
     if found is None or found.numel() < count:
-        found = x.new_zeros(triton.next_power_of_2(count), dtype=torch.int32)
+        size = triton.next_power_of_2(count)
+        found = torch.zeros(size, dtype=torch.int32, device=x.device)
         _counters[key] = found
     return found
 
