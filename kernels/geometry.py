@@ -225,7 +225,7 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
     N, C, S, channels_last, itemsize = view
     BLOCK_S = max(triton.next_power_of_2(S), 8)
     if sets.batch:
-        for lanes in (64, 32, 16) if channels_last else (1,):
+        for lanes in (64, 32, 16) if channels_last else (_channels_at_once(view, tile, BLOCK_S),):
             BLOCK_C = min(lanes, max(triton.next_power_of_2(C), 8))
             if channels_last and not sets.mix:  # N and S are one axis
                 BLOCK_S = _room(tile // BLOCK_C, S)
@@ -273,10 +273,21 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     if sets.batch:
         if sets.mix:
             BLOCK_S = whole
-        return (1, _room(tile // BLOCK_S, view.N), 1, BLOCK_S) if BLOCK_S <= tile else None
+        if BLOCK_S > tile:
+            return None
+        BLOCK_C = _channels_at_once(view, tile, BLOCK_S)
+        return BLOCK_C, _room(tile // BLOCK_S // BLOCK_C, view.N), BLOCK_C, BLOCK_S
     rows = triton.next_power_of_2(depth) if depth > 1 else min(lanes, triton.next_power_of_2(C))
     BLOCK_C = min(tile // BLOCK_S, rows)
     return depth if depth > 1 else BLOCK_C, 1, BLOCK_C, min(whole, tile // BLOCK_C)
+
+
+def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:
+    """Channels of a contiguous tile over the batch: one, but in the interpreter many."""
+    if not launch.INTERPRETED:
+        return 1
+    room = max(tile // (BLOCK_S * triton.next_power_of_2(view.N)), 1)
+    return min(room, triton.next_power_of_2(view.C))
 
 
 def _room(room: int, needed: int) -> int:
