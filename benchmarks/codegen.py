@@ -28,9 +28,9 @@ from benchmarks import shapes
 from benchmarks.compile_only import Launch, compile_launches, set_target
 from benchmarks.inputs import FLOAT32_PARAMETERS, Inputs
 from benchmarks.machine_code import Access, Code, read
-from fastnorm.kernels.occupancy import LIMITS, occupancy
 from benchmarks.providers import Provider, load
 from benchmarks.shapes import Case
+from fastnorm.kernels.occupancy import LIMITS, occupancy
 
 # Providers that launch fastnorm's kernels, those of them that this version has.
 OURS = ("fastnorm", "fastnorm-coop")

@@ -14,9 +14,9 @@ import torch
 from benchmarks import shapes
 from benchmarks.codegen import OURS, calls
 from benchmarks.compile_only import Launch, compile_launches
-from fastnorm.kernels.occupancy import LIMITS
 from benchmarks.providers import Provider, load
 from benchmarks.shapes import Case
+from fastnorm.kernels.occupancy import LIMITS
 
 BATCHES = (1, 2, 3, 5, 8, 16, 17, 32, 64, 100, 128)
 IMAGE, ROW = (64, 32, 32), (1024,)

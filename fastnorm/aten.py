@@ -69,7 +69,8 @@ def channel_norm(
 ) -> tuple[Tensor, Tensor | None, Stats]:
     """y = act(norm(x) + residual), ReLU's mask and the statistics channel_norm_backward takes.
 
-    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance or group.
+    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance or
+    group.
     """
     shape, dtype = x.shape, x.dtype
     x = widened(canonical(x))
@@ -78,8 +79,8 @@ def channel_norm(
     result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
-    y, stats = _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
-    return y, y, stats
+    y, kept = _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    return y, y, kept
 
 
 def channel_norm_backward(

@@ -1,9 +1,10 @@
 """The autograd Functions that join a backend's forward to its backward.
 
 What a backend does not bring with its own autograd it brings as pairs: channel_norm and
-channel_norm_backward, row_norm and row_norm_backward; side_input, which says what the backward needs
-to keep for the activation, and relu_mask, which reads the mask that a forward kept. The backward of every backend can itself be differentiated: asked
-for with create_graph=True, the gradients come from the reference formula instead of the kernels.
+channel_norm_backward, row_norm and row_norm_backward; side_input, which says what the backward
+needs to keep for the activation, and relu_mask, which reads the mask that a forward kept. The
+backward of every backend can itself be differentiated: asked for with create_graph=True, the
+gradients come from the reference formula instead of the kernels.
 """
 
 from types import ModuleType

@@ -8,6 +8,7 @@
     resident*          one launch: the tensor stays in registers from statistics to output
     streaming*         two launches: moments, then apply
     sync, clusters     tickets and barriers; launching programs that wait for one another
+    plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
     rows*              layer norm: statistics of each row
 

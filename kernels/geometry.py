@@ -13,10 +13,10 @@ import triton
 
 from . import launch
 
-# Elements of a tile that a program keeps where it holds whole sets, and its warps: up to 32 a thread.
+# Elements of a tile that a program keeps where it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
-# Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as much
-# where many lanes or a residual need registers too, a quarter where each lane is a mixture.
+# Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as
+# much where many lanes or a residual need registers too, a quarter where each lane is a mixture.
 CLUSTER_TILE_BYTES = 32768
 # Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
 MOST_MEMBERS = 264
@@ -164,9 +164,7 @@ def one_program(view: View, sets: Sets) -> Geometry | None:
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
             W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
-            return Geometry(
-                view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, 1, 1, warps
-            )
+            return Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, 1, 1, warps)
     return None
 
 
@@ -184,9 +182,7 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
             continue
         W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
         pieces = _tiles(view, sets, BLOCK_N, BLOCK_S)
-        found = Geometry(
-            view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, pieces, 1, 8
-        )
+        found = Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, pieces, 1, 8)
         if found.members <= MOST_MEMBERS:
             return found
     return None
@@ -212,7 +208,7 @@ def pointwise(view: View, sets: Sets) -> Geometry:
     anywhere = Sets(1, False, sets.mix)
     blocks = _parts_of_sets(view, anywhere, tile, 64)
     assert blocks is not None
-    _, BLOCK_N, BLOCK_C, BLOCK_S = blocks
+    _, _, BLOCK_C, BLOCK_S = blocks
     pieces = triton.cdiv(view.S, BLOCK_S)
     return Geometry(view, sets._replace(batch=False), BLOCK_C, 0, 1, BLOCK_C, BLOCK_S, pieces, 1, 4)
 

@@ -107,9 +107,7 @@ def instance_sums(
     zero = tl.zeros([BLOCK_C], ACC)
     t0, t1, t2, t3 = zero, zero, zero, zero
     if MIX:
-        b_center, b_offset, b_rstd = load_stats(
-            batch, c[None, :], c_mask[None, :]
-        )
+        b_center, b_offset, b_rstd = load_stats(batch, c[None, :], c_mask[None, :])
     for first in range(0, N * pieces, BLOCK_P):
         row = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
         mask = (row < N.to(tl.int64) * pieces) & c_mask[None, :]
@@ -138,9 +136,7 @@ def add_instances(
     over the batch."""
     for r in range(row_blocks):
         _local, c, mask = unit_channels(u, r, W, C, BLOCK_C)
-        t0, t1, t2, t3 = instance_sums(
-            tables, stats, batch, u, r, N, W, C, D, pieces, MIX, BLOCK_C
-        )
+        t0, t1, t2, t3 = instance_sums(tables, stats, batch, u, r, N, W, C, D, pieces, MIX, BLOCK_C)
         if MIX:
             store_gradient(batch_sums[0], c, mask, t0)
             store_gradient(batch_sums[1], c, mask, t1)

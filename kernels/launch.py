@@ -56,7 +56,7 @@ class Launch:
         self.name = kernel.fn.__name__
         self.kernel, self.programs, self.scalars = kernel, programs, scalars
         names = [name for name in inspect.signature(kernel.fn).parameters if name in constants]
-        self.constants = {name: constants[name] for name in names}  # in the kernel's order
+        self.constants = {name: constants[name] for name in names}  # those it has, in its order
         self.options = {
             "num_warps": num_warps,
             "maxnreg": maxnreg,
@@ -134,13 +134,12 @@ def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
     """
     if count == 0:
         return None
+    key: tuple[Any, ...] = (kind, "cpu", threading.get_ident())
     if x.is_cuda:
         if torch.cuda.is_current_stream_capturing():
             return torch.zeros(count, dtype=torch.int32, device=x.device)
         device = x.get_device()
         key = (kind, device, driver.active.get_current_stream(device))
-    else:
-        key = (kind, "cpu", threading.get_ident())
     found = _counters.get(key)
     if found is None or found.numel() < count:
         size = triton.next_power_of_2(count)
@@ -165,7 +164,7 @@ def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
-    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+    return tuple([None if tensor is None else tensor.dtype for tensor in tensors])
 
 
 @functools.cache
@@ -176,4 +175,3 @@ def _multiprocessors(device: int) -> int:
 def multiprocessors(x: torch.Tensor) -> int:
     """Those of x's device; for a CPU tensor as many as an H200 has."""
     return _multiprocessors(x.get_device()) if x.is_cuda else 132
-

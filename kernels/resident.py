@@ -35,10 +35,10 @@ from .merge import (
 from .sync import arrived_last, keep_packed, wait_for_members
 from .tiles import (
     across,
-    is_first,
     by_channel,
-    load_pivot,
     inner_positions,
+    is_first,
+    load_pivot,
     sizes,
     store_bits,
     tile_lanes,
@@ -84,7 +84,6 @@ def resident_kernel(
     units,
     clusters,
     ACTIVATION: tl.constexpr,
-    TRAINING: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
     CLUSTER: tl.constexpr,
@@ -108,7 +107,7 @@ def resident_kernel(
             (x_ptr, residual_ptr, y_ptr, bits_ptr), (weight_ptr, bias_ptr, rho_ptr),
             running_mean_ptr, running_var_ptr, stats, batch, table_ptr, tickets_ptr,
             barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces,
-            members, ACTIVATION, TRAINING, BATCH, MIX, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
+            members, ACTIVATION, BATCH, MIX, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
             BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -116,16 +115,14 @@ def resident_kernel(
 @triton.jit
 def normalise_unit(
     unit, member, cluster, tensors, parameters, running_mean_ptr, running_var_ptr, stats, batch,
-    table_ptr, tickets_ptr, barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
-    pieces, members, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, BATCH: tl.constexpr,
+    table_ptr, tickets_ptr, barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks,
+    s_blocks, pieces, members, ACTIVATION: tl.constexpr, BATCH: tl.constexpr,
     MIX: tl.constexpr, CLUSTER: tl.constexpr, HALF: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     x_ptr, residual_ptr, y_ptr, bits_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     unit_n = (unit // u_blocks).to(tl.int64)
     u = unit % u_blocks
     r = member // pieces
@@ -173,7 +170,9 @@ def normalise_unit(
             )  # fmt: skip
         else:
             count, mean, m2 = merge_set(count, mean, m2, local, D, SETS)
-        writes = channel_mask & (local % D == 0) & is_first(piece, local)  # the first channel of each set
+        writes = (
+            channel_mask & (local % D == 0) & is_first(piece, local)
+        )  # the first channel of each set
         gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
         beta = load_or(parameters[1], channel, channel_mask, 0.0, ACC)
         if BATCH:

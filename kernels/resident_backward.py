@@ -21,9 +21,9 @@ from .resident import SCALARS
 from .sync import arrived_last, keep_packed, wait_for_members
 from .tiles import (
     across,
+    inner_positions,
     is_first,
     load_bits,
-    inner_positions,
     sizes,
     sum_channels,
     tile_lanes,
@@ -65,7 +65,6 @@ def resident_backward_kernel(
     units,
     clusters,
     ACTIVATION: tl.constexpr,
-    TRAINING: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
     CLUSTER: tl.constexpr,
@@ -104,9 +103,7 @@ def differentiate_unit(
 ):  # fmt: skip
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     unit_n = (unit // u_blocks).to(tl.int64)
     u = unit % u_blocks
     r = member // pieces
@@ -119,18 +116,38 @@ def differentiate_unit(
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-    center, scale, shift = coefficients(
-        stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX
-    )
+    center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
     residual, active = None, None
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
         active = load_bits(
-            bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
+            bits_ptr,
+            first_n,
+            u,
+            r,
+            start,
+            N,
+            W,
+            C,
+            S,
+            CHANNELS_LAST,
+            BLOCK_N,
+            BLOCK_C,
+            BLOCK_S,
+            INNER,
         )
     x = packed.to(ACC) - across(center, CHANNELS_LAST)
-    g = masked_gradient(x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION)
+    g = masked_gradient(
+        x,
+        dy,
+        residual,
+        active,
+        across(scale, CHANNELS_LAST),
+        across(shift, CHANNELS_LAST),
+        mask,
+        ACTIVATION,
+    )
     lane_g = lane_sum(g.to(ACC))
     lane_gx = lane_sum(g.to(ACC) * x)
 
@@ -213,7 +230,11 @@ def differentiate_unit(
             tl.store(dresidual_ptr + offsets, g, mask=mask)
         if dx_ptr is not None:
             x = packed.to(ACC) - across(center, CHANNELS_LAST)
-            dx = across(scale, CHANNELS_LAST) * g.to(ACC) + across(slope, CHANNELS_LAST) * x + across(level, CHANNELS_LAST)
+            dx = (
+                across(scale, CHANNELS_LAST) * g.to(ACC)
+                + across(slope, CHANNELS_LAST) * x
+                + across(level, CHANNELS_LAST)
+            )
             tl.store(dx_ptr + offsets, dx, mask=mask)
 
         # Parameters of norms within an instance gather over instances: the last one adds them up.

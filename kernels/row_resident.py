@@ -1,15 +1,16 @@
 """Layer norm of rows that stay in registers: whole in one program, or in slices in a cluster.
 
 x is (R, L). A program works on a slice of BLOCK_L columns; a cluster's members hold the slices of
-the same rows, publish what they found in them, wait for one another and merge. HALF is resident.py's.
+the same rows, publish what they found in them, wait for one another and merge. HALF is that of
+`resident.py`.
 """
 
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, chan_merge, inverse_std, tile_moments
-from .merge import piece_moments
+from .device import accumulation_type, inverse_std, tile_moments
 from .gradients import piece_sums
+from .merge import piece_moments
 from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_tile
 from .sync import keep_packed, wait_for_members
 from .tiles import is_first

@@ -1,8 +1,8 @@
-"""Layer normalisation of rows: x seen as (R, L), gamma and beta of shape (L,) (arXiv 1607.06450)."""
+"""Layer normalisation (arXiv 1607.06450) of rows: x seen as (R, L), gamma and beta as (L,)."""
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -48,7 +48,7 @@ def forward_plan(
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of the call's tensors."""
     tier, shape = choose(R, L, False, tier_state)
-    constants = {"ACTIVATION": activation}
+    constants: dict[str, Any] = {"ACTIVATION": activation}
     if tier != "streaming":
         resident = _resident(row_norm_kernel, tier, shape, constants, shape.units)
         table = 3 * R * shape.members if tier == "cluster" else 0
@@ -79,7 +79,7 @@ def backward_plan(
 ) -> RowPlan:
     """The backward for R rows of L elements on a device of so many multiprocessors."""
     tier, shape = choose(R, L, True, tier_state)
-    constants = {"ACTIVATION": activation}
+    constants: dict[str, Any] = {"ACTIVATION": activation}
     parameters = any(needs[2:])
     if tier != "streaming":
         # Shares of dgamma and dbeta: few, where they are long, not to cost more than dx.
@@ -114,13 +114,18 @@ def backward_plan(
 
 
 def _resident(
-    kernel: object, tier: str, shape: RowGeometry, constants: dict[str, object], programs: int
+    kernel: Any, tier: str, shape: RowGeometry, constants: dict[str, Any], programs: int
 ) -> Launch | ClusterLaunch:
     if tier == "cluster":
         return ClusterLaunch(kernel, shape, constants)
     constants = {**constants, "CLUSTER": False, "HALF": 0, **shape.constants()}
     return Launch(
-        kernel, programs, shape.scalars(programs), constants, shape.num_warps, shape.resident_registers
+        kernel,
+        programs,
+        shape.scalars(programs),
+        constants,
+        shape.num_warps,
+        shape.resident_registers,
     )
 
 

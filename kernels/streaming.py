@@ -33,11 +33,11 @@ from .resident import SCALARS, average_instances
 from .sync import arrived_last
 from .tiles import (
     across,
-    is_first,
     by_channel,
+    inner_positions,
+    is_first,
     load_pivot,
     place,
-    inner_positions,
     sizes,
     store_bits,
     tile_lanes,
@@ -82,9 +82,7 @@ def moments_kernel(
 ):
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
     unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
@@ -227,9 +225,7 @@ def apply_kernel(
     In eval mode this is all there is: the statistics are the running ones, kept for backward.
     """
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
     unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
@@ -246,12 +242,16 @@ def apply_kernel(
         )
         store_stats(stats, c, first, center, offset, rstd)
         gamma = load_or(weight_ptr, c, lane_mask, 1.0, ACC)
-        scale, shift = affine(center, offset, rstd, gamma, load_or(bias_ptr, c, lane_mask, 0.0, ACC))
+        scale, shift = affine(
+            center, offset, rstd, gamma, load_or(bias_ptr, c, lane_mask, 0.0, ACC)
+        )
     else:
         center, scale, shift = coefficients(
             stats, batch, (weight_ptr, bias_ptr, rho_ptr), n, c, lane_mask, C, D, BATCH, MIX
         )
-    z = (x - across(center, CHANNELS_LAST)) * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
+    z = (x - across(center, CHANNELS_LAST)) * across(scale, CHANNELS_LAST) + across(
+        shift, CHANNELS_LAST
+    )
     if residual_ptr is not None:
         z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
     if bits_ptr is not None:

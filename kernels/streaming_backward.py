@@ -1,12 +1,12 @@
-"""The backward of a norm of (N, C, S) whose sets no chip holds: as `streaming.py`, with x and dy."""
+"""The backward of a norm of (N, C, S) whose sets no chip holds: `streaming.py` with x and dy."""
 
 import triton
 import triton.language as tl
 
 from .device import accumulation_type, lane_sum, load_or
 from .gradients import (
-    batch_gradient,
     add_instances,
+    batch_gradient,
     masked_gradient,
     piece_sums,
     set_gradient,
@@ -18,9 +18,9 @@ from .resident import SCALARS
 from .sync import arrived_last
 from .tiles import (
     across,
+    inner_positions,
     load_bits,
     place,
-    inner_positions,
     sizes,
     sum_channels,
     tile_lanes,
@@ -72,9 +72,7 @@ def gradient_sums_kernel(
 ):
     """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
     unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
@@ -104,7 +102,14 @@ def gradient_sums_kernel(
                 BLOCK_S, INNER,
             )  # fmt: skip
         g = masked_gradient(
-            x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION
+            x,
+            dy,
+            residual,
+            active,
+            across(scale, CHANNELS_LAST),
+            across(shift, CHANNELS_LAST),
+            mask,
+            ACTIVATION,
         )
         lane_g += lane_sum(g.to(ACC))
         lane_gx += lane_sum(g.to(ACC) * x)
@@ -195,9 +200,7 @@ def apply_backward_kernel(
 ):
     """dx = scale g + slope (x - center) + level, and g itself as the residual's gradient."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
-    INNER: tl.constexpr = inner_positions(
-        BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty
-    )
+    INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
     unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
@@ -207,9 +210,7 @@ def apply_backward_kernel(
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     parameters = (weight_ptr, bias_ptr, rho_ptr)
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
-    center, scale, shift = coefficients(
-        stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX
-    )
+    center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
     residual, active = None, None
@@ -217,9 +218,31 @@ def apply_backward_kernel(
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
         active = load_bits(
-            bits_ptr, unit_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
+            bits_ptr,
+            unit_n,
+            u,
+            r,
+            start,
+            N,
+            W,
+            C,
+            S,
+            CHANNELS_LAST,
+            BLOCK_N,
+            BLOCK_C,
+            BLOCK_S,
+            INNER,
         )
-    g = masked_gradient(x, dy, residual, active, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST), mask, ACTIVATION)
+    g = masked_gradient(
+        x,
+        dy,
+        residual,
+        active,
+        across(scale, CHANNELS_LAST),
+        across(shift, CHANNELS_LAST),
+        mask,
+        ACTIVATION,
+    )
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
     if dx_ptr is not None:

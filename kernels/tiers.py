@@ -57,9 +57,7 @@ def state() -> State:
     return _cooperative, _forced
 
 
-def choose(
-    view: View, sets: Sets, has_residual: bool, state: State
-) -> tuple[str, Geometry]:
+def choose(view: View, sets: Sets, has_residual: bool, state: State) -> tuple[str, Geometry]:
     """The tier for these sets and its geometry: the first that has room for them."""
     clusters, forced = state
     candidates = {

@@ -1,9 +1,10 @@
 """Where a tile of x lies: device functions on units, lanes and positions.
 
 x is (N, C, S), contiguous or with its channels last in memory (N, S, C). A *tile* is a register
-block of lanes and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels
-fastest. A *unit* is what is merged together, one or several whole reduction sets of neighbouring
-channels; its *members* are the programs that share reading it. `geometry.py` chooses the numbers.
+block of lanes and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels,
+channels fastest. A *unit* is what is merged together, one or several whole reduction sets of
+neighbouring channels; its *members* are the programs that share reading it. `geometry.py` chooses
+the numbers.
 
 Sizes come unspecialised, so that no batch size compiles anew; what 128-bit accesses need to know is
 ALIGN, a power of two that divides the memory-contiguous axis (S, channels last C and W).
@@ -68,9 +69,7 @@ def to_lanes(value, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     if BLOCK_N == 1:
         return value
     else:
-        return tl.reshape(
-            tl.broadcast_to(value[None, :], [BLOCK_N, BLOCK_C]), [BLOCK_N * BLOCK_C]
-        )
+        return tl.reshape(tl.broadcast_to(value[None, :], [BLOCK_N, BLOCK_C]), [BLOCK_N * BLOCK_C])
 
 
 @triton.jit

@@ -27,9 +27,9 @@ from benchmarks.machine_code import (
     declared_stack,
     sass_counts,
 )
-from fastnorm.kernels.occupancy import occupancy
 from benchmarks.providers import load
 from benchmarks.shapes import OPS, Case
+from fastnorm.kernels.occupancy import occupancy
 
 ROOT = Path(__file__).parents[2]
 
