@@ -26,8 +26,6 @@ STREAMING_TILE = 4096
 ENOUGH_PROGRAMS = 528
 # In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
 INTERPRETER_TILE = 1 << 18
-# Lanes of the largest tile: more of them and their statistics leave it no registers.
-MOST_LANES = 32
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
@@ -238,8 +236,6 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
     if most == 0:
         return None
     BLOCK_C = max(triton.next_power_of_2(most * depth), 8 if channels_last else 1)
-    if BLOCK_C > MOST_LANES and tile == max(ONE_PROGRAM_TILES):
-        return None
     return (most * depth, 1, BLOCK_C, BLOCK_S) if BLOCK_C * BLOCK_S <= tile else None
 
 

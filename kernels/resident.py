@@ -101,9 +101,11 @@ def resident_kernel(
     members = row_blocks * pieces
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     program = tl.program_id(0)
-    for unit in range(program // members, units, clusters):
+    cluster = program // members if CLUSTER else program
+    # A single turn, which the compiler does away with, where units do not outnumber programs.
+    for unit in range(cluster, units if CLUSTER else cluster + 1, clusters if CLUSTER else 1):
         normalise_unit(
-            unit, program % members, program // members,
+            unit, program % members if CLUSTER else 0, cluster,
             (x_ptr, residual_ptr, y_ptr, bits_ptr), (weight_ptr, bias_ptr, rho_ptr),
             running_mean_ptr, running_var_ptr, stats, batch, table_ptr, tickets_ptr,
             barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces,

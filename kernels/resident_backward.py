@@ -82,9 +82,11 @@ def resident_backward_kernel(
     members = row_blocks * pieces
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     program = tl.program_id(0)
-    for unit in range(program // members, units, clusters):
+    cluster = program // members if CLUSTER else program
+    # A single turn, which the compiler does away with, where units do not outnumber programs.
+    for unit in range(cluster, units if CLUSTER else cluster + 1, clusters if CLUSTER else 1):
         differentiate_unit(
-            unit, program % members, program // members,
+            unit, program % members if CLUSTER else 0, cluster,
             (x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr),
             (weight_ptr, bias_ptr, rho_ptr), stats, batch, (dweight_ptr, dbias_ptr, drho_ptr),
             table_ptr, tickets_ptr, barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks,

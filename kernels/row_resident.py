@@ -46,13 +46,15 @@ def row_norm_kernel(
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     L = L * ALIGN
     program = tl.program_id(0)
-    piece = program % slices
+    cluster = program // slices if CLUSTER else program
+    piece = program % slices if CLUSTER else 0
     start = piece * BLOCK_L
     plane = slices * R.to(tl.int64)
     table = (table_ptr, table_ptr, table_ptr)
     if CLUSTER:
         table = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
-    for block in range(program // slices, row_blocks, clusters):
+    # A single turn, which the compiler does away with, where rows do not outnumber programs.
+    for block in range(cluster, row_blocks if CLUSTER else cluster + 1, clusters if CLUSTER else 1):
         first = tl.full([], BLOCK_R, tl.int64) * block
         packed, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
@@ -63,7 +65,7 @@ def row_norm_kernel(
             tl.store(table[1] + slot, mean, mask=row < R)
             tl.store(table[2] + slot, m2, mask=row < R)
         if CLUSTER and HALF == 0:
-            wait_for_members(barriers_ptr + program // slices, piece, slices)
+            wait_for_members(barriers_ptr + cluster, piece, slices)
         if HALF != 1:
             if CLUSTER:
                 count, mean, m2 = piece_moments(table, 0, row, row < R, R, slices, BLOCK_R)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
+from fastnorm.kernels import geometry, rows, tiers
 from tests.conftest import DEVICE, make_input, running
 from tests.kernels import traffic
 from tests.norms import Params, call, grad_targets, make_params
@@ -21,6 +22,7 @@ TOLERANCE = 0.03  # for parameters and tables, as a share of the floor
 SHAPE = (4, 16, 64, 64)
 GROUPS = 4
 ROWS = (512, 1024)  # each row fits one program
+LONG_ROWS = (128, 20000)  # none does
 
 
 class Floor(NamedTuple):
@@ -36,16 +38,19 @@ class Floor(NamedTuple):
 
 # (forward, backward) by tier and fusion. Forward reads x (streaming: twice) and the residual, and
 # writes y and the mask of a ReLU after a residual. Backward reads x, dy and that mask (streaming:
-# twice), and writes the gradients of x and the residual.
+# twice), and writes the gradients of x and the residual. Of a cluster the interpreter runs the two
+# halves, each of which loads what compiled stays in registers: test_compiled_traffic.py sees that.
 FLOORS = {
     ("one_program", "plain"): (Floor(2, 0, 1), Floor(3, 0, 1)),
     ("one_program", "relu"): (Floor(2, 0, 1), Floor(3, 0, 1)),
     ("one_program", "residual_relu"): (Floor(3, 1, 1), Floor(4, 1, 1)),
+    ("cluster", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
+    ("cluster", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
+    ("cluster", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
     ("streaming", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
 }
-TIERS = ("one_program", "streaming")
 FUSIONS = ("plain", "relu", "residual_relu")
 DTYPES = (torch.float32, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -53,9 +58,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The tier that serves the test's channel norms, whatever they would choose themselves."""
-    from fastnorm.kernels import tiers
-
+    """The tier that serves the test's norms, whatever they would choose themselves."""
     with tiers.force(request.param):
         yield request.param
 
@@ -107,7 +110,7 @@ def check(t: traffic.Traffic, floor: Floor, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "gn"])
-@pytest.mark.parametrize("tier", TIERS, indirect=True)
+@pytest.mark.parametrize("tier", tiers.TIERS, indirect=True)
 def test_channel_norms(tier, norm, fusion, layout, dtype):
     passes = measure(norm, SHAPE, layout, dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
@@ -117,15 +120,44 @@ def test_channel_norms(tier, norm, fusion, layout, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("fusion", ["plain", "relu"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_batch_norm_by_running_statistics(fusion, layout, dtype):
+    """Nothing to wait for: one launch. Backward adds dgamma and dbeta up before it writes dx."""
     passes = measure("bn_eval", SHAPE, layout, dtype, fusion)
-    check(passes.forward, Floor(2, 0, 2), passes.x)  # a launch for the coefficients
+    forward, _ = FLOORS["one_program", fusion]
+    _, backward = FLOORS["streaming", fusion]
+    check(passes.forward, forward, passes.x)
+    check(passes.backward, backward, passes.x)
 
 
 @each_dtype
-@pytest.mark.parametrize("fusion", ["plain", "relu"])
-def test_layer_norm(fusion, dtype):
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
+def test_layer_norm(tier, fusion, dtype):
     passes = measure("ln", ROWS, "contiguous", dtype, fusion)
-    check(passes.forward, Floor(2, 0, 1), passes.x)
-    check(passes.backward, Floor(3, 0, 2), passes.x)
+    forward, backward = FLOORS[tier, fusion]
+    check(passes.forward, forward, passes.x)
+    adds_up = backward._replace(launches=backward.launches + 1)  # dgamma and dbeta over rows
+    check(passes.backward, adds_up, passes.x)
+
+
+@pytest.fixture
+def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All rows in one block: what each block reads of gamma and beta, and leaves of their gradients,
+    is next to nothing."""
+    monkeypatch.setattr(geometry, "INTERPRETER_TILE", 1 << 20)
+    plans = (rows.forward_plan, rows.backward_plan)
+    for plan in plans:
+        plan.cache_clear()
+    yield
+    for plan in plans:
+        plan.cache_clear()
+
+
+@each_dtype
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_layer_norm_of_long_rows(few_blocks_of_rows, fusion, dtype):
+    passes = measure("ln", LONG_ROWS, "contiguous", dtype, fusion)
+    forward, backward = FLOORS["streaming", fusion]
+    check(passes.forward, forward, passes.x)
+    check(passes.backward, backward, passes.x)
