@@ -43,7 +43,7 @@ GPU_TESTS := -n 2 tests/test_functional.py
 GPU_CASES := --tiny
 GPU_PLOT := --rehearsal
 else
-GPU_TESTS := -n 8 tests --ignore tests/cifar
+GPU_TESTS := -n 14 tests --ignore tests/cifar
 GPU_CASES := --quick
 endif
 

@@ -7,7 +7,7 @@ import torch
 from . import launch
 from .geometry import Geometry
 from .launch import Launch, Tensors
-from .occupancy import occupancy
+from .occupancy import LIMITS, occupancy
 from .row_geometry import RowGeometry
 
 # No GPU holds more: 148 SMs of 16 programs of 4 warps.
@@ -30,11 +30,14 @@ class ClusterLaunch:
     def clusters(self, tensors: Tensors, floats: tuple[float, ...]) -> int:
         """Clusters that a launch on the first tensor's device has; 0 where it cannot hold one.
 
-        Of the tensors only device, dtypes and alignment matter.
+        Of the tensors only device, dtypes and alignment matter. Those not aligned to 16 bytes would
+        take another compiled kernel, of which it is not known how many fit: they get none.
         """
         x = tensors[0]
         assert x is not None
         device = x.get_device() if x.is_cuda else -1
+        if x.is_cuda and any(t is not None and t.data_ptr() % 16 for t in tensors):
+            return 0
         if device not in self._launches:
             self._launches[device] = self._plan(x, tensors, floats)
         return self._launches[device][0]
@@ -62,11 +65,11 @@ class ClusterLaunch:
         with torch.cuda.device(x.device):
             handle = self._launch(1, 0).compile(tensors, floats)
         device = torch.cuda.get_device_properties(x.device)
+        capability = device.major * 10 + device.minor
+        if capability not in LIMITS:
+            return 0, []
         on_one = occupancy(
-            device.major * 10 + device.minor,
-            handle.n_regs,
-            handle.metadata.shared,
-            self.geometry.num_warps,
+            capability, handle.n_regs, handle.metadata.shared, self.geometry.num_warps
         )
         at_once = device.multi_processor_count * on_one.blocks
         clusters = min(units, at_once // self.geometry.members)
@@ -80,6 +83,6 @@ class ClusterLaunch:
             geometry.scalars(clusters),
             {**self.constants, "CLUSTER": True, "HALF": half, **geometry.constants()},
             geometry.num_warps,
-            geometry.resident_registers,
+            128,  # 16 warps an SM: a cluster is the larger, the more programs share one
             cooperative=True,
         )

@@ -16,7 +16,8 @@ def accumulation_type(element_type):
 @triton.jit
 def inverse_std(var, eps):
     """1 / sqrt(var + eps), roots correctly rounded: sqrt.approx would cost half the digits."""
-    total = var + eps
+    # eps comes as a float64 scalar, which would make float64 of all that follows.
+    total = var + tl.full([], eps, var.dtype)
     if total.dtype == tl.float64:
         return 1.0 / tl.sqrt(total)
     else:
@@ -82,7 +83,9 @@ def update_running(ptr, c, mask, value, momentum):
     """running = (1 - momentum) running + momentum value, where there is a running statistic."""
     if ptr is not None:
         old = tl.load(ptr + c, mask=mask, other=0.0).to(value.dtype)
-        tl.store(ptr + c, (1.0 - momentum) * old + momentum * value, mask=mask)
+        kept = tl.full([], 1.0 - momentum, value.dtype)
+        share = tl.full([], momentum, value.dtype)
+        tl.store(ptr + c, kept * old + share * value, mask=mask)
 
 
 @triton.jit

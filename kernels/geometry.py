@@ -22,10 +22,12 @@ CLUSTER_TILE_BYTES = 32768
 MOST_MEMBERS = 264
 # Elements of a tile that is read and left behind: 4 warps.
 STREAMING_TILE = 4096
-# Programs that a pass is split into when its units alone are too few: 4 for each of 132 SMs.
-ENOUGH_PROGRAMS = 528
+# Programs that a pass is split into when its units alone are too few: 3 for each of 132 SMs.
+ENOUGH_PROGRAMS = 396
 # In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
 INTERPRETER_TILE = 1 << 18
+# Channels of units with several sets in one tile.
+MOST_LANES = 256
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
@@ -138,7 +140,13 @@ class Geometry(NamedTuple):
 
     def _alignment(self) -> tuple[int, int]:
         axis = self.view.C if self.view.channels_last else self.view.S
-        return math.gcd(axis, 16), math.gcd(self.W, 16)
+        return alignment(axis), alignment(self.W)
+
+
+def alignment(size: int) -> int:
+    """The power of two, up to 16, by which kernels get a size divided: it then fits 32 bits and is
+    multiplied again in 32 bits, or it is passed whole, in 64."""
+    return math.gcd(size, 16) if size < 2**31 else 1
 
 
 def view_of(shape: torch.Size, contiguous: bool, itemsize: int, merge_batch: bool) -> View:
@@ -159,6 +167,8 @@ def one_program(view: View, sets: Sets) -> Geometry | None:
     """Units that one program holds whole, or None where sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
     for tile, warps in tiles.items():
+        if tile // warps > 512 and _each_addressed(view):
+            continue
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
             W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
@@ -179,6 +189,8 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
         if blocks is None:
             continue
         W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
+        if view.channels_last and W < view.C and W % 8:
+            return None  # its members would write into each other's bytes of the ReLU mask
         pieces = _tiles(view, sets, BLOCK_N, BLOCK_S)
         found = Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, pieces, 1, 8)
         if found.members <= MOST_MEMBERS:
@@ -190,6 +202,7 @@ def streaming(view: View, sets: Sets) -> Geometry:
     """Units in pieces, as few as keep the GPU busy; the mixture is streamed by its instances."""
     sets = Sets(sets.depth, sets.batch and not sets.mix, sets.mix)
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
+    tile = tile // 2 if _each_addressed(view) else tile
     blocks = _parts_of_sets(view, sets, tile, 64)
     assert blocks is not None, "only mixtures over the batch ask for whole instances"
     W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
@@ -203,6 +216,7 @@ def streaming(view: View, sets: Sets) -> Geometry:
 def pointwise(view: View, sets: Sets) -> Geometry:
     """One tile a program, in the order of memory, whatever the sets."""
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
+    tile = tile // 2 if _each_addressed(view) else tile
     anywhere = Sets(1, False, sets.mix)
     blocks = _parts_of_sets(view, anywhere, tile, 64)
     assert blocks is not None
@@ -251,6 +265,7 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
         if depth > 1:  # whole groups, and whole bytes of the ReLU mask
             together = _byte_groups(depth)
             W = min(together * triton.cdiv(lanes, together * depth) * depth, C)
+            W = depth if W > max(MOST_LANES, depth) else W  # rather one group, in row blocks
         BLOCK_C = max(triton.next_power_of_2(W), 8)
         if W == depth:
             BLOCK_C = min(BLOCK_C, max(lanes, 8))
@@ -290,6 +305,12 @@ def _room(room: int, needed: int) -> int:
 def _byte_groups(depth: int) -> int:
     """How many sets of `depth` channels make up whole bytes of a bit for each channel."""
     return 8 // math.gcd(depth, 8)
+
+
+def _each_addressed(view: View) -> bool:
+    """Whether elements are loaded one by one, each by an address that takes registers too."""
+    axis = view.C if view.channels_last else view.S
+    return not launch.INTERPRETED and alignment(axis) * view.itemsize < 8
 
 
 def _sets(W: int, sets: Sets) -> int:

@@ -66,14 +66,13 @@ def mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd):
 def piece_sums(table_ptr, n, c, mask, C, pieces, BLOCK_C: tl.constexpr):
     """A table's column sums over the pieces of one n, in order."""
     BLOCK_P: tl.constexpr = entries(BLOCK_C)
-    total = tl.zeros([BLOCK_C], table_ptr.dtype.element_ty)
+    total = tl.zeros([BLOCK_P, BLOCK_C], table_ptr.dtype.element_ty)
     for first in range(0, pieces, BLOCK_P):
         piece = first + tl.arange(0, BLOCK_P)
         slot = (n * pieces + piece)[:, None] * C + c[None, :]
         here = (piece < pieces)[:, None] & mask[None, :]
-        value = tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
-        total += tl.sum(value, axis=0)
-    return total
+        total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
@@ -104,7 +103,7 @@ def instance_sums(
     ACC: tl.constexpr = table[0].dtype.element_ty
     BLOCK_P: tl.constexpr = entries(BLOCK_C)
     _local, c, c_mask = unit_channels(u, r, W, C, BLOCK_C)
-    zero = tl.zeros([BLOCK_C], ACC)
+    zero = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     t0, t1, t2, t3 = zero, zero, zero, zero
     if MIX:
         b_center, b_offset, b_rstd = load_stats(batch, c[None, :], c_mask[None, :])
@@ -118,13 +117,13 @@ def instance_sums(
         center, offset, rstd = load_stats(stats, instance, mask)
         if MIX:
             s0, s1, s2, s3 = mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd)
-            t1 += tl.sum(tl.where(mask, s1, 0.0), axis=0)
-            t3 += tl.sum(tl.where(mask, s3, 0.0), axis=0)
+            t1 += tl.where(mask, s1, 0.0)
+            t3 += tl.where(mask, s3, 0.0)
         else:
             s0, s2 = g, rstd * (gx - offset * g)
-        t0 += tl.sum(s0, axis=0)
-        t2 += tl.sum(s2, axis=0)
-    return t0, t1, t2, t3
+        t0 += s0
+        t2 += s2
+    return tl.sum(t0, axis=0), tl.sum(t1, axis=0), tl.sum(t2, axis=0), tl.sum(t3, axis=0)
 
 
 @triton.jit

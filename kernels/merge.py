@@ -22,8 +22,8 @@ from .tiles import load_pivot, unit_channels
 
 @triton.constexpr_function
 def entries(BLOCK_C):
-    """Table entries of a channel that are loaded together: 512 for all channels of a block."""
-    return max(512 // BLOCK_C, 1)
+    """Table entries of a channel that are loaded together: 1,024 for all channels of a block."""
+    return max(1024 // BLOCK_C, 1)
 
 
 @triton.jit
@@ -87,20 +87,17 @@ def unit_moments(
 def piece_moments(table, n, c, mask, C, pieces, BLOCK_C: tl.constexpr):
     """(count, mean, M2) of the channels c of one n: their pieces merged in order."""
     BLOCK_P: tl.constexpr = entries(BLOCK_C)
-    zero = tl.zeros([BLOCK_C], table[0].dtype.element_ty)
+    zero = tl.zeros([BLOCK_P, BLOCK_C], table[0].dtype.element_ty)
     count, mean, m2 = zero, zero, zero
-    for first in range(0, pieces, BLOCK_P):
+    for first in range(0, pieces, BLOCK_P):  # element by element: no barrier inside the loop
         piece = first + tl.arange(0, BLOCK_P)
         slot = (n * pieces + piece)[:, None] * C + c[None, :]
         here = (piece < pieces)[:, None] & mask[None, :]
-        p_count, p_mean, p_m2 = merge_along(
-            tl.load(table[0] + slot, mask=here, other=0.0, cache_modifier=".cg"),
-            tl.load(table[1] + slot, mask=here, other=0.0, cache_modifier=".cg"),
-            tl.load(table[2] + slot, mask=here, other=0.0, cache_modifier=".cg"),
-            0,
-        )
+        p_count = tl.load(table[0] + slot, mask=here, other=0.0, cache_modifier=".cg")
+        p_mean = tl.load(table[1] + slot, mask=here, other=0.0, cache_modifier=".cg")
+        p_m2 = tl.load(table[2] + slot, mask=here, other=0.0, cache_modifier=".cg")
         count, mean, m2 = chan_merge(count, mean, m2, p_count, p_mean, p_m2)
-    return count, mean, m2
+    return merge_along(count, mean, m2, 0)
 
 
 @triton.jit
@@ -116,14 +113,13 @@ def batch_moments(
     BLOCK_P: tl.constexpr = entries(BLOCK_C)
     _, c, c_mask = unit_channels(u, 0, W, C, BLOCK_C)
     origin = load_pivot(x_ptr, tl.zeros([1], tl.int64), c, c_mask, 1, C, S, CHANNELS_LAST, ACC)
-    zero = tl.zeros([BLOCK_C], ACC)
+    zero = tl.zeros([BLOCK_P, BLOCK_C], ACC)
     count, mean, m2, within = zero, zero, zero, zero
-    for first in range(0, N, BLOCK_P):
+    for first in range(0, N, BLOCK_P):  # element by element: no barrier inside the loop
         n = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
         mask = (n < N) & c_mask[None, :]
         pivot = load_pivot(x_ptr, n, c[None, :], mask, 1, C, S, CHANNELS_LAST, ACC)
-        n_count = tl.zeros([BLOCK_P, BLOCK_C], ACC)
-        n_mean, n_m2 = n_count, n_count
+        n_count, n_mean, n_m2 = zero, zero, zero
         for piece in range(pieces):
             slot = (n * pieces + piece) * C + c[None, :]
             n_count, n_mean, n_m2 = chan_merge(
@@ -132,10 +128,11 @@ def batch_moments(
                 tl.load(table[1] + slot, mask=mask, other=0.0, cache_modifier=".cg"),
                 tl.load(table[2] + slot, mask=mask, other=0.0, cache_modifier=".cg"),
             )  # fmt: skip
-        within += tl.sum(n_m2, axis=0)
-        b_count, b_mean, b_m2 = merge_along(n_count, n_mean + (pivot - origin[None, :]), n_m2, 0)
-        count, mean, m2 = chan_merge(count, mean, m2, b_count, b_mean, b_m2)
-    return origin, count, mean, m2, within
+        within += n_m2
+        n_mean += pivot - origin[None, :]
+        count, mean, m2 = chan_merge(count, mean, m2, n_count, n_mean, n_m2)
+    count, mean, m2 = merge_along(count, mean, m2, 0)
+    return origin, count, mean, m2, tl.sum(within, axis=0)
 
 
 @triton.jit

@@ -90,7 +90,7 @@ def resident_backward_kernel(
             (x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr),
             (weight_ptr, bias_ptr, rho_ptr), stats, batch, (dweight_ptr, dbias_ptr, drho_ptr),
             table_ptr, tickets_ptr, barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
-            pieces, members, ACTIVATION, BATCH, MIX, CLUSTER, HALF,
+            pieces, members, ACTIVATION, BATCH, MIX, CLUSTER, HALF, ALIGN_W,
             CHANNELS_LAST, SETS, BLOCK_N, BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -100,8 +100,8 @@ def differentiate_unit(
     unit, member, cluster, tensors, parameters, stats, batch, gradients, table_ptr, tickets_ptr,
     barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces, members,
     ACTIVATION: tl.constexpr, BATCH: tl.constexpr, MIX: tl.constexpr, CLUSTER: tl.constexpr,
-    HALF: tl.constexpr, CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    HALF: tl.constexpr, ALIGN_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
@@ -134,6 +134,7 @@ def differentiate_unit(
             C,
             S,
             CHANNELS_LAST,
+            ALIGN_W,
             BLOCK_N,
             BLOCK_C,
             BLOCK_S,

@@ -1,6 +1,5 @@
 """Which programs read what of rows: slices of BLOCK_L columns, blocks of BLOCK_R rows."""
 
-import math
 from typing import Any, NamedTuple
 
 import triton
@@ -42,11 +41,11 @@ class RowGeometry(NamedTuple):
         return 128
 
     def scalars(self, clusters: int) -> tuple[int, ...]:
-        align = math.gcd(self.L, 16)
+        align = geometry.alignment(self.L)
         return self.R, self.L // align, self.units, self.members, clusters
 
     def constants(self) -> dict[str, Any]:
-        align = math.gcd(self.L, 16)
+        align = geometry.alignment(self.L)
         return {"ALIGN": align, "BLOCK_R": self.BLOCK_R, "BLOCK_L": self.BLOCK_L}
 
 

@@ -57,7 +57,7 @@ def row_gradient(
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
     if bits_ptr is not None:
         active = load_bits(
-            bits_ptr, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L, BLOCK_L
+            bits_ptr, first, 0, 0, start, R, 1, 1, L, False, 1, BLOCK_R, 1, BLOCK_L, BLOCK_L
         )
         active = tl.reshape(active, [BLOCK_R, BLOCK_L])
     g = masked_gradient(x_hat, dy, residual, active, gamma, beta, mask, ACTIVATION)

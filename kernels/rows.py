@@ -131,7 +131,7 @@ def _resident(
 
 @functools.lru_cache(PLANS)
 def _sum_launch(L: int, groups: int, _dtypes: tuple[torch.dtype | None, ...]) -> Launch:
-    align = math.gcd(L, 16)
+    align = geometry.alignment(L)
     constants = {"ALIGN": align, "BLOCK_L": PARAMETERS_L}
     programs = triton.cdiv(L, PARAMETERS_L)
     return Launch(sum_partials_kernel, programs, (groups, L // align), constants, 4)

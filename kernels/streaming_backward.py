@@ -98,8 +98,8 @@ def gradient_sums_kernel(
             residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
         if bits_ptr is not None:
             active = load_bits(
-                bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C,
-                BLOCK_S, INNER,
+                bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, ALIGN_W, BLOCK_N,
+                BLOCK_C, BLOCK_S, INNER,
             )  # fmt: skip
         g = masked_gradient(
             x,
@@ -228,6 +228,7 @@ def apply_backward_kernel(
             C,
             S,
             CHANNELS_LAST,
+            ALIGN_W,
             BLOCK_N,
             BLOCK_C,
             BLOCK_S,

@@ -119,7 +119,10 @@ def tile_offsets(
     else:
         outer = tl.arange(0, BLOCK_S // INNER) * INNER
         position = outer[:, None, None] + tl.arange(0, INNER)[None, None, :]
-        return (first + start)[None, :, None] + position
+        offsets = (first + start)[None, :, None] + position
+        # Of axes with nothing contiguous the compiler gives warps to the first or, in other
+        # versions, to the last: this puts the lanes before the outer positions in all of them.
+        return tl.max_contiguous(offsets, [1, 2, INNER])
 
 
 @triton.jit
@@ -213,12 +216,29 @@ def store_bits(
 
 
 @triton.jit
+def load_single_bits(
+    bits_ptr, n, u, r, start, N, W, C, S, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """load_bits where a unit's channels may begin inside a byte: a load for each bit."""
+    n, c, mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
+    row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(C, 8)
+    position = tl.arange(0, BLOCK_S)
+    offsets = ((n * S + start) * row_bytes + c // 8)[:, None] + (position * row_bytes)[None, :]
+    mask = mask[:, None] & (position < S - start)[None, :]
+    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+    return (byte >> (c % 8)[:, None]) & 1 != 0
+
+
+@triton.jit
 def load_bits(
-    bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
+    bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr, ALIGN_W: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """The tile's bits again, as booleans; what is not there is False."""
     LANES: tl.constexpr = BLOCK_N * BLOCK_C
+    if CHANNELS_LAST and ALIGN_W < 8:
+        return load_single_bits(bits_ptr, n, u, r, start, N, W, C, S, BLOCK_N, BLOCK_C, BLOCK_S)
     offsets, mask = bit_bytes(
         n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
     )

@@ -1,7 +1,7 @@
 """Compile the kernels that the norms launch: `python -m tests.kernels.compile_all 90 [quick]`.
 
-For a GPU of that compute capability, without one. Prints one line a kernel: name, registers, bytes
-of stack.
+For a GPU of that compute capability, without one, in every tier. Prints one line a kernel: its name
+(with "+cluster" where its programs wait for one another), registers, bytes of stack.
 """
 
 import sys
@@ -11,12 +11,15 @@ import torch
 import fastnorm.functional as F
 from benchmarks.compile_only import compile_launches
 from benchmarks.machine_code import assembler_resources
+from fastnorm.kernels import tiers
 
 
-def call_norms(dtype: torch.dtype, channels_last: bool, activation: str | None) -> None:
+def call_norms(
+    dtype: torch.dtype, channels_last: bool, activation: str | None, lengths: tuple[int, ...]
+) -> None:
     """Forward and backward of all norms, every optional tensor present, then every one absent."""
     for full in (True, False):
-        x = torch.zeros(4, 32, 16, 16, dtype=dtype)
+        x = torch.zeros(4, 32, 8, 8, dtype=dtype)
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
         x.requires_grad_()
@@ -37,7 +40,7 @@ def call_norms(dtype: torch.dtype, channels_last: bool, activation: str | None) 
         if full:
             outputs.append(F.batch_norm(x, mean, var, weight, bias, False, **fused))
             outputs.append(F.batch_instance_norm(x, mean, var, gate, weight, bias, False, **fused))
-        for length in (16, 4000, 16384, 40000):
+        for length in lengths:
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)
             parameter = torch.zeros(length, requires_grad=True) if full else None
             shortcut = torch.zeros_like(rows).requires_grad_() if full else None
@@ -50,19 +53,32 @@ def call_norms(dtype: torch.dtype, channels_last: bool, activation: str | None) 
             y.sum().backward()
 
 
+CALLS = [
+    (torch.bfloat16, False, "relu"),
+    (torch.bfloat16, True, "relu"),
+    (torch.float32, False, "relu"),
+    (torch.float32, True, "relu"),
+    (torch.float64, False, None),
+    (torch.float16, True, "silu"),
+    (torch.float16, False, "gelu"),
+]
+
+
+def in_every_tier(calls: list[tuple[torch.dtype, bool, str | None]]) -> None:
+    for call in calls:
+        for tier in tiers.TIERS:
+            lengths = {"one_program": (16, 4000, 8192), "cluster": (16, 40000), "streaming": (40000,)}
+            with tiers.force(tier):
+                call_norms(*call, lengths[tier])
+
+
 def main(capability: int, quick: bool) -> None:
     launches = compile_launches(capability)
-    call_norms(torch.bfloat16, False, "relu")
-    if not quick:
-        call_norms(torch.bfloat16, True, "relu")
-        call_norms(torch.float32, False, "relu")
-        call_norms(torch.float32, True, "relu")
-        call_norms(torch.float64, False, None)
-        call_norms(torch.float16, True, "silu")
-        call_norms(torch.float16, False, "gelu")
+    in_every_tier(CALLS[:1] if quick else CALLS)
     kernels = {launch.kernel.hash: launch for launch in launches}
     for launch in kernels.values():
-        print(launch.name, *assembler_resources(launch.kernel.asm["cubin"]))
+        cluster = "+cluster" if launch.kernel.metadata.launch_cooperative_grid else ""
+        print(launch.name + cluster, *assembler_resources(launch.kernel.asm["cubin"]))
 
 
 if __name__ == "__main__":

@@ -12,20 +12,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {
-    "moments_kernel",
-    "gradient_moments_kernel",
-    "merge_batch_kernel",
-    "merge_batch_backward_kernel",
-    "merge_instance_kernel",
-    "merge_instance_backward_kernel",
-    "merge_group_kernel",
-    "merge_group_backward_kernel",
-    "apply_kernel",
-    "apply_backward_kernel",
+RESIDENT = {
+    "resident_kernel",
+    "resident_backward_kernel",
     "row_norm_kernel",
     "row_norm_backward_kernel",
-    "parameter_gradients_kernel",
+}
+KERNELS = {
+    *RESIDENT,
+    *(f"{name}+cluster" for name in RESIDENT),
+    "moments_kernel",
+    "apply_kernel",
+    "gradient_sums_kernel",
+    "apply_backward_kernel",
+    "row_moments_kernel",
+    "row_apply_kernel",
+    "row_sums_kernel",
+    "row_dx_kernel",
     "sum_partials_kernel",
 }
 
