@@ -5,8 +5,9 @@ sm_100. A line a kernel: the first call that needed it, registers, spills, share
 blocks and warps resident on a multiprocessor, global accesses of the machine code by their width in
 bits, and the width of each tile's accesses (`machine_code.py` tells how they are found).
 
-Exits with 1 and a list where a case does not compile, a kernel spills, or a tile that carries
-traffic is not read or written 128 bits at a time although its rows are multiples of 16 bytes.
+Exits with 1 and a list where a case does not compile, a kernel spills or computes in float64, or a
+tile that carries traffic is not read or written 128 bits at a time although its rows are multiples
+of 16 bytes.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from benchmarks.providers import Provider, load
 from benchmarks.shapes import Case
 from fastnorm.kernels.occupancy import LIMITS, occupancy
 
+# float64 instructions that a kernel may have, for momentum and eps; no case's tensors are float64.
+FEW_DOUBLES = 4
 # Providers that launch fastnorm's kernels, those of them that this version has.
 OURS = ("fastnorm", "fastnorm-coop")
 
@@ -140,6 +143,8 @@ class Kernel:
                 f"spills {self.code.spilled} bytes at {self.code.resources.registers} registers "
                 f"({self.code.sass.stack_loads} LDL, {self.code.sass.stack_stores} STL)"
             )
+        if self.code.sass.doubles > FEW_DOUBLES:
+            found.append(f"computes in float64: {self.code.sass.doubles} instructions")
         for i in sorted(self.wide):
             access = self.code.accesses[i]
             if narrowest(access) < 128:

@@ -80,12 +80,13 @@ def _run_tool(name: str, *options: str, cubin: bytes) -> str:
 
 
 class SassCounts(NamedTuple):
-    """Memory instructions of the machine code: global ones by bits, and those of the stack."""
+    """Instructions of the machine code: global accesses by bits, those of the stack, float64."""
 
     loads: Counter[int]  # LDG, and LDGSTS: the asynchronous copy to shared memory
     stores: Counter[int]
     stack_loads: int
     stack_stores: int
+    doubles: int = 0  # arithmetic in float64
 
 
 def sass_counts(sass: str) -> SassCounts:
@@ -97,7 +98,8 @@ def sass_counts(sass: str) -> SassCounts:
             stack[name] += 1
         else:
             (stores if name == "STG" else loads)[_sass_bits(suffix)] += 1
-    return SassCounts(loads, stores, stack["LDL"], stack["STL"])
+    doubles = len(re.findall(r"\bD(?:ADD|FMA|MUL|SETP)\b", sass))
+    return SassCounts(loads, stores, stack["LDL"], stack["STL"], doubles)
 
 
 def _sass_bits(suffix: str) -> int:

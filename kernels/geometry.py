@@ -15,9 +15,13 @@ from . import launch
 
 # Elements of a tile that a program keeps where it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
+# The same where each element is loaded by an address of its own: 8 a thread.
+UNALIGNED_TILES = {1024: 4}
 # Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as
-# much where many lanes or a residual need registers too, a quarter where each lane is a mixture.
+# much where lanes or a residual need registers too, a quarter where the lanes differ in statistics.
 CLUSTER_TILE_BYTES = 32768
+# Lanes of a contiguous member's tile: the statistics of more would leave it no registers.
+CLUSTER_LANES = 16
 # Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
 MOST_MEMBERS = 264
 # Elements of a tile that is read and left behind: 4 warps.
@@ -87,7 +91,7 @@ class Geometry(NamedTuple):
         Without one the assembler takes up to 255 registers a thread, which leaves too few warps to
         keep the memory busy, or spills below a limit of its own.
         """
-        return 168 if self._short and self.num_warps <= 8 else 128
+        return 168 if self._short and self.num_warps == 4 else 128
 
     @property
     def reducing_registers(self) -> int:
@@ -100,6 +104,8 @@ class Geometry(NamedTuple):
         """A limit for passes without sums, which spill only with a residual, or none."""
         if not has_residual:
             return None
+        if self._short and self.sets.mix:
+            return 232
         return 168 if self._short else 128
 
     @property
@@ -166,9 +172,7 @@ def view_of(shape: torch.Size, contiguous: bool, itemsize: int, merge_batch: boo
 def one_program(view: View, sets: Sets) -> Geometry | None:
     """Units that one program holds whole, or None where sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
-    for tile, warps in tiles.items():
-        if tile // warps > 512 and _each_addressed(view):
-            continue
+    for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
             W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
@@ -179,7 +183,7 @@ def one_program(view: View, sets: Sets) -> Geometry | None:
 def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
     """Units whose members hold a tile each, or None where a unit has more than MOST_MEMBERS."""
     tile = CLUSTER_TILE_BYTES // view.itemsize
-    if sets.mix:
+    if sets.mix or (view.channels_last and sets.depth > 1):
         tile //= 4
     elif view.channels_last or has_residual or sets.depth > 1:
         tile //= 2
@@ -202,7 +206,7 @@ def streaming(view: View, sets: Sets) -> Geometry:
     """Units in pieces, as few as keep the GPU busy; the mixture is streamed by its instances."""
     sets = Sets(sets.depth, sets.batch and not sets.mix, sets.mix)
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
-    tile = tile // 2 if _each_addressed(view) else tile
+    tile = tile // 4 if _each_addressed(view) else tile
     blocks = _parts_of_sets(view, sets, tile, 64)
     assert blocks is not None, "only mixtures over the batch ask for whole instances"
     W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
@@ -216,7 +220,7 @@ def streaming(view: View, sets: Sets) -> Geometry:
 def pointwise(view: View, sets: Sets) -> Geometry:
     """One tile a program, in the order of memory, whatever the sets."""
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
-    tile = tile // 2 if _each_addressed(view) else tile
+    tile = tile // 4 if _each_addressed(view) else tile
     anywhere = Sets(1, False, sets.mix)
     blocks = _parts_of_sets(view, anywhere, tile, 64)
     assert blocks is not None
@@ -277,6 +281,8 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
             return W, _room(room // whole, view.N), BLOCK_C, whole
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
+    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
+        tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.batch:
         if sets.mix:
             BLOCK_S = whole

@@ -110,7 +110,7 @@ def batch_moments(
     The tables' means are relative to each instance's own pivot, the result to that of instance 0.
     """
     ACC: tl.constexpr = table[0].dtype.element_ty
-    BLOCK_P: tl.constexpr = entries(BLOCK_C)
+    BLOCK_P: tl.constexpr = (entries(BLOCK_C) + 1) // 2  # pivots take registers too
     _, c, c_mask = unit_channels(u, 0, W, C, BLOCK_C)
     origin = load_pivot(x_ptr, tl.zeros([1], tl.int64), c, c_mask, 1, C, S, CHANNELS_LAST, ACC)
     zero = tl.zeros([BLOCK_P, BLOCK_C], ACC)

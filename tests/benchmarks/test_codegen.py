@@ -93,11 +93,15 @@ def test_sass_is_counted_by_width():
         /*2310*/       STL.128 [R1], R4 ;
         /*2320*/       STL [R1+0x8], R5 ;
         /*2330*/       LDS.128 R4, [R3] ;
+        /*2340*/  @P0  DADD R4, R4, R6 ;
+        /*2350*/       FADD R4, R4, R6 ;
+        /*2360*/       DFMA R4, R4, R6, R8 ;
         """
     )
     assert counts.loads == Counter({16: 1, 32: 2, 128: 3, 256: 1})
     assert counts.stores == Counter({64: 1, 8: 1})
     assert (counts.stack_loads, counts.stack_stores) == (1, 2)
+    assert counts.doubles == 2
 
 
 def test_a_program_may_have_a_stack_of_its_own():
@@ -190,9 +194,13 @@ def test_too_few_registers_spill(toys):
 
 
 def code(
-    stack: int = 0, declared: int = 0, stack_accesses: int = 0, found: tuple[Access, ...] = ()
+    stack: int = 0,
+    declared: int = 0,
+    stack_accesses: int = 0,
+    found: tuple[Access, ...] = (),
+    doubles: int = 0,
 ) -> Code:
-    counts = SassCounts(Counter(), Counter(), stack_accesses, 0)
+    counts = SassCounts(Counter(), Counter(), stack_accesses, 0, doubles)
     return Code(Resources(64, stack), counts, list(found), declared)
 
 
@@ -252,6 +260,8 @@ def test_gathers_are_no_tiles(toys, monkeypatch):
         ),
         (code(found=(access("x_ptr", 8),)), "load x 4x1024: 8"),
         (code(stack=24, stack_accesses=3), "spills 24 bytes at 64 registers (3 LDL, 0 STL)"),
+        (code(doubles=4), None),
+        (code(doubles=5), "computes in float64: 5 instructions"),
     ],
 )
 def test_problems_name_the_kernel_and_its_first_call(found, problem):

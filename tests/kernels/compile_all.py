@@ -67,7 +67,11 @@ CALLS = [
 def in_every_tier(calls: list[tuple[torch.dtype, bool, str | None]]) -> None:
     for call in calls:
         for tier in tiers.TIERS:
-            lengths = {"one_program": (16, 4000, 8192), "cluster": (16, 40000), "streaming": (40000,)}
+            lengths = {
+                "one_program": (16, 4000, 8192),
+                "cluster": (16, 40000),
+                "streaming": (40000,),
+            }
             with tiers.force(tier):
                 call_norms(*call, lengths[tier])
 

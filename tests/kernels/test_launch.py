@@ -120,7 +120,8 @@ def test_later_calls_run_the_compiled_kernel(kernel):
     each((Tensor(32), None, Tensor(64)), (0.25,))
     each((Tensor(16), Tensor(48), None), (0.5,))
     assert len(kernel.launches) == 1
-    start, end = (12, 1, 1, STREAM, "function", "metadata", None, None, None), (5, 6, True, 64, "relu")
+    start = (12, 1, 1, STREAM, "function", "metadata", None, None, None)
+    end = (5, 6, True, 64, "relu")
     assert kernel.handles[0].runs == [
         (*start, 32, None, 64, 0.25, *end),
         (*start, 16, 48, None, 0.5, *end),
@@ -294,14 +295,14 @@ def test_a_forced_tier_without_room_says_so(interpreted, fresh_plans):
 
 
 @pytest.mark.parametrize(
-    ("norm", "shape", "tiers_kernels"),
+    ("norm", "shape", "clustered", "streamed"),
     [
-        ("bn_train", LARGE, {"cluster": ["resident_kernel"] * 2, "streaming": ["moments_kernel", "apply_kernel"]}),
-        ("ln", LONG, {"cluster": ["row_norm_kernel"] * 2, "streaming": ["row_moments_kernel", "row_apply_kernel"]}),
+        ("bn_train", LARGE, ["resident_kernel"] * 2, ["moments_kernel", "apply_kernel"]),
+        ("ln", LONG, ["row_norm_kernel"] * 2, ["row_moments_kernel", "row_apply_kernel"]),
     ],
-)  # fmt: skip
+)
 def test_large_sets_go_to_clusters_where_they_are_allowed(
-    interpreted, fresh_plans, monkeypatch, norm, shape, tiers_kernels
+    interpreted, fresh_plans, monkeypatch, norm, shape, clustered, streamed
 ):
     """Streamed otherwise, and where the device cannot hold a whole cluster at once."""
     x, dy = (make_input(shape, dtype=torch.float32, seed=seed) for seed in (0, 8))
@@ -312,19 +313,19 @@ def test_large_sets_go_to_clusters_where_they_are_allowed(
         with running("triton") as launched:
             return forward_backward(F, norm, x, p, dy), launched
 
-    streamed, launched = results()
-    assert launched[:2] == tiers_kernels["streaming"]
+    expected, launched = results()
+    assert launched[:2] == streamed
     with tiers.cooperative(True):
         together, launched = results()
-        assert launched[:2] == tiers_kernels["cluster"]
+        assert launched[:2] == clustered
         monkeypatch.setattr(clusters.ClusterLaunch, "clusters", lambda self, tensors, floats: 0)
         fallen_back, launched = results()
-    assert launched[:2] == tiers_kernels["streaming"] and len(launched) == 4
-    for name, exact in streamed.items():
+    assert launched[:2] == streamed and len(launched) == 4
+    for name, exact in expected.items():
         assert_close(together[name], exact, name)
         assert torch.equal(fallen_back[name], exact), name
     _, launched = results()
-    assert launched[:2] == tiers_kernels["streaming"]
+    assert launched[:2] == streamed
 
 
 @pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln"])

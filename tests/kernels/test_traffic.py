@@ -157,8 +157,8 @@ def test_layer_norm(tier, fusion, dtype):
 
 @pytest.fixture
 def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All rows in one block: what each block reads of gamma and beta, and leaves of their gradients,
-    is next to nothing."""
+    """All rows in one block: what each reads of gamma and beta, and leaves of their gradients, is
+    next to nothing."""
     monkeypatch.setattr(geometry, "INTERPRETER_TILE", 1 << 20)
     plans = (rows.forward_plan, rows.backward_plan)
     for plan in plans:
