@@ -21,7 +21,7 @@ UNALIGNED_TILES = {1024: 4}
 # much where lanes or a residual need registers too, a quarter where the lanes differ in statistics.
 CLUSTER_TILE_BYTES = 32768
 # Lanes of a contiguous member's tile: the statistics of more would leave it no registers.
-CLUSTER_LANES = 16
+CLUSTER_LANES = 8
 # Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
 MOST_MEMBERS = 264
 # Elements of a tile that is read and left behind: 4 warps.
@@ -183,9 +183,9 @@ def one_program(view: View, sets: Sets) -> Geometry | None:
 def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
     """Units whose members hold a tile each, or None where a unit has more than MOST_MEMBERS."""
     tile = CLUSTER_TILE_BYTES // view.itemsize
-    if sets.mix or (view.channels_last and sets.depth > 1):
+    if sets.mix or view.channels_last:
         tile //= 4
-    elif view.channels_last or has_residual or sets.depth > 1:
+    elif has_residual or sets.depth > 1:
         tile //= 2
     tile = INTERPRETER_TILE if launch.INTERPRETED else tile
     for lanes in (64, 32, 16) if view.channels_last else (1,):

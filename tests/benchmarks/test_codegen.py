@@ -326,14 +326,17 @@ def test_no_kernel_of_any_case_spills(arch, tmp_path):
     judged(tmp_path, "--arch", arch)
 
 
-# The most kernels that all batch sizes of an operator at one C and S may need, by direction.
+# The kernels that all batch sizes of an operator at one C and S may need, by direction. Statistics
+# over the batch take the next larger tile as it grows: four of one program, a cluster's, and the
+# two kernels that stream. Those of an instance, a group or a row know nothing of the batch.
+OVER_BATCH = 4 + 1 + 2
 MOST_KERNELS = {
-    "bn": {"forward": 3, "backward": 3},
-    "bn_eval": {"forward": 2, "backward": 3},
-    "in": {"forward": 3, "backward": 3},
-    "bin": {"forward": 3, "backward": 3},
-    "gn": {"forward": 3, "backward": 3},
-    "ln": {"forward": 1, "backward": 2},
+    "bn": {"forward": OVER_BATCH, "backward": OVER_BATCH},
+    "bn_eval": {"forward": 1, "backward": 2},  # sums for dgamma and dbeta, then dx
+    "in": {"forward": 1, "backward": 1},
+    "bin": {"forward": OVER_BATCH, "backward": OVER_BATCH},
+    "gn": {"forward": 1, "backward": 1},
+    "ln": {"forward": 1, "backward": 2},  # dgamma and dbeta are added up apart
 }
 
 

@@ -288,9 +288,9 @@ def interpreted():
 def test_a_forced_tier_without_room_says_so(interpreted, fresh_plans):
     x = make_input(LARGE, dtype=torch.float32)
     with running("triton", launches=False), tiers.force("one_program"):
-        with pytest.raises(RuntimeError, match="one_program.*no room"):
+        with pytest.raises(RuntimeError, match=r"one_program.*no room"):
             F.batch_norm(x, None, None, training=True)
-        with pytest.raises(RuntimeError, match="one_program.*no room"):
+        with pytest.raises(RuntimeError, match=r"one_program.*no room"):
             F.layer_norm(make_input(LONG, dtype=torch.float32), LONG[1:])
 
 
