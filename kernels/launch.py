@@ -91,8 +91,7 @@ class Launch:
         for pointer in pointers:
             together |= pointer or 0
         handle = self._handles.get(device)
-        hooks = triton.knobs.runtime.launch_enter_hook
-        if handle is None or together % 16 or (hooks is not None and hooks.calls):
+        if handle is None or together % 16 or _hooked():
             handle = self._launch(tensors, floats)
             if together % 16 == 0:
                 self._handles[device] = handle
@@ -120,6 +119,13 @@ class Launch:
         )
         handle._init_handles()
         return handle
+
+
+def _hooked() -> bool:
+    """Whether a profiler wants to know of launches: Triton's own way of launching tells it."""
+    runtime = triton.knobs.runtime
+    hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 _counters: dict[tuple[Any, ...], torch.Tensor] = {}
