@@ -3,7 +3,7 @@
     one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
                   of two. One launch; the tensor is read once
     cluster       programs that are on the GPU together keep a set between them, up to 264 tiles of
-                  32 KB. One cooperative launch; the tensor is read once
+                  at most 32 KB. One cooperative launch; the tensor is read once
     streaming     any set. Two launches, the tensor is read twice, forward and backward
 
 A cluster's programs wait for one another. That is safe only where all of them run at once, which
