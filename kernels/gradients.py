@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .device import activate_backward, load_or
 from .merge import entries, load_stats, over_set, set_slot
-from .tiles import unit_channels
+from .tiles import across, load_bits, unit_channels
 
 
 @triton.jit
@@ -33,6 +33,25 @@ def masked_gradient(x, dy, residual, active, scale, shift, mask, ACTIVATION: tl.
             return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
         else:  # act'(z) of what is not there may be NaN
             return tl.where(mask, activate_backward(dy.to(z.dtype), z, ACTIVATION), 0.0)
+
+
+@triton.jit
+def tile_gradient(
+    x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, n, u, r, start, N, W, C, S,
+    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """masked_gradient of a tile, with what the forward kept for it: the residual or ReLU's bits."""
+    residual, active = None, None
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
+    if bits_ptr is not None:
+        active = load_bits(
+            bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C,
+            BLOCK_S, INNER,
+        )  # fmt: skip
+    scale, shift = across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST)
+    return masked_gradient(x, dy, residual, active, scale, shift, mask, ACTIVATION)
 
 
 @triton.jit

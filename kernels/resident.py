@@ -11,7 +11,6 @@ import triton.language as tl
 
 from .device import (
     accumulation_type,
-    activate,
     inverse_std,
     load_or,
     merge_along,
@@ -40,7 +39,7 @@ from .tiles import (
     is_first,
     load_pivot,
     sizes,
-    store_bits,
+    store_output,
     tile_lanes,
     tile_mask,
     tile_offsets,
@@ -215,14 +214,10 @@ def normalise_unit(
         else:
             x -= across(center - pivot, CHANNELS_LAST)
         z = x * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
-        if residual_ptr is not None:
-            z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
-        if bits_ptr is not None:
-            store_bits(
-                bits_ptr, (z <= 0.0) == 0, first_n, u, r, start, N, W, C, S, CHANNELS_LAST,
-                BLOCK_N, BLOCK_C, BLOCK_S, INNER,
-            )  # fmt: skip
-        tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
+        store_output(
+            z, residual_ptr, y_ptr, bits_ptr, offsets, mask, first_n, u, r, start, N, W, C, S,
+            ACTIVATION, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+        )  # fmt: skip
 
         # Instance norm's running statistics are averages over instances: the last one takes them.
         if not BATCH and tickets_ptr is not None:

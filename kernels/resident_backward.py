@@ -8,12 +8,12 @@ from .gradients import (
     add_instances,
     batch_gradient,
     instance_weight,
-    masked_gradient,
     mixed_terms,
     piece_sums,
     set_gradient,
     store_gradient,
     store_mixed_gradients,
+    tile_gradient,
     unit_sums,
 )
 from .merge import coefficients, load_stats, over_set, set_slot, stat_planes, table_planes
@@ -23,7 +23,6 @@ from .tiles import (
     across,
     inner_positions,
     is_first,
-    load_bits,
     sizes,
     sum_channels,
     tile_lanes,
@@ -119,38 +118,11 @@ def differentiate_unit(
     packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
     center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
-    residual, active = None, None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-    if bits_ptr is not None:
-        active = load_bits(
-            bits_ptr,
-            first_n,
-            u,
-            r,
-            start,
-            N,
-            W,
-            C,
-            S,
-            CHANNELS_LAST,
-            ALIGN_W,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_S,
-            INNER,
-        )
     x = packed.to(ACC) - across(center, CHANNELS_LAST)
-    g = masked_gradient(
-        x,
-        dy,
-        residual,
-        active,
-        across(scale, CHANNELS_LAST),
-        across(shift, CHANNELS_LAST),
-        mask,
-        ACTIVATION,
-    )
+    g = tile_gradient(
+        x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W, C,
+        S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+    )  # fmt: skip
     lane_g = lane_sum(g.to(ACC))
     lane_gx = lane_sum(g.to(ACC) * x)
 

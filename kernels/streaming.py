@@ -9,7 +9,6 @@ import triton.language as tl
 
 from .device import (
     accumulation_type,
-    activate,
     chan_merge,
     inverse_std,
     load_or,
@@ -39,7 +38,7 @@ from .tiles import (
     load_pivot,
     place,
     sizes,
-    store_bits,
+    store_output,
     tile_lanes,
     tile_mask,
     tile_offsets,
@@ -252,11 +251,7 @@ def apply_kernel(
     z = (x - across(center, CHANNELS_LAST)) * across(scale, CHANNELS_LAST) + across(
         shift, CHANNELS_LAST
     )
-    if residual_ptr is not None:
-        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
-    if bits_ptr is not None:
-        store_bits(
-            bits_ptr, (z <= 0.0) == 0, unit_n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N,
-            BLOCK_C, BLOCK_S, INNER,
-        )  # fmt: skip
-    tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
+    store_output(
+        z, residual_ptr, y_ptr, bits_ptr, offsets, mask, unit_n, u, r, start, N, W, C, S,
+        ACTIVATION, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+    )  # fmt: skip

@@ -7,10 +7,10 @@ from .device import accumulation_type, lane_sum, load_or
 from .gradients import (
     add_instances,
     batch_gradient,
-    masked_gradient,
     piece_sums,
     set_gradient,
     store_gradient,
+    tile_gradient,
     unit_sums,
 )
 from .merge import coefficients, load_stats, set_slot, stat_planes, sum_planes, table_planes
@@ -19,7 +19,6 @@ from .sync import arrived_last
 from .tiles import (
     across,
     inner_positions,
-    load_bits,
     place,
     sizes,
     sum_channels,
@@ -93,24 +92,10 @@ def gradient_sums_kernel(
         offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-        residual, active = None, None
-        if residual_ptr is not None:
-            residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-        if bits_ptr is not None:
-            active = load_bits(
-                bits_ptr, first_n, u, r, start, N, W, C, S, CHANNELS_LAST, ALIGN_W, BLOCK_N,
-                BLOCK_C, BLOCK_S, INNER,
-            )  # fmt: skip
-        g = masked_gradient(
-            x,
-            dy,
-            residual,
-            active,
-            across(scale, CHANNELS_LAST),
-            across(shift, CHANNELS_LAST),
-            mask,
-            ACTIVATION,
-        )
+        g = tile_gradient(
+            x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W,
+            C, S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+        )  # fmt: skip
         lane_g += lane_sum(g.to(ACC))
         lane_gx += lane_sum(g.to(ACC) * x)
     slot = (unit_n * pieces + piece) * C + channel
@@ -213,37 +198,10 @@ def apply_backward_kernel(
     center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-    residual, active = None, None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-    if bits_ptr is not None:
-        active = load_bits(
-            bits_ptr,
-            unit_n,
-            u,
-            r,
-            start,
-            N,
-            W,
-            C,
-            S,
-            CHANNELS_LAST,
-            ALIGN_W,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_S,
-            INNER,
-        )
-    g = masked_gradient(
-        x,
-        dy,
-        residual,
-        active,
-        across(scale, CHANNELS_LAST),
-        across(shift, CHANNELS_LAST),
-        mask,
-        ACTIVATION,
-    )
+    g = tile_gradient(
+        x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, unit_n, u, r, start, N, W, C,
+        S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+    )  # fmt: skip
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
     if dx_ptr is not None:

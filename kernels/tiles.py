@@ -13,6 +13,8 @@ ALIGN, a power of two that divides the memory-contiguous axis (S, channels last 
 import triton
 import triton.language as tl
 
+from .device import activate
+
 
 @triton.jit
 def sizes(C, S, W, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_W: tl.constexpr):
@@ -250,3 +252,20 @@ def load_bits(
     else:
         bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
         return tl.reshape(bits, [BLOCK_S // INNER, LANES, INNER]) != 0
+
+
+@triton.jit
+def store_output(
+    z, residual_ptr, y_ptr, bits_ptr, offsets, mask, n, u, r, start, N, W, C, S,
+    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Store y = act(z + residual), and ReLU's bits where they are wanted."""
+    if residual_ptr is not None:
+        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(z.dtype)
+    if bits_ptr is not None:
+        store_bits(
+            bits_ptr, (z <= 0.0) == 0, n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C,
+            BLOCK_S, INNER,
+        )  # fmt: skip
+    tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
