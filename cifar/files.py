@@ -86,6 +86,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
+        (self.output / self.NAMES[-1]).unlink(missing_ok=True)  # no mark beside a mixture of runs
         for name in self.NAMES:
             os.replace(self.unfinished / name, self.output / name)
         self.unfinished.rmdir()
