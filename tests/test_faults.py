@@ -1,6 +1,8 @@
 """Faults: bad batches, launches that fail, threads, forks. Nothing corrupted, nothing hangs."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -355,7 +357,7 @@ for backend in ("triton", "aten"):
         while not done.is_set():
             norm(x)
 
-    thread = threading.Thread(target=use)
+    thread = threading.Thread(target=use, daemon=True)
     thread.start()  # so that the fork finds a launch in progress
     loader = DataLoader(
         Normalised(), batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
@@ -375,9 +377,14 @@ def test_a_forked_worker_normalises(tmp_path):
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, env=environment, timeout=150,
-        capture_output=True, text=True, check=False,
+    process = subprocess.Popen(
+        [sys.executable, str(script)], cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["triton", "aten"]
+    try:
+        printed, errors = process.communicate(timeout=150)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a worker that hangs too
+    assert process.returncode == 0, errors[-3000:]
+    assert printed.split() == ["triton", "aten"]
