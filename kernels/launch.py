@@ -124,6 +124,10 @@ class Launch:
             _counters.clear()  # some program may have arrived where the others never will
             raise
 
+    def is_compiled_for(self, x: torch.Tensor) -> bool:
+        """Whether aligned tensors on x's device are launched without Triton having to compile."""
+        return x.get_device() in self._handles
+
     def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """The compiled kernel for these tensors, loaded on the current device, not launched."""
         handle = self.kernel.warmup(
