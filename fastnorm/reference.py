@@ -31,7 +31,8 @@ def batch_norm(
     x = _upcast(input)
     if training:
         y, mean, var = _normalise(x, [dim for dim in range(x.dim()) if dim != 1], eps)
-        _update_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+        count = x.numel() // max(x.shape[1], 1)
+        _update_running(running_mean, running_var, mean, var, count, momentum)
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
     return _finish(y, input, weight, bias, activation, residual)
@@ -184,7 +185,12 @@ def _update_running(
     count: int,
     momentum: float,
 ) -> None:
-    """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1)."""
+    """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1).
+
+    Nothing was averaged over no values.
+    """
+    if count == 0:
+        return
     if running_mean is not None:
         running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
     if running_var is not None:
