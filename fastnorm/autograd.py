@@ -64,7 +64,7 @@ class Norm(torch.autograd.Function):
             inputs = (x, side, weight, bias, rho, mean, var)
             grads = _gradients(dy, inputs, spec, needs, ctx.backend)
         else:
-            grads = ctx.backend.norm_backward(
+            grads = _able(ctx.backend, dy).norm_backward(
                 dy, x, side, weight, bias, rho, stats, needs,
                 norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
                 activation=spec.activation,
@@ -79,6 +79,14 @@ apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 def transformed() -> bool:
     """Whether a transform of torch.func is active: its tensors look plain and have no memory."""
     return torch._C._are_functorch_transforms_active()
+
+
+def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
+    """The backend, or for the dy of is_grads_batched one that PyTorch calls for each in turn."""
+    from . import ops  # it imports this module
+
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    return ops if batched and backend.__name__ == "fastnorm.kernels" else backend
 
 
 class TransformedNorm(torch.autograd.Function):
@@ -144,7 +152,7 @@ class NormGradients(torch.autograd.Function):
         inputs = (x, residual, weight, bias, rho, mean, var)
         _, mask, stats = backend.norm(*inputs, differentiable=True, **spec._asdict())
         side = backend.side_input(spec.activation, residual is not None)
-        return backend.norm_backward(
+        return _able(backend, dy).norm_backward(
             dy, x, {"mask": mask, "residual": residual, None: None}[side], weight, bias, rho,
             stats, needs, norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
             activation=spec.activation,

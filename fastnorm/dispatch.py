@@ -33,7 +33,7 @@ def normalise(
         return formula(spec, *tensors)
     if _traced(x):
         if name == "triton":
-            return ops.operator(*tensors, *spec)
+            return ops.differentiable_norm(*tensors, *spec)
         return formula(spec, *tensors)
     if transformed():
         if name == "triton":
@@ -54,6 +54,8 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
     On CUDA torch runs group and layer norm in float32; batch and instance norm, and everything on
     a CPU, take what they get. A residual of another dtype promotes, as the addition would.
     """
+    if not torch._C._is_any_autocast_enabled() or x.is_meta:
+        return x, residual
     if not torch.is_autocast_enabled(x.device.type):
         return x, residual
     if x.is_cuda and norm in ("group", "layer") and x.dtype in (torch.float16, torch.bfloat16):

@@ -168,7 +168,8 @@ class _BatchInstanceNorm(_BatchNorm):
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         # A rho that is computed, as in functional_call, is not ours to write to: _norm clamps it.
-        if name == "rho" and value.is_leaf:
+        # An exported program does not write to its parameters: there too _norm clamps it.
+        if name == "rho" and value.is_leaf and not torch.compiler.is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
@@ -192,7 +193,9 @@ class _BatchInstanceNorm(_BatchNorm):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
-        rho = self.rho if self.rho.is_leaf else self.rho.clamp(0.0, 1.0)
+        rho: Tensor = self.rho
+        if not rho.is_leaf or torch.compiler.is_exporting():
+            rho = rho.clamp(0.0, 1.0)
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
             self.eps, activation=self.activation, residual=residual,

@@ -4,9 +4,10 @@
     fastnorm::norm_forward    the same with ReLU's mask and the statistics that backward takes
     fastnorm::norm_backward   the gradients of x, residual, weight, bias and rho
 
-Eager calls do without them: the dispatcher costs more than some kernels. This module is also the
-backend of `fastnorm.autograd` while tensors are traced. A tensor that a schema cannot leave out, a
-mask or a gradient that nobody wants, is empty.
+norm_update and norm_forward_update write to running statistics, which for the others are constants
+or None. Eager calls do without operators: the dispatcher costs more than some
+kernels. This module is also the backend of `fastnorm.autograd` while tensors are traced. A tensor
+that a schema cannot leave out, a mask or a gradient that nobody wants, is empty.
 """
 
 import sys
@@ -15,36 +16,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import Norm
+from . import batching
+from .autograd import Norm, transformed
 from .backend import kernels_for, load_kernels
-from .formula import NormSpec
+from .formula import NormSpec, formula
 
-_INPUTS = (
-    "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-)
+_TENSORS = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
+_CONSTANTS = "Tensor? running_mean, Tensor? running_var, "
+_UPDATED = "Tensor(a!) running_mean, Tensor(b!) running_var, "
 _SPEC = "str norm, SymInt groups, bool use_input_stats, float momentum, float eps, str? activation"
-
-_library = torch.library.Library("fastnorm", "DEF")
-_library.define(f"norm({_INPUTS}{_SPEC}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define(
-    f"norm_forward({_INPUTS}{_SPEC}, bool differentiable) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
+_KEPT = "bool differentiable) -> (Tensor, Tensor, Tensor)"
+_SCHEMAS = (
+    f"norm({_TENSORS}{_CONSTANTS}{_SPEC}) -> Tensor",
+    f"norm_update({_TENSORS}{_UPDATED}{_SPEC}) -> Tensor",
+    f"norm_forward({_TENSORS}{_CONSTANTS}{_SPEC}, {_KEPT}",
+    f"norm_forward_update({_TENSORS}{_UPDATED}{_SPEC}, {_KEPT}",
     "norm_backward(Tensor grad_output, Tensor input, Tensor? side, Tensor? weight, Tensor? bias, "
     "Tensor? rho, Tensor stats, bool[] needs, str norm, SymInt groups, bool use_input_stats, "
     "str? activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+_library = torch.library.Library("fastnorm", "DEF")
+for _schema in _SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+_ops = torch.ops.fastnorm
+
+
+def differentiable_norm(*tensors_and_spec: Any) -> Tensor:
+    """act(norm(x) + residual) of a traced program; after the tensors come NormSpec's fields."""
+    updates = _updates(*tensors_and_spec)
+    return (_ops.norm_update if updates else _ops.norm).default(*tensors_and_spec)
 
 
 def norm(
     *tensors: Tensor | None, differentiable: bool, **spec: Any
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """`fastnorm.kernels.norm` as one operator of a traced program."""
-    numbers = NormSpec(**spec)
-    y, mask, stats = torch.ops.fastnorm.norm_forward.default(*tensors, *numbers, differentiable)
+    args = (*tensors, *NormSpec(**spec))
+    forward = _ops.norm_forward_update if _updates(*args) else _ops.norm_forward
+    y, mask, stats = forward.default(*args, differentiable)
     return y, mask, (stats,)
 
 
@@ -60,7 +70,7 @@ def norm_backward(
     *tensors, (stats,), needs = tensors_stats_needs
     # Without an activation that is dy itself, which no output of an operator may be.
     asked = [needs[0], needs[1] and activation is not None, *needs[2:]]
-    grads = torch.ops.fastnorm.norm_backward.default(
+    grads = _ops.norm_backward.default(
         dy, *tensors, stats, asked, norm, groups, use_input_stats, activation
     )
     parameters = tensors[2:5]
@@ -130,11 +140,23 @@ def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable(*args: Any) -> Tensor:
     tensors, spec = args[:7], NormSpec(*args[7:])
+    if transformed():  # a transform inside a compiled program: no Function of Python's can enter
+        return formula(spec, *tensors)
     wanted = any(t is not None and t.requires_grad for t in tensors[:5])
     if wanted and torch.is_grad_enabled():
         return Norm.apply(*tensors, spec, sys.modules[__name__])
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastnorm.norm.default(*args)
+        return differentiable_norm(*args)
+
+
+def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    tensors, spec = args[:7], NormSpec(*args[7:])
+
+    def call(*inputs: Any) -> Tensor:
+        *tensors, spec, _ = inputs
+        return differentiable_norm(*tensors, *spec)
+
+    return batching.norm(call, info.batch_size, in_dims, tensors, spec, None)
 
 
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:
@@ -142,14 +164,22 @@ def _present(tensor: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(0) if tensor is None else tensor
 
 
+def _updates(*args: Any) -> bool:
+    """Whether a call writes to its running statistics."""
+    running_mean, use_input_stats = args[5], args[9]
+    return use_input_stats and running_mean is not None
+
+
 for _name, _implementation, _shapes in (
     ("norm", _run, _fake),
+    ("norm_update", _run, _fake),
     ("norm_forward", _run_forward, _fake_forward),
+    ("norm_forward_update", _run_forward, _fake_forward),
     ("norm_backward", _run_backward, _fake_backward),
 ):
     for _device in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _device)
     torch.library.register_fake(f"fastnorm::{_name}", _shapes, lib=_library)
-_library.impl("norm", _differentiable, "Autograd")
-
-operator = torch.ops.fastnorm.norm.default
+for _name in ("norm", "norm_update"):
+    _library.impl(_name, _differentiable, "Autograd")
+    torch.library.register_vmap(f"fastnorm::{_name}", _batched, lib=_library)

@@ -176,7 +176,6 @@ def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-@torch.no_grad()
 def _update_running(
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -187,14 +186,14 @@ def _update_running(
 ) -> None:
     """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1).
 
-    Nothing was averaged over no values.
+    No values leave no average. detach, not no_grad, which lets forward-mode tangents through.
     """
     if count == 0:
         return
     if running_mean is not None:
-        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach().flatten())
     if running_var is not None:
-        unbiased = var.flatten() * (count / (count - 1))
+        unbiased = var.detach().flatten() * (count / (count - 1))
         running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
 
 
