@@ -5,6 +5,7 @@ Samples are drawn from a fixed seed, so that every backend and every run sees th
 
 import contextlib
 import functools
+import importlib.util
 import inspect
 import sys
 import types
@@ -16,13 +17,11 @@ import torch.nn.functional as TF
 
 from tests.conftest import DEVICE
 
-with contextlib.suppress(ModuleNotFoundError):
-    import expecttest
-if "expecttest" not in sys.modules:
+if importlib.util.find_spec("expecttest") is None:
     # torch's test classes, of which nothing here makes use, derive from its TestCase.
-    expecttest = types.ModuleType("expecttest")
-    expecttest.TestCase = unittest.TestCase
-    sys.modules["expecttest"] = expecttest
+    stand_in = types.ModuleType("expecttest")
+    stand_in.TestCase = unittest.TestCase
+    sys.modules["expecttest"] = stand_in
 # Has an effect on the process: torch.backends' flags can be set by their context managers alone.
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
