@@ -80,21 +80,30 @@ class _BatchNorm(_Tracking):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if tracked and self.momentum is None and self.num_batches_tracked is not None:
-            momentum = 1.0 / float(self.num_batches_tracked + 1)  # the cumulative average
-        stats_used = not self.training or self.track_running_stats
-        y = self._norm(
-            input,
-            self.running_mean if stats_used else None,
-            self.running_var if stats_used else None,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            residual,
-        )
+        used = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if used else (None, None)
+        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        if tracked and self.momentum is None and mean is not None and var is not None:
+            batch = torch.zeros_like(mean), torch.zeros_like(var)
+            y = self._norm(input, *batch, batch_stats, 1.0, residual)
+            if input.numel():
+                self._average(mean, var, batch)
+        else:
+            momentum = 0.0 if self.momentum is None else self.momentum
+            y = self._norm(input, mean, var, batch_stats, momentum, residual)
         if tracked and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
         return y
+
+    def _average(self, mean: Tensor, var: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        """The cumulative average of the running statistics and this batch's.
+
+        Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
+        """
+        assert self.num_batches_tracked is not None, "it comes with the running statistics"
+        share = 1.0 / (self.num_batches_tracked + 1)
+        for running, new in zip((mean, var), batch, strict=True):
+            running.lerp_(new, share.to(running.dtype))
 
     def _norm(
         self,
@@ -161,8 +170,8 @@ class _BatchInstanceNorm(_BatchNorm):
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         # Only the module's own parameter: what functional_call or FSDP put in its place is not ours
-        # to write to, _norm projects it.
-        if name == "rho" and isinstance(value, nn.Parameter):
+        # to write to, and an exported program writes to no parameter. _norm projects those.
+        if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
@@ -187,8 +196,8 @@ class _BatchInstanceNorm(_BatchNorm):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
-        rho = self.rho
-        if not isinstance(rho, nn.Parameter):
+        rho: Tensor = self.rho
+        if not isinstance(rho, nn.Parameter) or torch.compiler.is_exporting():
             rho = _projected(rho)
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
