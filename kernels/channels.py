@@ -47,16 +47,39 @@ def channel_norm(
     averaged = running_mean is not None or running_var is not None
     key = (x.shape, x.is_contiguous(), (*dtypes, masked), spec, averaged)
     shared = (x, residual, *parameters)
-    result = _forward(forward_plan(*key, tiers.state()), shared, running, masked, momentum, eps)
+    plan = forward_plan(*key, tiers.state())
+    result = _forward_or_nothing(plan, shared, running, masked, momentum, eps)
     if result is None:
         plan = forward_plan(*key, tiers.WITHOUT_CLUSTERS)
-        result = _forward(plan, shared, running, masked, momentum, eps)
+        result = _forward_or_nothing(plan, shared, running, masked, momentum, eps)
         assert result is not None
     if use_input_stats:
         for buffer, updated in zip((running_mean, running_var), running, strict=True):
             if buffer is not None and updated is not None:
                 _written(buffer, updated)
     return result
+
+
+def _forward_or_nothing(
+    plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
+    """_forward, which where it raises leaves the running statistics as they were.
+
+    A first launch updates them, so copies are kept where something may fail after it: a second
+    launch yet to be compiled, or, interpreted, a later program.
+    """
+    x = shared[0]
+    assert x is not None
+    if x.is_cuda and (plan.second is None or plan.second.is_compiled_for(x)):
+        return _forward(plan, shared, running, masked, momentum, eps)
+    before = [None if buffer is None else buffer.clone() for buffer in running]
+    try:
+        return _forward(plan, shared, running, masked, momentum, eps)
+    except BaseException:
+        for buffer, former in zip(running, before, strict=True):
+            if buffer is not None and former is not None:
+                buffer.copy_(former)
+        raise
 
 
 def _forward(
