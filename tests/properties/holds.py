@@ -1,0 +1,35 @@
+"""The decorator of a property: a test of each backend, with examples as its speed allows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import SearchStrategy
+
+from tests.conftest import BACKENDS
+
+FASTER = 15  # the backends without an interpreter; in truth they are 50 times as fast
+
+
+def holds(
+    **strategies: SearchStrategy[Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test of (backend, **drawn) on examples of the strategies, for each of the backends."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @pytest.mark.parametrize("backend", BACKENDS)
+        def on_backend(backend: str) -> None:
+            def example(**drawn: Any) -> None:
+                test(backend, **drawn)
+
+            # What Hypothesis tells tests apart by, in what it derives examples from and keeps.
+            example.__module__, example.__qualname__ = test.__module__, test.__qualname__
+            example.__name__ = f"{test.__name__}_{backend}"
+            count = settings.default.max_examples * (1 if backend == "triton" else FASTER)
+            settings(max_examples=count)(given(**strategies)(example))()
+
+        on_backend.__doc__ = test.__doc__
+        return on_backend
+
+    return decorate
