@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 settings.register_profile(
-    "ci", derandomize=True, max_examples=8, deadline=None, database=None,
+    "ci", derandomize=True, max_examples=30, deadline=None, database=None,
     suppress_health_check=SLOW, phases=[Phase.explicit, Phase.generate],
 )  # fmt: skip
 settings.register_profile(

@@ -58,7 +58,7 @@ def check_format(case: Case, x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 @holds(
-    case=cases(values="normal", mean=0.0, std=1.0, needs=()),
+    case=cases(values="normal", mean=0.0, std=1.0, eps=1.0, needs=()),
     bad=st.sampled_from(BAD),
     where=st.floats(0, 1, exclude_max=True, width=16),
     which=st.sampled_from(["x", "residual"]),
