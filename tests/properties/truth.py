@@ -84,9 +84,6 @@ class RoundingByStep(Rounding):
     def step(self, a: Array) -> Array:
         return a * (1 + self.step_eps * self.rng.uniform(-1, 1, a.shape))
 
-    def centred(self, x: Array, center: Array) -> Array:
-        return super().centred(self.term(x), center)
-
     def deviation(self, a: Array, x: Array) -> Array:
         return a + (self.term(x) - x)
 
