@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from . import functional as F
 from .checks import ACTIVATIONS
@@ -135,7 +136,8 @@ class _BatchInstanceNorm(_BatchNorm):
     """y = act(weight * (rho * x_bn + (1 - rho) * x_in) + bias + residual), arXiv 1805.07925.
 
     Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank; a batch norm's
-    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. In eval
+    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. It is no
+    torch.nn.BatchNorm itself: what looks for those to replace or fold them must pass it by. In eval
     mode the batch part uses the running statistics, the instance part the input's own. Inputs with
     one value per instance raise ValueError.
 
@@ -167,16 +169,17 @@ class _BatchInstanceNorm(_BatchNorm):
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        # A rho that is computed, as in functional_call, is not ours to write to: _norm clamps it.
-        # An exported program does not write to its parameters: there too _norm clamps it.
-        if name == "rho" and value.is_leaf and not torch.compiler.is_exporting():
+        # Only the module's own parameter: what functional_call or FSDP put in its place is not ours
+        # to write to, and an exported program writes to no parameter. _norm projects those.
+        if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
         return value
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        _ = self.rho
+        if "rho" in self._parameters:  # a parametrized one is computed: it has no entry to project
+            _ = self.rho
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def reset_parameters(self) -> None:
@@ -194,24 +197,36 @@ class _BatchInstanceNorm(_BatchNorm):
         residual: Tensor | None,
     ) -> Tensor:
         rho: Tensor = self.rho
-        if not rho.is_leaf or torch.compiler.is_exporting():
-            rho = rho.clamp(0.0, 1.0)
+        if not isinstance(rho, nn.Parameter) or torch.compiler.is_exporting():
+            rho = _projected(rho)
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
             self.eps, activation=self.activation, residual=residual,
         )  # fmt: skip
 
 
-class BatchInstanceNorm1d(_BatchInstanceNorm, nn.BatchNorm1d):
+class BatchInstanceNorm1d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
-class BatchInstanceNorm2d(_BatchInstanceNorm, nn.BatchNorm2d):
+class BatchInstanceNorm2d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
-class BatchInstanceNorm3d(_BatchInstanceNorm, nn.BatchNorm3d):
+class BatchInstanceNorm3d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+def _projected(rho: Tensor) -> Tensor:
+    """rho clamped to [0, 1] for a rho that must not be written to.
+
+    Its gradient passes unchanged, as it does where a parameter was clamped in place: clamp's own is
+    0 outside the interval, and an optimizer's step out of it would freeze rho there.
+    """
+    return rho.detach().clamp(0.0, 1.0) + (rho - rho.detach())
 
 
 class _InstanceNorm(_Tracking):

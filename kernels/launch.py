@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,16 @@ from triton.runtime import driver
 
 # Set by TRITON_INTERPRET=1 when this package, and with it every kernel, is first imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# Triton's interpreter keeps the running program's index in globals, and patches triton.language
+# while it runs: one launch at a time, and no fork in the middle of one.
+_one_at_a_time: Any = threading.RLock() if INTERPRETED else contextlib.nullcontext()
+if INTERPRETED:
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
 
 Tensors = tuple[torch.Tensor | None, ...]
 
@@ -105,9 +116,10 @@ class Launch:
     def _launch(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """Launch through Triton; returns the compiled kernel, or None from the interpreter."""
         try:
-            return self.kernel[(self.programs,)](
-                *tensors, *floats, *self.scalars, **self.constants, **self.options
-            )
+            with _one_at_a_time:
+                return self.kernel[(self.programs,)](
+                    *tensors, *floats, *self.scalars, **self.constants, **self.options
+                )
         except BaseException:
             _counters.clear()  # some program may have arrived where the others never will
             raise
