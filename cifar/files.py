@@ -10,14 +10,21 @@ from typing import Any, BinaryIO
 import torch
 from errors import UserError
 
+TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
+
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written."""
+    """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written.
+
+    Whoever is killed on the way leaves a file *.tmp and `path` as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=TEMPORARY)
     try:
         with open(descriptor, "wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # else the rename may reach the disk before the content
         umask = os.umask(0)  # mkstemp makes private files; give the permissions that open() would
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
@@ -67,8 +74,9 @@ class RunFolder:
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file; give a folder")
         self.unfinished.mkdir(parents=True, exist_ok=True)
-        for name in self.NAMES:  # of a run that failed
-            (self.unfinished / name).unlink(missing_ok=True)
+        leftover = {self.unfinished / name for name in self.NAMES}
+        for path in leftover.union(self.unfinished.glob(f"*{TEMPORARY}")):  # a failed run's
+            path.unlink(missing_ok=True)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add one JSON line for each row."""
@@ -78,6 +86,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
+        (self.output / self.NAMES[-1]).unlink(missing_ok=True)  # no mark beside a mixture of runs
         for name in self.NAMES:
             os.replace(self.unfinished / name, self.output / name)
         self.unfinished.rmdir()

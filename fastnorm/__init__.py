@@ -9,6 +9,7 @@
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
+from .distributed import SyncBatchNorm, convert_sync_batchnorm
 from .modules import (
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
@@ -37,6 +38,8 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
     "functional",
     "get_backend",
     "reference",

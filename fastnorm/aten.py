@@ -12,8 +12,6 @@ formula. Batch norm's backward is ATen's own; group norm (contiguous) and layer 
 whole, with their autograd. Statistics are float32, float64 for float64 tensors.
 """
 
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +38,7 @@ from .aten_stages import (
     update_running,
     widened,
 )
-from .autograd import ChannelNorm, ChannelNormSpec
+from .formula import NormSpec
 
 Tensors = tuple[Tensor | None, ...]
 Stats = tuple[Tensor, ...]
@@ -50,7 +48,7 @@ aten: Any = torch.ops.aten
 SHORTEST_INSTANCE = 32
 
 
-def channel_norm(
+def norm(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor | None,
@@ -83,7 +81,7 @@ def channel_norm(
     return y, y, kept
 
 
-def channel_norm_backward(
+def norm_backward(
     dy: Tensor,
     x: Tensor,
     side: Tensor | None,
@@ -134,44 +132,24 @@ def channel_norm_backward(
     )
 
 
-def layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """act(layer_norm(input) + residual) by torch's own differentiable operators."""
-    x = widened(input)
-    weight, bias = _both_or_none(accumulation(weight, x), accumulation(bias, x))
-    z = torch.layer_norm(x, list(normalized_shape), weight, bias, eps).to(input.dtype)
-    return _activate(z, residual, activation, ())[0]
+def is_differentiable(x: Tensor, spec: NormSpec) -> bool:
+    """Whether torch's own operator serves, and serves best, with the autograd that it brings."""
+    # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
+    return spec.norm == "layer" or (spec.norm == "group" and x.is_contiguous())
 
 
-def group_norm(
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
+def differentiable_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
 ) -> Tensor:
-    """act(group_norm(input) + residual) by torch's own differentiable operators."""
-    if not input.is_contiguous():
-        # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
-        spec = ChannelNormSpec("group", num_groups, True, 0.0, eps, activation)
-        return ChannelNorm.apply(
-            input, residual, weight, bias, None, None, None, spec, sys.modules[__name__]
-        )
-    x = widened(input)
+    """act(norm(x) + residual) for what is_differentiable."""
+    dtype, x = x.dtype, widened(x)
     weight, bias = _both_or_none(accumulation(weight, x), accumulation(bias, x))
-    z = torch.group_norm(x, num_groups, weight, bias, eps).to(input.dtype)
-    return _activate(z, residual, activation, ())[0]
+    if spec.norm == "layer":
+        shape = list(x.shape[x.dim() - spec.groups :])
+        z = torch.layer_norm(x, shape, weight, bias, spec.eps)
+    else:
+        z = torch.group_norm(x, spec.groups, weight, bias, spec.eps)
+    return _activate(z.to(dtype), residual, spec.activation, ())[0]
 
 
 def _both_or_none(

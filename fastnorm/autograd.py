@@ -1,34 +1,31 @@
 """The autograd Functions that join a backend's forward to its backward.
 
-What a backend does not bring with its own autograd it brings as pairs: channel_norm and
-channel_norm_backward, row_norm and row_norm_backward; side_input, which says what the backward
-needs to keep for the activation, and relu_mask, which reads the mask that a forward kept. The
-backward of every backend can itself be differentiated: asked for with create_graph=True, the
-gradients come from the reference formula instead of the kernels.
+    Norm              every call outside torch.func: one forward, one backward of the backend
+    NormGradients     the backward as a function of the forward's inputs, to be differentiated
+                      again: what it computes comes from the backend, its own derivative from the
+                      formula
+    TransformedNorm   every call inside torch.func's transforms
+
+A backend is a module with norm and norm_backward; side_input, which says what the backward needs to
+keep for the activation; and relu_mask, which reads the mask that a forward kept.
 """
 
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
-from . import reference
+from . import batching
+from .formula import NormSpec, formula_gradients, pull_back
 
-
-class ChannelNormSpec(NamedTuple):
-    """What a norm of (N, C, S) tensors is, apart from its tensors."""
-
-    norm: str  # batch, instance, batch_instance or group
-    groups: int
-    use_input_stats: bool  # for the batch's statistics; instances and groups always do
-    momentum: float
-    eps: float
-    activation: str | None
+Tensors = tuple[Tensor | None, ...]
 
 
-class ChannelNorm(torch.autograd.Function):
-    """act(norm(x) + residual) for batch, instance, batch-instance and group norm."""
+class Norm(torch.autograd.Function):
+    """act(norm(x) + residual)."""
 
     @staticmethod
     def forward(
@@ -40,41 +37,34 @@ class ChannelNorm(torch.autograd.Function):
         rho: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
-        spec: ChannelNormSpec,
+        spec: NormSpec,
         backend: ModuleType,
     ) -> Tensor:
-        if x.numel() == 0:  # nothing to launch, and no statistics: the running ones stay
-            return _forward_empty(ctx, x, (weight, bias, rho))
-        y, mask, stats = backend.channel_norm(
+        y, mask, stats = backend.norm(
             x, residual, weight, bias, rho, running_mean, running_var,
             differentiable=any(ctx.needs_input_grad), **spec._asdict(),
         )  # fmt: skip
         side = backend.side_input(spec.activation, residual is not None)
         kept = {"mask": mask, "residual": residual, None: None}[side]
-        constants: tuple[Tensor | None, Tensor | None] = (None, None)
-        if not spec.use_input_stats and any(ctx.needs_input_grad):
-            assert running_mean is not None and running_var is not None, "functional checks it"
-            # Copies: a later training step must not change what this call was normalised by.
-            constants = (running_mean.clone(), running_var.clone())
+        constants = (None, None) if spec.use_input_stats else (running_mean, running_var)
         ctx.save_for_backward(x, kept, weight, bias, rho, *constants, *stats)
-        ctx.spec, ctx.backend, ctx.side, ctx.empty = spec, backend, side, False
+        ctx.spec, ctx.backend, ctx.side = spec, backend, side
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.empty:
-            return _backward_empty(ctx, dy)
-        x, side, weight, bias, rho, mean, var, *stats = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> Tensors:
+        saved = unwrap_dead_wrappers(ctx.saved_tensors)
+        x, side, weight, bias, rho, mean, var, *stats = saved
         spec, needs = ctx.spec, ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled():
-
-            def norm(x: Tensor, weight: Tensor, bias: Tensor, rho: Tensor) -> Tensor:
-                return _reference_channel_norm(x, weight, bias, rho, mean, var, spec)
-
-            inputs = (x, side, weight, bias, rho)
-            grads = _differentiable_backward(norm, dy, inputs, needs, spec.activation, ctx)
+        if torch.is_grad_enabled() or transformed():
+            if ctx.side == "mask":
+                # A constant, which is exact: ReLU's second derivative is 0.
+                dy = torch.where(ctx.backend.relu_mask(side, x), dy, 0.0)
+                side, spec = None, spec._replace(activation=None)
+            inputs = (x, side, weight, bias, rho, mean, var)
+            grads = _gradients(dy, inputs, spec, needs, ctx.backend)
         else:
-            grads = ctx.backend.channel_norm_backward(
+            grads = _able(ctx.backend, dy).norm_backward(
                 dy, x, side, weight, bias, rho, stats, needs,
                 norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
                 activation=spec.activation,
@@ -82,122 +72,125 @@ class ChannelNorm(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-class LayerNorm(torch.autograd.Function):
-    """act(layer_norm(x) + residual) over the last `normalized_ndim` dimensions."""
+# What Function.apply comes down to where no transform is active, without the cost of asking.
+apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is active: its tensors look plain and have no memory."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
+    """The backend, or for the dy of is_grads_batched one that PyTorch calls for each in turn."""
+    from . import ops  # it imports this module
+
+    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
+    return ops if batched and backend.__name__ == "fastnorm.kernels" else backend
+
+
+class TransformedNorm(torch.autograd.Function):
+    """act(norm(x) + residual), keeping nothing but its inputs: a transform can batch those."""
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
-        normalized_ndim: int,
-        eps: float,
-        activation: str | None,
+        rho: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        spec: NormSpec,
         backend: ModuleType,
     ) -> Tensor:
-        if x.numel() == 0:
-            return _forward_empty(ctx, x, (weight, bias))
-        y, mask, stats = backend.row_norm(
-            x, residual, weight, bias, normalized_ndim=normalized_ndim, eps=eps,
-            activation=activation, differentiable=any(ctx.needs_input_grad),
-        )  # fmt: skip
-        side = backend.side_input(activation, residual is not None)
-        kept = {"mask": mask, "residual": residual, None: None}[side]
-        ctx.save_for_backward(x, kept, weight, bias, *stats)
-        ctx.normalized_ndim, ctx.eps, ctx.activation = normalized_ndim, eps, activation
-        ctx.backend, ctx.side, ctx.empty = backend, side, False
-        return y
+        inputs = (x, residual, weight, bias, rho, running_mean, running_var)
+        return backend.norm(*inputs, differentiable=False, **spec._asdict())[0]
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.empty:
-            return _backward_empty(ctx, dy)
-        x, side, weight, bias, *stats = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
-            shape = x.shape[x.dim() - ctx.normalized_ndim :]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, mean, var, spec, backend = inputs
+        constants = (None, None) if spec.use_input_stats else (mean, var)
+        ctx.save_for_backward(*tensors, *constants)
+        ctx.spec, ctx.backend = spec, backend
 
-            def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return reference.layer_norm(x, shape, weight, bias, ctx.eps)
-
-            inputs = (x, side, weight, bias)
-            grads = _differentiable_backward(norm, dy, inputs, needs, ctx.activation, ctx)
-        else:
-            grads = ctx.backend.row_norm_backward(
-                dy, x, side, weight, bias, stats, needs,
-                normalized_ndim=ctx.normalized_ndim, activation=ctx.activation,
-            )  # fmt: skip
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensors:
+        inputs = unwrap_dead_wrappers(ctx.saved_tensors)
+        grads = _gradients(dy, inputs, ctx.spec, ctx.needs_input_grad[:5], ctx.backend)
         return (*grads, None, None, None, None)
 
-
-def _forward_empty(ctx: Any, x: Tensor, parameters: tuple[Tensor | None, ...]) -> Tensor:
-    """The output for an x without elements; its gradients are sums over nothing."""
-    ctx.empty = True
-    ctx.save_for_backward(*parameters)
-    return torch.empty_like(x)
-
-
-def _backward_empty(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    grads: list[Tensor | None] = [dy if needed else None for needed in ctx.needs_input_grad[:2]]
-    for parameter, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=False):
-        grads.append(torch.zeros_like(parameter) if needed else None)
-    return (*grads, *[None] * (len(ctx.needs_input_grad) - len(grads)))
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, spec, backend = inputs
+        return batching.norm(
+            TransformedNorm.apply, info.batch_size, in_dims, tensors, spec, backend
+        )
 
 
-def _reference_channel_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    rho: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    spec: ChannelNormSpec,
-) -> Tensor:
-    """The norm by its formula; `mean` and `var` are eval mode's constant statistics."""
-    if spec.norm == "group":
-        return reference.group_norm(x, spec.groups, weight, bias, spec.eps)
-    if spec.norm == "instance":
-        return reference.instance_norm(x, None, None, weight, bias, True, 0.0, spec.eps)
-    training, eps = spec.use_input_stats, spec.eps
-    if spec.norm == "batch":
-        return reference.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)
-    assert rho is not None, "batch_instance_norm requires it"
-    return reference.batch_instance_norm(x, mean, var, rho, weight, bias, training, 0.0, eps)
+class NormGradients(torch.autograd.Function):
+    """(dx, dresidual, dweight, dbias, drho) from dy and the inputs of the forward.
 
-
-def _differentiable_backward(
-    norm: Any,
-    dy: Tensor,
-    inputs: tuple[Tensor | None, ...],
-    needs: tuple[bool, ...],
-    activation: str | None,
-    ctx: Any,
-) -> list[Tensor | None]:
-    """The gradients of act(norm(x) + residual) as differentiable functions of dy and the inputs.
-
-    `inputs` are x, the side input and the parameters. Where only ReLU's mask was kept it is a
-    constant, which is exact: ReLU's second derivative is 0.
+    `needs` says which; the others, and those of tensors that are None, are None. Where the batch's
+    statistics are constants, `mean` and `var` are they, else None.
     """
-    with torch.enable_grad():
-        # Aliases: a gradient must end here, not run on where one input was computed from another.
-        inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
-        x, side, *parameters = inputs
-        y = norm(x, *parameters)
-        if ctx.side == "mask":
-            assert side is not None, "forward kept it"
-            g = torch.where(ctx.backend.relu_mask(side, x), dy, 0.0)
-        elif activation is None:
-            g = dy
-        else:
-            z = y if side is None else y + side
-            (g,) = torch.autograd.grad(reference.activate(z, activation), z, dy, create_graph=True)
-        wanted = {i: t for i, t in enumerate(inputs) if t is not None and needs[i] and i != 1}
-        targets = list(wanted.values())
-        found = torch.autograd.grad(y, targets, g, create_graph=True) if targets else ()
-    grads: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    grads[1] = g if needs[1] else None
-    return grads
+
+    @staticmethod
+    def forward(
+        dy: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        rho: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        spec: NormSpec,
+        needs: tuple[bool, ...],
+        backend: ModuleType,
+    ) -> Tensors:
+        inputs = (x, residual, weight, bias, rho, mean, var)
+        _, mask, stats = backend.norm(*inputs, differentiable=True, **spec._asdict())
+        side = backend.side_input(spec.activation, residual is not None)
+        return _able(backend, dy).norm_backward(
+            dy, x, {"mask": mask, "residual": residual, None: None}[side], weight, bias, rho,
+            stats, needs, norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
+            activation=spec.activation,
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        *tensors, ctx.spec, ctx.needs, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Tensors:
+        dy, *inputs = unwrap_dead_wrappers(ctx.saved_tensors)
+        sought = [i for i in range(6) if ctx.needs_input_grad[i]]
+
+        def gradients(dy: Tensor, *primals: Tensor | None) -> Tensors:
+            return formula_gradients(dy, (*primals, *inputs[5:]), ctx.spec, ctx.needs)
+
+        grads = pull_back(gradients, (dy, *inputs[:5]), sought, cotangents)
+        return (*grads, *[None] * 5)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensors, Any]:
+        *tensors, spec, needs, backend = inputs
+        return batching.gradients(
+            NormGradients.apply, info.batch_size, in_dims, tensors, spec, needs, backend
+        )
+
+
+def _gradients(
+    dy: Tensor, inputs: Sequence[Tensor | None], spec: NormSpec, needs: Any, backend: ModuleType
+) -> Tensors:
+    """The gradients of the forward's first five inputs, differentiable functions of all."""
+    needs = tuple(n and t is not None for n, t in zip(needs, inputs, strict=False))
+    fused = spec.activation is not None
+    asked = (needs[0], needs[1] and fused, *needs[2:])
+    grads: Tensors = (None,) * 5
+    if any(asked):
+        grads = NormGradients.apply(dy, *inputs, spec, asked, backend)
+    return grads if fused or not needs[1] else (grads[0], dy, *grads[2:])

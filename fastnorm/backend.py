@@ -46,17 +46,16 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(former)
 
 
-def implementation(x: torch.Tensor) -> ModuleType:
-    """The module that serves x: `fastnorm.kernels`, `fastnorm.aten` or `fastnorm.reference`.
+def backend_for(x: torch.Tensor) -> str:
+    """The name of the backend that serves x: "triton", "aten" or "reference"."""
+    if _current == "auto":
+        return "triton" if x.is_cuda else "aten"
+    return _current
 
-    Raises RuntimeError where the triton backend was asked for and cannot run on x's device.
-    """
-    name = _current
-    if name == "auto":
-        name = "triton" if x.is_cuda else "aten"
-    if name != "triton":
-        return _load(f"fastnorm.{name}")
-    kernels = _load("fastnorm.kernels")
+
+def kernels_for(x: torch.Tensor) -> ModuleType:
+    """`fastnorm.kernels`. Raises RuntimeError where they cannot run on x's device."""
+    kernels = load_kernels()
     if not x.is_cuda and not kernels.INTERPRETED:
         raise RuntimeError(
             f"backend 'triton' got a tensor of shape {tuple(x.shape)} on device '{x.device}': "
@@ -68,9 +67,9 @@ def implementation(x: torch.Tensor) -> ModuleType:
 
 
 @functools.cache
-def _load(module: str) -> ModuleType:
+def load_kernels() -> ModuleType:
     """Imported at the first call that needs it: importing fastnorm alone does not import Triton."""
-    return importlib.import_module(module)
+    return importlib.import_module("fastnorm.kernels")
 
 
 def _checked(name: str, source: str) -> str:

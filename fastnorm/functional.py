@@ -15,16 +15,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .autograd import ChannelNorm, ChannelNormSpec, LayerNorm
-from .backend import implementation
 from .checks import (
     check_channels,
-    check_eps,
     check_input,
     check_more_than_one_value,
     check_parameter,
     check_running,
 )
+from .dispatch import autocast, normalise
+from .formula import NormSpec
 
 
 def batch_norm(
@@ -49,6 +48,12 @@ def batch_norm(
     Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
+    input, residual = autocast(input, residual, "batch")
+    if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
+        return batch_norm(
+            input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
+            activation=activation, residual=None if residual is None else residual.view(0, 0),
+        ).view(0)  # fmt: skip
     check_input("batch_norm", input, 2, activation, residual)
     check_channels("batch_norm", input, weight, bias, running_mean, running_var)
     if training:
@@ -60,16 +65,8 @@ def batch_norm(
             f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
         )
     check_running("batch_norm", input, running_mean, running_var, momentum, "training", training)
-    backend = implementation(input)
-    if hasattr(backend, "batch_norm") and input.numel():
-        return backend.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps,
-            activation=activation, residual=residual,
-        )  # fmt: skip
-    spec = ChannelNormSpec("batch", 1, training, momentum, eps, activation)
-    return ChannelNorm.apply(
-        input, residual, weight, bias, None, running_mean, running_var, spec, backend
-    )
+    spec = NormSpec("batch", 1, training, momentum, eps, activation)
+    return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
 
 
 def instance_norm(
@@ -94,6 +91,7 @@ def instance_norm(
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
     """
+    input, residual = autocast(input, residual, "instance")
     check_input("instance_norm", input, 2, activation, residual)
     check_channels("instance_norm", input, weight, bias, running_mean, running_var)
     if use_input_stats:
@@ -107,19 +105,10 @@ def instance_norm(
         "use_input_stats",
         use_input_stats,
     )
-    check_eps("instance_norm", eps)
-    backend = implementation(input)
-    if hasattr(backend, "instance_norm") and input.numel():
-        return backend.instance_norm(
-            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-            activation=activation, residual=residual,
-        )  # fmt: skip
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
-    spec = ChannelNormSpec(norm, 1, use_input_stats, momentum, eps, activation)
-    return ChannelNorm.apply(
-        input, residual, weight, bias, None, running_mean, running_var, spec, backend
-    )
+    spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
+    return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
 
 
 def batch_instance_norm(
@@ -143,6 +132,7 @@ def batch_instance_norm(
 
     Raises what batch_norm raises, and ValueError for one value per instance in either mode.
     """
+    input, residual = autocast(input, residual, "batch_instance")
     check_input("batch_instance_norm", input, 2, activation, residual)
     check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
     check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
@@ -151,16 +141,8 @@ def batch_instance_norm(
     check_running(
         "batch_instance_norm", input, running_mean, running_var, momentum, "training", training
     )
-    backend = implementation(input)
-    if hasattr(backend, "batch_instance_norm") and input.numel():
-        return backend.batch_instance_norm(
-            input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
-            activation=activation, residual=residual,
-        )  # fmt: skip
-    spec = ChannelNormSpec("batch_instance", 1, training, momentum, eps, activation)
-    return ChannelNorm.apply(
-        input, residual, weight, bias, rho, running_mean, running_var, spec, backend
-    )
+    spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
+    return normalise(input, residual, weight, bias, rho, running_mean, running_var, spec)
 
 
 def layer_norm(
@@ -181,6 +163,7 @@ def layer_norm(
     another, NotImplementedError for dtypes without kernels.
     """
     shape = tuple(normalized_shape)
+    input, residual = autocast(input, residual, "layer")
     check_input("layer_norm", input, 1, activation, residual)
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise RuntimeError(
@@ -195,13 +178,8 @@ def layer_norm(
             )
         if parameter is not None:
             check_parameter("layer_norm", name, parameter, input)
-    check_eps("layer_norm", eps)
-    backend = implementation(input)
-    if hasattr(backend, "layer_norm") and input.numel():
-        return backend.layer_norm(
-            input, shape, weight, bias, eps, activation=activation, residual=residual
-        )
-    return LayerNorm.apply(input, residual, weight, bias, len(shape), eps, activation, backend)
+    spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
+    return normalise(input, residual, weight, bias, None, None, None, spec)
 
 
 def group_norm(
@@ -222,6 +200,7 @@ def group_norm(
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
+    input, residual = autocast(input, residual, "group")
     check_input("group_norm", input, 2, activation, residual)
     C = input.shape[1]
     if num_groups <= 0 or C % num_groups:
@@ -232,11 +211,5 @@ def group_norm(
     check_channels("group_norm", input, weight, bias)
     sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]
     check_more_than_one_value("group_norm", input, sizes, "group")
-    check_eps("group_norm", eps)
-    backend = implementation(input)
-    if hasattr(backend, "group_norm") and input.numel():
-        return backend.group_norm(
-            input, num_groups, weight, bias, eps, activation=activation, residual=residual
-        )
-    spec = ChannelNormSpec("group", num_groups, True, 0.0, eps, activation)
-    return ChannelNorm.apply(input, residual, weight, bias, None, None, None, spec, backend)
+    spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
+    return normalise(input, residual, weight, bias, None, None, None, spec)

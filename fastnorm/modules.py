@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from . import functional as F
 from .checks import ACTIVATIONS
@@ -79,21 +80,30 @@ class _BatchNorm(_Tracking):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if tracked and self.momentum is None and self.num_batches_tracked is not None:
-            momentum = 1.0 / float(self.num_batches_tracked + 1)  # the cumulative average
-        stats_used = not self.training or self.track_running_stats
-        y = self._norm(
-            input,
-            self.running_mean if stats_used else None,
-            self.running_var if stats_used else None,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            residual,
-        )
+        used = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if used else (None, None)
+        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        if tracked and self.momentum is None and mean is not None and var is not None:
+            batch = torch.zeros_like(mean), torch.zeros_like(var)
+            y = self._norm(input, *batch, batch_stats, 1.0, residual)
+            if input.numel():
+                self._average(mean, var, batch)
+        else:
+            momentum = 0.0 if self.momentum is None else self.momentum
+            y = self._norm(input, mean, var, batch_stats, momentum, residual)
         if tracked and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
         return y
+
+    def _average(self, mean: Tensor, var: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        """The cumulative average of the running statistics and this batch's.
+
+        Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
+        """
+        assert self.num_batches_tracked is not None, "it comes with the running statistics"
+        share = 1.0 / (self.num_batches_tracked + 1)
+        for running, new in zip((mean, var), batch, strict=True):
+            running.lerp_(new, share.to(running.dtype))
 
     def _norm(
         self,
@@ -126,7 +136,8 @@ class _BatchInstanceNorm(_BatchNorm):
     """y = act(weight * (rho * x_bn + (1 - rho) * x_in) + bias + residual), arXiv 1805.07925.
 
     Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank; a batch norm's
-    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. In eval
+    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. It is no
+    torch.nn.BatchNorm itself: what looks for those to replace or fold them must pass it by. In eval
     mode the batch part uses the running statistics, the instance part the input's own. Inputs with
     one value per instance raise ValueError.
 
@@ -158,15 +169,17 @@ class _BatchInstanceNorm(_BatchNorm):
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        # A rho that is computed, as in functional_call, is not ours to write to: _norm clamps it.
-        if name == "rho" and value.is_leaf:
+        # Only the module's own parameter: what functional_call or FSDP put in its place is not ours
+        # to write to, and an exported program writes to no parameter. _norm projects those.
+        if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
         return value
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        _ = self.rho
+        if "rho" in self._parameters:  # a parametrized one is computed: it has no entry to project
+            _ = self.rho
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def reset_parameters(self) -> None:
@@ -183,23 +196,37 @@ class _BatchInstanceNorm(_BatchNorm):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
-        rho = self.rho if self.rho.is_leaf else self.rho.clamp(0.0, 1.0)
+        rho: Tensor = self.rho
+        if not isinstance(rho, nn.Parameter) or torch.compiler.is_exporting():
+            rho = _projected(rho)
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
             self.eps, activation=self.activation, residual=residual,
         )  # fmt: skip
 
 
-class BatchInstanceNorm1d(_BatchInstanceNorm, nn.BatchNorm1d):
+class BatchInstanceNorm1d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
-class BatchInstanceNorm2d(_BatchInstanceNorm, nn.BatchNorm2d):
+class BatchInstanceNorm2d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
-class BatchInstanceNorm3d(_BatchInstanceNorm, nn.BatchNorm3d):
+class BatchInstanceNorm3d(_BatchInstanceNorm, _NormBase):
     __doc__ = _BatchInstanceNorm.__doc__
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+def _projected(rho: Tensor) -> Tensor:
+    """rho clamped to [0, 1] for a rho that must not be written to.
+
+    Its gradient passes unchanged, as it does where a parameter was clamped in place: clamp's own is
+    0 outside the interval, and an optimizer's step out of it would freeze rho there.
+    """
+    return rho.detach().clamp(0.0, 1.0) + (rho - rho.detach())
 
 
 class _InstanceNorm(_Tracking):

@@ -31,7 +31,8 @@ def batch_norm(
     x = _upcast(input)
     if training:
         y, mean, var = _normalise(x, [dim for dim in range(x.dim()) if dim != 1], eps)
-        _update_running(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+        count = x.numel() // max(x.shape[1], 1)
+        _update_running(running_mean, running_var, mean, var, count, momentum)
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
     return _finish(y, input, weight, bias, activation, residual)
@@ -175,7 +176,6 @@ def _per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-@torch.no_grad()
 def _update_running(
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -184,11 +184,16 @@ def _update_running(
     count: int,
     momentum: float,
 ) -> None:
-    """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1)."""
+    """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1).
+
+    No values leave no average. detach, not no_grad, which lets forward-mode tangents through.
+    """
+    if count == 0:
+        return
     if running_mean is not None:
-        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.flatten())
+        running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach().flatten())
     if running_var is not None:
-        unbiased = var.flatten() * (count / (count - 1))
+        unbiased = var.detach().flatten() * (count / (count - 1))
         running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
 
 

@@ -11,24 +11,24 @@
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
     rows*              layer norm: statistics of each row
+    norms              either, behind one pair of functions
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.
 """
 
 from . import launch, tiers
-from .channels import channel_norm, channel_norm_backward, relu_mask, side_input
+from .channels import relu_mask, side_input
 from .launch import INTERPRETED
-from .rows import row_norm, row_norm_backward
+from .norms import like, norm, norm_backward
 
 __all__ = [
     "INTERPRETED",
-    "channel_norm",
-    "channel_norm_backward",
     "launch",
+    "like",
+    "norm",
+    "norm_backward",
     "relu_mask",
-    "row_norm",
-    "row_norm_backward",
     "side_input",
     "tiers",
 ]

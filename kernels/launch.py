@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,16 @@ from triton.runtime import driver
 
 # Set by TRITON_INTERPRET=1 when this package, and with it every kernel, is first imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# Triton's interpreter keeps the running program's index in globals, and patches triton.language
+# while it runs: one launch at a time, and no fork in the middle of one.
+_one_at_a_time: Any = threading.RLock() if INTERPRETED else contextlib.nullcontext()
+if INTERPRETED:
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
 
 Tensors = tuple[torch.Tensor | None, ...]
 
@@ -105,9 +116,10 @@ class Launch:
     def _launch(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """Launch through Triton; returns the compiled kernel, or None from the interpreter."""
         try:
-            return self.kernel[(self.programs,)](
-                *tensors, *floats, *self.scalars, **self.constants, **self.options
-            )
+            with _one_at_a_time:
+                return self.kernel[(self.programs,)](
+                    *tensors, *floats, *self.scalars, **self.constants, **self.options
+                )
         except BaseException:
             _counters.clear()  # some program may have arrived where the others never will
             raise
@@ -131,6 +143,27 @@ def _hooked() -> bool:
 _counters: dict[tuple[Any, ...], torch.Tensor] = {}
 
 
+class _Thread(threading.local):
+    own_counters = False
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def own_counters() -> Iterator[None]:
+    """Launches of this thread inside the `with` block share counters with no others.
+
+    For programs that others compile: what torch.compile warms up in a memory pool of its own must
+    leave nothing there that outlives the call.
+    """
+    former, _thread.own_counters = _thread.own_counters, True
+    try:
+        yield
+    finally:
+        _thread.own_counters = former
+
+
 def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
     """`count` int32 counters, 0 before a launch, for its programs to share; None for none.
 
@@ -140,11 +173,13 @@ def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
     """
     if count == 0:
         return None
+    if _thread.own_counters:
+        return torch.zeros(count, dtype=torch.int32, device=x.device)
     key: tuple[Any, ...] = (kind, "cpu", threading.get_ident())
     if x.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(count, dtype=torch.int32, device=x.device)
         device = x.get_device()
+        if _capturing(device):
+            return torch.zeros(count, dtype=torch.int32, device=x.device)
         key = (kind, device, driver.active.get_current_stream(device))
     found = _counters.get(key)
     if found is None or found.numel() < count:
@@ -152,6 +187,14 @@ def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
         found = torch.zeros(size, dtype=torch.int32, device=x.device)
         _counters[key] = found
     return found
+
+
+def _capturing(device: int) -> bool:
+    """Whether the device's current stream is being captured into a CUDA graph."""
+    if device == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def accumulation(x: torch.Tensor) -> torch.dtype:

@@ -16,6 +16,8 @@ from .streaming import apply_kernel, moments_kernel
 from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 
 PLANS = 1024  # sizes whose launches are remembered
+STATS_PLANES = 3  # what a forward keeps of each set: merge.stat_planes
+SUMS_PLANES = 2  # and what a backward's first pass adds up: merge.sum_planes
 
 
 class Norm(NamedTuple):
@@ -65,10 +67,9 @@ def forward_plan(
 
     `dtypes` are those of the call's tensors: a launch is made for one pattern of them.
     """
-    sets = norm.sets(shape[1])
     assert dtypes[0] is not None
-    view = view_of(shape, contiguous, dtypes[0].itemsize, sets.batch and not sets.mix)
-    plan = _sizes(view, sets)
+    plan, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
+    view = plan.view
     constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
     has_residual, each = dtypes[1] is not None, pointwise(view, sets)
     registers = each.pointwise_registers(has_residual)
@@ -103,11 +104,11 @@ def backward_plan(
     tier_state: tiers.State,
 ) -> Plan:
     """The backward of `norm` for an x of this shape and layout; see forward_plan."""
-    sets = norm.sets(shape[1])
     assert dtypes[0] is not None
-    view = view_of(shape, contiguous, dtypes[0].itemsize, sets.batch and not sets.mix)
+    plan, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
+    view = plan.view
     needs_dx, needs_dresidual = needs[0], needs[1] and norm.activation is not None
-    plan = _sizes(view, sets)._replace(dresidual=needs_dresidual)
+    plan = plan._replace(dresidual=needs_dresidual)
     constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
     parameters = any(needs[2:])
     slopes = needs_dx and (norm.use_input_stats or sets.mix)
@@ -144,24 +145,33 @@ def backward_plan(
     )
 
 
-def _sizes(view: View, sets: Sets) -> Plan:
-    """A plan without launches."""
-    N, C, S, channels_last, _ = view
+def kept_sizes(shape: torch.Size, contiguous: bool, norm: Norm) -> tuple[int, int]:
+    """Elements of the statistics that a forward keeps, and bytes of ReLU's mask."""
+    sets = norm.sets(shape[1])
+    N, C, S, channels_last, _ = view_of(shape, contiguous, 0, False)
     over_batch = C if sets.batch and not sets.mix else N * (C // sets.depth)
     bits = N * S * -(-C // 8) if channels_last else N * C * -(-S // 8)
-    mixed = C if sets.mix else 0
-    return Plan(
+    return STATS_PLANES * (over_batch + (C if sets.mix else 0)), bits
+
+
+def _sizes(shape: torch.Size, contiguous: bool, itemsize: int, norm: Norm) -> tuple[Plan, Sets]:
+    """A plan without launches, and the sets it is for."""
+    sets = norm.sets(shape[1])
+    view = view_of(shape, contiguous, itemsize, sets.batch and not sets.mix)
+    stats, bits = kept_sizes(shape, contiguous, norm)
+    plan = Plan(
         view,
         tier="streaming",
         first=None,
         second=None,
-        stats=3 * (over_batch + mixed),
-        sums=2 * (over_batch + mixed),
+        stats=stats,
+        sums=SUMS_PLANES * stats // STATS_PLANES,
         table=0,
         tickets=0,
         bits=bits,
         dresidual=False,
     )
+    return plan, sets
 
 
 def _table(geometry: Geometry, planes: int) -> int:

@@ -1,0 +1,134 @@
+"""The batching rules: torch.func.vmap over a norm is one call with the batch among the channels.
+
+Channels do not know of one another, nor do groups, so B calls on (N, C, ...) are one on
+(N, B C, ...) with as many parameters, and B times the groups. Rows of layer norm that share their
+parameters are B times the rows; where they do not, or where each has a gradient for parameters of
+its own, the formula takes the call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .formula import NormSpec, formula, formula_gradients
+
+Dims = Sequence[int | None]
+Tensors = tuple[Tensor | None, ...]
+
+
+def norm(
+    apply: Callable[..., Tensor],
+    size: int,
+    in_dims: Dims,
+    tensors: Sequence[Tensor | None],
+    spec: NormSpec,
+    backend: Any,
+) -> tuple[Tensor, int]:
+    """y and its batch dimension; `tensors` are x, residual, weight, bias, rho and the running
+    statistics, `in_dims` say where each has the batch of `size`."""
+    if spec.norm == "layer":
+        if in_dims[2] is not None or in_dims[3] is not None:
+
+            def call(*tensors: Any) -> Tensor:
+                return formula(spec, *tensors)
+
+            return torch.vmap(call, tuple(in_dims[:7]))(*tensors), 0
+        rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
+        return apply(*rows, *tensors[2:], spec, backend), 0
+    _check_running(in_dims, tensors, spec)
+    images = [_images(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
+    vectors = [_vector(t, d, size) for t, d in zip(tensors[2:], in_dims[2:7], strict=True)]
+    y = apply(*images, *vectors, _folded(spec, size), backend)
+    if spec.use_input_stats:
+        for buffer, dim, updated in zip(tensors[5:], in_dims[5:7], vectors[3:], strict=True):
+            if buffer is not None and updated is not None:
+                batch = updated.unflatten(0, (size, -1))
+                buffer.copy_(batch[0] if dim is None else batch.movedim(0, dim))
+    return y.unflatten(1, (size, -1)), 1
+
+
+def gradients(
+    apply: Callable[..., Tensors],
+    size: int,
+    in_dims: Dims,
+    tensors: Sequence[Tensor | None],
+    spec: NormSpec,
+    needs: tuple[bool, ...],
+    backend: Any,
+) -> tuple[Tensors, tuple[int | None, ...]]:
+    """The gradients and their batch dimensions; `tensors` are dy and then the forward's."""
+    if spec.norm == "layer":
+        if any(d is not None for d in in_dims[3:5]) or any(needs[2:4]):
+            return _layer_gradients(in_dims, tensors, spec, needs)
+        rows = [_rows(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
+        grads = apply(*rows, *tensors[3:], spec, needs, backend)
+        return grads, tuple(None if grad is None else 0 for grad in grads)
+    images = [_images(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
+    vectors = [_vector(t, d, size) for t, d in zip(tensors[3:], in_dims[3:8], strict=True)]
+    grads = apply(*images, *vectors, _folded(spec, size), needs, backend)
+    dims = (1, 1, 0, 0, 0)
+    unfolded = tuple(
+        None if grad is None else grad.unflatten(dim, (size, -1))
+        for grad, dim in zip(grads, dims, strict=True)
+    )
+    return unfolded, tuple(None if g is None else d for g, d in zip(grads, dims, strict=True))
+
+
+def _layer_gradients(
+    in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec, needs: tuple[bool, ...]
+) -> tuple[Tensors, tuple[int | None, ...]]:
+    wanted = [i for i, needed in enumerate(needs) if needed]
+
+    def call(dy: Any, *inputs: Any) -> Tensors:
+        found = formula_gradients(dy, inputs, spec, needs)
+        return tuple(found[i] for i in wanted)
+
+    found = torch.vmap(call, tuple(in_dims[:8]))(*tensors)
+    grads: list[Tensor | None] = [None] * 5
+    for i, grad in zip(wanted, found, strict=True):
+        grads[i] = grad
+    return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
+
+
+def _folded(spec: NormSpec, size: int) -> NormSpec:
+    return spec._replace(groups=spec.groups * size) if spec.norm == "group" else spec
+
+
+def _rows(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """x with the batch before all its dimensions."""
+    if x is None:
+        return None
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _images(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """x (N, C, ...) as (N, B C, ...)."""
+    if x is None:
+        return None
+    x = x.expand(size, *x.shape).movedim(0, 1) if dim is None else x.movedim(dim, 1)
+    return x.flatten(1, 2)
+
+
+def _vector(parameter: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """A parameter (C,) as (B C,), in memory of its own: running statistics will be written to."""
+    if parameter is None:
+        return None
+    rows = parameter.expand(size, -1) if dim is None else parameter.movedim(dim, 0)
+    return rows.clone(memory_format=torch.contiguous_format).view(-1)
+
+
+def _check_running(in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec) -> None:
+    """Statistics of a batch of inputs have no place in buffers that are not batched."""
+    if not spec.use_input_stats or in_dims[0] is None:
+        return
+    if any(t is not None and d is None for t, d in zip(tensors[5:], in_dims[5:7], strict=True)):
+        x = tensors[0]
+        assert x is not None
+        raise RuntimeError(
+            f"{spec.norm}_norm got a batched input, of shape {tuple(x.shape)} with its batch at "
+            f"dimension {in_dims[0]}, but running statistics without a batch, which it would "
+            "update in place: batch them too, pass None, or call "
+            "torch.func.replace_all_batch_norm_modules_ on the model"
+        )

@@ -1,0 +1,77 @@
+"""From a checked call to what computes it: which backend, by which way.
+
+Outside of everything special a call is one autograd Function over a backend. A traced program gets
+the registered operator instead, or, where the backend is aten, whose operators choose by the
+values, the formula, for the tracing compiler to fuse. Forward-mode derivatives come from the
+formula under every backend.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import aten, ops
+from .autograd import TransformedNorm, apply_norm, transformed
+from .backend import backend_for, kernels_for
+from .formula import NormSpec, formula
+
+
+def normalise(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rho: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    spec: NormSpec,
+) -> Tensor:
+    """act(norm(x) + residual); the running statistics are updated where `use_input_stats`."""
+    tensors = (x, residual, weight, bias, rho, running_mean, running_var)
+    name = backend_for(x)
+    if name == "reference" or forward_ad._current_level >= 0:
+        return formula(spec, *tensors)
+    if _traced(x):
+        if name == "triton":
+            return ops.differentiable_norm(*tensors, *spec)
+        return formula(spec, *tensors)
+    if transformed():
+        if name == "triton":
+            return TransformedNorm.apply(*tensors, spec, kernels_for(x))
+        return formula(spec, *tensors)
+    if name == "triton":
+        return apply_norm(*tensors, spec, kernels_for(x))
+    if x.numel() == 0:
+        return formula(spec, *tensors)
+    if aten.is_differentiable(x, spec):
+        return aten.differentiable_norm(x, residual, weight, bias, spec)
+    return apply_norm(*tensors, spec, aten)
+
+
+def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:
+    """x and residual in the dtype that torch.autocast would have the unfused program compute in.
+
+    On CUDA torch runs group and layer norm in float32; batch and instance norm, and everything on
+    a CPU, take what they get. A residual of another dtype promotes, as the addition would.
+    """
+    if not torch._C._is_any_autocast_enabled() or x.is_meta:
+        return x, residual
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, residual
+    if x.is_cuda and norm in ("group", "layer") and x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if residual is not None and residual.dtype != x.dtype and residual.is_floating_point():
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(dtype), residual.to(dtype)
+    return x, residual
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether x is not a tensor to compute with now, but one to record or to reason about."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or x.is_meta
+        or torch._C._is_tracing()
+    )

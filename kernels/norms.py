@@ -1,0 +1,112 @@
+"""Any norm of the family, forward and backward: what `fastnorm.autograd` asks of a backend."""
+
+import math
+
+import torch
+
+from .channels import channel_norm, channel_norm_backward, dense
+from .launch import Tensors, accumulation
+from .plans import Norm, kept_sizes
+from .rows import row_norm, row_norm_backward
+
+
+def norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rho: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    *,
+    norm: str,
+    groups: int,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    differentiable: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+    """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
+
+    norm is batch, instance, batch_instance, group or layer, of which the last normalises the last
+    `groups` dimensions. For an x without elements nothing is launched or updated.
+    """
+    if x.numel() == 0:
+        y, mask, stats = like(
+            x, residual, norm, groups, use_input_stats, activation, differentiable
+        )
+        return y, mask, (stats.zero_(),)
+    if norm == "layer":
+        return row_norm(
+            x, residual, weight, bias, normalized_ndim=groups, eps=eps, activation=activation,
+            differentiable=differentiable,
+        )  # fmt: skip
+    return channel_norm(
+        x, residual, weight, bias, rho, running_mean, running_var, norm=norm, groups=groups,
+        use_input_stats=use_input_stats, momentum=momentum, eps=eps, activation=activation,
+        differentiable=differentiable,
+    )  # fmt: skip
+
+
+def norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    side: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rho: torch.Tensor | None,
+    stats: tuple[torch.Tensor, ...],
+    needs: tuple[bool, bool, bool, bool, bool],
+    *,
+    norm: str,
+    groups: int,
+    use_input_stats: bool,
+    activation: str | None,
+) -> Tensors:
+    """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked.
+
+    `side` is what `side_input` names.
+    """
+    if x.numel() == 0:
+        tensors = (x, x, weight, bias, rho)
+        pairs = zip(tensors, needs, strict=True)
+        return tuple(torch.zeros_like(t) if n and t is not None else None for t, n in pairs)
+    if norm == "layer":
+        grads = row_norm_backward(
+            dy, x, side, weight, bias, stats, needs[:4], normalized_ndim=groups,
+            activation=activation,
+        )  # fmt: skip
+        return (*grads, None)
+    return channel_norm_backward(
+        dy, x, side, weight, bias, rho, stats, needs, norm=norm, groups=groups,
+        use_input_stats=use_input_stats, activation=activation,
+    )  # fmt: skip
+
+
+def like(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    norm: str,
+    groups: int,
+    use_input_stats: bool,
+    activation: str | None,
+    differentiable: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Tensors of the shapes, dtypes and strides that `norm` returns, their values unset.
+
+    x may have symbolic sizes: nothing but arithmetic is done on them.
+    """
+    if norm == "layer":
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        length = math.prod(x.shape[x.dim() - groups :])
+        rows = math.prod(x.shape[: x.dim() - groups])
+        kept, bits = 2 * rows, rows * -(-length // 8)
+    else:
+        x = dense(x)
+        y = torch.empty_like(x)
+        spec = Norm(norm, groups, use_input_stats, activation)
+        kept, bits = kept_sizes(x.shape, x.is_contiguous(), spec)
+    masked = differentiable and activation == "relu" and residual is not None
+    mask = x.new_empty(bits, dtype=torch.uint8) if masked else None
+    return y, mask, x.new_empty(kept, dtype=accumulation(x))

@@ -1,0 +1,112 @@
+"""torch.autocast: the dtypes that torch's own norms compute and answer in, and what is refused."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fastnorm
+import fastnorm.functional as F
+from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.norms import NORMS, Torch, call, make_params
+
+SHAPE = (4, 6, 5, 3)
+HALF = (torch.float16, torch.bfloat16)
+LIKE = {"bin_train": "bn_train", "bin_eval": "bn_eval"}  # torch has no batch-instance norm
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes_are_torchs(backend, norm, dtype):
+    """On this device, float32 parameters beside x of each dtype, forward and backward."""
+    x = make_input(SHAPE, dtype=dtype, requires_grad=True)
+    p = make_params(norm, SHAPE, torch.float32, requires_grad=True)
+    like = make_params(LIKE.get(norm, norm), SHAPE, torch.float32)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        try:
+            expected = call(Torch, LIKE.get(norm, norm), x.detach(), like).dtype
+        except RuntimeError:  # torch wants float64 parameters for float64 x; ours may be any
+            expected = dtype
+        with running(backend):
+            y = call(F, norm, x, p)
+    assert y.dtype == expected
+    y.float().square().sum().backward()
+    assert x.grad.dtype == dtype
+    assert p["weight"].grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "ln", "gn"])
+def test_cuda_rules(norm, dtype):
+    """CUDA's lists on any machine: shapes and dtypes are all that a fake tensor has."""
+    parameters = ("weight", "bias", "rho", "running_mean", "running_var")
+    p = make_params(norm, SHAPE, torch.float32)
+    with FakeTensorMode():
+        x = torch.empty(SHAPE, dtype=dtype, device="cuda")
+        p = {
+            k: None if p[k] is None else torch.empty(p[k].shape, device="cuda") for k in parameters
+        }
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast would not without a GPU
+        try:
+            with fastnorm.use_backend("auto"):
+                y = call(F, norm, x, p, residual=x)
+            expected = call(Torch, norm, x, p, residual=x) if norm[:3] != "bin" else x
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert y.dtype == expected.dtype
+    assert (y.dtype == torch.float32) == (norm in ("ln", "gn"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_residual_of_another_dtype_promotes(backend):
+    """As relu(norm(x) + residual) does; without autocast it is refused."""
+    x, residual = make_input(SHAPE, dtype=torch.bfloat16), make_input(SHAPE, dtype=torch.float32)
+    exact = (Torch.group_norm(x.double(), 2) + residual.double()).relu()
+    with torch.autocast(DEVICE, torch.bfloat16), running(backend):
+        y = F.group_norm(x, 2, residual=residual, activation="relu")
+    assert y.dtype == torch.float32
+    assert_close(y, exact)
+    with running(backend, launches=False), pytest.raises(RuntimeError, match="residual"):
+        F.group_norm(x, 2, residual=residual)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_of_another_device_or_none_changes_nothing(backend):
+    x = make_input(SHAPE, dtype=torch.bfloat16)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=False), running(backend):
+        assert F.group_norm(x, 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_refused_dtypes(backend, norm, dtype):
+    x = torch.ones(SHAPE, device=DEVICE).to(dtype)
+    p = make_params(norm, SHAPE, torch.float32)
+    stats = {k: v.clone() for k, v in p.items() if k.startswith("running") and v is not None}
+    for enabled in (False, True):
+        with (
+            torch.autocast(DEVICE, torch.bfloat16, enabled=enabled),
+            running(backend, launches=False),
+            pytest.raises((NotImplementedError, RuntimeError)),
+        ):
+            call(F, norm, x, p)
+    assert all(torch.equal(p[k], v) for k, v in stats.items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_under_autocast(backend):
+    """conv, norm, residual: float32 parameters move, whatever dtype flows between the layers."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), fastnorm.BatchNorm2d(6, activation="relu"),
+        torch.nn.Conv2d(6, 6, 3), fastnorm.GroupNorm(2, 6, activation="silu"),
+        torch.nn.Flatten(), torch.nn.LazyLinear(2),
+    ).to(DEVICE)  # fmt: skip
+    x = torch.randn(4, 3, 7, 7, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16), running(backend):
+        loss = model(x).square().mean()
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.dtype == torch.float32, name

@@ -1,0 +1,303 @@
+"""Several processes: DDP, FSDP and SyncBatchNorm, and what converters make of a mixed model.
+
+One pair of gloo processes runs all cases (tests/gloo_pair.py); the tests here judge what it wrote.
+The truth is one process that plays both ranks with the formulas, without any wrapper.
+"""
+
+import copy
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastnorm
+from tests import gloo_pair
+from tests.conftest import DEVICE, assert_close, make_input, running
+
+ROOT = Path(__file__).parents[1]
+C = 4
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What each rank wrote. Whatever happens, no process is left and nothing waits."""
+    folder, port = tmp_path_factory.mktemp("pair"), free_port()
+    # Without the GPU, where there is one: two processes, and the backends a CPU has.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", "tests.gloo_pair"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(port), str(folder)],
+            cwd=ROOT, env=environment, stderr=(folder / f"{rank}.log").open("w"),
+        )
+        for rank in range(gloo_pair.RANKS)
+    ]  # fmt: skip
+    try:
+        codes = [process.wait(3 * gloo_pair.TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(gloo_pair.RANKS)]
+    assert codes == [0] * gloo_pair.RANKS, "\n\n".join(logs)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(gloo_pair.RANKS)]
+
+
+def play_both_ranks(projected):
+    """In one process: each rank has its replica's buffers, gradients are averaged.
+
+    Not `projected`, rho keeps what the steps made of it, and only the norm reads it projected.
+    """
+    replicas, raw = [gloo_pair.build() for _ in range(gloo_pair.RANKS)], []
+    for step in range(gloo_pair.STEPS):
+        for rank, model in enumerate(replicas):
+            model.zero_grad()
+            rho = dict(model.named_parameters())["5.rho"]
+            raw.append(rho.detach().clone())
+            gloo_pair.loss_of(model(gloo_pair.batch(rank, step))).backward()
+            if not projected:
+                rho.data.copy_(raw[-1])
+        for together in zip(*(model.parameters() for model in replicas), strict=True):
+            gradient = torch.stack([p.grad for p in together]).mean(0)
+            for p in together:
+                p.data -= gloo_pair.LEARNING_RATE * gradient
+    with torch.no_grad():
+        ys = [model.eval()(gloo_pair.batch(0, gloo_pair.STEPS)) for model in replicas]
+    # Else the tests would say nothing of rho.
+    assert min(map(torch.min, raw)) < 0 and max(map(torch.max, raw)) > 1, raw
+    return [{"state": m.state_dict(), "y": y} for m, y in zip(replicas, ys, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The truth, by whether the parameter rho is projected between the steps."""
+    with fastnorm.use_backend("reference"):
+        return {projected: play_both_ranks(projected) for projected in (True, False)}
+
+
+@pytest.mark.parametrize("wrapper", gloo_pair.WRAPPERS)
+@pytest.mark.parametrize("backend", gloo_pair.BACKENDS)
+def test_wrapped_models_train_as_one_process_does(pair, alone, backend, wrapper):
+    """Parameters on both ranks; statistics and the evaluation that uses them too, but with DDP,
+    which hands the first rank's buffers to the others.
+
+    A flat parameter of FSDP1 hides rho: nobody can project it there.
+    """
+    names = dict(gloo_pair.build().named_parameters())
+    for rank, results in enumerate(pair):
+        found, truth = results[backend, wrapper], alone[wrapper != "fsdp1"][rank]
+        own_buffers = rank == 0 or wrapper != "ddp"
+        for key in truth["state"] if own_buffers else names:
+            mine, exact = found["state"][key], truth["state"][key]
+            if exact.is_floating_point():
+                assert_close(mine, exact, f"{key} of rank {rank}", slack=1e-11)
+            else:
+                assert torch.equal(mine, exact), key
+        if own_buffers:
+            assert_close(found["y"], truth["y"], f"evaluation of rank {rank}", slack=1e-10)
+
+
+def test_synchronising_takes_a_gpu_as_torchs_does(pair):
+    """Refused in training with nothing counted; evaluation in a process group is as without one."""
+    theirs = nn.Sequential(nn.SyncBatchNorm(4))
+    for results in pair:
+        found = results["synchronised"]
+        assert found["type"] == type(theirs[0]).__name__
+        assert "GPU" in found["refusal"] and found["count"] == 0
+        with torch.no_grad():
+            assert_close(found["y"], gloo_pair.build().eval()(gloo_pair.batch(0, 0)), slack=1e-12)
+
+
+# --- converting a model, in one process ---
+
+
+def mixed_model():
+    """Norms of both packages, nested, one without affine parameters and one without statistics."""
+    torch.manual_seed(0)
+    block = nn.Sequential(
+        fastnorm.BatchNorm2d(C, activation="relu"),
+        nn.BatchNorm2d(C, eps=1e-3, momentum=None),
+        fastnorm.BatchInstanceNorm2d(C, activation="relu"),
+    )
+    return nn.Sequential(
+        block,
+        fastnorm.InstanceNorm2d(C, affine=True),
+        fastnorm.GroupNorm(2, C),
+        fastnorm.LayerNorm((C, 3, 2)),
+        fastnorm.BatchNorm2d(C, affine=False, activation="gelu"),
+        nn.BatchNorm2d(C, track_running_stats=False),
+        fastnorm.BatchNorm2d(C, bias=False),
+    ).to(DEVICE, torch.float64)
+
+
+BATCH_NORMS = ("0.0", "0.1", "4", "5", "6")  # in mixed_model
+
+
+CONVERTERS = {
+    "function": fastnorm.convert_sync_batchnorm,
+    "method": fastnorm.SyncBatchNorm.convert_sync_batchnorm,
+}
+
+
+@pytest.mark.parametrize("how", CONVERTERS)
+def test_conversion_of_a_mixed_model(how):
+    """Batch norms of either package become ours with settings and tensors, the rest stays."""
+    model, group = mixed_model().eval(), object()
+    model[4].train()
+    before, tensors = dict(model.named_modules()), dict(model.state_dict(keep_vars=True))
+    converted = CONVERTERS[how](model, group)
+    assert converted is model
+    after = dict(model.named_modules())
+    assert list(after) == list(before)
+    for key, module in after.items():
+        former = before[key]
+        if key not in BATCH_NORMS:
+            assert module is former, key
+            continue
+        assert type(module) is fastnorm.SyncBatchNorm and module.process_group is group
+        for setting in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+            assert getattr(module, setting) == getattr(former, setting), (key, setting)
+        assert module.activation == getattr(former, "activation", None)
+        assert module.training == former.training
+    assert all(value is tensors[key] for key, value in model.state_dict(keep_vars=True).items())
+    assert list(model.state_dict()) == list(tensors)
+
+
+def test_conversion_of_a_batch_norm_itself():
+    norm = fastnorm.BatchNorm1d(C, activation="silu", device=DEVICE)
+    norm.qconfig = "mine"
+    converted = fastnorm.convert_sync_batchnorm(norm)
+    assert converted is not norm and converted.activation == "silu"
+    assert converted.weight is norm.weight and converted.running_var is norm.running_var
+    assert converted.qconfig == "mine"
+    again = fastnorm.convert_sync_batchnorm(converted)
+    assert again.activation == "silu" and again.num_batches_tracked is norm.num_batches_tracked
+
+
+def test_a_batch_norm_in_two_places_is_converted_in_both():
+    """One that torch's converter overlooks: it visits each child of a container once."""
+    norm = fastnorm.BatchNorm2d(C, device=DEVICE)
+    model = fastnorm.convert_sync_batchnorm(nn.Sequential(norm, nn.ReLU(), norm))
+    assert type(model[0]) is type(model[2]) is fastnorm.SyncBatchNorm
+    assert model[0].weight is model[2].weight is norm.weight
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_a_converted_model_computes_the_same(backend, training):
+    """Outside a process group: bit by bit, with its residuals, statistics and counts."""
+    model = mixed_model().train(training)
+    for tensor in model.parameters():
+        tensor.data.uniform_(0.2, 1.0)
+    twin = fastnorm.convert_sync_batchnorm(copy.deepcopy(model))
+    x, residual = make_input((3, C, 3, 2)), make_input((3, C, 3, 2), seed=7)
+    with running(backend):
+        y, expected = twin(x), model(x)
+        fused, separate = twin[0][0](x, residual), model[0][0](x, residual=residual)
+    assert_close(y, expected, slack=1e-12)  # torch's own modules within are fastnorm's now
+    assert torch.equal(fused, separate)
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            assert_close(twin.state_dict()[key], tensor, key)
+        else:
+            assert torch.equal(twin.state_dict()[key], tensor), key
+
+
+def test_what_torchs_converter_makes_of_our_norms():
+    """Plain batch norms become torch's and compute the same; rho and the others stay."""
+    model = mixed_model()
+    before = dict(model.named_modules())
+    for key in BATCH_NORMS:
+        before[key].activation = None
+    x = make_input((3, C, 3, 2))
+    expected = copy.deepcopy(model)(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for key, module in converted.named_modules():
+        if key in BATCH_NORMS:
+            assert type(module) is nn.SyncBatchNorm
+        else:
+            assert module is before[key]
+    assert "0.2.rho" in converted.state_dict()
+    assert_close(converted(x), expected, slack=1e-12)
+
+
+def test_torchs_converter_drops_the_activation():
+    """A limit the README names: torch's knows nothing of it. Our converter is the way."""
+    x = make_input((3, C, 3, 2))
+    norm = fastnorm.BatchNorm2d(C, activation="relu", device=DEVICE, dtype=torch.float64)
+    theirs = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(norm))
+    ours = fastnorm.convert_sync_batchnorm(copy.deepcopy(norm))
+    assert (theirs(x) < 0).any() and torch.equal(ours(x), norm(x))
+
+
+# --- the module, in one process ---
+
+
+def test_sync_batch_norm_is_torchs_and_a_batch_norm():
+    theirs = nn.SyncBatchNorm(C, 1e-3, 0.2, process_group=None)
+    ours = fastnorm.SyncBatchNorm(C, 1e-3, 0.2, process_group=None)
+    assert isinstance(ours, nn.SyncBatchNorm) and repr(ours) == repr(theirs)
+    assert "relu" in repr(fastnorm.SyncBatchNorm(C, activation="relu"))
+    ours.load_state_dict(theirs.state_dict()), theirs.load_state_dict(ours.state_dict())
+    for shape in ((C,), (2, C + 1)):
+        for each in (ours, theirs):
+            with pytest.raises((ValueError, RuntimeError)):
+                each(torch.zeros(shape))
+    with pytest.raises(ValueError, match="swoosh"):
+        fastnorm.SyncBatchNorm(C, activation="swoosh")
+
+
+@pytest.fixture
+def in_a_group(monkeypatch):
+    """torch's forward as it would be on GPUs, by a stand-in that counts as torch's does."""
+
+    def synchronising(self, input):
+        self.num_batches_tracked.add_(1)
+        if input.isnan().any():
+            raise RuntimeError("a rank is gone")
+        return nn.functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps
+        )
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", synchronising)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+def test_activation_and_residual_follow_the_synchronised_norm(in_a_group, activation):
+    kwargs = {"device": DEVICE, "dtype": torch.float64}
+    ours = fastnorm.SyncBatchNorm(C, activation=activation, **kwargs)
+    plain = fastnorm.BatchNorm2d(C, activation=activation, **kwargs)
+    for residual in (None, make_input((3, C, 3, 2), seed=7)):
+        x, twin = (make_input((3, C, 3, 2), requires_grad=True) for _ in range(2))
+        with running("aten"):
+            y, expected = ours(x, residual), plain(twin, residual)
+        y.pow(3).mean().backward(), expected.pow(3).mean().backward()
+        assert_close(y, expected)
+        assert_close(x.grad, twin.grad)
+    assert ours.num_batches_tracked == 2
+    assert_close(ours.running_var, plain.running_var)
+
+
+def test_a_failed_synchronised_call_counts_nothing(in_a_group):
+    module = fastnorm.SyncBatchNorm(C, device=DEVICE)
+    x = make_input((3, C, 2), dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        module(x.new_full(x.shape, float("nan")))
+    with pytest.raises(RuntimeError, match="residual"):
+        module(x, x[:1])
+    assert module.num_batches_tracked == 0 and (module.running_mean == 0).all()
+    module(x)
+    assert module.num_batches_tracked == 1
