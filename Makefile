@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
+.PHONY: help env train test test-all fuzz bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,13 @@ test: env  ## run all tests but the slow ones
 
 test-all: env  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# An example of the kernels takes half a second in the interpreter: 1000 of each keep 2 cores busy
+# for an hour.
+FUZZ_EXAMPLES := 1000
+fuzz: env  ## run the property tests on new random cases, FUZZ_EXAMPLES=N (1000) of each
+	HYPOTHESIS_PROFILE=fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 0 tests/properties
 
 bench: env  ## time every norm against torch's on this CPU, call by call in pairs
 	$(BIN)/python -m benchmarks.cpu

@@ -220,7 +220,10 @@ def _forward(
     if norm == "group":
         N, C = x.shape[:2]
         gamma, beta = full_precision(gamma, beta, x, (C,))
-        return torch.native_group_norm(x, gamma, beta, N, C, positions(x), groups, eps)
+        z, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, positions(x), groups, eps)
+        if not x.is_contiguous() and is_far(mean, rstd.pow(-2)):
+            return None  # channels last ATen takes the variance as E[x^2] - E[x]^2
+        return z, mean, rstd
     if norm == "batch":
         return _batch_norm(x, gamma, beta, running, use_input_stats, eps)
     if norm == "instance" and x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:

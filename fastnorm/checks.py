@@ -109,8 +109,3 @@ def check_running(
         raise TypeError(
             f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
         )
-
-
-def check_eps(op: str, eps: float) -> None:
-    if eps < 0:
-        raise ValueError(f"{op} got eps={eps}: it must not be negative")

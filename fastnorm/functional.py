@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .checks import (
     check_channels,
-    check_eps,
     check_input,
     check_more_than_one_value,
     check_parameter,
@@ -50,6 +49,11 @@ def batch_norm(
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
     input, residual = autocast(input, residual, "batch")
+    if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
+        return batch_norm(
+            input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
+            activation=activation, residual=None if residual is None else residual.view(0, 0),
+        ).view(0)  # fmt: skip
     check_input("batch_norm", input, 2, activation, residual)
     check_channels("batch_norm", input, weight, bias, running_mean, running_var)
     if training:
@@ -101,7 +105,6 @@ def instance_norm(
         "use_input_stats",
         use_input_stats,
     )
-    check_eps("instance_norm", eps)
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
@@ -175,7 +178,6 @@ def layer_norm(
             )
         if parameter is not None:
             check_parameter("layer_norm", name, parameter, input)
-    check_eps("layer_norm", eps)
     spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
 
@@ -209,6 +211,5 @@ def group_norm(
     check_channels("group_norm", input, weight, bias)
     sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]
     check_more_than_one_value("group_norm", input, sizes, "group")
-    check_eps("group_norm", eps)
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)

@@ -114,7 +114,7 @@ def layer_norm(
         y = y * weight.to(y.dtype)
     if bias is not None:
         y = y + bias.to(y.dtype)
-    return _finish(y, input, None, None, activation, residual)
+    return _finish(y, input, None, None, activation, residual).contiguous()
 
 
 def group_norm(

@@ -85,7 +85,16 @@ def update_running(ptr, c, mask, value, momentum):
         old = tl.load(ptr + c, mask=mask, other=0.0).to(value.dtype)
         kept = tl.full([], 1.0 - momentum, value.dtype)
         share = tl.full([], momentum, value.dtype)
-        tl.store(ptr + c, kept * old + share * value, mask=mask)
+        store_rounded(ptr + c, kept * old + share * value, mask)
+
+
+@triton.jit
+def store_rounded(ptrs, value, mask):
+    """Store a float in the pointers' type. The interpreter makes an integer of what goes straight
+    from float64 to bfloat16: such values go by way of float32."""
+    if value.dtype == tl.float64 and ptrs.dtype.element_ty == tl.bfloat16:
+        value = value.to(tl.float32)
+    tl.store(ptrs, value, mask=mask)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ With m the mean, r the inverse deviation of a set of `count` elements, and g wei
 import triton
 import triton.language as tl
 
-from .device import activate_backward, load_or
+from .device import activate_backward, load_or, store_rounded
 from .merge import entries, load_stats, over_set, set_slot
 from .tiles import across, load_bits, unit_channels
 
@@ -174,18 +174,16 @@ def store_mixed_gradients(
 ):
     """dgamma, dbeta and drho of the mixture from the sums of mixed_terms."""
     rho = load_or(parameters[2], c, mask, 0.0, t0.dtype)
-    if dweight_ptr is not None:
-        tl.store(dweight_ptr + c, rho * (b_rstd * t1) + (1.0 - rho) * t2, mask=mask)
-    if drho_ptr is not None:
-        gamma = load_or(parameters[0], c, mask, 1.0, t0.dtype)
-        tl.store(drho_ptr + c, gamma * t3, mask=mask)
+    gamma = load_or(parameters[0], c, mask, 1.0, t0.dtype)
+    store_gradient(dweight_ptr, c, mask, rho * (b_rstd * t1) + (1.0 - rho) * t2)
+    store_gradient(drho_ptr, c, mask, gamma * t3)
     store_gradient(dbias_ptr, c, mask, t0)
 
 
 @triton.jit
 def store_gradient(ptr, c, mask, value):
     if ptr is not None:
-        tl.store(ptr + c, value, mask=mask)
+        store_rounded(ptr + c, value, mask)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .device import activate, load_or
-from .gradients import masked_gradient
+from .gradients import masked_gradient, store_gradient
 from .tiles import load_bits, position_mask, store_bits
 
 
@@ -92,7 +92,5 @@ def add_partials(
             dweight += tl.sum(tl.load(partial_ptr + slot, mask=mask, other=0.0), axis=0)
         if dbias_ptr is not None:
             dbias += tl.sum(tl.load(partial_ptr + plane + slot, mask=mask, other=0.0), axis=0)
-    if dweight_ptr is not None:
-        tl.store(dweight_ptr + column, dweight, mask=column < L)
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + column, dbias, mask=column < L)
+    store_gradient(dweight_ptr, column, column < L, dweight)
+    store_gradient(dbias_ptr, column, column < L, dbias)

@@ -6,6 +6,7 @@ import torch
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.norms import Torch, double, forward_backward, make_params
 
 SHAPE = (2, 6, 4, 3)
 
@@ -135,3 +136,44 @@ def test_a_computed_rho_is_clamped_but_not_written_to():
     replica.weight, replica.bias, replica.rho = module.weight * 1, module.bias * 1, rho * 1
     with fastnorm.use_backend("reference"):
         assert torch.equal(replica(x), module(x))
+
+
+@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in_eval", "bin_train", "ln", "gn"])
+def test_bfloat16_parameters_beside_float64(norm):
+    """The interpreter stores a float64 in a bfloat16 as an integer, unless it is float32 first."""
+    p = make_params(norm, SHAPE, torch.bfloat16, requires_grad=True)
+    x, dy = make_input(SHAPE, requires_grad=True), make_input(SHAPE, seed=8)
+    theirs = double(p, requires_grad=True)
+    with running("triton"):
+        ours = forward_backward(F, norm, x, p, dy)
+    for name, exact in forward_backward(Torch, norm, x, theirs, dy).items():
+        assert_close(ours[name], exact, name)
+    for name in ("running_mean", "running_var"):
+        if p[name] is not None:
+            assert_close(p[name], theirs[name], name)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 6, 15)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_group_norm_of_a_far_mean_channels_last(backend, shape, ratio):
+    """ATen's kernel for it takes E[x^2] - E[x]^2, which has no digits left at 1e4."""
+    x = make_input(shape, "channels_last", torch.float32, mean=ratio, requires_grad=True)
+    dy = make_input(shape, "channels_last", torch.float32, seed=8)
+    truth_x = x.detach().double().contiguous().requires_grad_()
+    truth = torch.nn.functional.group_norm(truth_x, 2)
+    (exact,) = torch.autograd.grad(truth, truth_x, dy.double())
+    with running(backend):
+        y = F.group_norm(x, 2)
+        (dx,) = torch.autograd.grad(y, x, dy)
+    slack = 4 * ratio * torch.finfo(x.dtype).eps  # torch's own, contiguous, is as large
+    assert_close(y, truth, "y", slack)
+    assert_close(dx, exact, "dx", slack)
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layer_norm_answers_contiguously(backend, activation):
+    x = make_input((2, 8, 5), "channels_last", torch.float32)
+    with running(backend):
+        assert F.layer_norm(x, (5,), activation=activation).is_contiguous()

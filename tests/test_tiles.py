@@ -1,31 +1,17 @@
-"""The interpreter with a GPU's tilings, tiny: many units, members, pieces and tiles in each tier.
+"""Tiny tiles in the interpreter: many units, members, pieces and tiles in each tier."""
 
-The interpreter's own tilings are as large as they can be, for speed, so that the merges of tiles
-and of programs would otherwise never run without a GPU. On a GPU every other test runs them.
-"""
-
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, geometry, row_geometry, rows, tiers
+from fastnorm.kernels import geometry, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.norms import Torch, call, double, grad_targets, make_params
+from tests.tilings import tiny_tilings
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
-
-PLANS = (
-    channels.forward_plan,
-    channels.backward_plan,
-    rows.forward_plan,
-    rows.backward_plan,
-    rows._sum_launch,
-)
-CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
-MULTIPROCESSORS = 2
 
 
 class Case(NamedTuple):
@@ -82,42 +68,10 @@ FUSIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def chosen(monkeypatch):
-    """A GPU's tilings with tiny tiles; yields the tier and geometry of each plan that is made."""
-    gpu = SimpleNamespace(INTERPRETED=False)
-    for module in (geometry, row_geometry):
-        monkeypatch.setattr(module, "launch", gpu)
-    monkeypatch.setattr(geometry, "ONE_PROGRAM_TILES", {256: 4, 512: 4, 1024: 4})
-    monkeypatch.setattr(geometry, "WIDEST_ROW", 16)
-    row_sizes = {
-        "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": 64, "TILE": 32, "BACKWARD_TILE": 64,
-        "SLICE": 32, "BACKWARD_SLICE": 16,
-    }  # fmt: skip
-    for name, value in row_sizes.items():
-        monkeypatch.setattr(row_geometry, name, value)
-    monkeypatch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
-
-    def few_clusters(self, x, tensors, floats):
-        count = max(min(CLUSTERS, self.geometry.units - 1), 1)
-        return count, [self._launch(count, half) for half in (1, 2)]
-
-    monkeypatch.setattr(clusters.ClusterLaunch, "_plan", few_clusters)
-    found = []
-    for module in (tiers, rows):
-        monkeypatch.setattr(module, "choose", recorded(module.choose, found))
-    for plan in PLANS:
-        plan.cache_clear()
-    yield found
-    for plan in PLANS:
-        plan.cache_clear()
-
-
-def recorded(choose, found):
-    def choose_and_record(*args):
-        found.append(choose(*args))
-        return found[-1]
-
-    return choose_and_record
+def chosen():
+    """Tiny tiles; the tier and geometry of each plan that is made."""
+    with tiny_tilings() as found:
+        yield found
 
 
 def apply(functional, case, x, p, **kwargs):
