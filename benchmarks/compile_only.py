@@ -21,6 +21,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import fastnorm
+from fastnorm import dispatch
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,11 @@ def compile_launches(capability: int) -> list[Launch]:
         raise RuntimeError("TRITON_INTERPRET is set: the kernels are interpreted, not compiled")
     set_target(capability)
     fastnorm.set_backend("triton")
-    # Lets tensors that are not on a GPU pass the backend's device check.
+    # Lets tensors that are not on a GPU pass the backend's device check, and meta ones go where
+    # tensors with memory go.
     kernels: Any = importlib.import_module("fastnorm.kernels")
     kernels.INTERPRETED = True
+    dispatch.is_traced = lambda x: False
     launches: list[Launch] = []
     run = JITFunction.run
 

@@ -31,7 +31,7 @@ def normalise(
     name = backend_for(x)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
-    if _traced(x):
+    if is_traced(x):
         if name == "triton":
             return ops.differentiable_norm(*tensors, *spec)
         return formula(spec, *tensors)
@@ -66,7 +66,7 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
     return x, residual
 
 
-def _traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Whether x is not a tensor to compute with now, but one to record or to reason about."""
     return (
         torch.compiler.is_compiling()

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
+from fastnorm import dispatch
+
 # What the interpreter runs for memory instructions of every form. Older versions of Triton lack the
 # last three; newer ones implement those by the first two, which are then no instructions of their
 # own.
@@ -221,4 +223,6 @@ def meter() -> Iterator[Traffic]:
         run = _metered_launch(traffic, executor.__call__)
         stack.enter_context(mock.patch.object(executor, "__call__", run))
         stack.enter_context(_TorchOps(traffic))
+        # A dispatch mode would have calls go as a traced program's do: measured are eager ones.
+        stack.enter_context(mock.patch.object(dispatch, "is_traced", lambda x: False))
         yield traffic
