@@ -8,8 +8,8 @@ on a CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
 They need (N, C, S) contiguous; batch-instance and instance norm channels last take the plain
-formula. Batch norm's backward is ATen's own; group norm (contiguous) and layer norm are ATen's own
-whole, with their autograd. Statistics are float32, float64 for float64 tensors.
+formula. Batch norm's backward is ATen's own; contiguous group norm and layer norm are whole, and
+`builtin.py`'s. Statistics are float32, float64 for float64 tensors.
 """
 
 from typing import Any
@@ -38,7 +38,6 @@ from .aten_stages import (
     update_running,
     widened,
 )
-from .formula import NormSpec
 
 Tensors = tuple[Tensor | None, ...]
 Stats = tuple[Tensor, ...]
@@ -130,33 +129,6 @@ def norm_backward(
         _gradient(dbias, bias, needs_dbias),
         _gradient(drho, rho, needs_drho),
     )
-
-
-def is_differentiable(x: Tensor, spec: NormSpec) -> bool:
-    """Whether torch's own operator serves, and serves best, with the autograd that it brings."""
-    # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
-    return spec.norm == "layer" or (spec.norm == "group" and x.is_contiguous())
-
-
-def differentiable_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
-) -> Tensor:
-    """act(norm(x) + residual) for what is_differentiable."""
-    dtype, x = x.dtype, widened(x)
-    weight, bias = _both_or_none(accumulation(weight, x), accumulation(bias, x))
-    if spec.norm == "layer":
-        shape = list(x.shape[x.dim() - spec.groups :])
-        z = torch.layer_norm(x, shape, weight, bias, spec.eps)
-    else:
-        z = torch.group_norm(x, spec.groups, weight, bias, spec.eps)
-    return _activate(z.to(dtype), residual, spec.activation, ())[0]
-
-
-def _both_or_none(
-    weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """A weight of ones beside a lone bias, which ATen's backwards do not know how to serve."""
-    return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:

@@ -1,16 +1,15 @@
 """From a checked call to what computes it: which backend, by which way.
 
 Outside of everything special a call is one autograd Function over a backend. A traced program gets
-the registered operator instead, or, where the backend is aten, whose operators choose by the
-values, the formula, for the tracing compiler to fuse. Forward-mode derivatives come from the
-formula under every backend.
+the registered operator instead, or, where the backend is aten, torch's own. Forward-mode
+derivatives come from the formula under every backend.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import aten, ops
+from . import aten, builtin, ops
 from .autograd import TransformedNorm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
@@ -31,20 +30,15 @@ def normalise(
     name = backend_for(x)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
-    if is_traced(x):
-        if name == "triton":
-            return ops.differentiable_norm(*tensors, *spec)
-        return formula(spec, *tensors)
-    if transformed():
-        if name == "triton":
-            return TransformedNorm.apply(*tensors, spec, kernels_for(x))
-        return formula(spec, *tensors)
     if name == "triton":
-        return apply_norm(*tensors, spec, kernels_for(x))
-    if x.numel() == 0:
+        if is_traced(x):
+            return ops.differentiable_norm(*tensors, *spec)
+        apply = TransformedNorm.apply if transformed() else apply_norm
+        return apply(*tensors, spec, kernels_for(x))
+    if transformed() or x.numel() == 0:
         return formula(spec, *tensors)
-    if aten.is_differentiable(x, spec):
-        return aten.differentiable_norm(x, residual, weight, bias, spec)
+    if builtin.is_best(x, spec) or is_traced(x):
+        return builtin.norm(spec, *tensors)
     return apply_norm(*tensors, spec, aten)
 
 

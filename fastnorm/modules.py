@@ -101,7 +101,7 @@ class _BatchNorm(_Tracking):
         Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
         """
         assert self.num_batches_tracked is not None, "it comes with the running statistics"
-        share = 1.0 / (self.num_batches_tracked + 1)
+        share = 1.0 / (self.num_batches_tracked + 1).double()
         for running, new in zip((mean, var), batch, strict=True):
             running.lerp_(new, share.to(running.dtype))
 

@@ -39,16 +39,17 @@ def test_group_norm_of_a_frozen_input(backend, trained, layout):
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_bias_without_weight(norm, backend):
     """First and second derivative where ATen's operators have a bias alone."""
-    x, (_, bias) = make_input(SHAPE, requires_grad=True), parameters(6 if norm == "group" else 3)
+    x = make_input((2, 4, 3), requires_grad=True)
+    _, bias = parameters(4 if norm == "group" else 3)
 
     def call(x, bias):
         if norm == "group":
-            return F.group_norm(x, 3, None, bias, activation="silu")
+            return F.group_norm(x, 2, None, bias, activation="silu")
         return F.layer_norm(x, (3,), None, bias, activation="silu")
 
     with running(backend):
         assert torch.autograd.gradcheck(call, (x.detach(), bias))
-        assert torch.autograd.gradgradcheck(call, (x, bias))
+        assert torch.autograd.gradgradcheck(call, (x, bias), fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -26,7 +26,7 @@ MODULES = {
     "gn": lambda: fastnorm.GroupNorm(2, 6, activation="silu"),
 }
 SHAPE = (4, 6, 5, 3)
-# Compiled, the aten backend is the formula, fused: float32 in another order of operations.
+# Compiled, the aten backend is torch's own operators: float32 in another order of operations.
 DIFFERENCE = {"triton": 0.0, "aten": 1e-5, "reference": 1e-5}
 
 
@@ -66,6 +66,11 @@ def state_and_gradients(module):
     return [*(p.grad for p in module.parameters()), *module.buffers()]
 
 
+def loss(y):
+    """Whose gradient is not nearly 0 after a norm, as that of the mean square is."""
+    return (y * torch.arange(y.numel(), device=y.device).sin().view_as(y)).mean()
+
+
 def difference(ours, others):
     pairs = zip(ours, others, strict=True)
     return max((a.detach() - b.detach()).abs().max().item() for a, b in pairs)
@@ -79,8 +84,8 @@ def train_side_by_side(module, compiled, batches, sample):
     for batch in batches:
         x, also_x = sample(batch), sample(batch)
         y, also_y = module(x), run(also_x)
-        y.square().mean().backward()
-        also_y.square().mean().backward()
+        loss(y).backward()
+        loss(also_y).backward()
         pairs = [y, x.grad, *state_and_gradients(module)]
         worst = max(worst, difference(pairs, [also_y, also_x.grad, *state_and_gradients(twin)]))
     return worst
@@ -109,16 +114,17 @@ def test_one_graph_for_all_batch_sizes(backend, name, train):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_inductor(train):
-    """With aten, whose formulas inductor fuses on the CPU, a chain of these norms has wrong
-    gradients in torch 2.13 where aot_eager's are right: see the README's limits."""
-    backend = "triton"
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_inductor(backend, train):
+    """With aten the program has torch's own operators. On a CPU torch 2.13 miscompiles the
+    formula's second centring here (pytorch issue 185702): dx is off by twice its size."""
     model = Net().to(DEVICE).train(train)
     twin = copy.deepcopy(model)
     run = torch.compile(twin, fullgraph=True, dynamic=True)
     with running(backend):
         worst = train_side_by_side(model, (twin, run), (4, 6), lambda n: image(n, True))
-    assert worst <= 1e-5  # inductor's convolution and sums are not eager's
+    # Inductor's convolution and sums are not eager's, and five norms in a row amplify that.
+    assert worst <= 1e-4
 
 
 def test_no_graph_break_is_reported():
@@ -245,7 +251,7 @@ def test_meta_and_fake_tensors(backend):
 @pytest.mark.parametrize("norm", ["gn", "ln"])
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_transforms_inside_a_compiled_program(backend, norm, name):
-    """vmap stays an operator; derivatives inside are the formula's, for the compiler to fuse."""
+    """vmap stays an operator; derivatives inside are the formula's."""
     from torch.func import grad, jvp, vmap
 
     def loss(x, weight):
@@ -275,7 +281,7 @@ def test_checkpointing(name, compiled):
     module, x = MODULES[name]().to(DEVICE), make_input(SHAPE, dtype=torch.float32)
     x.requires_grad_()
     with running("triton"):
-        module.eval()(x).square().mean().backward()
+        loss(module.eval()(x)).backward()
     expected = [x.grad.clone(), *(p.grad.clone() for p in module.parameters())]
     module.zero_grad()
     x.grad = None
@@ -285,7 +291,7 @@ def test_checkpointing(name, compiled):
 
     run = torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run
     with running("triton"):
-        run(x).square().mean().backward()
+        loss(run(x)).backward()
     assert difference([x.grad, *(p.grad for p in module.parameters())], expected) == 0.0
 
 

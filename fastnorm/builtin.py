@@ -1,0 +1,103 @@
+"""The norms by torch.nn.functional's own, with the autograd that those bring.
+
+They are what the aten backend runs where none is better, and what it puts into every traced
+program: its own operators choose by the values, which a trace has not, while compilers and
+exporters know torch's as they know them from torch.nn.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .aten_stages import accumulated, accumulation, widened
+from .formula import NormSpec
+
+
+def is_best(x: Tensor, spec: NormSpec) -> bool:
+    """Whether no other operators serve better on untraced tensors."""
+    # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
+    return spec.norm == "layer" or (spec.norm == "group" and x.is_contiguous())
+
+
+def norm(
+    spec: NormSpec,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rho: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> Tensor:
+    """act(norm(x) + residual) of an x with elements; the running statistics are updated in place.
+
+    float16 and bfloat16 are computed in float32, and rounded before the residual is added.
+    """
+    if spec.norm == "layer":
+        shape = list(x.shape[x.dim() - spec.groups :])
+        wide = widened(x)
+        z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
+    elif spec.norm == "group":
+        # Contiguous for the sake of the same crash.
+        wide = widened(x).contiguous()
+        z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
+        z = _laid_out_as(x, z)
+    else:
+        wide = x.to(accumulated(x))
+        affine = _affine(wide, weight, bias)
+        z = _laid_out_as(x, _of_channels(spec, wide, *affine, rho, running_mean, running_var))
+    z = z.to(x.dtype)
+    if residual is not None:
+        z = z.add_(residual)
+    return z.relu_() if spec.activation == "relu" else reference.activate(z, spec.activation)
+
+
+def _of_channels(
+    spec: NormSpec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rho: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> Tensor:
+    """Batch, instance or batch-instance norm."""
+    mean = None if running_mean is None else running_mean.to(x.dtype)
+    var = None if running_var is None else running_var.to(x.dtype)
+    numbers = spec.use_input_stats, spec.momentum, spec.eps
+    if spec.norm == "batch":
+        z = F.batch_norm(x, mean, var, weight, bias, *numbers)
+    elif spec.norm == "instance":
+        z = F.instance_norm(x, mean, var, weight, bias, *numbers)
+    else:
+        assert rho is not None, "batch_instance_norm requires it"
+        instance = F.instance_norm(x, eps=spec.eps)
+        z = torch.lerp(instance, F.batch_norm(x, mean, var, None, None, *numbers), _column(rho, x))
+        z = z if weight is None else z * _column(weight, x)
+        z = z if bias is None else z + _column(bias, x)
+    if spec.use_input_stats:
+        for buffer, updated in ((running_mean, mean), (running_var, var)):
+            if buffer is not None and updated is not None and updated is not buffer:
+                buffer.copy_(updated)
+    return z
+
+
+def _affine(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The parameters in the dtype of the statistics; a weight of ones beside a lone bias, which
+    torch 2.13's backwards do not know how to serve."""
+    weight, bias = accumulation(weight, x), accumulation(bias, x)
+    return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias
+
+
+def _column(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+
+
+def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
+    """z in memory as a contiguous or channels_last x is, which not all of torch's norms keep."""
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return z.contiguous()
+    return z.movedim(1, -1).contiguous().movedim(-1, 1)
