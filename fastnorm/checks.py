@@ -92,7 +92,6 @@ def check_running(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    momentum: float,
     flag: str,
     use_input_stats: bool,
 ) -> None:
@@ -105,7 +104,14 @@ def check_running(
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
-    if not isinstance(momentum, float | int):
+
+
+def check_momentum(op: str, momentum: float | Tensor) -> float:
+    """As a float; torch's operators take a boolean and a tensor of one element for one too."""
+    if not isinstance(momentum, float | int) and not (
+        isinstance(momentum, Tensor) and momentum.numel() == 1
+    ):
         raise TypeError(
             f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
         )
+    return float(momentum)

@@ -14,10 +14,12 @@ written nothing: running statistics are as before.
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .checks import (
     check_channels,
     check_input,
+    check_momentum,
     check_more_than_one_value,
     check_parameter,
     check_running,
@@ -48,6 +50,15 @@ def batch_norm(
     Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        return handle_torch_function(
+            batch_norm, (input, running_mean, running_var, weight, bias, residual),
+            input, running_mean, running_var, weight, bias, training, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    if training:
+        check_more_than_one_value("batch_norm", input, input.shape[:1] + input.shape[2:], "channel")
+    momentum = check_momentum("batch_norm", momentum)
     input, residual = autocast(input, residual, "batch")
     if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
         return batch_norm(
@@ -56,15 +67,11 @@ def batch_norm(
         ).view(0)  # fmt: skip
     check_input("batch_norm", input, 2, activation, residual)
     check_channels("batch_norm", input, weight, bias, running_mean, running_var)
-    if training:
-        check_more_than_one_value(
-            "batch_norm", input, [input.shape[0], *input.shape[2:]], "channel"
-        )
     if eps < 0 or (training and eps == 0):
         raise ValueError(
             f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
         )
-    check_running("batch_norm", input, running_mean, running_var, momentum, "training", training)
+    check_running("batch_norm", input, running_mean, running_var, "training", training)
     spec = NormSpec("batch", 1, training, momentum, eps, activation)
     return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
 
@@ -91,19 +98,20 @@ def instance_norm(
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
     """
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        return handle_torch_function(
+            instance_norm, (input, running_mean, running_var, weight, bias, residual),
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    if use_input_stats:
+        check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
+    momentum = check_momentum("instance_norm", momentum)
     input, residual = autocast(input, residual, "instance")
     check_input("instance_norm", input, 2, activation, residual)
     check_channels("instance_norm", input, weight, bias, running_mean, running_var)
-    if use_input_stats:
-        check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
     check_running(
-        "instance_norm",
-        input,
-        running_mean,
-        running_var,
-        momentum,
-        "use_input_stats",
-        use_input_stats,
+        "instance_norm", input, running_mean, running_var, "use_input_stats", use_input_stats
     )
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
@@ -132,15 +140,20 @@ def batch_instance_norm(
 
     Raises what batch_norm raises, and ValueError for one value per instance in either mode.
     """
+    if has_torch_function_variadic(input, running_mean, running_var, rho, weight, bias, residual):
+        return handle_torch_function(
+            batch_instance_norm, (input, running_mean, running_var, rho, weight, bias, residual),
+            input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
+    momentum = check_momentum("batch_instance_norm", momentum)
     input, residual = autocast(input, residual, "batch_instance")
     check_input("batch_instance_norm", input, 2, activation, residual)
     check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
-    check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
     if eps <= 0:
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
-    check_running(
-        "batch_instance_norm", input, running_mean, running_var, momentum, "training", training
-    )
+    check_running("batch_instance_norm", input, running_mean, running_var, "training", training)
     spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
     return normalise(input, residual, weight, bias, rho, running_mean, running_var, spec)
 
@@ -162,6 +175,12 @@ def layer_norm(
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return handle_torch_function(
+            layer_norm, (input, weight, bias, residual),
+            input, normalized_shape, weight, bias, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
     shape = tuple(normalized_shape)
     input, residual = autocast(input, residual, "layer")
     check_input("layer_norm", input, 1, activation, residual)
@@ -200,16 +219,22 @@ def group_norm(
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return handle_torch_function(
+            group_norm, (input, weight, bias, residual),
+            input, num_groups, weight, bias, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
     input, residual = autocast(input, residual, "group")
     check_input("group_norm", input, 2, activation, residual)
-    C = input.shape[1]
+    N, C, *sizes = input.shape
+    if num_groups > 0:
+        check_more_than_one_value("group_norm", input, [N * C // num_groups, *sizes], "group")
     if num_groups <= 0 or C % num_groups:
         raise RuntimeError(
             f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: "
             f"it has to be positive and divide the {C} channels"
         )
     check_channels("group_norm", input, weight, bias)
-    sizes = [input.shape[0] * (C // num_groups), *input.shape[2:]]
-    check_more_than_one_value("group_norm", input, sizes, "group")
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
