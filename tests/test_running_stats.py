@@ -35,7 +35,7 @@ def write(functional, op, x, mean, var, **kwargs):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, True, torch.tensor(0.25)], ids=str)
 @pytest.mark.parametrize("op", WRITERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_update_equals_torch(backend, op, momentum, layout):

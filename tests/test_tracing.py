@@ -73,7 +73,7 @@ def loss(y):
 
 def difference(ours, others):
     pairs = zip(ours, others, strict=True)
-    return max((a.detach() - b.detach()).abs().max().item() for a, b in pairs)
+    return max(((a.detach() - b.detach()).abs().max().item() for a, b in pairs), default=0.0)
 
 
 def train_side_by_side(module, compiled, batches, sample):
@@ -125,6 +125,23 @@ def test_inductor(backend, train):
         worst = train_side_by_side(model, (twin, run), (4, 6), lambda n: image(n, True))
     # Inductor's convolution and sums are not eager's, and five norms in a row amplify that.
     assert worst <= 1e-4
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("backend", ["triton", "aten"])
+def test_mixed_dtypes(backend, name, train, layout):
+    """bfloat16 x, float64 parameters and running statistics: eager's dtypes, layout and values."""
+    module = MODULES[name]().to(DEVICE, torch.float64).train(train)
+    twin = copy.deepcopy(module)
+    run = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    x = make_input(SHAPE, layout, dtype=torch.bfloat16)
+    with running(backend):
+        y, also_y = module(x), run(x)
+    assert (y.dtype, y.stride()) == (also_y.dtype, also_y.stride())
+    assert difference([y], [also_y]) <= 0.02  # a bfloat16 ulp of the largest value
+    assert difference(module.buffers(), twin.buffers()) <= 1e-6
 
 
 def test_no_graph_break_is_reported():
