@@ -3,10 +3,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all fuzz bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
+.PHONY: help env train test test-all test-matrix fuzz bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## create .venv and install fastnorm there, editable, with all tools
 
@@ -28,6 +28,23 @@ test: env  ## run all tests but the slow ones
 
 test-all: env  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Triton 3.6 is what torch 2.11 brings; its interpreter wants an older numpy than the newest.
+OLD_TRITON := 3.7.1
+OLDEST_TRITON := 3.6.0
+SMOKE := tests/test_functional.py tests/test_modules.py tests/kernels/test_compile.py
+test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## all tests with an older Triton, some with the oldest
+	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 -m "not slow"
+	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 -m "not slow" $(SMOKE)
+
+# Python with the packages of .triton/$(1) before those of .venv, once it is seen to have them.
+with_triton = @export PYTHONPATH=$(CURDIR)/.triton/$(1) OMP_NUM_THREADS=1 && \
+	    $(BIN)/python -c 'import triton; assert triton.__version__ == "$(1)", triton' && $(BIN)/python
+
+.triton/%: $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $@.part \
+	    triton==$* 'numpy<2.4'
+	@rm -rf $@ && mv $@.part $@
 
 # An example of the kernels takes half a second in the interpreter: 1000 of each keep 2 cores busy
 # for an hour.
@@ -81,5 +98,6 @@ lint: env  ## check lint, format and types
 	$(BIN)/mypy
 
 clean:  ## remove .venv and everything generated but data and runs
-	rm -rf .venv build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .triton build dist *.egg-info
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
