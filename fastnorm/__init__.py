@@ -23,6 +23,8 @@ from .modules import (
     InstanceNorm3d,
     LayerNorm,
 )
+from .moment_norm import MomentNorm, merge_moments
+from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 
 __version__ = "0.1.0"
 
@@ -38,10 +40,15 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "MomentNorm",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
     "SyncBatchNorm",
     "convert_sync_batchnorm",
     "functional",
     "get_backend",
+    "merge_moments",
     "reference",
     "set_backend",
     "use_backend",

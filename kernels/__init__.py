@@ -11,13 +11,14 @@
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
     rows*              layer norm: statistics of each row
+    stages             moments and apply by themselves, for merges made elsewhere
     norms              either, behind one pair of functions
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.
 """
 
-from . import launch, tiers
+from . import launch, stages, tiers
 from .channels import relu_mask, side_input
 from .launch import INTERPRETED
 from .norms import like, norm, norm_backward
@@ -30,5 +31,6 @@ __all__ = [
     "norm_backward",
     "relu_mask",
     "side_input",
+    "stages",
     "tiers",
 ]

@@ -227,10 +227,17 @@ def mixed_affine(center, offset, rstd, b_center, b_offset, b_rstd, gamma, beta, 
 
 @triton.jit
 def coefficients(
-    stats, batch, parameters, n, c, mask, C, D, BATCH: tl.constexpr, MIX: tl.constexpr
-):
-    """(center, scale, shift) of each (n, c), from the kept statistics and the parameters."""
+    stats, batch, parameters, n, c, mask, C, D, BATCH: tl.constexpr, MIX: tl.constexpr,
+    GIVEN: tl.constexpr,
+):  # fmt: skip
+    """(center, scale, shift) of each (n, c), from the kept statistics and the parameters.
+
+    GIVEN: they are what was kept, merged outside of any kernel.
+    """
     slot = set_slot(n, c, C, D, BATCH and not MIX)
+    if GIVEN:
+        center, scale, shift = load_stats(stats, slot, mask)
+        return center, scale, shift
     center, offset, rstd = load_stats(stats, slot, mask)
     gamma = load_or(parameters[0], c, mask, 1.0, center.dtype)
     beta = load_or(parameters[1], c, mask, 0.0, center.dtype)

@@ -23,7 +23,7 @@ SUMS_PLANES = 2  # and what a backward's first pass adds up: merge.sum_planes
 class Norm(NamedTuple):
     """A norm of (N, C, S) tensors, apart from its tensors and numbers."""
 
-    norm: str  # batch, instance, batch_instance or group
+    norm: str  # batch, instance, batch_instance, group, or given: merged outside of the kernels
     groups: int
     use_input_stats: bool
     activation: str | None
@@ -36,7 +36,11 @@ class Norm(NamedTuple):
         return Sets(depth, over_batch, mix)
 
     def constants(self) -> dict[str, Any]:
-        return {"ACTIVATION": self.activation, "TRAINING": self.use_input_stats}
+        return {
+            "ACTIVATION": self.activation,
+            "TRAINING": self.use_input_stats,
+            "GIVEN": self.norm == "given",
+        }
 
 
 class Plan(NamedTuple):
@@ -74,7 +78,7 @@ def forward_plan(
     has_residual, each = dtypes[1] is not None, pointwise(view, sets)
     registers = each.pointwise_registers(has_residual)
     apply = _launch(apply_kernel, each, constants, registers)
-    if sets.batch and not norm.use_input_stats:
+    if norm.norm == "given" or (sets.batch and not norm.use_input_stats):
         return plan._replace(second=apply)
     tier, geometry = tiers.choose(view, sets, has_residual, tier_state)
     averages = running and not sets.batch and norm.use_input_stats
@@ -114,7 +118,7 @@ def backward_plan(
     slopes = needs_dx and (norm.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tiers.choose(view, sets, has_side, tier_state)
-    if slopes and tier != "streaming":
+    if slopes and tier != "streaming" and norm.norm != "given":
         gathers = parameters and not sets.batch
         return plan._replace(
             tier=tier,

@@ -117,7 +117,9 @@ def differentiate_unit(
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-    center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
+    center, scale, shift = coefficients(
+        stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, False
+    )
     x = packed.to(ACC) - across(center, CHANNELS_LAST)
     g = tile_gradient(
         x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W, C,

@@ -211,6 +211,7 @@ def apply_kernel(
     TRAINING: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    GIVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -246,8 +247,9 @@ def apply_kernel(
         )
     else:
         center, scale, shift = coefficients(
-            stats, batch, (weight_ptr, bias_ptr, rho_ptr), n, c, lane_mask, C, D, BATCH, MIX
-        )
+            stats, batch, (weight_ptr, bias_ptr, rho_ptr), n, c, lane_mask, C, D, BATCH, MIX,
+            GIVEN,
+        )  # fmt: skip
     z = (x - across(center, CHANNELS_LAST)) * across(scale, CHANNELS_LAST) + across(
         shift, CHANNELS_LAST
     )

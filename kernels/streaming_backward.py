@@ -60,6 +60,7 @@ def gradient_sums_kernel(
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    GIVEN: tl.constexpr,
     OVER_INSTANCES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -80,7 +81,9 @@ def gradient_sums_kernel(
     tables = table_planes(table_ptr, N, C, pieces, BATCH)
     parameters = (weight_ptr, bias_ptr, rho_ptr)
     n, c, lanes = tile_lanes(unit_n, u, r, unit_n + BLOCK_N, W, C, BLOCK_N, BLOCK_C)
-    center, scale, shift = coefficients(stats, batch, parameters, n, c, lanes, C, D, BATCH, MIX)
+    center, scale, shift = coefficients(
+        stats, batch, parameters, n, c, lanes, C, D, BATCH, MIX, GIVEN
+    )
     lane_g = tl.zeros([BLOCK_N * BLOCK_C], ACC)
     lane_gx = lane_g
     tiles = s_blocks * tl.cdiv(N, BLOCK_N) if BATCH else s_blocks
@@ -109,7 +112,7 @@ def gradient_sums_kernel(
         gradients = (dweight_ptr, dbias_ptr, drho_ptr)
         finish_unit_sums(
             tables, stats, parameters, sums, gradients, unit_n, u, C, D, W, row_blocks, pieces,
-            BATCH, MIX, SETS, BLOCK_C,
+            BATCH, MIX, GIVEN, SETS, BLOCK_C,
         )  # fmt: skip
         if OVER_INSTANCES:
             if arrived_last(tickets_ptr + units + u, N):
@@ -122,7 +125,8 @@ def gradient_sums_kernel(
 @triton.jit
 def finish_unit_sums(
     tables, stats, parameters, sums, gradients, n, u, C, D, W, row_blocks, pieces,
-    BATCH: tl.constexpr, MIX: tl.constexpr, SETS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BATCH: tl.constexpr, MIX: tl.constexpr, GIVEN: tl.constexpr, SETS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Merge what the members of a unit left: the sets' sums and, over a batch, dgamma and dbeta."""
     ACC: tl.constexpr = tables[0].dtype.element_ty
@@ -140,7 +144,8 @@ def finish_unit_sums(
         set_g, set_gx = unit_sums(
             tables, parameters, n, u, W, C, D, row_blocks, pieces, MIX, SETS, BLOCK_C
         )
-        set_gx -= offset * set_g
+        if not GIVEN:
+            set_gx -= offset * set_g
     writes = mask & (local % D == 0)
     store_gradient(sums[0], slot, writes, set_g)
     store_gradient(sums[1], slot, writes, set_gx)
@@ -175,6 +180,7 @@ def apply_backward_kernel(
     TRAINING: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    GIVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -195,7 +201,9 @@ def apply_backward_kernel(
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
     parameters = (weight_ptr, bias_ptr, rho_ptr)
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
-    center, scale, shift = coefficients(stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX)
+    center, scale, shift = coefficients(
+        stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, GIVEN
+    )
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
     g = tile_gradient(
@@ -212,8 +220,11 @@ def apply_backward_kernel(
             _center, offset, rstd = load_stats(stats, slot, lane_mask)
             set_g = tl.load(sums[0] + slot, mask=lane_mask, other=0.0)
             set_gx = tl.load(sums[1] + slot, mask=lane_mask, other=0.0)
-            batch_size = tl.full([], 1, ACC) * N if BATCH else tl.full([], 1, ACC)
-            slope, level = set_gradient(rstd, offset, set_g, set_gx, batch_size * D * S)
+            if GIVEN:
+                slope, level = set_g, set_gx
+            else:
+                batch_size = tl.full([], 1, ACC) * N if BATCH else tl.full([], 1, ACC)
+                slope, level = set_gradient(rstd, offset, set_g, set_gx, batch_size * D * S)
             if MIX and TRAINING:
                 t0 = tl.load(sums[2] + c, mask=lane_mask, other=0.0)
                 t1 = tl.load(sums[3] + c, mask=lane_mask, other=0.0)

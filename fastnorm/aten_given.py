@@ -1,0 +1,102 @@
+"""`fastnorm.kernels.stages` from ATen's operators: moments and apply for merges made elsewhere.
+
+Tables are float64 where a mean is so far from 0 that its float32 rounding would show; x is then
+computed with in float64 throughout.
+"""
+
+import torch
+from torch import Tensor
+
+from . import aten_stages as stages
+from . import reference
+from .aten_stages import accumulated, canonical, is_far, laid_out_as, widened
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each (n, c) of an x with elements: two of (N, C), float64."""
+    x = widened(canonical(x))
+    mean, var = stages.moments(x)
+    if is_far(mean, var):
+        mean, var = stages.moments(x.double())
+    return mean.double(), var.double()
+
+
+def table(center: Tensor, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    """The coefficients, each (N, C), stacked as center, scale, shift."""
+    found = torch.stack((center, scale, shift))
+    narrow = found.to(accumulated(x))
+    return found if is_far(narrow[0], narrow[1].pow(-2)) else narrow
+
+
+def apply(
+    x: Tensor, residual: Tensor | None, table: Tensor, activation: str | None, differentiable: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y, and what backward needs beside x and the table: y itself for ReLU, else the residual."""
+    shape, dtype = x.shape, x.dtype
+    z = _apply(x, table).to(dtype).view(shape)
+    if residual is not None:
+        z = z.add_(residual)
+    y = z.relu_() if activation == "relu" else reference.activate(z, activation)
+    return y, y if activation == "relu" else residual
+
+
+def gradient_moments(
+    dy: Tensor, x: Tensor, side: Tensor | None, table: Tensor, activation: str | None
+) -> tuple[Tensor, Tensor]:
+    """Sums of g = dy * act' and of g (x - center) over each (n, c): two of (N, C)."""
+    g = _gradient(dy, x, side, table, activation)
+    x = _wide(x, table)
+    return stages.gradient_moments(laid_out_as(x, g).to(x.dtype), x, table[0])
+
+
+def apply_backward(
+    dy: Tensor,
+    x: Tensor,
+    side: Tensor | None,
+    table: Tensor,
+    slopes: Tensor,
+    activation: str | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx = scale g + slope (x - center) + level and dresidual = g, each where `needs` says so."""
+    dresidual = _gradient(dy, x, side, table, activation)
+    dx = None
+    if needs[0]:
+        wide = _wide(x, table)
+        g = laid_out_as(wide, dresidual).to(wide.dtype)
+        slope, level = slopes.to(table.dtype)
+        dx = stages.apply_backward(g, wide, table[0], table[1], slope, level)
+        dx = dx.to(x.dtype).view(x.shape)
+    return dx, dresidual if needs[1] else None
+
+
+def relu_mask(side: Tensor, x: Tensor) -> Tensor:
+    """Where ReLU let through what became the output `side`, NaN included."""
+    return ~(side <= 0)
+
+
+def _wide(x: Tensor, table: Tensor) -> Tensor:
+    """x as it is computed with beside this table."""
+    x = widened(canonical(x))
+    return x.double() if table.dtype == torch.float64 else x
+
+
+def _apply(x: Tensor, table: Tensor) -> Tensor:
+    center, scale, shift = table
+    return stages.apply(_wide(x, table), center, scale, shift)
+
+
+def _gradient(
+    dy: Tensor, x: Tensor, side: Tensor | None, table: Tensor, activation: str | None
+) -> Tensor:
+    """g = dy * act'(z), z recomputed for the smooth activations."""
+    if activation is None:
+        return dy
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(dy, side, 0)
+    z = _apply(x, table).to(x.dtype).view(x.shape)
+    z = z if side is None else z.add_(side)
+    backward = (
+        torch.ops.aten.silu_backward if activation == "silu" else torch.ops.aten.gelu_backward
+    )
+    return backward(dy, z)
