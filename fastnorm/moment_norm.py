@@ -183,14 +183,14 @@ class Apply(torch.autograd.Function):
             dx, g, *sums = _plain_gradients(
                 dy, x, residual, side, table[0].double(), scale, shift, call
             )
-            return x.new_zeros(0), dx, g if ctx.needs_input_grad[2] else None, None, *sums, None
+            return x.new_empty(0), dx, g if ctx.needs_input_grad[2] else None, None, *sums, None
         dscale = dshift = None
         if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
             dshift, dscale = stages.gradient_moments(dy, x, side, table, call.activation)
             dshift, dscale = dshift.to(shift.dtype), dscale.to(scale.dtype)
         if ctx.needs_input_grad[0]:
             call.pending = (dy, side, table)
-        return x.new_zeros(0), None, None, None, dscale, dshift, None
+        return x.new_empty(0), None, None, None, dscale, dshift, None
 
 
 def _plain_gradients(
