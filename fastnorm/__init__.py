@@ -9,7 +9,7 @@
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
-from .distributed import SyncBatchNorm, convert_sync_batchnorm
+from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
 from .modules import (
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
@@ -44,6 +44,7 @@ __all__ = [
     "SwitchableNorm1d",
     "SwitchableNorm2d",
     "SwitchableNorm3d",
+    "SyncBatchInstanceNorm",
     "SyncBatchNorm",
     "convert_sync_batchnorm",
     "functional",

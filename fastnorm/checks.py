@@ -115,3 +115,14 @@ def check_momentum(op: str, momentum: float | Tensor) -> float:
             f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
         )
     return float(momentum)
+
+
+def check_mask(op: str, input: Tensor, mask: Tensor) -> None:
+    """A boolean for each position of input (N, C, ...)."""
+    sizes = input.shape[:1] + input.shape[2:]
+    if mask.dtype != torch.bool or mask.shape != sizes or mask.device != input.device:
+        raise RuntimeError(
+            f"{op} got a mask of shape {tuple(mask.shape)}, {mask.dtype}, on '{mask.device}' for "
+            f"an input of shape {tuple(input.shape)} on '{input.device}': it has to be boolean, of "
+            f"shape {tuple(sizes)}, on the input's device"
+        )

@@ -1,22 +1,79 @@
-"""Batch norm over the processes of a group: torch.nn.SyncBatchNorm with activation and residual."""
+"""Batch and batch-instance norm with statistics over the processes of a group.
+
+Each process takes the moments of its own batch in one pass; one all-reduce merges them, and one in
+the backward their gradients. Any backend, any device that the process group serves.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
-from . import reference
-from .checks import check_input
-from .modules import _BatchNorm, _bias_argument
+from .checks import check_channels, check_input, check_more_than_one_value
+from .collectives import group_moments, is_distributed
+from .modules import _BatchInstanceNorm, _BatchNorm, _bias_argument, _projected
+from .moment_norm import Coefficients, moment_norm
+from .switchable import _SwitchableNorm
 
 
-class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+class _Synchronised(_BatchNorm):
+    """A batch norm whose training statistics are those of a process group."""
+
+    process_group: Any
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        if not (self.training and is_distributed(self.process_group)):
+            return super()._norm(input, running_mean, running_var, training, momentum, residual)
+        name = type(self).__name__
+        check_input(name, input, 2, self.activation, residual)
+        check_channels(name, input, self.weight, self.bias, running_mean, running_var)
+        if self.eps <= 0:
+            raise ValueError(f"{name} got eps={self.eps}: it has to be positive in training")
+        found: list[Tensor] = []
+
+        def merge(mean: Tensor, var: Tensor, count: int) -> Coefficients:
+            batch = group_moments(mean, var, count, self.process_group, self.running_mean)
+            found[:] = [t.detach() for t in batch]
+            scale, center, shift = self._merged(mean, var, batch[0], batch[1])
+            weight = 1.0 if self.weight is None else self.weight
+            shift = shift * weight if self.bias is None else shift * weight + self.bias
+            return scale * weight, center, shift
+
+        y = moment_norm(input, merge, activation=self.activation, residual=residual)
+        # Last, and by what every process knows alike: their statistics stay the same.
+        mean, var, n = found
+        if running_mean is not None and running_var is not None:
+            unbiased = var * (n / (n - 1).clamp(min=1))
+            keep = n > 0  # no values at all leave no average
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                new = torch.where(keep, new.to(running.dtype), running)
+                running.lerp_(new, momentum)
+        return y
+
+    def _merged(
+        self, mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """scale, center and shift before weight and bias."""
+        return (batch_var + self.eps).rsqrt(), batch_mean, torch.zeros_like(batch_mean)
+
+
+class SyncBatchNorm(_Synchronised, nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm over (N, C, ...), with an activation and a residual.
 
-    In training, where a process group is initialised, normalisation and synchronisation are torch's
-    own (on GPUs alone, as there). In evaluation, and without a process group, it computes what
-    fastnorm.BatchNorm2d does.
+    In training, in a process group of several, statistics are those of all processes' batches,
+    which may differ in size and be empty; all have to take part in each call, forward and backward.
+    In evaluation, and alone, it computes what fastnorm.BatchNorm2d does. Unlike torch's it runs on
+    CPUs too.
     """
 
     def __init__(
@@ -40,56 +97,82 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
         self._set_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not (self.training and distributed):
-            return super().forward(input, residual)
-        check_input("batch_norm", input, 2, self.activation, residual)
-        y = self._synchronised(input)
-        return reference.activate(y if residual is None else y + residual, self.activation)
-
-    def _synchronised(self, input: Tensor) -> Tensor:
-        """torch's forward; it counts the batch first, so where it raises that is taken back."""
-        tracked = self.num_batches_tracked
-        version = None if tracked is None else tracked._version
-        try:
-            return nn.SyncBatchNorm.forward(self, input)
-        except BaseException:
-            if tracked is not None and tracked._version != version:
-                tracked.sub_(1)
-            raise
+        return super().forward(input, residual)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """`module` with every batch norm in it, fastnorm's or torch.nn's, as a `SyncBatchNorm`.
 
-        Ours keep their activation; all keep their parameters and buffers, the very tensors. Norms
-        without statistics of the batch alone (batch-instance, instance, group, layer) stay as they
-        are. Containers are changed in place; a `module` that is itself a batch norm is not, use
-        what is returned.
+        Batch-instance norms become `SyncBatchInstanceNorm`, and switchable norms synchronise their
+        batch's part. Ours keep their activation; all keep their parameters and buffers, the very
+        tensors. Norms without statistics of the batch stay as they are. Containers are changed in
+        place; a `module` that is itself a batch norm is not, use what is returned.
         """
         converted = module
-        if isinstance(module, TorchBatchNorm):
+        if isinstance(module, TorchBatchNorm | _BatchInstanceNorm):
             converted = _synchronising(module, process_group)
+        elif isinstance(module, _SwitchableNorm) and module.using_bn:
+            module.synchronised, module.process_group = True, process_group
         for name, child in list(module._modules.items()):
             if child is not None:
                 converted.add_module(name, cls.convert_sync_batchnorm(child, process_group))
         return converted
 
 
+class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
+    """fastnorm.BatchInstanceNorm over (N, C, ...) whose batch part is that of a process group, as
+    SyncBatchNorm's is."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            bias=bias, activation=activation,
+        )  # fmt: skip
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 3:
+            raise ValueError(f"expected at least 3D input (got {input.dim()}D input)")
+        check_more_than_one_value(type(self).__name__, input, input.shape[2:], "instance")
+
+    def _merged(
+        self, mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rho: Tensor = self.rho
+        rho = rho if isinstance(rho, nn.Parameter) else _projected(rho)
+        batch = rho * (batch_var + self.eps).rsqrt()
+        scale = batch + (1 - rho) * (var + self.eps).rsqrt()
+        return scale, mean, batch * (mean - batch_mean)
+
+
 convert_sync_batchnorm = SyncBatchNorm.convert_sync_batchnorm
 
 
-def _synchronising(norm: TorchBatchNorm, process_group: Any) -> SyncBatchNorm:
-    """A SyncBatchNorm with the settings of `norm` and its own parameters and buffers."""
-    converted = SyncBatchNorm(
+def _synchronising(norm: TorchBatchNorm | _BatchInstanceNorm, process_group: Any) -> nn.Module:
+    """A synchronised module with the settings of `norm` and its own parameters and buffers."""
+    kind = SyncBatchInstanceNorm if isinstance(norm, _BatchInstanceNorm) else SyncBatchNorm
+    converted = kind(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
         process_group, bias=norm.bias is not None,
         activation=norm.activation if isinstance(norm, _BatchNorm) else None,
     )  # fmt: skip
-    if norm.affine:
-        converted.weight, converted.bias = norm.weight, norm.bias
-    converted.running_mean, converted.running_var = norm.running_mean, norm.running_var
-    converted.num_batches_tracked = norm.num_batches_tracked
+    for name, parameter in norm._parameters.items():
+        converted._parameters[name] = parameter
+    for name, buffer in norm._buffers.items():
+        converted._buffers[name] = buffer
     converted.training = norm.training
     if hasattr(norm, "qconfig"):
         converted.qconfig = norm.qconfig

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from . import functional as F
-from .checks import ACTIVATIONS
+from .checks import ACTIVATIONS, check_input, check_mask
 
 
 class _Activated(nn.Module):
@@ -84,10 +84,9 @@ class _BatchNorm(_Tracking):
         mean, var = (self.running_mean, self.running_var) if used else (None, None)
         batch_stats = self.training or (self.running_mean is None and self.running_var is None)
         if tracked and self.momentum is None and mean is not None and var is not None:
-            batch = torch.zeros_like(mean), torch.zeros_like(var)
+            batch = mean.clone(), var.clone()  # which a batch without values leaves as they are
             y = self._norm(input, *batch, batch_stats, 1.0, residual)
-            if input.numel():
-                self._average(mean, var, batch)
+            self._average(mean, var, batch)
         else:
             momentum = 0.0 if self.momentum is None else self.momentum
             y = self._norm(input, mean, var, batch_stats, momentum, residual)
@@ -121,7 +120,27 @@ class _BatchNorm(_Tracking):
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d over (N, C) or (N, C, L), with a fused activation and residual."""
+    """torch.nn.BatchNorm1d over (N, C) or (N, C, L), with a fused activation and residual.
+
+    forward takes a boolean `mask`, (N,) or (N, L), that is False for padding: such positions are in
+    no statistic, their output and gradient are 0, whatever they hold. The others are computed as
+    one batch without padding, gathered and put back.
+    """
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        if mask is None:
+            return super().forward(input, residual)
+        self._check_input_dim(input)
+        check_mask("BatchNorm1d", input, mask)
+        check_input("BatchNorm1d", input, 2, self.activation, residual)
+        rows = input.movedim(1, -1)
+        packed = super().forward(
+            rows[mask], None if residual is None else residual.movedim(1, -1)[mask]
+        )
+        y = torch.zeros_like(rows).masked_scatter(mask.unsqueeze(-1), packed)
+        return y.movedim(-1, 1)
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):

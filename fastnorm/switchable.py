@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_more_than_one_value
+from .collectives import group_moments, is_distributed
 from .moment_norm import Coefficients, MomentNorm, merge_moments
 
 
@@ -22,6 +23,8 @@ class _SwitchableNorm(MomentNorm):
     torch.nn.BatchNorm. They move by `momentum` in training, or, with momentum=None, hold the
     average over all training batches since `reset_running_stats`: the paper's batch average. To
     take it, reset them after training and run some batches through in training mode.
+
+    convert_sync_batchnorm makes the batch's part that of a process group.
 
     Raises ValueError for an input of another rank, and for one value per channel in training.
     """
@@ -48,6 +51,7 @@ class _SwitchableNorm(MomentNorm):
         super().__init__(activation=activation)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.using_bn = affine, using_bn
+        self.synchronised, self.process_group = False, None
         where = {"device": device, "dtype": dtype}
         switches = 3 if using_bn else 2
         self.mean_weight = nn.Parameter(torch.empty(switches, **where))
@@ -87,7 +91,7 @@ class _SwitchableNorm(MomentNorm):
                 f"{type(self).__name__} of {self.num_features} features got an input of shape "
                 f"{tuple(input.shape)}: its dimension 1 has to be as long"
             )
-        if self.training and self.using_bn:
+        if self.training and self.using_bn and not self._in_a_group():
             sizes = input.shape[:1] + input.shape[2:]
             check_more_than_one_value(type(self).__name__, input, sizes, "channel")
         return super().forward(input, residual)
@@ -116,13 +120,22 @@ class _SwitchableNorm(MomentNorm):
         assert self.running_mean is not None and self.running_var is not None
         if not self.training:
             return self.running_mean.to(mean.dtype), self.running_var.to(mean.dtype)
-        batch_mean, batch_var = merge_moments(mean, var, 0)
-        if mean.numel():
-            self._track(batch_mean[0].detach(), batch_var[0].detach(), mean.shape[0] * count)
+        if self._in_a_group():
+            batch_mean, batch_var, n = group_moments(
+                mean, var, count, self.process_group, self.running_mean
+            )
+        else:
+            batch_mean, batch_var = (t[0] for t in merge_moments(mean, var, 0))
+            n = torch.full((1,), mean.shape[0] * count, dtype=mean.dtype, device=mean.device)
+        self._track(batch_mean.detach(), batch_var.detach(), n)
         return batch_mean, batch_var
 
+    def _in_a_group(self) -> bool:
+        return self.synchronised and is_distributed(self.process_group)
+
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
+        """Move the running statistics towards those of a batch of n values a channel."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
@@ -130,10 +143,11 @@ class _SwitchableNorm(MomentNorm):
         else:
             share = torch.full((), self.momentum, dtype=mean.dtype, device=mean.device)
         for buffer, new in (
-            (self.running_mean, mean), (self.running_var, var * (count / (count - 1)))
+            (self.running_mean, mean), (self.running_var, var * (n / (n - 1).clamp(min=1)))
         ):  # fmt: skip
             assert buffer is not None
-            buffer.lerp_(new.to(buffer.dtype), share.to(buffer.dtype))
+            new = torch.where(n > 0, new.to(buffer.dtype), buffer)  # no values, no average
+            buffer.lerp_(new, share.to(buffer.dtype))
 
     def extra_repr(self) -> str:
         parts = [

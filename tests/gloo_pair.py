@@ -1,8 +1,8 @@
 """Two processes that train one model under each of torch's wrappers; tests/test_distributed.py.
 
-`python -m tests.gloo_pair RANK PORT FOLDER` writes FOLDER/RANK.pt: for each case the parameters and
-buffers after training, and what SyncBatchNorm did. An exception ends the process, and with it its
-partner's collective call: neither waits for the other longer than TIMEOUT.
+`python -m tests.gloo_pair RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each case the
+parameters and buffers after training. An exception ends the process, and with it its partner's
+collective call: neither waits for the other longer than TIMEOUT.
 """
 
 import datetime
@@ -97,25 +97,10 @@ def train(wrapper, rank):
     return {"state": {k: v.clone() for k, v in full_state(model, wrapper).items()}, "y": y}
 
 
-def synchronised(rank):
-    """What a converted model does inside a process group of CPUs: torch's refusal, evaluation."""
-    model = fastnorm.convert_sync_batchnorm(build())
-    norm = model[1]
-    try:
-        model(batch(rank, 0))
-        refusal = None
-    except ValueError as error:
-        refusal = str(error)
-    count = norm.num_batches_tracked.item()
-    with torch.no_grad():
-        y = model.eval()(batch(0, 0))
-    return {"refusal": refusal, "count": count, "y": y, "type": type(norm).__name__}
-
-
-def main(rank, port, folder):
+def main(rank, ranks, port, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS,
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks,
         timeout=datetime.timedelta(seconds=TIMEOUT),
     )  # fmt: skip
     results = {}
@@ -124,10 +109,9 @@ def main(rank, port, folder):
             for wrapper in WRAPPERS:
                 print(f"{backend}, {wrapper}", file=sys.stderr, flush=True)
                 results[backend, wrapper] = train(wrapper, rank)
-    results["synchronised"] = synchronised(rank)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))

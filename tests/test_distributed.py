@@ -5,11 +5,6 @@ The truth is one process that plays both ranks with the formulas, without any wr
 """
 
 import copy
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,41 +13,15 @@ from torch import nn
 import fastnorm
 from tests import gloo_pair
 from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.processes import run_ranks
 
-ROOT = Path(__file__).parents[1]
 C = 4
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What each rank wrote. Whatever happens, no process is left and nothing waits."""
-    folder, port = tmp_path_factory.mktemp("pair"), free_port()
-    # Without the GPU, where there is one: two processes, and the backends a CPU has.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "tests.gloo_pair"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), str(folder)],
-            cwd=ROOT, env=environment, stderr=(folder / f"{rank}.log").open("w"),
-        )
-        for rank in range(gloo_pair.RANKS)
-    ]  # fmt: skip
-    try:
-        codes = [process.wait(3 * gloo_pair.TIMEOUT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(gloo_pair.RANKS)]
-    assert codes == [0] * gloo_pair.RANKS, "\n\n".join(logs)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(gloo_pair.RANKS)]
+    """What each rank wrote."""
+    return run_ranks("tests.gloo_pair", gloo_pair.RANKS, tmp_path_factory.mktemp("pair"))
 
 
 def play_both_ranks(projected):
@@ -109,17 +78,6 @@ def test_wrapped_models_train_as_one_process_does(pair, alone, backend, wrapper)
             assert_close(found["y"], truth["y"], f"evaluation of rank {rank}", slack=1e-10)
 
 
-def test_synchronising_takes_a_gpu_as_torchs_does(pair):
-    """Refused in training with nothing counted; evaluation in a process group is as without one."""
-    theirs = nn.Sequential(nn.SyncBatchNorm(4))
-    for results in pair:
-        found = results["synchronised"]
-        assert found["type"] == type(theirs[0]).__name__
-        assert "GPU" in found["refusal"] and found["count"] == 0
-        with torch.no_grad():
-            assert_close(found["y"], gloo_pair.build().eval()(gloo_pair.batch(0, 0)), slack=1e-12)
-
-
 # --- converting a model, in one process ---
 
 
@@ -143,6 +101,7 @@ def mixed_model():
 
 
 BATCH_NORMS = ("0.0", "0.1", "4", "5", "6")  # in mixed_model
+MIXED = "0.2"
 
 
 CONVERTERS = {
@@ -153,7 +112,8 @@ CONVERTERS = {
 
 @pytest.mark.parametrize("how", CONVERTERS)
 def test_conversion_of_a_mixed_model(how):
-    """Batch norms of either package become ours with settings and tensors, the rest stays."""
+    """Batch norms of either package and batch-instance norms become ours with settings and
+    tensors, the rest stays."""
     model, group = mixed_model().eval(), object()
     model[4].train()
     before, tensors = dict(model.named_modules()), dict(model.state_dict(keep_vars=True))
@@ -163,10 +123,11 @@ def test_conversion_of_a_mixed_model(how):
     assert list(after) == list(before)
     for key, module in after.items():
         former = before[key]
-        if key not in BATCH_NORMS:
+        if key not in (*BATCH_NORMS, MIXED):
             assert module is former, key
             continue
-        assert type(module) is fastnorm.SyncBatchNorm and module.process_group is group
+        kind = fastnorm.SyncBatchInstanceNorm if key == MIXED else fastnorm.SyncBatchNorm
+        assert type(module) is kind and module.process_group is group
         for setting in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
             assert getattr(module, setting) == getattr(former, setting), (key, setting)
         assert module.activation == getattr(former, "activation", None)
@@ -257,47 +218,3 @@ def test_sync_batch_norm_is_torchs_and_a_batch_norm():
                 each(torch.zeros(shape))
     with pytest.raises(ValueError, match="swoosh"):
         fastnorm.SyncBatchNorm(C, activation="swoosh")
-
-
-@pytest.fixture
-def in_a_group(monkeypatch):
-    """torch's forward as it would be on GPUs, by a stand-in that counts as torch's does."""
-
-    def synchronising(self, input):
-        self.num_batches_tracked.add_(1)
-        if input.isnan().any():
-            raise RuntimeError("a rank is gone")
-        return nn.functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1, self.eps
-        )
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", synchronising)
-
-
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
-def test_activation_and_residual_follow_the_synchronised_norm(in_a_group, activation):
-    kwargs = {"device": DEVICE, "dtype": torch.float64}
-    ours = fastnorm.SyncBatchNorm(C, activation=activation, **kwargs)
-    plain = fastnorm.BatchNorm2d(C, activation=activation, **kwargs)
-    for residual in (None, make_input((3, C, 3, 2), seed=7)):
-        x, twin = (make_input((3, C, 3, 2), requires_grad=True) for _ in range(2))
-        with running("aten"):
-            y, expected = ours(x, residual), plain(twin, residual)
-        y.pow(3).mean().backward(), expected.pow(3).mean().backward()
-        assert_close(y, expected)
-        assert_close(x.grad, twin.grad)
-    assert ours.num_batches_tracked == 2
-    assert_close(ours.running_var, plain.running_var)
-
-
-def test_a_failed_synchronised_call_counts_nothing(in_a_group):
-    module = fastnorm.SyncBatchNorm(C, device=DEVICE)
-    x = make_input((3, C, 2), dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="a rank is gone"):
-        module(x.new_full(x.shape, float("nan")))
-    with pytest.raises(RuntimeError, match="residual"):
-        module(x, x[:1])
-    assert module.num_batches_tracked == 0 and (module.running_mean == 0).all()
-    module(x)
-    assert module.num_batches_tracked == 1
