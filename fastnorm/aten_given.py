@@ -37,6 +37,7 @@ def apply(
     if residual is not None:
         z = z.add_(residual)
     y = z.relu_() if activation == "relu" else reference.activate(z, activation)
+    y = y.data  # no view, which autograd would forbid to write to: see aten.norm
     return y, y if activation == "relu" else residual
 
 

@@ -176,6 +176,19 @@ def test_two_backwards(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_output_may_be_written_to(backend):
+    """As models do with ReLU(inplace=True) and y += shortcut."""
+    module, x = make(BatchInstanceNorm), make_input(SHAPE, requires_grad=True)
+    dy = make_input(SHAPE, seed=8)
+    with running(backend):
+        y = module(x)
+        y += 0.5
+        found = torch.autograd.grad(torch.relu_(y), x, dy)[0]
+    exact = torch.autograd.grad((module.definition(x) + 0.5).relu(), x, dy)[0]
+    assert_close(found, exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_far_means(backend):
     """A mean of 10^4 std: float64 merges cancel nothing that float32 moments had."""
     x = make_input(SHAPE, dtype=torch.float32, mean=1e4)
