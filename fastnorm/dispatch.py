@@ -45,14 +45,15 @@ def normalise(
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:
     """x and residual in the dtype that torch.autocast would have the unfused program compute in.
 
-    On CUDA torch runs group and layer norm in float32; batch and instance norm, and everything on
-    a CPU, take what they get. A residual of another dtype promotes, as the addition would.
+    On CUDA torch runs group, layer and RMS norm in float32; batch and instance norm, and everything
+    on a CPU, take what they get. A residual of another dtype promotes, as the addition would.
     """
     if not torch._C._is_any_autocast_enabled() or x.is_meta:
         return x, residual
     if not torch.is_autocast_enabled(x.device.type):
         return x, residual
-    if x.is_cuda and norm in ("group", "layer") and x.dtype in (torch.float16, torch.bfloat16):
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if x.is_cuda and half and norm in ("group", "layer", "rms"):
         x = x.float()
     if residual is not None and residual.dtype != x.dtype and residual.is_floating_point():
         dtype = torch.promote_types(x.dtype, residual.dtype)

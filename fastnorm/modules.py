@@ -320,6 +320,29 @@ class LayerNorm(_Activated, nn.LayerNorm):
         )  # fmt: skip
 
 
+class RMSNorm(_Activated, nn.RMSNorm):
+    """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual."""
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        self._set_activation(activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # torch calls it x
+        return F.rms_norm(
+            x, self.normalized_shape, self.weight, self.eps,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
 class GroupNorm(_Activated, nn.GroupNorm):
     """torch.nn.GroupNorm over (N, C, ...), with a fused activation and residual."""
 

@@ -117,6 +117,28 @@ def layer_norm(
     return _finish(y, input, None, None, activation, residual).contiguous()
 
 
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
+
+    Source: arXiv 1910.07467, equation 4. eps is the machine epsilon of the computation by default.
+    """
+    x = _upcast(input)
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    return _finish(y, input, None, None, activation, residual).contiguous()
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,

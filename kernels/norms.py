@@ -7,7 +7,7 @@ import torch
 from .channels import channel_norm, channel_norm_backward, dense
 from .launch import Tensors, accumulation
 from .plans import Norm, kept_sizes
-from .rows import row_norm, row_norm_backward
+from .rows import ROW_NORMS, row_norm, row_norm_backward, stats_planes
 
 
 def norm(
@@ -29,18 +29,18 @@ def norm(
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
 
-    norm is batch, instance, batch_instance, group or layer, of which the last normalises the last
-    `groups` dimensions. For an x without elements nothing is launched or updated.
+    norm is batch, instance, batch_instance, group, layer or rms, of which the last two normalise
+    the last `groups` dimensions. For an x without elements nothing is launched or updated.
     """
     if x.numel() == 0:
         y, mask, stats = like(
             x, residual, norm, groups, use_input_stats, activation, differentiable
         )
         return y, mask, (stats.zero_(),)
-    if norm == "layer":
+    if norm in ROW_NORMS:
         return row_norm(
-            x, residual, weight, bias, normalized_ndim=groups, eps=eps, activation=activation,
-            differentiable=differentiable,
+            x, residual, weight, bias, norm=norm, normalized_ndim=groups, eps=eps,
+            activation=activation, differentiable=differentiable,
         )  # fmt: skip
     return channel_norm(
         x, residual, weight, bias, rho, running_mean, running_var, norm=norm, groups=groups,
@@ -72,9 +72,9 @@ def norm_backward(
         tensors = (x, x, weight, bias, rho)
         pairs = zip(tensors, needs, strict=True)
         return tuple(torch.zeros_like(t) if n and t is not None else None for t, n in pairs)
-    if norm == "layer":
+    if norm in ROW_NORMS:
         grads = row_norm_backward(
-            dy, x, side, weight, bias, stats, needs[:4], normalized_ndim=groups,
+            dy, x, side, weight, bias, stats, needs[:4], norm=norm, normalized_ndim=groups,
             activation=activation,
         )  # fmt: skip
         return (*grads, None)
@@ -97,11 +97,11 @@ def like(
 
     x may have symbolic sizes: nothing but arithmetic is done on them.
     """
-    if norm == "layer":
+    if norm in ROW_NORMS:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         length = math.prod(x.shape[x.dim() - groups :])
         rows = math.prod(x.shape[: x.dim() - groups])
-        kept, bits = 2 * rows, rows * -(-length // 8)
+        kept, bits = stats_planes(norm) * rows, rows * -(-length // 8)
     else:
         x = dense(x)
         y = torch.empty_like(x)

@@ -1,4 +1,8 @@
-"""Layer normalisation (arXiv 1607.06450) of rows: x seen as (R, L), gamma and beta as (L,)."""
+"""Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (L,).
+
+Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0: it has no mean, no
+beta, and half of layer norm's table of sums and of what it keeps for the backward.
+"""
 
 import functools
 import math
@@ -24,6 +28,7 @@ from .row_resident import row_norm_backward_kernel, row_norm_kernel, sum_partial
 from .row_streaming import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
 
 PLANS = 1024  # sizes whose launches are remembered
+ROW_NORMS = ("layer", "rms")
 
 
 class RowPlan(NamedTuple):
@@ -33,6 +38,7 @@ class RowPlan(NamedTuple):
     tier: str
     first: Launch | ClusterLaunch
     second: Launch | None
+    planes: int  # statistics of a row that forward keeps, backward sums
     table: int  # elements of the table that programs publish in
     tickets: int
     groups: int  # programs that leave a share of dgamma and dbeta; 0: as many as clusters
@@ -43,28 +49,33 @@ def forward_plan(
     R: int,
     L: int,
     dtypes: tuple[torch.dtype | None, ...],
+    norm: str,
     activation: str | None,
     tier_state: tiers.State,
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of the call's tensors."""
     tier, shape = choose(R, L, False, tier_state)
-    constants: dict[str, Any] = {"ACTIVATION": activation}
+    moments_planes = 3 if norm == "layer" else 1
+    constants: dict[str, Any] = {"CENTRED": norm == "layer", "ACTIVATION": activation}
+    planes = stats_planes(norm)
     if tier != "streaming":
         resident = _resident(row_norm_kernel, tier, shape, constants, shape.units)
-        table = 3 * R * shape.members if tier == "cluster" else 0
-        return RowPlan(shape, tier, resident, None, table, 0, 0)
+        table = moments_planes * R * shape.members if tier == "cluster" else 0
+        return RowPlan(shape, tier, resident, None, planes, table, 0, 0)
     wanted = triton.cdiv(geometry.ENOUGH_PROGRAMS, shape.units)
     steps = triton.cdiv(shape.members, min(wanted, shape.members))
     pieces = triton.cdiv(shape.members, steps)
     scalars = (*shape.scalars(0)[:3], pieces, steps, 0)
     first = Launch(
-        row_moments_kernel, shape.units * pieces, scalars, shape.constants(), shape.num_warps
-    )
+        row_moments_kernel, shape.units * pieces, scalars, {**constants, **shape.constants()},
+        shape.num_warps,
+    )  # fmt: skip
     second = Launch(
         row_apply_kernel, shape.units * shape.members, scalars, {**constants, **shape.constants()},
         shape.num_warps,
     )  # fmt: skip
-    return RowPlan(shape, tier, first, second, 3 * R * pieces, shape.units, 0)
+    table = moments_planes * R * pieces
+    return RowPlan(shape, tier, first, second, planes, table, shape.units, 0)
 
 
 @functools.lru_cache(PLANS)
@@ -72,6 +83,7 @@ def backward_plan(
     R: int,
     L: int,
     dtypes: tuple[torch.dtype | None, ...],
+    norm: str,
     activation: str | None,
     needs: tuple[bool, ...],
     sms: int,
@@ -79,7 +91,8 @@ def backward_plan(
 ) -> RowPlan:
     """The backward for R rows of L elements on a device of so many multiprocessors."""
     tier, shape = choose(R, L, True, tier_state)
-    constants: dict[str, Any] = {"ACTIVATION": activation}
+    constants: dict[str, Any] = {"CENTRED": norm == "layer", "ACTIVATION": activation}
+    planes = stats_planes(norm)
     parameters = any(needs[2:])
     if tier != "streaming":
         # Shares of dgamma and dbeta: few, where they are long, not to cost more than dx.
@@ -87,8 +100,8 @@ def backward_plan(
         groups = groups if parameters else shape.units
         resident = _resident(row_norm_backward_kernel, tier, shape, constants, groups)
         if tier == "cluster":
-            return RowPlan(shape, tier, resident, None, 2 * R * shape.members, 0, 0)
-        return RowPlan(shape, tier, resident, None, 0, 0, groups if parameters else 0)
+            return RowPlan(shape, tier, resident, None, planes, planes * R * shape.members, 0, 0)
+        return RowPlan(shape, tier, resident, None, planes, 0, 0, groups if parameters else 0)
     shape = streaming_geometry(R, L, True)
     groups = min(shape.units, triton.cdiv(2 * sms, shape.members))
     scalars = (*shape.scalars(0)[:3], shape.members, 1, groups)
@@ -110,7 +123,7 @@ def backward_plan(
         shape.num_warps,
         shape.resident_registers,
     )
-    return RowPlan(shape, tier, first, second, 2 * R * shape.members, 0, groups)
+    return RowPlan(shape, tier, first, second, planes, planes * R * shape.members, 0, groups)
 
 
 def _resident(
@@ -143,6 +156,7 @@ def row_norm(
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     *,
+    norm: str,
     normalized_ndim: int,
     eps: float,
     activation: str | None,
@@ -154,7 +168,7 @@ def row_norm(
     inputs = (x, contiguous(residual), contiguous(weight), contiguous(bias))
     R, L = _rows(x, normalized_ndim)
     masked = differentiable and activation == "relu" and residual is not None
-    key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), activation)
+    key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), norm, activation)
     result = _forward(forward_plan(*key, tiers.state()), inputs, masked, eps)
     if result is None:
         result = _forward(forward_plan(*key, tiers.WITHOUT_CLUSTERS), inputs, masked, eps)
@@ -171,7 +185,7 @@ def _forward(
     R, L = plan.geometry.R, plan.geometry.L
     y = torch.empty_like(x)
     bits = x.new_empty(R * -(-L // 8), dtype=torch.uint8) if masked else None
-    stats, table = statistics(x, 2 * R), statistics(x, plan.table)
+    stats, table = statistics(x, plan.planes * R), statistics(x, plan.table)
     assert stats is not None
     if plan.second is not None:
         plan.first((x, stats, table, counters(x, "tickets", plan.tickets)), (eps,))
@@ -194,6 +208,7 @@ def row_norm_backward(
     stats: tuple[torch.Tensor, ...],
     needs: tuple[bool, bool, bool, bool],
     *,
+    norm: str,
     normalized_ndim: int,
     activation: str | None,
 ) -> Tensors:
@@ -205,7 +220,8 @@ def row_norm_backward(
     masked = side is not None and activation == "relu"
     sides = (None, side) if masked else (side, None)
     inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats)
-    key = (*_rows(x, normalized_ndim), dtypes_of(inputs), activation, needs, multiprocessors(x))
+    R, L = _rows(x, normalized_ndim)
+    key = (R, L, dtypes_of(inputs), norm, activation, needs, multiprocessors(x))
     result = _backward(backward_plan(*key, tiers.state()), inputs, needs, activation)
     if result is None:
         plan = backward_plan(*key, tiers.WITHOUT_CLUSTERS)
@@ -227,7 +243,7 @@ def _backward(
     parameters, L = needs[2] or needs[3], plan.geometry.L
     table, groups = statistics(x, plan.table), plan.groups
     if plan.second is not None:
-        partial = statistics(x, 2 * groups * L) if parameters else None
+        partial = statistics(x, plan.planes * groups * L) if parameters else None
         plan.first((*inputs, table, partial))
         plan.second((*inputs, table, partial, dx, dresidual, dweight, dbias))
     else:
@@ -238,12 +254,17 @@ def _backward(
             groups = plan.first.clusters(tensors, ())
             if groups == 0:
                 return None
-        partial = statistics(x, 2 * groups * L) if parameters else None
+        partial = statistics(x, plan.planes * groups * L) if parameters else None
         plan.first((*inputs, dx, dresidual, partial, table, barriers))
         if partial is not None:
             add = _sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
             add((partial, dweight, dbias))
     return dx, dy if needs[1] and activation is None else dresidual, dweight, dbias
+
+
+def stats_planes(norm: str) -> int:
+    """Statistics that a row keeps, and sums that its backward takes: without a mean one of each."""
+    return 2 if norm == "layer" else 1
 
 
 def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:

@@ -44,11 +44,9 @@ def call_norms(
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)
             parameter = torch.zeros(length, requires_grad=True) if full else None
             shortcut = torch.zeros_like(rows).requires_grad_() if full else None
-            outputs.append(
-                F.layer_norm(
-                    rows, (length,), parameter, parameter, activation=activation, residual=shortcut
-                )
-            )
+            fused = {"activation": activation, "residual": shortcut}
+            outputs.append(F.layer_norm(rows, (length,), parameter, parameter, **fused))
+            outputs.append(F.rms_norm(rows, (length,), parameter, **fused))
         for y in outputs:
             y.sum().backward()
 

@@ -20,8 +20,9 @@ IMAGES, ROWS = (8, 32, 56, 56), (64, 40000)
 CASES = [
     (norm, layout)
     for layout in ("contiguous", "channels_last")
-    for norm in ("bn", "in", "gn", "bin", "ln")
-    if layout == "contiguous" or norm not in ("bin", "ln")  # rows; whole instances are too large
+    for norm in ("bn", "in", "gn", "bin", "ln", "rms")
+    if layout == "contiguous"
+    or norm not in ("bin", "ln", "rms")  # rows; whole instances are too large
 ]
 TENSORS = ("x", "residual", "y", "dy", "dx", "dresidual", "bits")  # those of x's size
 ACCESS = re.compile(r"tt\.(?:load|store) %[\w#.]+.* : tensor<[\dx]+x!tt\.ptr")
@@ -43,6 +44,8 @@ def call(norm: str, x: torch.Tensor, **fused: Any) -> tuple[torch.Tensor, list[t
         return F.group_norm(x, 8, weight, bias, **fused), [x, weight, bias]
     if norm == "ln":
         return F.layer_norm(x, (size,), weight, bias, **fused), [x, weight, bias]
+    if norm == "rms":
+        return F.rms_norm(x, (size,), weight, **fused), [x, weight]
     y = F.batch_instance_norm(x, None, None, rho, weight, bias, True, **fused)
     return y, [x, weight, bias, rho]
 
@@ -86,7 +89,7 @@ def main() -> None:
         for norm, layout in CASES:
             for fusion in ("plain", "residual_relu"):
                 form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-                shape = ROWS if norm == "ln" else IMAGES
+                shape = ROWS if norm in ("ln", "rms") else IMAGES
                 x, residual = (
                     empty(*shape, dtype=torch.bfloat16, memory_format=form).requires_grad_()
                     for _ in range(2)

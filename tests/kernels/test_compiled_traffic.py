@@ -36,11 +36,13 @@ def kernels():
 
 def test_each_tensor_is_touched_once(kernels):
     assert {(kernel["case"][0], kernel["case"][3]) for kernel in kernels} == {
-        (norm, way) for norm in ("bn", "in", "bin", "gn", "ln") for way in ("forward", "backward")
+        (norm, way)
+        for norm in ("bn", "in", "bin", "gn", "ln", "rms")
+        for way in ("forward", "backward")
     }
     for kernel in kernels:
         *_, fusion, direction = kernel["case"]
-        rows = "row_norm" if kernel["case"][0] == "ln" else "resident"
+        rows = "row_norm" if kernel["case"][0] in ("ln", "rms") else "resident"
         backward = "_backward" if direction == "backward" else ""
         assert kernel["kernel"] == f"{rows}{backward}_kernel"
         found = sorted(f"{a['kind']} {a['tensor']}" for a in kernel["accesses"])

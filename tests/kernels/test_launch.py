@@ -328,7 +328,7 @@ def test_large_sets_go_to_clusters_where_they_are_allowed(
     assert launched[:2] == streamed
 
 
-@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln"])
+@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln", "rms"])
 def test_both_halves_of_a_cluster_equal_one_program(interpreted, fresh_plans, norm):
     """At the interpreter's own tilings; test_tiles.py has those of a GPU."""
     x, dy, residual = (make_input((3, 4, 5, 7), seed=seed) for seed in (0, 8, 7))

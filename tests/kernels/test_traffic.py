@@ -14,7 +14,7 @@ import fastnorm.functional as F
 from fastnorm.kernels import geometry, rows, tiers
 from tests.conftest import DEVICE, make_input, running
 from tests.kernels import traffic
-from tests.norms import Params, call, grad_targets, make_params
+from tests.norms import OF_ROWS, Params, call, grad_targets, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
 
@@ -146,9 +146,10 @@ def test_batch_norm_by_running_statistics(fusion, layout, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("norm", OF_ROWS)
 @pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
-def test_layer_norm(tier, fusion, dtype):
-    passes = measure("ln", ROWS, "contiguous", dtype, fusion)
+def test_rows(tier, norm, fusion, dtype):
+    passes = measure(norm, ROWS, "contiguous", dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
     check(passes.forward, forward, passes.x)
     adds_up = backward._replace(launches=backward.launches + 1)  # dgamma and dbeta over rows
@@ -170,9 +171,10 @@ def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @each_dtype
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("norm", OF_ROWS)
 @pytest.mark.parametrize("tier", ["streaming"], indirect=True)
-def test_layer_norm_of_long_rows(tier, few_blocks_of_rows, fusion, dtype):
-    passes = measure("ln", LONG_ROWS, "contiguous", dtype, fusion)
+def test_long_rows(tier, norm, few_blocks_of_rows, fusion, dtype):
+    passes = measure(norm, LONG_ROWS, "contiguous", dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
     check(passes.forward, forward, passes.x)
     check(passes.backward, backward, passes.x)
