@@ -7,7 +7,8 @@ import torch
 from .channels import channel_norm, channel_norm_backward, dense
 from .launch import Tensors, accumulation
 from .plans import Norm, kept_sizes
-from .rows import ROW_NORMS, row_norm, row_norm_backward, stats_planes
+from .row_plans import stats_planes
+from .rows import ROW_NORMS, row_norm, row_norm_backward
 
 
 def norm(

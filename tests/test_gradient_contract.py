@@ -30,7 +30,8 @@ def truth_of(norm, x, p, dy, **kwargs):
 
 
 def subsets(norm):
-    names = ["x", "weight", "bias"] + (["rho"] if norm.startswith("bin") else [])
+    names = ["x", "weight"] + ([] if norm == "rms" else ["bias"])
+    names += ["rho"] if norm.startswith("bin") else []
     return [s for size in range(1, len(names)) for s in combinations(names, size)]
 
 

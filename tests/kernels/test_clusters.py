@@ -11,13 +11,18 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, launch, occupancy, rows, tiers
+from fastnorm.kernels import channels, clusters, launch, occupancy, row_plans, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.norms import forward_backward, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU cannot be made up on a GPU")
 
-PLANS = (channels.forward_plan, channels.backward_plan, rows.forward_plan, rows.backward_plan)
+PLANS = (
+    channels.forward_plan,
+    channels.backward_plan,
+    row_plans.forward_plan,
+    row_plans.backward_plan,
+)
 SHAPES = {"bn_train": (3, 2, 400, 500), "gn": (1, 4, 500, 600), "ln": (3, 20000), "rms": (3, 20000)}
 ROWS = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2 + ["sum_partials_kernel"]
 CLUSTER = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import geometry, rows, tiers
+from fastnorm.kernels import geometry, row_plans, tiers
 from tests.conftest import DEVICE, make_input, running
 from tests.kernels import traffic
 from tests.norms import OF_ROWS, Params, call, grad_targets, make_params
@@ -161,7 +161,7 @@ def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All rows in one block: what each reads of gamma and beta, and leaves of their gradients, is
     next to nothing."""
     monkeypatch.setattr(geometry, "INTERPRETER_TILE", 1 << 20)
-    plans = (rows.forward_plan, rows.backward_plan)
+    plans = (row_plans.forward_plan, row_plans.backward_plan)
     for plan in plans:
         plan.cache_clear()
     yield
