@@ -11,6 +11,8 @@ from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
 from .distributed import SyncBatchNorm, convert_sync_batchnorm
 from .modules import (
+    AddLayerNorm,
+    AddRMSNorm,
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
     BatchInstanceNorm3d,
@@ -28,6 +30,8 @@ from .modules import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddLayerNorm",
+    "AddRMSNorm",
     "BatchInstanceNorm1d",
     "BatchInstanceNorm2d",
     "BatchInstanceNorm3d",

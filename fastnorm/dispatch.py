@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import aten, builtin, ops
-from .autograd import TransformedNorm, apply_norm, transformed
+from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
 
@@ -40,6 +40,20 @@ def normalise(
     if builtin.is_best(x, spec) or is_traced(x):
         return builtin.norm(spec, *tensors)
     return apply_norm(*tensors, spec, aten)
+
+
+def add_normalise(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
+) -> tuple[Tensor, Tensor]:
+    """norm(x + residual) and that sum: fused by the kernels, elsewhere one after the other."""
+    if backend_for(x) == "triton" and forward_ad._current_level < 0:
+        if is_traced(x):
+            numbers = (spec.norm, spec.groups, spec.eps)
+            return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
+        if not transformed():
+            return apply_add_norm(x, residual, weight, bias, spec, kernels_for(x))
+    total = (x + residual).contiguous()
+    return normalise(total, None, weight, bias, None, None, None, spec), total
 
 
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:

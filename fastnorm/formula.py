@@ -61,6 +61,16 @@ def formula(
     return reference.batch_instance_norm(x, running_mean, running_var, rho, *batch, **fused)
 
 
+def add_formula(
+    spec: NormSpec, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), that sum), the norm being one of rows."""
+    shape = x.shape[x.dim() - spec.groups :]
+    if spec.norm == "layer":
+        return reference.add_layer_norm(x, residual, shape, weight, bias, spec.eps)
+    return reference.add_rms_norm(x, residual, shape, weight, spec.eps)
+
+
 def formula_gradients(
     dy: Tensor, inputs: Sequence[Any], spec: NormSpec, needs: Sequence[bool]
 ) -> Tensors:

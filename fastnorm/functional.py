@@ -1,6 +1,6 @@
 """The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
 
-Every function takes two keyword-only extras:
+Every function but the two that add takes two keyword-only extras:
 
     activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
     residual     a tensor of input's shape, dtype and device, added before the activation
@@ -13,10 +13,10 @@ raises has written nothing: running statistics are as before.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .add_norm import add_layer_norm, add_rms_norm, default_eps
 from .checks import (
     check_channels,
     check_input,
@@ -27,6 +27,17 @@ from .checks import (
 )
 from .dispatch import autocast, normalise
 from .formula import NormSpec
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "batch_instance_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+]
 
 
 def batch_norm(
@@ -222,8 +233,7 @@ def rms_norm(
     input, residual = autocast(input, residual, "rms")
     check_input("rms_norm", input, 1, activation, residual)
     check_rows("rms_norm", input, shape, weight)
-    if eps is None:
-        eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
+    eps = default_eps(input) if eps is None else eps
     spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
     return normalise(input, residual, weight, None, None, None, None, spec)
 

@@ -139,6 +139,31 @@ def rms_norm(
     return _finish(y, input, None, None, activation, residual).contiguous()
 
 
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return layer_norm(total, normalized_shape, weight, bias, eps), total
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return rms_norm(total, normalized_shape, weight, eps), total
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,

@@ -20,10 +20,12 @@ imported; `INTERPRETED` says which.
 from . import launch, tiers
 from .channels import relu_mask, side_input
 from .launch import INTERPRETED
-from .norms import like, norm, norm_backward
+from .norms import add_norm, add_norm_backward, like, norm, norm_backward
 
 __all__ = [
     "INTERPRETED",
+    "add_norm",
+    "add_norm_backward",
     "launch",
     "like",
     "norm",

@@ -8,7 +8,7 @@ from .channels import channel_norm, channel_norm_backward, dense
 from .launch import Tensors, accumulation
 from .plans import Norm, kept_sizes
 from .row_plans import stats_planes
-from .rows import ROW_NORMS, row_norm, row_norm_backward
+from .rows import ROW_NORMS, row_add_norm, row_norm, row_norm_backward
 
 
 def norm(
@@ -83,6 +83,56 @@ def norm_backward(
         dy, x, side, weight, bias, rho, stats, needs, norm=norm, groups=groups,
         use_input_stats=use_input_stats, activation=activation,
     )  # fmt: skip
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    norm: str,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """norm(x + residual), that sum, and the statistics that add_norm_backward takes.
+
+    norm is layer or rms, over the last `groups` dimensions.
+    """
+    if x.numel() == 0:
+        y, _, stats = like(x, None, norm, groups, True, None, False)
+        return y, torch.empty_like(y), (stats.zero_(),)
+    return row_add_norm(x, residual, weight, bias, norm=norm, normalized_ndim=groups, eps=eps)
+
+
+def add_norm_backward(
+    dy: torch.Tensor,
+    dsum: torch.Tensor | None,
+    total: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    stats: tuple[torch.Tensor, ...],
+    needs: tuple[bool, bool, bool],
+    *,
+    norm: str,
+    groups: int,
+) -> Tensors:
+    """(the gradient of both x and the residual, dweight, dbias) from those of add_norm's outputs.
+
+    None where `needs` says that nobody asked. dsum is None where the sum itself has no gradient.
+    """
+    asked = (needs[0], False, *needs[1:])
+    if total.numel() == 0:
+        grads = norm_backward(
+            dy, total, None, weight, bias, None, stats, (*asked, False), norm=norm, groups=groups,
+            use_input_stats=True, activation=None,
+        )  # fmt: skip
+    else:
+        grads = row_norm_backward(
+            dy, total, None, weight, bias, stats, asked, norm=norm, normalized_ndim=groups,
+            activation=None, dsum=dsum,
+        )  # fmt: skip
+    return grads[0], grads[2], grads[3]
 
 
 def like(

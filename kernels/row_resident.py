@@ -19,7 +19,7 @@ from .row_statistics import (
     row_sums,
     store_row_stats,
 )
-from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_tile
+from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_sum, row_tile
 from .sync import keep_packed, wait_for_members
 from .tiles import is_first
 
@@ -29,6 +29,8 @@ SCALARS = ["R", "L", "row_blocks", "slices", "clusters"]
 @triton.jit(do_not_specialize=SCALARS)
 def row_norm_kernel(
     x_ptr,  # (R, L)
+    addend_ptr,  # (R, L) or None: x + addend is normalised instead of x
+    sum_ptr,  # (R, L) or None: that sum
     residual_ptr,  # (R, L) or None
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
@@ -62,6 +64,10 @@ def row_norm_kernel(
     for block in range(cluster, row_blocks if CLUSTER else cluster + 1, clusters if CLUSTER else 1):
         first = tl.full([], BLOCK_R, tl.int64) * block
         packed, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        if addend_ptr is not None:
+            packed = row_sum(packed, addend_ptr, mask, offsets, ACC)
+            if HALF != 2:
+                tl.store(sum_ptr + offsets, packed, mask=mask)
         count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
         mean, m2 = row_moments(packed.to(ACC), mask, count, CENTRED)
         if CLUSTER and HALF != 2:
@@ -90,6 +96,7 @@ def row_norm_backward_kernel(
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
     stats_ptr,  # (2, R); for RMS norm (R,)
+    dsum_ptr,  # (R, L) or None: a gradient that x has besides
     dx_ptr,  # (R, L) or None
     dresidual_ptr,  # (R, L) or None
     partial_ptr,  # (2, clusters, L), for RMS norm (clusters, L); None where nobody asks
@@ -142,8 +149,9 @@ def row_norm_backward_kernel(
                 packed, g = keep_packed(packed), keep_packed(g)
                 x_hat = tl.where(mask, (packed.to(ACC) - mean[:, None]) * rstd[:, None], 0.0)
             row_dx(
-                g, x_hat, gamma, row_g / L, row_gx / L, rstd, dx_ptr, dresidual_ptr, mask, offsets
-            )
+                g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr,
+                mask, offsets,
+            )  # fmt: skip
     if partial_ptr is not None:
         column = start + tl.arange(0, BLOCK_L)
         slot = group.to(tl.int64) * L + column

@@ -18,7 +18,7 @@ from .row_statistics import (
     row_sums,
     store_row_stats,
 )
-from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_tile
+from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_sum, row_tile
 from .sync import arrived_last
 
 SCALARS = ["R", "L", "row_blocks", "pieces", "steps", "groups"]
@@ -27,6 +27,8 @@ SCALARS = ["R", "L", "row_blocks", "pieces", "steps", "groups"]
 @triton.jit(do_not_specialize=SCALARS)
 def row_moments_kernel(
     x_ptr,  # (R, L)
+    addend_ptr,  # (R, L) or None: the moments are those of x + addend
+    sum_ptr,  # (R, L) or None: that sum
     stats_ptr,  # (2, R): rstd and mean; for RMS norm (R,)
     table_ptr,  # (3, pieces, R), for RMS norm (pieces, R)
     tickets_ptr,  # (row_blocks,)
@@ -54,7 +56,10 @@ def row_moments_kernel(
     mean, m2 = count, count
     begin = piece.to(tl.int64) * steps * BLOCK_L
     for start in range(begin, tl.minimum(begin + steps * BLOCK_L, L), BLOCK_L):
-        x, _, _, mask, _ = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        x, _, _, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        if addend_ptr is not None:
+            x = row_sum(x, addend_ptr, mask, offsets, ACC)
+            tl.store(sum_ptr + offsets, x, mask=mask)
         tile_count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
         tile_mean, tile_m2 = row_moments(x.to(ACC), mask, tile_count, CENTRED)
         count, mean, m2 = merge_rows(
@@ -167,6 +172,7 @@ def row_dx_kernel(
     stats_ptr,  # (2, R); for RMS norm (R,)
     table_ptr,  # (2, columns, R), for RMS norm (columns, R)
     partial_ptr,  # (2, groups, L), for RMS norm (groups, L), or None
+    dsum_ptr,  # (R, L) or None: a gradient that x has besides
     dx_ptr,  # (R, L) or None
     dresidual_ptr,  # (R, L) or None
     dweight_ptr,  # (L,) or None
@@ -206,4 +212,7 @@ def row_dx_kernel(
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
         row_g, row_gx = published_sums(table_ptr, row, R, columns, CENTRED, BLOCK_R)
-        row_dx(g, x_hat, gamma, row_g / L, row_gx / L, rstd, dx_ptr, dresidual_ptr, mask, offsets)
+        row_dx(
+            g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr, mask,
+            offsets,
+        )  # fmt: skip

@@ -31,9 +31,39 @@ def row_norm(
     """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
     statistics of each row that row_norm_backward takes, in the accumulation dtype."""
     x = x.contiguous()
-    inputs = (x, contiguous(residual), contiguous(weight), contiguous(bias))
-    R, L = _rows(x, normalized_ndim)
+    inputs = (x, None, contiguous(residual), contiguous(weight), contiguous(bias))
     masked = differentiable and activation == "relu" and residual is not None
+    y, _, bits, stats = _norm(inputs, norm, normalized_ndim, eps, activation, masked)
+    return y, bits, (stats,)
+
+
+def row_add_norm(
+    x: torch.Tensor,
+    addend: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    norm: str,
+    normalized_ndim: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """y, what it is the norm of, x + addend (both contiguous, in x's dtype), and the statistics."""
+    inputs = (x.contiguous(), addend.contiguous(), None, contiguous(weight), contiguous(bias))
+    y, total, _, stats = _norm(inputs, norm, normalized_ndim, eps, None, False)
+    assert total is not None
+    return y, total, (stats,)
+
+
+Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
+
+
+def _norm(
+    inputs: Tensors, norm: str, ndim: int, eps: float, activation: str | None, masked: bool
+) -> Outputs:
+    """y, the sum where there is an addend, ReLU's mask where `masked`, and the statistics."""
+    x = inputs[0]
+    assert x is not None
+    R, L = _rows(x, ndim)
     key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), norm, activation)
     result = _forward(forward_plan(*key, tiers.state()), inputs, masked, eps)
     if result is None:
@@ -42,27 +72,27 @@ def row_norm(
     return result
 
 
-def _forward(
-    plan: RowPlan, inputs: Tensors, masked: bool, eps: float
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
-    """What row_norm returns, by one plan; None where a cluster is too large for the device."""
-    x = inputs[0]
+def _forward(plan: RowPlan, inputs: Tensors, masked: bool, eps: float) -> Outputs | None:
+    """What _norm returns, by one plan; None where a cluster is too large for the device."""
+    x, addend, *others = inputs
     assert x is not None
     R, L = plan.geometry.R, plan.geometry.L
     y = torch.empty_like(x)
+    total = None if addend is None else torch.empty_like(x)
     bits = x.new_empty(R * -(-L // 8), dtype=torch.uint8) if masked else None
     stats, table = statistics(x, plan.planes * R), statistics(x, plan.table)
     assert stats is not None
     if plan.second is not None:
-        plan.first((x, stats, table, counters(x, "tickets", plan.tickets)), (eps,))
-        plan.second((*inputs, y, bits, stats))
-        return y, bits, (stats,)
+        tickets = counters(x, "tickets", plan.tickets)
+        plan.first((x, addend, total, stats, table, tickets), (eps,))
+        plan.second((x if total is None else total, *others, y, bits, stats))
+        return y, total, bits, stats
     barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
-    tensors = (*inputs, y, bits, stats, table, barriers)
+    tensors = (x, addend, total, *others, y, bits, stats, table, barriers)
     if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, (eps,)):
         return None
     plan.first(tensors, (eps,))
-    return y, bits, (stats,)
+    return y, total, bits, stats
 
 
 def row_norm_backward(
@@ -77,15 +107,20 @@ def row_norm_backward(
     norm: str,
     normalized_ndim: int,
     activation: str | None,
+    dsum: torch.Tensor | None = None,
 ) -> Tensors:
-    """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked."""
+    """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked.
+
+    dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
+    """
     needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None)
     x, dy, side = x.contiguous(), dy.contiguous(), contiguous(side)
     if activation is None and not any((needs[0], *needs[2:])):
         return None, dy if needs[1] else None, None, None
     masked = side is not None and activation == "relu"
     sides = (None, side) if masked else (side, None)
-    inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats)
+    dsum = contiguous(dsum) if needs[0] else None
+    inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats, dsum)
     R, L = _rows(x, normalized_ndim)
     key = (R, L, dtypes_of(inputs), norm, activation, needs, multiprocessors(x))
     result = _backward(backward_plan(*key, tiers.state()), inputs, needs, activation)
@@ -100,7 +135,7 @@ def _backward(
     plan: RowPlan, inputs: Tensors, needs: tuple[bool, ...], activation: str | None
 ) -> Tensors | None:
     """What row_norm_backward returns, by one plan; None where a cluster is too large."""
-    x, dy, _, _, weight, bias, _ = inputs
+    x, dy, _, _, weight, bias, _, dsum = inputs
     assert x is not None
     dx = torch.empty_like(x) if needs[0] else None
     dresidual = torch.empty_like(x) if needs[1] and activation is not None else None
@@ -110,8 +145,8 @@ def _backward(
     table, groups = statistics(x, plan.table), plan.groups
     if plan.second is not None:
         partial = statistics(x, plan.planes * groups * L) if parameters else None
-        plan.first((*inputs, table, partial))
-        plan.second((*inputs, table, partial, dx, dresidual, dweight, dbias))
+        plan.first((*inputs[:-1], table, partial))
+        plan.second((*inputs[:-1], table, partial, dsum, dx, dresidual, dweight, dbias))
     else:
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
         if isinstance(plan.first, ClusterLaunch):
