@@ -207,6 +207,8 @@ class AddNorm(torch.autograd.Function):
         ctx.save_for_backward(total, weight, bias, *stats)
         ctx.spec, ctx.backend = spec, backend
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[:2]):
+            ctx.mark_non_differentiable(total)
         return y, total
 
     @staticmethod

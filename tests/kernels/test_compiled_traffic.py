@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 EXPECTED = {
     ("plain", "forward"): ["load x", "store y"],
     ("plain", "backward"): ["load dy", "load x", "store dx"],
+    ("add", "forward"): ["load addend", "load x", "store sum", "store y"],
+    ("add", "backward"): ["load dsum", "load dy", "load x", "store dx"],
     ("residual_relu", "forward"): ["load residual", "load x", "store bits", "store y"],
     ("residual_relu", "backward"): [
         "load bits", "load dy", "load x", "store dresidual", "store dx",
