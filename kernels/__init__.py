@@ -10,7 +10,7 @@
     sync, clusters     tickets and barriers; launching programs that wait for one another
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
-    rows*              layer and RMS norm: statistics of each row
+    rows, row_*        layer and RMS norm: statistics of each row
     norms              either, behind one pair of functions
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
