@@ -11,6 +11,8 @@ from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
 from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
 from .modules import (
+    AddLayerNorm,
+    AddRMSNorm,
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
     BatchInstanceNorm3d,
@@ -22,6 +24,7 @@ from .modules import (
     InstanceNorm2d,
     InstanceNorm3d,
     LayerNorm,
+    RMSNorm,
 )
 from .moment_norm import MomentNorm, merge_moments
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
@@ -29,6 +32,8 @@ from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddLayerNorm",
+    "AddRMSNorm",
     "BatchInstanceNorm1d",
     "BatchInstanceNorm2d",
     "BatchInstanceNorm3d",
@@ -41,6 +46,7 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "MomentNorm",
+    "RMSNorm",
     "SwitchableNorm1d",
     "SwitchableNorm2d",
     "SwitchableNorm3d",

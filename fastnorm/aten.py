@@ -8,8 +8,8 @@ on a CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
 They need (N, C, S) contiguous; batch-instance and instance norm channels last take the plain
-formula. Batch norm's backward is ATen's own; contiguous group norm and layer norm are whole, and
-`builtin.py`'s. Statistics are float32, float64 for float64 tensors.
+formula. Batch norm's backward is ATen's own; contiguous group norm, layer and RMS norm are whole,
+and `builtin.py`'s. Statistics are float32, float64 for float64 tensors.
 """
 
 from typing import Any

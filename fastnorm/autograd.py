@@ -5,9 +5,11 @@
                       again: what it computes comes from the backend, its own derivative from the
                       formula
     TransformedNorm   every call inside torch.func's transforms
+    AddNorm           (norm(x + residual), x + residual) outside of them
 
-A backend is a module with norm and norm_backward; side_input, which says what the backward needs to
-keep for the activation; and relu_mask, which reads the mask that a forward kept.
+A backend is a module with norm and norm_backward, for AddNorm add_norm and add_norm_backward;
+side_input, which says what the backward needs to keep for the activation; and relu_mask, which
+reads the mask that a forward kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,8 +87,11 @@ def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
     """The backend, or for the dy of is_grads_batched one that PyTorch calls for each in turn."""
     from . import ops  # it imports this module
 
-    batched = torch._C._functorch.is_legacy_batchedtensor(dy)
-    return ops if batched and backend.__name__ == "fastnorm.kernels" else backend
+    return ops if _batched(dy) and backend.__name__ == "fastnorm.kernels" else backend
+
+
+def _batched(dy: Tensor | None) -> bool:
+    return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
 class TransformedNorm(torch.autograd.Function):
@@ -181,6 +186,52 @@ class NormGradients(torch.autograd.Function):
         return batching.gradients(
             NormGradients.apply, info.batch_size, in_dims, tensors, spec, needs, backend
         )
+
+
+class AddNorm(torch.autograd.Function):
+    """(norm(total), total) of total = x + residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        spec: NormSpec,
+        backend: ModuleType,
+    ) -> tuple[Tensor, Tensor]:
+        y, total, stats = backend.add_norm(
+            x, residual, weight, bias, norm=spec.norm, groups=spec.groups, eps=spec.eps
+        )
+        ctx.save_for_backward(total, weight, bias, *stats)
+        ctx.spec, ctx.backend = spec, backend
+        ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[:2]):
+            ctx.mark_non_differentiable(total)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None) -> Tensors:
+        total, weight, bias, *stats = unwrap_dead_wrappers(ctx.saved_tensors)
+        spec, backend, of = ctx.spec, ctx.backend, ctx.needs_input_grad
+        needs = (of[0] or of[1], of[2], of[3])
+        if dy is None:
+            dx, dweight, dbias = dsum, None, None
+        elif torch.is_grad_enabled() or transformed() or _batched(dy) or _batched(dsum):
+            inputs = (total, None, weight, bias, None, None, None)
+            asked = (needs[0], False, *needs[1:], False)
+            dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)
+            dx = dx + dsum if dx is not None and dsum is not None else dx
+        else:
+            dx, dweight, dbias = backend.add_norm_backward(
+                dy, dsum, total, weight, bias, stats, needs, norm=spec.norm, groups=spec.groups
+            )
+        return dx if of[0] else None, dx if of[1] else None, dweight, dbias, None, None
+
+
+apply_add_norm: Callable[..., tuple[Tensor, Tensor]]
+apply_add_norm = super(torch.autograd.Function, AddNorm).apply
 
 
 def _gradients(

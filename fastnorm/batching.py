@@ -1,9 +1,9 @@
 """The batching rules: torch.func.vmap over a norm is one call with the batch among the channels.
 
 Channels do not know of one another, nor do groups, so B calls on (N, C, ...) are one on
-(N, B C, ...) with as many parameters, and B times the groups. Rows of layer norm that share their
-parameters are B times the rows; where they do not, or where each has a gradient for parameters of
-its own, the formula takes the call.
+(N, B C, ...) with as many parameters, and B times the groups. Rows (layer and RMS norm) that share
+their parameters are B times the rows; where they do not, or where each has a gradient for
+parameters of its own, the formula takes the call.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def norm(
 ) -> tuple[Tensor, int]:
     """y and its batch dimension; `tensors` are x, residual, weight, bias, rho and the running
     statistics, `in_dims` say where each has the batch of `size`."""
-    if spec.norm == "layer":
+    if spec.of_rows:
         if in_dims[2] is not None or in_dims[3] is not None:
 
             def call(*tensors: Any) -> Tensor:
@@ -59,9 +59,9 @@ def gradients(
     backend: Any,
 ) -> tuple[Tensors, tuple[int | None, ...]]:
     """The gradients and their batch dimensions; `tensors` are dy and then the forward's."""
-    if spec.norm == "layer":
+    if spec.of_rows:
         if any(d is not None for d in in_dims[3:5]) or any(needs[2:4]):
-            return _layer_gradients(in_dims, tensors, spec, needs)
+            return _row_gradients(in_dims, tensors, spec, needs)
         rows = [_rows(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
         grads = apply(*rows, *tensors[3:], spec, needs, backend)
         return grads, tuple(None if grad is None else 0 for grad in grads)
@@ -76,7 +76,7 @@ def gradients(
     return unfolded, tuple(None if g is None else d for g, d in zip(grads, dims, strict=True))
 
 
-def _layer_gradients(
+def _row_gradients(
     in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec, needs: tuple[bool, ...]
 ) -> tuple[Tensors, tuple[int | None, ...]]:
     wanted = [i for i, needed in enumerate(needs) if needed]

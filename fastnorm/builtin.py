@@ -17,7 +17,7 @@ from .formula import NormSpec
 def is_best(x: Tensor, spec: NormSpec) -> bool:
     """Whether no other operators serve better on untraced tensors."""
     # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
-    return spec.norm == "layer" or (spec.norm == "group" and x.is_contiguous())
+    return spec.of_rows or (spec.norm == "group" and x.is_contiguous())
 
 
 def norm(
@@ -38,6 +38,11 @@ def norm(
         shape = list(x.shape[x.dim() - spec.groups :])
         wide = widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
+    elif spec.norm == "rms":
+        # Of half precision torch's would warn of a float32 weight.
+        wide = x.to(accumulated(x))
+        shape = list(x.shape[x.dim() - spec.groups :])
+        z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps).contiguous()
     elif spec.norm == "group":
         # Contiguous for the sake of the same crash.
         wide = widened(x).contiguous()

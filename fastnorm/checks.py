@@ -71,6 +71,29 @@ def check_channels(
         check_parameter(op, name, tensor, input)
 
 
+def check_rows(
+    op: str,
+    input: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+) -> None:
+    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+        raise RuntimeError(
+            f"{op} got normalized_shape={list(shape)} for an input of shape "
+            f"{tuple(input.shape)}: it has to be the input's last dimensions"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if tuple(parameter.shape) != shape:
+            raise RuntimeError(
+                f"{op} got {name} of shape {tuple(parameter.shape)} for "
+                f"normalized_shape={list(shape)}: the two have to be equal"
+            )
+        check_parameter(op, name, parameter, input)
+
+
 def check_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> None:
     if parameter.device != input.device or not parameter.is_floating_point():
         raise RuntimeError(

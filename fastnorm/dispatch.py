@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import aten, builtin, ops
-from .autograd import TransformedNorm, apply_norm, transformed
+from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
 
@@ -42,17 +42,32 @@ def normalise(
     return apply_norm(*tensors, spec, aten)
 
 
+def add_normalise(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
+) -> tuple[Tensor, Tensor]:
+    """norm(x + residual) and that sum: fused by the kernels, elsewhere one after the other."""
+    if backend_for(x) == "triton" and forward_ad._current_level < 0:
+        if is_traced(x):
+            numbers = (spec.norm, spec.groups, spec.eps)
+            return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
+        if not transformed():
+            return apply_add_norm(x, residual, weight, bias, spec, kernels_for(x))
+    total = (x + residual).contiguous()
+    return normalise(total, None, weight, bias, None, None, None, spec), total
+
+
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:
     """x and residual in the dtype that torch.autocast would have the unfused program compute in.
 
-    On CUDA torch runs group and layer norm in float32; batch and instance norm, and everything on
-    a CPU, take what they get. A residual of another dtype promotes, as the addition would.
+    On CUDA torch runs group, layer and RMS norm in float32; batch and instance norm, and everything
+    on a CPU, take what they get. A residual of another dtype promotes, as the addition would.
     """
     if not torch._C._is_any_autocast_enabled() or x.is_meta:
         return x, residual
     if not torch.is_autocast_enabled(x.device.type):
         return x, residual
-    if x.is_cuda and norm in ("group", "layer") and x.dtype in (torch.float16, torch.bfloat16):
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if x.is_cuda and half and norm in ("group", "layer", "rms"):
         x = x.float()
     if residual is not None and residual.dtype != x.dtype and residual.is_floating_point():
         dtype = torch.promote_types(x.dtype, residual.dtype)

@@ -14,12 +14,17 @@ Tensors = tuple[Tensor | None, ...]
 class NormSpec(NamedTuple):
     """One norm with its numbers; every field is named as in `fastnorm.functional`."""
 
-    norm: str  # batch, instance, batch_instance, group or layer
-    groups: int = 1  # of group norm; of layer norm, the number of normalised dimensions
+    norm: str  # batch, instance, batch_instance, group, layer or rms
+    groups: int = 1  # of group norm; of layer and RMS norm, the number of normalised dimensions
     use_input_stats: bool = True  # for the batch's statistics; all others are always the input's
     momentum: float = 0.0
     eps: float = 1e-5
     activation: str | None = None
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether statistics and parameters are those of the last dimensions, not of channels."""
+        return self.norm in ("layer", "rms")
 
 
 class _Fused(TypedDict):
@@ -43,6 +48,9 @@ def formula(
     if spec.norm == "layer":
         shape = x.shape[x.dim() - spec.groups :]
         return reference.layer_norm(x, shape, weight, bias, spec.eps, **fused)
+    if spec.norm == "rms":
+        shape = x.shape[x.dim() - spec.groups :]
+        return reference.rms_norm(x, shape, weight, spec.eps, **fused)
     if spec.norm == "group":
         return reference.group_norm(x, spec.groups, weight, bias, spec.eps, **fused)
     if spec.norm == "batch":
@@ -51,6 +59,16 @@ def formula(
         return reference.instance_norm(x, running_mean, running_var, *batch, **fused)
     assert rho is not None, "batch_instance_norm requires it"
     return reference.batch_instance_norm(x, running_mean, running_var, rho, *batch, **fused)
+
+
+def add_formula(
+    spec: NormSpec, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), that sum), the norm being one of rows."""
+    shape = x.shape[x.dim() - spec.groups :]
+    if spec.norm == "layer":
+        return reference.add_layer_norm(x, residual, shape, weight, bias, spec.eps)
+    return reference.add_rms_norm(x, residual, shape, weight, spec.eps)
 
 
 def formula_gradients(

@@ -1,14 +1,14 @@
 """The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
 
-Every function takes two keyword-only extras:
+Every function but the two that add takes two keyword-only extras:
 
     activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
     residual     a tensor of input's shape, dtype and device, added before the activation
 
 Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
 gradients come in their own. Output and gradient have the input's dtype and, channels last included,
-its memory format (layer norm, as in torch, always answers contiguously). A call that raises has
-written nothing: running statistics are as before.
+its memory format (layer norm, as in torch, and RMS norm always answer contiguously). A call that
+raises has written nothing: running statistics are as before.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,28 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .add_norm import add_layer_norm, add_rms_norm, default_eps
 from .checks import (
     check_channels,
     check_input,
     check_momentum,
     check_more_than_one_value,
-    check_parameter,
+    check_rows,
     check_running,
 )
 from .dispatch import autocast, normalise
 from .formula import NormSpec
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "batch_instance_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+]
 
 
 def batch_norm(
@@ -184,21 +196,46 @@ def layer_norm(
     shape = tuple(normalized_shape)
     input, residual = autocast(input, residual, "layer")
     check_input("layer_norm", input, 1, activation, residual)
-    if not shape or tuple(input.shape[-len(shape) :]) != shape:
-        raise RuntimeError(
-            f"layer_norm got normalized_shape={list(shape)} for an input of shape "
-            f"{tuple(input.shape)}: it has to be the input's last dimensions"
-        )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and tuple(parameter.shape) != shape:
-            raise RuntimeError(
-                f"layer_norm got {name} of shape {tuple(parameter.shape)} for "
-                f"normalized_shape={list(shape)}: the two have to be equal"
-            )
-        if parameter is not None:
-            check_parameter("layer_norm", name, parameter, input)
+    check_rows("layer_norm", input, shape, weight, bias)
     spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
+
+    weight has shape `normalized_shape` or is None. Without eps it is torch's: the machine epsilon
+    of what the statistics are computed in, float64's for float64 and float32's for all others.
+    Source: arXiv 1910.07467, equation 4.
+
+    Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
+    ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(input, weight, residual):
+        return handle_torch_function(
+            rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    shape = tuple(normalized_shape)
+    if input.dim() < len(shape):
+        raise ValueError(
+            f"rms_norm got normalized_shape={list(shape)} for an input of shape "
+            f"{tuple(input.shape)}, which has fewer dimensions"
+        )
+    input, residual = autocast(input, residual, "rms")
+    check_input("rms_norm", input, 1, activation, residual)
+    check_rows("rms_norm", input, shape, weight)
+    eps = default_eps(input) if eps is None else eps
+    spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
+    return normalise(input, residual, weight, None, None, None, None, spec)
 
 
 def group_norm(

@@ -3,6 +3,8 @@
     fastnorm::norm            act(norm(x) + residual), differentiable: what a traced program calls
     fastnorm::norm_forward    the same with ReLU's mask and the statistics that backward takes
     fastnorm::norm_backward   the gradients of x, residual, weight, bias and rho
+    fastnorm::add_norm        (norm(x + residual), x + residual), and add_norm_forward and
+                              add_norm_backward likewise
 
 norm_update and norm_forward_update write to running statistics, which for the others are constants
 or None. Eager calls do without operators: the dispatcher costs more than some
@@ -17,14 +19,18 @@ import torch
 from torch import Tensor
 
 from . import batching
-from .autograd import Norm, transformed
+from .autograd import AddNorm, Norm, transformed
 from .backend import kernels_for, load_kernels
-from .formula import NormSpec, formula
+from .formula import NormSpec, add_formula, formula
 
 _TENSORS = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
 _CONSTANTS = "Tensor? running_mean, Tensor? running_var, "
 _UPDATED = "Tensor(a!) running_mean, Tensor(b!) running_var, "
 _SPEC = "str norm, SymInt groups, bool use_input_stats, float momentum, float eps, str? activation"
+_ADDED = (
+    "Tensor input, Tensor residual, Tensor? weight, Tensor? bias, str norm, SymInt groups, "
+    "float eps"
+)
 _KEPT = "bool differentiable) -> (Tensor, Tensor, Tensor)"
 _SCHEMAS = (
     f"norm({_TENSORS}{_CONSTANTS}{_SPEC}) -> Tensor",
@@ -34,6 +40,11 @@ _SCHEMAS = (
     "norm_backward(Tensor grad_output, Tensor input, Tensor? side, Tensor? weight, Tensor? bias, "
     "Tensor? rho, Tensor stats, bool[] needs, str norm, SymInt groups, bool use_input_stats, "
     "str? activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"add_norm({_ADDED}) -> (Tensor, Tensor)",
+    f"add_norm_forward({_ADDED}) -> (Tensor, Tensor, Tensor)",
+    "add_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, Tensor? weight, "
+    "Tensor? bias, Tensor stats, bool[] needs, str norm, SymInt groups) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 
 _library = torch.library.Library("fastnorm", "DEF")
@@ -78,6 +89,29 @@ def norm_backward(
     found = [g if a and t else None for g, a, t in zip(grads, asked, there, strict=True)]
     found[1] = dy if needs[1] and activation is None else found[1]
     return tuple(found)
+
+
+def differentiable_add_norm(*tensors_and_numbers: Any) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual) of a traced program."""
+    return _ops.add_norm.default(*tensors_and_numbers)
+
+
+def add_norm(
+    *tensors: Tensor | None, norm: str, groups: int, eps: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """`fastnorm.kernels.add_norm` as one operator of a traced program."""
+    y, total, stats = _ops.add_norm_forward.default(*tensors, norm, groups, eps)
+    return y, total, (stats,)
+
+
+def add_norm_backward(
+    *tensors_stats_needs: Any, norm: str, groups: int
+) -> tuple[Tensor | None, ...]:
+    """`fastnorm.kernels.add_norm_backward` as one operator of a traced program."""
+    *tensors, (stats,), needs = tensors_stats_needs
+    grads = _ops.add_norm_backward.default(*tensors, stats, [*needs], norm, groups)
+    there = (True, *(parameter is not None for parameter in tensors[3:]))
+    return tuple(g if n and t else None for g, n, t in zip(grads, needs, there, strict=True))
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
@@ -159,6 +193,71 @@ def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Te
     return batching.norm(call, info.batch_size, in_dims, tensors, spec, None)
 
 
+def _run_add(*args: Any) -> tuple[Tensor, Tensor]:
+    return _run_add_forward(*args)[:2]
+
+
+def _run_add_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, norm, groups, eps = args
+    kernels = kernels_for(tensors[0])
+    with kernels.launch.own_counters():
+        y, total, (stats,) = kernels.add_norm(*tensors, norm=norm, groups=groups, eps=eps)
+    return y, total, stats
+
+
+def _run_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, stats, needs, norm, groups = args
+    kernels = kernels_for(dy)
+    with kernels.launch.own_counters():
+        grads = kernels.add_norm_backward(
+            dy, *tensors, (stats,), tuple(needs), norm=norm, groups=groups
+        )
+    return tuple(_present(grad, dy) for grad in grads)
+
+
+def _fake_add(*args: Any) -> tuple[Tensor, Tensor]:
+    return _fake_add_forward(*args)[:2]
+
+
+def _fake_add_forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, norm, groups, _eps = args
+    y, _, stats = load_kernels().like(x, None, norm, groups, True, None, False)
+    return y, torch.empty_like(y), stats
+
+
+def _fake_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    _, total, *parameters, _stats, needs, _norm, _groups = args
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        if needed and t is not None
+        else _present(None, dy)
+        for t, needed in zip((total, *parameters), needs, strict=True)
+    )
+
+
+def _differentiable_add(*args: Any) -> tuple[Tensor, Tensor]:
+    tensors, (norm, groups, eps) = args[:4], args[4:]
+    spec = NormSpec(norm, groups, eps=eps)
+    if transformed():
+        return add_formula(spec, *tensors)
+    wanted = any(t is not None and t.requires_grad for t in tensors)
+    if wanted and torch.is_grad_enabled():
+        return AddNorm.apply(*tensors, spec, sys.modules[__name__])
+    with torch._C._AutoDispatchBelowAutograd():
+        return differentiable_add_norm(*args)
+
+
+def _batched_add(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    tensors, (norm, groups, eps) = args[:4], args[4:]
+
+    def call(*tensors: Any) -> tuple[Tensor, Tensor]:
+        return add_formula(NormSpec(norm, groups, eps=eps), *tensors)
+
+    return torch.vmap(call, tuple(in_dims[:4]))(*tensors), (0, 0)
+
+
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:
     """The tensor, an empty one for None."""
     return x.new_empty(0) if tensor is None else tensor
@@ -176,6 +275,9 @@ for _name, _implementation, _shapes in (
     ("norm_forward", _run_forward, _fake_forward),
     ("norm_forward_update", _run_forward, _fake_forward),
     ("norm_backward", _run_backward, _fake_backward),
+    ("add_norm", _run_add, _fake_add),
+    ("add_norm_forward", _run_add_forward, _fake_add_forward),
+    ("add_norm_backward", _run_add_backward, _fake_add_backward),
 ):
     for _device in ("CPU", "CUDA"):
         _library.impl(_name, _implementation, _device)
@@ -183,3 +285,5 @@ for _name, _implementation, _shapes in (
 for _name in ("norm", "norm_update"):
     _library.impl(_name, _differentiable, "Autograd")
     torch.library.register_vmap(f"fastnorm::{_name}", _batched, lib=_library)
+_library.impl("add_norm", _differentiable_add, "Autograd")
+torch.library.register_vmap("fastnorm::add_norm", _batched_add, lib=_library)

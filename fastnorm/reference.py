@@ -117,6 +117,53 @@ def layer_norm(
     return _finish(y, input, None, None, activation, residual).contiguous()
 
 
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
+
+    Source: arXiv 1910.07467, equation 4. eps is the machine epsilon of the computation by default.
+    """
+    x = _upcast(input)
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    return _finish(y, input, None, None, activation, residual).contiguous()
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return layer_norm(total, normalized_shape, weight, bias, eps), total
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return rms_norm(total, normalized_shape, weight, eps), total
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,

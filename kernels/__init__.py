@@ -10,7 +10,7 @@
     sync, clusters     tickets and barriers; launching programs that wait for one another
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
-    rows*              layer norm: statistics of each row
+    rows, row_*        layer and RMS norm: statistics of each row
     stages             moments and apply by themselves, for merges made elsewhere
     norms              either, behind one pair of functions
 
@@ -21,10 +21,12 @@ imported; `INTERPRETED` says which.
 from . import launch, stages, tiers
 from .channels import relu_mask, side_input
 from .launch import INTERPRETED
-from .norms import like, norm, norm_backward
+from .norms import add_norm, add_norm_backward, like, norm, norm_backward
 
 __all__ = [
     "INTERPRETED",
+    "add_norm",
+    "add_norm_backward",
     "launch",
     "like",
     "norm",

@@ -7,7 +7,8 @@ import torch
 from .channels import channel_norm, channel_norm_backward, dense
 from .launch import Tensors, accumulation
 from .plans import Norm, kept_sizes
-from .rows import row_norm, row_norm_backward
+from .row_plans import stats_planes
+from .rows import ROW_NORMS, row_add_norm, row_norm, row_norm_backward
 
 
 def norm(
@@ -29,18 +30,18 @@ def norm(
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
 
-    norm is batch, instance, batch_instance, group or layer, of which the last normalises the last
-    `groups` dimensions. For an x without elements nothing is launched or updated.
+    norm is batch, instance, batch_instance, group, layer or rms, of which the last two normalise
+    the last `groups` dimensions. For an x without elements nothing is launched or updated.
     """
     if x.numel() == 0:
         y, mask, stats = like(
             x, residual, norm, groups, use_input_stats, activation, differentiable
         )
         return y, mask, (stats.zero_(),)
-    if norm == "layer":
+    if norm in ROW_NORMS:
         return row_norm(
-            x, residual, weight, bias, normalized_ndim=groups, eps=eps, activation=activation,
-            differentiable=differentiable,
+            x, residual, weight, bias, norm=norm, normalized_ndim=groups, eps=eps,
+            activation=activation, differentiable=differentiable,
         )  # fmt: skip
     return channel_norm(
         x, residual, weight, bias, rho, running_mean, running_var, norm=norm, groups=groups,
@@ -72,9 +73,9 @@ def norm_backward(
         tensors = (x, x, weight, bias, rho)
         pairs = zip(tensors, needs, strict=True)
         return tuple(torch.zeros_like(t) if n and t is not None else None for t, n in pairs)
-    if norm == "layer":
+    if norm in ROW_NORMS:
         grads = row_norm_backward(
-            dy, x, side, weight, bias, stats, needs[:4], normalized_ndim=groups,
+            dy, x, side, weight, bias, stats, needs[:4], norm=norm, normalized_ndim=groups,
             activation=activation,
         )  # fmt: skip
         return (*grads, None)
@@ -82,6 +83,56 @@ def norm_backward(
         dy, x, side, weight, bias, rho, stats, needs, norm=norm, groups=groups,
         use_input_stats=use_input_stats, activation=activation,
     )  # fmt: skip
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    norm: str,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    """norm(x + residual), that sum, and the statistics that add_norm_backward takes.
+
+    norm is layer or rms, over the last `groups` dimensions.
+    """
+    if x.numel() == 0:
+        y, _, stats = like(x, None, norm, groups, True, None, False)
+        return y, torch.empty_like(y), (stats.zero_(),)
+    return row_add_norm(x, residual, weight, bias, norm=norm, normalized_ndim=groups, eps=eps)
+
+
+def add_norm_backward(
+    dy: torch.Tensor,
+    dsum: torch.Tensor | None,
+    total: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    stats: tuple[torch.Tensor, ...],
+    needs: tuple[bool, bool, bool],
+    *,
+    norm: str,
+    groups: int,
+) -> Tensors:
+    """(the gradient of both x and the residual, dweight, dbias) from those of add_norm's outputs.
+
+    None where `needs` says that nobody asked. dsum is None where the sum itself has no gradient.
+    """
+    asked = (needs[0], False, *needs[1:])
+    if total.numel() == 0:
+        grads = norm_backward(
+            dy, total, None, weight, bias, None, stats, (*asked, False), norm=norm, groups=groups,
+            use_input_stats=True, activation=None,
+        )  # fmt: skip
+    else:
+        grads = row_norm_backward(
+            dy, total, None, weight, bias, stats, asked, norm=norm, normalized_ndim=groups,
+            activation=None, dsum=dsum,
+        )  # fmt: skip
+    return grads[0], grads[2], grads[3]
 
 
 def like(
@@ -97,11 +148,11 @@ def like(
 
     x may have symbolic sizes: nothing but arithmetic is done on them.
     """
-    if norm == "layer":
+    if norm in ROW_NORMS:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         length = math.prod(x.shape[x.dim() - groups :])
         rows = math.prod(x.shape[: x.dim() - groups])
-        kept, bits = 2 * rows, rows * -(-length // 8)
+        kept, bits = stats_planes(norm) * rows, rows * -(-length // 8)
     else:
         x = dense(x)
         y = torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""Layer norm of rows that no program holds: two launches, each of which reads the tensor.
+"""Layer and RMS norm of rows that no program holds: two launches, each of which reads the tensor.
 
 The second walks backwards, so that it starts with what the first has left in the L2 cache.
 """
@@ -6,10 +6,19 @@ The second walks backwards, so that it starts with what the first has left in th
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, chan_merge, inverse_std, tile_moments
-from .gradients import piece_sums
-from .merge import piece_moments
-from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_tile
+from .device import accumulation_type, inverse_std
+from .row_statistics import (
+    load_row_stats,
+    merge_rows,
+    publish_moments,
+    publish_sums,
+    published_moments,
+    published_sums,
+    row_moments,
+    row_sums,
+    store_row_stats,
+)
+from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_sum, row_tile
 from .sync import arrived_last
 
 SCALARS = ["R", "L", "row_blocks", "pieces", "steps", "groups"]
@@ -18,8 +27,10 @@ SCALARS = ["R", "L", "row_blocks", "pieces", "steps", "groups"]
 @triton.jit(do_not_specialize=SCALARS)
 def row_moments_kernel(
     x_ptr,  # (R, L)
-    stats_ptr,  # (2, R): mean and rstd
-    table_ptr,  # (3, pieces, R)
+    addend_ptr,  # (R, L) or None: the moments are those of x + addend
+    sum_ptr,  # (R, L) or None: that sum
+    stats_ptr,  # (2, R): rstd and mean; for RMS norm (R,)
+    table_ptr,  # (3, pieces, R), for RMS norm (pieces, R)
     tickets_ptr,  # (row_blocks,)
     eps: tl.float64,
     R,
@@ -28,6 +39,7 @@ def row_moments_kernel(
     pieces,
     steps,
     groups,
+    CENTRED: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -44,20 +56,19 @@ def row_moments_kernel(
     mean, m2 = count, count
     begin = piece.to(tl.int64) * steps * BLOCK_L
     for start in range(begin, tl.minimum(begin + steps * BLOCK_L, L), BLOCK_L):
-        x, _, _, mask, _ = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        x, _, _, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        if addend_ptr is not None:
+            x = row_sum(x, addend_ptr, mask, offsets, ACC)
+            tl.store(sum_ptr + offsets, x, mask=mask)
         tile_count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
-        tile_mean, tile_m2 = tile_moments(x.to(ACC), mask, tile_count)
-        count, mean, m2 = chan_merge(count, mean, m2, tile_count, tile_mean, tile_m2)
-    plane = pieces * R.to(tl.int64)
-    table = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
-    slot = piece * R.to(tl.int64) + row
-    tl.store(table[0] + slot, count, mask=row < R)
-    tl.store(table[1] + slot, mean, mask=row < R)
-    tl.store(table[2] + slot, m2, mask=row < R)
+        tile_mean, tile_m2 = row_moments(x.to(ACC), mask, tile_count, CENTRED)
+        count, mean, m2 = merge_rows(
+            count, mean, m2, tile_count, tile_mean, tile_m2, CENTRED
+        )  # fmt: skip
+    publish_moments(table_ptr, count, mean, m2, piece, row, R, pieces, CENTRED)
     if arrived_last(tickets_ptr + block, pieces):
-        count, mean, m2 = piece_moments(table, 0, row, row < R, R, pieces, BLOCK_R)
-        tl.store(stats_ptr + row, mean, mask=row < R)
-        tl.store(stats_ptr + R + row, inverse_std(m2 / L, eps), mask=row < R)
+        mean, m2 = published_moments(table_ptr, row, R, pieces, CENTRED, BLOCK_R)
+        store_row_stats(stats_ptr, mean, inverse_std(m2 / L, eps), row, R, row < R, CENTRED)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -68,13 +79,14 @@ def row_apply_kernel(
     bias_ptr,  # (L,) or None
     y_ptr,  # (R, L)
     bits_ptr,  # ReLU's bits, or None
-    stats_ptr,  # (2, R)
+    stats_ptr,  # (2, R); for RMS norm (R,)
     R,
     L,
     row_blocks,
     pieces,
     steps,
     groups,
+    CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -87,8 +99,7 @@ def row_apply_kernel(
     first = (program // columns).to(tl.int64) * BLOCK_R
     start = (program % columns).to(tl.int64) * BLOCK_L
     x, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-    mean = tl.load(stats_ptr + row, mask=row < R, other=0.0)
-    rstd = tl.load(stats_ptr + R + row, mask=row < R, other=0.0)
+    mean, rstd = load_row_stats(stats_ptr, row, R, CENTRED)
     row_output(
         x, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, bits_ptr, first, start, column,
         mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
@@ -103,15 +114,16 @@ def row_sums_kernel(
     bits_ptr,  # ReLU's bits, or None
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
-    stats_ptr,  # (2, R)
-    table_ptr,  # (2, columns, R): of each row the sums of gamma g and gamma g x_hat
-    partial_ptr,  # (2, groups, L), or None
+    stats_ptr,  # (2, R); for RMS norm (R,)
+    table_ptr,  # (2, columns, R), for RMS norm (columns, R): see publish_sums
+    partial_ptr,  # (2, groups, L), for RMS norm (groups, L); None where nobody asks
     R,
     L,
     row_blocks,
     pieces,
     steps,
     groups,
+    CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -124,30 +136,29 @@ def row_sums_kernel(
     group = tl.program_id(0) // columns
     piece = tl.program_id(0) % columns
     start = piece.to(tl.int64) * BLOCK_L
-    plane = columns * R.to(tl.int64)
     dweight = tl.zeros([BLOCK_L], ACC)
     dbias = tl.zeros([BLOCK_L], ACC)
     for block in range(group, row_blocks, groups):
         first = tl.full([], BLOCK_R, tl.int64) * block
         x, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-        mean = tl.load(stats_ptr + row, mask=row < R, other=0.0)
-        rstd = tl.load(stats_ptr + R + row, mask=row < R, other=0.0)
+        mean, rstd = load_row_stats(stats_ptr, row, R, CENTRED)
         g, x_hat, gamma = row_gradient(
             x, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start, column,
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
         weighted = gamma * g.to(ACC)
-        slot = piece * R.to(tl.int64) + row
-        tl.store(table_ptr + slot, tl.sum(weighted, axis=1), mask=row < R)
-        tl.store(table_ptr + plane + slot, tl.sum(weighted * x_hat, axis=1), mask=row < R)
+        row_g, row_gx = row_sums(weighted, x_hat, CENTRED)
+        publish_sums(table_ptr, row_g, row_gx, piece, row, R, columns, CENTRED)
         dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
-        dbias += tl.sum(g.to(ACC), axis=0)
+        if CENTRED:
+            dbias += tl.sum(g.to(ACC), axis=0)
     if partial_ptr is not None:
         column = start + tl.arange(0, BLOCK_L)
         slot = group.to(tl.int64) * L + column
         tl.store(partial_ptr + slot, dweight, mask=column < L)
-        tl.store(partial_ptr + groups.to(tl.int64) * L + slot, dbias, mask=column < L)
+        if CENTRED:
+            tl.store(partial_ptr + groups.to(tl.int64) * L + slot, dbias, mask=column < L)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -158,9 +169,10 @@ def row_dx_kernel(
     bits_ptr,  # ReLU's bits, or None
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
-    stats_ptr,  # (2, R)
-    table_ptr,  # (2, columns, R)
-    partial_ptr,  # (2, groups, L) or None
+    stats_ptr,  # (2, R); for RMS norm (R,)
+    table_ptr,  # (2, columns, R), for RMS norm (columns, R)
+    partial_ptr,  # (2, groups, L), for RMS norm (groups, L), or None
+    dsum_ptr,  # (R, L) or None: a gradient that x has besides
     dx_ptr,  # (R, L) or None
     dresidual_ptr,  # (R, L) or None
     dweight_ptr,  # (L,) or None
@@ -171,6 +183,7 @@ def row_dx_kernel(
     pieces,
     steps,
     groups,
+    CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -193,13 +206,13 @@ def row_dx_kernel(
         start = (program % columns).to(tl.int64) * BLOCK_L
         x, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-        mean = tl.load(stats_ptr + row, mask=row < R, other=0.0)
-        rstd = tl.load(stats_ptr + R + row, mask=row < R, other=0.0)
+        mean, rstd = load_row_stats(stats_ptr, row, R, CENTRED)
         g, x_hat, gamma = row_gradient(
             x, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start, column,
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
-        row_g = piece_sums(table_ptr, 0, row, row < R, R, columns, BLOCK_R)
-        plane = columns * R.to(tl.int64)
-        row_gx = piece_sums(table_ptr + plane, 0, row, row < R, R, columns, BLOCK_R)
-        row_dx(g, x_hat, gamma, row_g / L, row_gx / L, rstd, dx_ptr, dresidual_ptr, mask, offsets)
+        row_g, row_gx = published_sums(table_ptr, row, R, columns, CENTRED, BLOCK_R)
+        row_dx(
+            g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr, mask,
+            offsets,
+        )  # fmt: skip

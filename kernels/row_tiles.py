@@ -19,6 +19,13 @@ def row_tile(x_ptr, first, start, R, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.const
 
 
 @triton.jit
+def row_sum(x, addend_ptr, mask, offsets, ACC: tl.constexpr):
+    """A tile of x plus the addend's, rounded as x is: what is normalised is what is returned."""
+    addend = tl.load(addend_ptr + offsets, mask=mask, other=0.0)
+    return (x.to(ACC) + addend.to(ACC)).to(x.dtype)
+
+
+@triton.jit
 def row_parameter(ptr, column, start, L, default, BLOCK_L: tl.constexpr, ACC: tl.constexpr):
     """A parameter's columns as a row, `default` where there is none."""
     return load_or(ptr, column, position_mask(start, L, BLOCK_L), default, ACC)[None, :]
@@ -65,13 +72,21 @@ def row_gradient(
 
 
 @triton.jit
-def row_dx(g, x_hat, gamma, g_mean, gx_mean, rstd, dx_ptr, dresidual_ptr, mask, offsets):
-    """Store dx = rstd (gamma g - mean(gamma g) - x_hat mean(gamma g x_hat)), and g itself."""
+def row_dx(
+    g, x_hat, gamma, g_mean, gx_mean, rstd, dsum_ptr, dx_ptr, dresidual_ptr, mask, offsets
+):  # fmt: skip
+    """Store dx = rstd (gamma g - mean(gamma g) - x_hat mean(gamma g x_hat)), and g itself.
+
+    dsum is what else flows back to x.
+    """
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
     if dx_ptr is not None:
         dx = gamma * g.to(rstd.dtype) - g_mean[:, None] - x_hat * gx_mean[:, None]
-        tl.store(dx_ptr + offsets, rstd[:, None] * dx, mask=mask)
+        dx *= rstd[:, None]
+        if dsum_ptr is not None:
+            dx += tl.load(dsum_ptr + offsets, mask=mask, other=0.0).to(dx.dtype)
+        tl.store(dx_ptr + offsets, dx, mask=mask)
 
 
 @triton.jit

@@ -23,8 +23,10 @@ NORMS = (
     "bin_train",
     "bin_eval",
     "ln",
+    "rms",
     "gn",
 )
+OF_ROWS = ("ln", "rms")  # the last dimensions normalised, of which each element has a parameter
 AFFINE = ("full", "weight", "none")
 ACTIVATIONS = ("relu", "silu", "gelu")
 EPS = 1e-5
@@ -55,6 +57,10 @@ class Torch:
     @classmethod
     def layer_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
         return cls._finish(TF.layer_norm(*args, **kwargs), activation, residual)
+
+    @classmethod
+    def rms_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
+        return cls._finish(TF.rms_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def group_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
@@ -103,7 +109,7 @@ def make_params(
     requires_grad: bool = False,
 ) -> Params:
     """What `norm` takes beside x of `shape`: rho in (0, 1), weights about 1, and statistics."""
-    per_element = tuple(shape[1:]) if norm == "ln" else (shape[1],)
+    per_element = tuple(shape[1:]) if norm in OF_ROWS else (shape[1],)
 
     def draw(offset: int, size: tuple[int, ...]) -> torch.Tensor:
         return make_input(size, dtype=dtype, seed=seed + offset)
@@ -111,11 +117,11 @@ def make_params(
     params: Params = dict.fromkeys(("weight", "bias", "rho", "running_mean", "running_var"))
     if affine in ("full", "weight"):
         params["weight"] = draw(1, per_element) * 0.3 + 1.1
-    if affine == "full":
+    if affine == "full" and norm != "rms":
         params["bias"] = draw(2, per_element) * 0.5
     if norm.startswith("bin"):
         params["rho"] = torch.sigmoid(draw(3, (shape[1],)))
-    if norm not in ("bn_no_stats", "in", "ln", "gn"):
+    if norm not in ("bn_no_stats", "in", "ln", "rms", "gn"):
         params["running_mean"] = draw(4, (shape[1],)) * 0.2
         params["running_var"] = draw(5, (shape[1],)).abs() + 0.5
     for name in GRADS:
@@ -140,6 +146,8 @@ def call(functional: Any, norm: str, x: torch.Tensor, p: Params, **kwargs: Any) 
         )
     if norm == "ln":
         return functional.layer_norm(x, x.shape[1:], **affine, **kwargs)
+    if norm == "rms":
+        return functional.rms_norm(x, x.shape[1:], p["weight"], **{"eps": EPS, **kwargs})
     return functional.group_norm(x, groups_of(x.shape[1]), **affine, **kwargs)
 
 
@@ -174,6 +182,8 @@ def numpy_norm(norm: str, x: torch.Tensor, p: Params, eps: float = EPS) -> torch
         y = normalise(flat, (2,))
     elif norm == "ln":
         y = normalise(flat, (1, 2))
+    elif norm == "rms":
+        y = flat / np.sqrt((flat**2).mean(axis=(1, 2), keepdims=True) + eps)
     elif norm == "gn":
         grouped = flat.reshape(flat.shape[0], groups_of(flat.shape[1]), -1)
         y = normalise(grouped, (2,)).reshape(flat.shape)
@@ -183,7 +193,7 @@ def numpy_norm(norm: str, x: torch.Tensor, p: Params, eps: float = EPS) -> torch
         y = rho * over_batch + (1 - rho) * normalise(flat, (2,))
     for name, combine in (("weight", np.multiply), ("bias", np.add)):
         if (a := arrays[name]) is not None:
-            y = combine(y, a.reshape(1, *flat.shape[1:]) if norm == "ln" else a[None, :, None])
+            y = combine(y, a.reshape(1, *flat.shape[1:]) if norm in OF_ROWS else a[None, :, None])
     return torch.from_numpy(y.reshape(v.shape)).to(DEVICE)
 
 

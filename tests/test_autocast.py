@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-from tests.norms import NORMS, Torch, call, make_params
+from tests.norms import NORMS, OF_ROWS, Torch, call, make_params
 
 SHAPE = (4, 6, 5, 3)
 HALF = (torch.float16, torch.bfloat16)
@@ -36,7 +36,7 @@ def test_dtypes_are_torchs(backend, norm, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "ln", "gn"])
+@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "ln", "rms", "gn"])
 def test_cuda_rules(norm, dtype):
     """CUDA's lists on any machine: shapes and dtypes are all that a fake tensor has."""
     parameters = ("weight", "bias", "rho", "running_mean", "running_var")
@@ -56,7 +56,7 @@ def test_cuda_rules(norm, dtype):
         finally:
             torch.set_autocast_enabled("cuda", False)
     assert y.dtype == expected.dtype
-    assert (y.dtype == torch.float32) == (norm in ("ln", "gn"))
+    assert (y.dtype == torch.float32) == (norm in (*OF_ROWS, "gn"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -36,9 +36,10 @@ NONE = {"running_mean": None, "running_var": None}
 SIX = {"running_mean": 6, "running_var": 6}
 TRAIN = {**SIX, "training": True}
 RHO = {"rho": 6}
-GN, LN, BN, IN, BIN = (
+GN, LN, RMS, BN, IN, BIN = (
     "group_norm",
     "layer_norm",
+    "rms_norm",
     "batch_norm",
     "instance_norm",
     "batch_instance_norm",
@@ -61,6 +62,11 @@ CASES = {
     "ln other dims": (LN, X, {"normalized_shape": (6, 5)}, ["6, 5", "2, 6, 4"]),
     "ln too many dims": (LN, (6, 4), {"normalized_shape": X}, ["2, 6, 4"]),
     "ln no dims": (LN, X, {"normalized_shape": ()}, ["normalized_shape"]),
+    "rms weight size": (RMS, X, {"normalized_shape": (4,), "weight": 5}, ["weight", "5", "4"]),
+    "rms other shape": (RMS, X, {"normalized_shape": (5,)}, ["5", "2, 6, 4"]),
+    "rms too many dims": (RMS, (6, 4), {"normalized_shape": X}, ["2, 6, 4"]),
+    "rms rank 0": (RMS, (), {"normalized_shape": (4,)}, ["4"]),
+    "rms no dims": (RMS, X, {"normalized_shape": ()}, ["normalized_shape"]),
     "bn weight size": (BN, X, TRAIN | {"weight": 5}, ["weight", "5", "6"]),
     "bn bias size": (BN, X, TRAIN | {"bias": 5}, ["bias", "5", "6"]),
     "bn mean size": (BN, X, TRAIN | {"running_mean": 5}, ["running_mean", "5", "6"]),
@@ -138,14 +144,19 @@ def test_zero_groups(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
-@pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "layer_norm", "group_norm"])
+@pytest.mark.parametrize(
+    "op", ["batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"]
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_integer_and_complex_input(backend, op, dtype):
     """NotImplementedError as in torch, naming the dtype."""
+    if (op, dtype) == ("rms_norm", torch.complex64):
+        pytest.skip("torch's RMS norm takes complex numbers; ours, as all others, does not")
     arguments = {
         "batch_norm": (*stats(6), None, None, True),
         "instance_norm": (),
         "layer_norm": ((4,),),
+        "rms_norm": ((4,),),
         "group_norm": (2,),
     }[op]
     x = x_of(2, 6, 4, dtype=dtype)
@@ -168,10 +179,10 @@ def call_with(op, x, **kwargs):
     if op == "instance_norm":
         return F.instance_norm(x, kwargs.pop("mean", None), kwargs.pop("var", None), **kwargs)
     kwargs = {k: v for k, v in kwargs.items() if k not in ("mean", "var")}
-    return F.layer_norm(x, (4,), **kwargs) if op == "layer_norm" else F.group_norm(x, 2, **kwargs)
+    return getattr(F, op)(x, 2 if op == GN else (4,), **kwargs)
 
 
-OPS = (BN, IN, BIN, LN, GN)
+OPS = (BN, IN, BIN, LN, RMS, GN)
 RESIDUALS = {
     "shape": (lambda: x_of(2, 6, 5), ["2, 6, 5", "2, 6, 4"]),
     "broadcastable shape": (lambda: x_of(1, 6, 1), ["1, 6, 1", "2, 6, 4"]),
@@ -242,6 +253,7 @@ MODULES = {
     "InstanceNorm2d": ((6, 1e-5, 0.1, True), [(2, 6), (2, 5, 4, 4), (2, 6, 1, 1)]),
     "InstanceNorm3d": ((6, 1e-5, 0.1, True), [(2, 6, 4), (2, 5, 4, 4, 4)]),
     "LayerNorm": (((6, 4),), [(2, 4, 6), (4,)]),
+    "RMSNorm": (((6, 4),), [(2, 4, 6), (4,)]),
     "GroupNorm": ((2, 6), [(2, 5, 4), (6,)]),
 }
 

@@ -12,6 +12,7 @@ from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
 from tests.norms import (
     AFFINE,
     NORMS,
+    OF_ROWS,
     Torch,
     call,
     double,
@@ -52,7 +53,7 @@ def test_forward_equals_definition(backend, norm, shape):
         with running(backend):
             y = call(F, norm, x, p)
         assert_close(y, numpy_norm(norm, x, p), layout)
-        if layout != "sliced" and len(shape) > 2 and norm != "ln":  # contiguous, as torch's
+        if layout != "sliced" and len(shape) > 2 and norm not in OF_ROWS:  # contiguous
             assert y.is_contiguous() == x.is_contiguous() and y.movedim(1, -1).is_contiguous() == (
                 x.movedim(1, -1).is_contiguous()
             ), f"{layout} was not kept"
@@ -87,9 +88,10 @@ def test_parameters_in_any_layout(backend, norm):
     strided = {
         k: None if v is None else torch.stack([v, v + 7], -1)[..., 0] for k, v in dense.items()
     }
-    one_for_all = dense["bias"].flatten()[0]
-    dense["bias"] = torch.full_like(dense["bias"], one_for_all.item())
-    strided["bias"] = one_for_all.expand(dense["bias"].shape)
+    name = "weight" if norm == "rms" else "bias"
+    one_for_all = dense[name].flatten()[0]
+    dense[name] = torch.full_like(dense[name], one_for_all.item())
+    strided[name] = one_for_all.expand(dense[name].shape)
     for p in (dense, strided):
         p.update({k: p[k].requires_grad_() for k in ("weight", "bias", "rho") if p[k] is not None})
     truth = forward_backward(Torch, norm, x, dense, dy)
@@ -127,7 +129,7 @@ def test_truths_agree(norm):
 def test_empty_input_as_torch(backend, norm, shape):
     """No values: an empty y and dx, parameter gradients of zero, running statistics left alone."""
     x, dy = make_input(shape, requires_grad=True), make_input(shape)
-    p = make_params(norm, shape, affine="none" if norm == "ln" else "full", requires_grad=True)
+    p = make_params(norm, shape, affine="none" if norm in OF_ROWS else "full", requires_grad=True)
     before = {
         name: p[name].clone() for name in ("running_mean", "running_var") if p[name] is not None
     }

@@ -10,6 +10,7 @@ from tests.conftest import BACKENDS, assert_close, make_input, running
 from tests.norms import (
     GRADS,
     NORMS,
+    OF_ROWS,
     Torch,
     call,
     double,
@@ -29,7 +30,8 @@ def truth_of(norm, x, p, dy, **kwargs):
 
 
 def subsets(norm):
-    names = ["x", "weight", "bias"] + (["rho"] if norm.startswith("bin") else [])
+    names = ["x", "weight"] + ([] if norm == "rms" else ["bias"])
+    names += ["rho"] if norm.startswith("bin") else []
     return [s for size in range(1, len(names)) for s in combinations(names, size)]
 
 
@@ -120,12 +122,12 @@ def test_gradients_share_no_memory(backend, norm, activation):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (2, 4, 3, 2), (2, 4, 3, 2, 2)])
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "ln"])
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in OF_ROWS])
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_dx_keeps_memory_format(backend, norm, shape):
     """dx is laid out as x even where dy is not; the 1d and 3d forms of channels_last count too.
 
-    Layer norm answers contiguously, as torch's does; the reference leaves dx's layout to autograd.
+    Layer and RMS norm answer contiguously; the reference leaves dx's layout to autograd.
     """
     p = make_params(norm, shape, requires_grad=True)
     for layout in ("contiguous", "channels_last"):

@@ -23,7 +23,7 @@ from tests.norms import (
 )
 
 SHAPE = (2, 4, 3)  # (N, C, S): every reduction set has more than one value and S is no power of 2
-EVERY_ENTRY = ("bin_train", "ln", "gn")  # between them every kind of merge
+EVERY_ENTRY = ("bin_train", "ln", "rms", "gn")  # between them every kind of merge
 KINK = 1e-3  # finite differences step by 1e-6: nearer to relu's kink than this they tell nothing
 
 
@@ -62,7 +62,7 @@ def test_gradcheck(backend, norm, affine, layout):
 
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in", "bin_train", "ln", "gn"])
+@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in", "bin_train", "ln", "rms", "gn"])
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_gradcheck_fused(backend, norm, with_residual, activation):
     if activation is None and not with_residual:

@@ -18,7 +18,8 @@ SHAPES = {1: (3, C, 5), 2: (3, C, 4, 3), 3: (2, C, 3, 2, 2)}
 DIMENSIONAL = [
     (f"{kind}{d}d", (C,), d) for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)
 ]
-CASES = [*DIMENSIONAL, ("LayerNorm", ((C, 4, 3),), 2), ("GroupNorm", (2, C), 2)]
+ROWS = [(name, ((C, 4, 3),), 2) for name in ("LayerNorm", "RMSNorm")]
+CASES = [*DIMENSIONAL, *ROWS, ("GroupNorm", (2, C), 2)]
 BIN = [(f"BatchInstanceNorm{d}d", (C,), d) for d in (1, 2, 3)]
 KWARGS = {
     "BatchNorm": [{}, {"affine": False}, {"bias": False}, {"momentum": None, "eps": 1e-3},
@@ -26,6 +27,7 @@ KWARGS = {
     "InstanceNorm": [{}, {"affine": True}, {"affine": True, "bias": False},
                      {"track_running_stats": True, "momentum": 0.3}],
     "LayerNorm": [{}, {"elementwise_affine": False}, {"bias": False}, {"eps": 1e-3}],
+    "RMSNorm": [{}, {"elementwise_affine": False}, {"eps": 1e-3}],
     "GroupNorm": [{}, {"affine": False}, {"bias": False}, {"eps": 1e-3}],
 }  # fmt: skip
 VARIANTS = [
@@ -75,7 +77,7 @@ def test_signature(name, args, d):
     assert ours["activation"].default is None
     module = getattr(fastnorm, name)(*args)
     if getattr(module, "weight", None) is not None:
-        assert (module.weight == 1).all() and (module.bias == 0).all()
+        assert (module.weight == 1).all() and (name == "RMSNorm" or (module.bias == 0).all())
 
 
 @pytest.mark.parametrize(("name", "args", "d"), [*CASES, *BIN])

@@ -10,6 +10,7 @@ from tests.conftest import DEVICE, make_input
 from tests.norms import EPS, groups_of
 
 SHAPE = (4, 6, 5, 3)
+ROWS = ("layer", "rms")
 FUSIONS = [
     (None, False, "contiguous"),
     ("relu", True, "contiguous"),
@@ -22,6 +23,7 @@ CASES = [
     ("batch_instance", True),
     ("batch_instance", False),
     ("layer", True),
+    ("rms", True),
     ("group", True),
 ]
 
@@ -34,22 +36,22 @@ def on_triton():
 
 def arguments(norm, use_input_stats, activation, with_residual, layout, requires_grad):
     """What fastnorm::norm takes, statistics of a batch included where the norm knows them."""
-    dtype, per_element = torch.float32, SHAPE[2:] if norm == "layer" else SHAPE[1:2]
+    dtype, per_element = torch.float32, SHAPE[2:] if norm in ROWS else SHAPE[1:2]
 
     def leaf(shape, seed, layout="contiguous"):
         return make_input(shape, layout, dtype, seed=seed, requires_grad=requires_grad)
 
-    tracked = norm not in ("layer", "group")
+    tracked = norm not in (*ROWS, "group")
     return (
         leaf(SHAPE, 0, layout),
         leaf(SHAPE, 1, layout) if with_residual else None,
         leaf(per_element, 2),
-        leaf(per_element, 3),
+        leaf(per_element, 3) if norm != "rms" else None,
         leaf(SHAPE[1:2], 4) if norm == "batch_instance" else None,
         torch.zeros(SHAPE[1], device=DEVICE) if tracked else None,
         torch.ones(SHAPE[1], device=DEVICE) if tracked else None,
         norm,
-        {"layer": 2, "group": groups_of(SHAPE[1])}.get(norm, 1),
+        {"layer": 2, "rms": 2, "group": groups_of(SHAPE[1])}.get(norm, 1),
         use_input_stats,
         0.1,
         EPS,
@@ -59,7 +61,7 @@ def arguments(norm, use_input_stats, activation, with_residual, layout, requires
 
 def named(norm, use_input_stats, name):
     """The operator, of which the one that writes is another."""
-    updates = use_input_stats and norm not in ("layer", "group")
+    updates = use_input_stats and norm not in (*ROWS, "group")
     return getattr(torch.ops.fastnorm, f"{name}_update" if updates else name)
 
 
@@ -81,21 +83,37 @@ def test_opcheck_forward_and_backward(norm, use_input_stats, activation, with_re
     y, mask, stats = forward(*args, True)
     side = {"mask": mask, "residual": args[1], None: None}
     kept = side[ops.side_input(activation, with_residual)]
-    needs = [True, activation is not None and with_residual, True, True, args[4] is not None]
+    has_bias, has_rho = (args[i] is not None for i in (3, 4))
+    needs = [True, activation is not None and with_residual, True, has_bias, has_rho]
     tensors = (torch.randn_like(y), args[0], kept, *args[2:5], stats)
     rest = (needs, norm, args[8], use_input_stats, activation)
     torch.library.opcheck(torch.ops.fastnorm.norm_backward, (*tensors, *rest))
 
 
 @pytest.mark.parametrize("empty", [(0, 6, 5, 3), (4, 6, 0, 3)])
-@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "group"])
 def test_shapes_without_elements(norm, empty):
     """What a fake tensor says of an empty one is what the kernels return."""
     args = arguments(norm, True, "relu", True, "contiguous", False)
     x = torch.empty(empty, device=DEVICE)
-    weight = torch.ones(empty[2:] if norm == "layer" else empty[1:2], device=DEVICE)
-    args = (x, x, weight, weight, *args[4:])
+    weight = torch.ones(empty[2:] if norm in ROWS else empty[1:2], device=DEVICE)
+    args = (x, x, weight, None if norm == "rms" else weight, *args[4:])
     torch.library.opcheck(named(norm, True, "norm_forward"), (*args, True))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (0, 6, 5, 3), (4, 6, 0, 3)])
+@pytest.mark.parametrize("norm", ROWS)
+def test_opcheck_add_norm(norm, shape):
+    x, residual, dy, dsum = (make_input(shape, dtype=torch.float32, seed=s) for s in range(4))
+    weight, bias = (make_input(shape[2:], dtype=torch.float32, seed=s) for s in (4, 5))
+    tensors = (x, residual, weight, bias if norm == "layer" else None)
+    leaves = [t if t is None else t.clone().requires_grad_() for t in tensors]
+    torch.library.opcheck(torch.ops.fastnorm.add_norm, (*leaves, norm, 2, EPS))
+    torch.library.opcheck(torch.ops.fastnorm.add_norm_forward, (*tensors, norm, 2, EPS))
+    _, total, stats = torch.ops.fastnorm.add_norm_forward(*tensors, norm, 2, EPS)
+    for needs in ([True, True, norm == "layer"], [False, True, False]):
+        kept = (dy, dsum if needs[0] else None, total, *tensors[2:], stats, needs, norm, 2)
+        torch.library.opcheck(torch.ops.fastnorm.add_norm_backward, kept)
 
 
 def test_nothing_is_kept_that_nobody_asked_for():

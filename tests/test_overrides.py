@@ -11,7 +11,7 @@ from tests.norms import NORMS, call, make_params
 SHAPE = (2, 4, 3)
 FUNCTIONS = {
     "bn": F.batch_norm, "in": F.instance_norm, "bin": F.batch_instance_norm,
-    "ln": F.layer_norm, "gn": F.group_norm,
+    "ln": F.layer_norm, "rms": F.rms_norm, "gn": F.group_norm,
 }  # fmt: skip
 
 

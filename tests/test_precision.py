@@ -15,10 +15,19 @@ import torch
 
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, epsilon_term, make_input, running
-from tests.norms import EPS, NORMS, Params, Torch, double, forward_backward, make_params
+from tests.norms import (
+    EPS,
+    NORMS,
+    OF_ROWS,
+    Params,
+    Torch,
+    double,
+    forward_backward,
+    make_params,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINING = ("bn_train", "in", "bin_train", "ln", "gn")
+TRAINING = ("bn_train", "in", "bin_train", "ln", "rms", "gn")
 STATS = ("running_mean", "running_var")
 
 
@@ -106,8 +115,8 @@ def test_many_tiles(backend, norm, shape, layout, dtype):
     """Reduction sets that span chunks and programs, so that partial moments are merged."""
     if len(shape) == 2 and norm != "bn_train":
         pytest.skip("instances and groups of few values: no merge, and thousands of programs")
-    if norm == "ln" and layout == "contiguous":
-        pytest.skip("test_layer_norm_rows")
+    if norm in OF_ROWS and layout == "contiguous":
+        pytest.skip("test_rows")
     x = make_input(shape, layout, DTYPES[dtype], mean=3.0, std=2.0)
     dy = make_input(shape, layout, DTYPES[dtype], seed=8, mean=0.2)
     check(backend, norm, x, dy)
@@ -123,11 +132,12 @@ def test_many_tiles_with_far_mean(backend, norm, ratio):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 4097), (2, 20011), (700, 33)])
+@pytest.mark.parametrize("norm", OF_ROWS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_layer_norm_rows(backend, shape, dtype):
+def test_rows(backend, norm, shape, dtype):
     """Rows longer than any program holds, and many rows for dweight to sum over."""
     x = make_input(shape, dtype=DTYPES[dtype], mean=3.0, std=2.0)
-    check(backend, "ln", x, make_input(shape, dtype=DTYPES[dtype], seed=8, mean=0.2))
+    check(backend, norm, x, make_input(shape, dtype=DTYPES[dtype], seed=8, mean=0.2))
 
 
 @pytest.mark.parametrize("activation", [None, "silu", "gelu"])
@@ -152,7 +162,7 @@ def test_scale_extremes(backend, norm, scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", TRAINING)
+@pytest.mark.parametrize("norm", [norm for norm in TRAINING if norm != "rms"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_input_is_centred(backend, norm, dtype):
     """All values equal: what is left of x - mean is one float32 rounding of the mean at most."""

@@ -139,7 +139,7 @@ def test_a_computed_rho_is_clamped_but_not_written_to():
         assert torch.equal(replica(x), module(x))
 
 
-@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in_eval", "bin_train", "ln", "gn"])
+@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in_eval", "bin_train", "ln", "rms", "gn"])
 def test_bfloat16_parameters_beside_float64(norm):
     """The interpreter stores a float64 in a bfloat16 as an integer, unless it is float32 first."""
     p = make_params(norm, SHAPE, torch.bfloat16, requires_grad=True)
@@ -174,7 +174,8 @@ def test_group_norm_of_a_far_mean_channels_last(backend, shape, ratio):
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_layer_norm_answers_contiguously(backend, activation):
+def test_rows_are_answered_contiguously(backend, activation):
     x = make_input((2, 8, 5), "channels_last", torch.float32)
     with running(backend):
         assert F.layer_norm(x, (5,), activation=activation).is_contiguous()
+        assert F.rms_norm(x, (5,), activation=activation).is_contiguous()

@@ -19,10 +19,12 @@ ARGUMENTS = {
     **{f"{kind}{d}d": ((C, 1e-5, 0.1, True, True), d) for kind in KINDS for d in (1, 2, 3)},
     "SyncBatchNorm": ((C,), 2),
     "LayerNorm": (((C, 4, 3),), 2),
+    "RMSNorm": (((C, 4, 3),), 2),
     "GroupNorm": ((2, C), 2),
 }
 MODULES = tuple(ARGUMENTS)
 TWINS = tuple(name for name in MODULES if not name.startswith("BatchInstance"))  # torch.nn's too
+TWINS_2D = ("BatchNorm2d", "InstanceNorm2d", "LayerNorm", "RMSNorm", "GroupNorm")
 BIN = tuple(name for name in MODULES if name.startswith("BatchInstance"))
 
 
@@ -192,7 +194,7 @@ PARAMETRIZATIONS = {
 
 
 @pytest.mark.parametrize("how", PARAMETRIZATIONS)
-@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d", "LayerNorm", "GroupNorm"])
+@pytest.mark.parametrize("name", TWINS_2D)
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_parametrized_weight(backend, name, how):
     """Output, the gradient of what the weight is made from, and the checkpoint are torch's."""
@@ -342,7 +344,7 @@ class WithResidual(nn.Module):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d", "LayerNorm", "GroupNorm"])
+@pytest.mark.parametrize("name", TWINS_2D)
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_hooks_see_what_torchs_do(backend, name, fused):
     x = make_input(shape_of(name))

@@ -8,7 +8,7 @@ import torch
 import fastnorm.functional as F
 from fastnorm.kernels import geometry, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
-from tests.norms import Torch, call, double, grad_targets, make_params
+from tests.norms import OF_ROWS, Torch, call, double, grad_targets, make_params
 from tests.tilings import tiny_tilings
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
@@ -41,6 +41,7 @@ ONE_PROGRAM = [
     Case("gn", "contiguous", (2, 9, 4, 5), 1),
     Case("gn", "channels_last", (2, 18, 4, 5), 1),
     Case("ln", "contiguous", (33, 10)),
+    Case("rms", "contiguous", (33, 10)),
 ]  # fmt: skip
 PARTS = [
     Case("bn_train", "contiguous", (3, 3, 5, 7), enough=8),
@@ -58,6 +59,7 @@ PARTS = [
     Case("gn", "channels_last", (2, 6, 5, 7), 2, 1024, 128, 4),
     Case("gn", "channels_last", (2, 70, 9), 1, 2048, 128, 8),  # a set of two row blocks
     Case("ln", "contiguous", (5, 100), enough=10),
+    Case("rms", "contiguous", (5, 100), enough=10),
 ]
 FUSIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -124,6 +126,7 @@ FUSED = {
     "gn 1 groups contiguous": "plain",
     "bn_train channels_last": "silu residual",
     "ln contiguous": "silu residual",
+    "rms contiguous": "silu residual",
 }
 
 
@@ -150,7 +153,7 @@ def in_pieces(cases):
 def test_one_program(chosen, case, fusion):
     """Whole sets in a program, several of them where they are small."""
     launched = check(case, fusion, "one_program")
-    if case.norm == "ln":
+    if case.norm in OF_ROWS:
         assert launched == ["row_norm_kernel", "row_norm_backward_kernel", "sum_partials_kernel"]
         assert all(shape.BLOCK_R > 1 for _, shape in chosen)
     else:
@@ -164,7 +167,7 @@ def test_cluster(chosen, monkeypatch, case, fusion):
     """A unit's members publish what they found, one half, and merge it, the other."""
     monkeypatch.setattr(geometry, "CLUSTER_TILE_BYTES", case.cluster_bytes)
     launched = check(case, fusion, "cluster")
-    if case.norm == "ln":
+    if case.norm in OF_ROWS:
         names = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2
         assert launched == [*names, "sum_partials_kernel"]
     else:
@@ -187,7 +190,7 @@ def test_streaming(chosen, monkeypatch, case, pieces):
     fusion = "relu residual" if pieces == "some pieces" else FUSED[str(case)]
     launched = check(case, fusion, "streaming")
     assert [tier for tier, _ in chosen] == ["streaming"] * 2
-    if case.norm == "ln":
+    if case.norm in OF_ROWS:
         forward = ["row_moments_kernel", "row_apply_kernel"]
         assert launched == [*forward, "row_sums_kernel", "row_dx_kernel"]
         assert all(shape.members > 1 and shape.units > 1 for _, shape in chosen)

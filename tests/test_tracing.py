@@ -23,6 +23,7 @@ MODULES = {
     "in_tracked": lambda: fastnorm.InstanceNorm2d(6, track_running_stats=True),
     "bin": lambda: fastnorm.BatchInstanceNorm2d(6),
     "ln": lambda: fastnorm.LayerNorm([5, 3], activation="gelu"),
+    "rms": lambda: fastnorm.RMSNorm([5, 3], activation="relu"),
     "gn": lambda: fastnorm.GroupNorm(2, 6, activation="silu"),
 }
 SHAPE = (4, 6, 5, 3)
@@ -265,7 +266,7 @@ def test_meta_and_fake_tensors(backend):
 
 
 @pytest.mark.parametrize("name", ["grad", "vmap", "per_sample", "jvp", "second"])
-@pytest.mark.parametrize("norm", ["gn", "ln"])
+@pytest.mark.parametrize("norm", ["gn", "ln", "rms"])
 @pytest.mark.parametrize("backend", ["triton", "aten"])
 def test_transforms_inside_a_compiled_program(backend, norm, name):
     """vmap stays an operator; derivatives inside are the formula's."""
@@ -274,6 +275,8 @@ def test_transforms_inside_a_compiled_program(backend, norm, name):
     def loss(x, weight):
         if norm == "gn":
             return F.group_norm(x, 2, weight, weight, activation="silu").square().mean()
+        if norm == "rms":
+            return F.rms_norm(x.movedim(1, -1), (6,), weight).square().mean()
         return F.layer_norm(x.movedim(1, -1), (6,), weight, weight).square().mean()
 
     programs = {

@@ -9,7 +9,7 @@ import fastnorm
 import fastnorm.functional as F
 from fastnorm.kernels import launch
 from tests.conftest import BACKENDS, assert_close, make_input, running
-from tests.norms import NORMS, Torch, call, make_params
+from tests.norms import NORMS, OF_ROWS, Torch, call, make_params
 
 SHAPE = (4, 6, 5)
 B = 3
@@ -34,7 +34,7 @@ def loss_of(functional, norm):
     if norm in ("bn_train", "bin_train"):  # batched inputs may not write to them: tested apart
         stats = dict.fromkeys(stats)
 
-    def loss(x, weight, bias, rho=None):
+    def loss(x, weight, bias=None, rho=None):
         p = {"weight": weight, "bias": bias, "rho": rho, **stats}
         return call(functional, norm, x, p, **FUSED).square().mean()
 
@@ -74,18 +74,18 @@ def test_vmap_and_per_sample_gradients(backend, norm):
         ours, torchs = loss_of(F, norm), loss_of(Torch, norm)
         truth = vmap(torchs, dims)(*tensors.values())
         grads = vmap(everything(torchs, len(names)), dims)(*tensors.values())
-        # layer norm with parameters of each its own is the formula's: see fastnorm.batching
-        with running(backend, launches=norm != "ln" or batched == ["x"]):
+        # rows with parameters of each its own is the formula's: see fastnorm.batching
+        with running(backend, launches=norm not in OF_ROWS or batched == ["x"]):
             compare(vmap(ours, dims)(*tensors.values()), truth, f"{batched}")
             found = vmap(everything(ours, len(names)), dims)(*tensors.values())
             compare(found, grads, f"gradients of {batched}")
 
 
-@pytest.mark.parametrize("norm", ["bn_eval", "in", "ln"])
+@pytest.mark.parametrize("norm", ["bn_eval", "in", "ln", "rms"])
 def test_vmap_over_other_dimensions(norm):
     """The batch may lie anywhere, the output's too."""
     tensors = tensors_of(norm, ("x",))
-    p = {**make_params(norm, SHAPE), "weight": tensors["weight"], "bias": tensors["bias"]}
+    p = {**make_params(norm, SHAPE), "weight": tensors["weight"], "bias": tensors.get("bias")}
     x = tensors["x"].movedim(0, 2)
     truth = torch.stack([call(Torch, norm, image, p) for image in tensors["x"]], 1)
     with running("triton"):
@@ -93,7 +93,7 @@ def test_vmap_over_other_dimensions(norm):
     assert_close(ours, truth)
 
 
-@pytest.mark.parametrize("norm", ["bn_train", "bin_train", "ln", "gn"])
+@pytest.mark.parametrize("norm", ["bn_train", "bin_train", "ln", "rms", "gn"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nested_vmap_and_grad_of_vmap(backend, norm):
     tensors = tensors_of(norm, ("x",))

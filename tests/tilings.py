@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import channels, clusters, geometry, row_geometry, rows, tiers
+from fastnorm.kernels import channels, clusters, geometry, row_geometry, row_plans, rows, tiers
 
 PLANS = (
     channels.forward_plan,
     channels.backward_plan,
-    rows.forward_plan,
-    rows.backward_plan,
-    rows._sum_launch,
+    row_plans.forward_plan,
+    row_plans.backward_plan,
+    row_plans.sum_launch,
 )
 CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
 MULTIPROCESSORS = 2
@@ -46,7 +46,7 @@ def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
             patch.setattr(row_geometry, name, value)
         patch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
         patch.setattr(clusters.ClusterLaunch, "_plan", _few_clusters)
-        for module in (tiers, rows):
+        for module in (tiers, row_plans):
             patch.setattr(module, "choose", _recorded(module.choose, found))
         _forget_plans()
         try:

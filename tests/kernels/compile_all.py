@@ -44,13 +44,14 @@ def call_norms(
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)
             parameter = torch.zeros(length, requires_grad=True) if full else None
             shortcut = torch.zeros_like(rows).requires_grad_() if full else None
-            outputs.append(
-                F.layer_norm(
-                    rows, (length,), parameter, parameter, activation=activation, residual=shortcut
-                )
-            )
-        for y in outputs:
-            y.sum().backward()
+            fused = {"activation": activation, "residual": shortcut}
+            outputs.append(F.layer_norm(rows, (length,), parameter, parameter, **fused))
+            outputs.append(F.rms_norm(rows, (length,), parameter, **fused))
+            if activation is None or shortcut is not None:
+                addend = torch.zeros_like(rows).requires_grad_()
+                outputs += F.add_layer_norm(rows, addend, (length,), parameter, parameter)
+                outputs += F.add_rms_norm(rows, addend, (length,), parameter)
+        torch.stack([y.sum() for y in outputs]).sum().backward()
 
 
 CALLS = [

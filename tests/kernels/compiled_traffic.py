@@ -20,10 +20,12 @@ IMAGES, ROWS = (8, 32, 56, 56), (64, 40000)
 CASES = [
     (norm, layout)
     for layout in ("contiguous", "channels_last")
-    for norm in ("bn", "in", "gn", "bin", "ln")
-    if layout == "contiguous" or norm not in ("bin", "ln")  # rows; whole instances are too large
+    for norm in ("bn", "in", "gn", "bin", "ln", "rms")
+    if layout == "contiguous"
+    or norm not in ("bin", "ln", "rms")  # rows; whole instances are too large
 ]
-TENSORS = ("x", "residual", "y", "dy", "dx", "dresidual", "bits")  # those of x's size
+# Those of x's size.
+TENSORS = ("x", "addend", "residual", "y", "sum", "dy", "dsum", "dx", "dresidual", "bits")
 ACCESS = re.compile(r"tt\.(?:load|store) %[\w#.]+.* : tensor<[\dx]+x!tt\.ptr")
 
 
@@ -43,8 +45,21 @@ def call(norm: str, x: torch.Tensor, **fused: Any) -> tuple[torch.Tensor, list[t
         return F.group_norm(x, 8, weight, bias, **fused), [x, weight, bias]
     if norm == "ln":
         return F.layer_norm(x, (size,), weight, bias, **fused), [x, weight, bias]
+    if norm == "rms":
+        return F.rms_norm(x, (size,), weight, **fused), [x, weight]
     y = F.batch_instance_norm(x, None, None, rho, weight, bias, True, **fused)
     return y, [x, weight, bias, rho]
+
+
+def call_add(
+    norm: str, x: torch.Tensor, residual: torch.Tensor
+) -> tuple[tuple[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
+    """(y, sum), and the tensors that have a gradient beside the residual."""
+    size = x.shape[1]
+    weight, bias = (empty(size).requires_grad_() for _ in range(2))
+    if norm == "ln":
+        return F.add_layer_norm(x, residual, (size,), weight, bias), [x, weight, bias]
+    return F.add_rms_norm(x, residual, (size,), weight), [x, weight]
 
 
 def enclosing(ttir: str) -> Iterator[list[str]]:
@@ -84,20 +99,25 @@ def main() -> None:
     kernels = []
     with tiers.force("cluster"):
         for norm, layout in CASES:
-            for fusion in ("plain", "residual_relu"):
+            for fusion in ("plain", "residual_relu", *(("add",) if norm in ("ln", "rms") else ())):
                 form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-                shape = ROWS if norm == "ln" else IMAGES
+                shape = ROWS if norm in ("ln", "rms") else IMAGES
                 x, residual = (
                     empty(*shape, dtype=torch.bfloat16, memory_format=form).requires_grad_()
                     for _ in range(2)
                 )
                 residuals = [] if fusion == "plain" else [residual]
-                fused = {"activation": "relu", "residual": residual} if residuals else {}
                 launches.clear()
-                y, leaves = call(norm, x, **fused)
+                if fusion == "add":
+                    outputs, leaves = call_add(norm, x, residual)
+                else:
+                    fused = {"activation": "relu", "residual": residual} if residuals else {}
+                    y, leaves = call(norm, x, **fused)
+                    outputs = (y,)
                 made = [("forward", launch) for launch in launches]
                 launches.clear()
-                torch.autograd.grad(y, [*leaves, *residuals], torch.empty_like(y))
+                cotangents = [torch.empty_like(y) for y in outputs]
+                torch.autograd.grad(outputs, [*leaves, *residuals], cotangents)
                 made += [("backward", launch) for launch in launches]
                 for direction, launch in made:
                     if launch.name != "sum_partials_kernel":

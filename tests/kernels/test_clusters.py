@@ -11,24 +11,33 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, launch, occupancy, rows, tiers
+from fastnorm.kernels import channels, clusters, launch, occupancy, row_plans, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.norms import forward_backward, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU cannot be made up on a GPU")
 
-PLANS = (channels.forward_plan, channels.backward_plan, rows.forward_plan, rows.backward_plan)
-SHAPES = {"bn_train": (3, 2, 400, 500), "gn": (1, 4, 500, 600), "ln": (3, 20000)}
+PLANS = (
+    channels.forward_plan,
+    channels.backward_plan,
+    row_plans.forward_plan,
+    row_plans.backward_plan,
+)
+SHAPES = {"bn_train": (3, 2, 400, 500), "gn": (1, 4, 500, 600), "ln": (3, 20000), "rms": (3, 20000)}
+ROWS = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2 + ["sum_partials_kernel"]
 CLUSTER = {
     "bn_train": ["resident_kernel"] * 2 + ["resident_backward_kernel"] * 2,
     "gn": ["resident_kernel"] * 2 + ["resident_backward_kernel"] * 2,
-    "ln": ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2 + ["sum_partials_kernel"],
+    "ln": ROWS,
+    "rms": ROWS,
 }
 CHANNELS = ["moments_kernel", "apply_kernel", "gradient_sums_kernel", "apply_backward_kernel"]
+ROWS_STREAMED = ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"]
 STREAMING = {
     "bn_train": CHANNELS,
     "gn": CHANNELS,
-    "ln": ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"],
+    "ln": ROWS_STREAMED,
+    "rms": ROWS_STREAMED,
 }
 
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 EXPECTED = {
     ("plain", "forward"): ["load x", "store y"],
     ("plain", "backward"): ["load dy", "load x", "store dx"],
+    ("add", "forward"): ["load addend", "load x", "store sum", "store y"],
+    ("add", "backward"): ["load dsum", "load dy", "load x", "store dx"],
     ("residual_relu", "forward"): ["load residual", "load x", "store bits", "store y"],
     ("residual_relu", "backward"): [
         "load bits", "load dy", "load x", "store dresidual", "store dx",
@@ -36,11 +38,13 @@ def kernels():
 
 def test_each_tensor_is_touched_once(kernels):
     assert {(kernel["case"][0], kernel["case"][3]) for kernel in kernels} == {
-        (norm, way) for norm in ("bn", "in", "bin", "gn", "ln") for way in ("forward", "backward")
+        (norm, way)
+        for norm in ("bn", "in", "bin", "gn", "ln", "rms")
+        for way in ("forward", "backward")
     }
     for kernel in kernels:
         *_, fusion, direction = kernel["case"]
-        rows = "row_norm" if kernel["case"][0] == "ln" else "resident"
+        rows = "row_norm" if kernel["case"][0] in ("ln", "rms") else "resident"
         backward = "_backward" if direction == "backward" else ""
         assert kernel["kernel"] == f"{rows}{backward}_kernel"
         found = sorted(f"{a['kind']} {a['tensor']}" for a in kernel["accesses"])

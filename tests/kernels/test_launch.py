@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, launch, rows, tiers
+from fastnorm.kernels import channels, clusters, launch, row_plans, tiers
 from fastnorm.kernels.launch import Launch
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.norms import forward_backward, make_params
@@ -248,7 +248,12 @@ def test_the_fast_path_hands_over_what_triton_does():
 
 @pytest.fixture
 def fresh_plans():
-    plans = (channels.forward_plan, channels.backward_plan, rows.forward_plan, rows.backward_plan)
+    plans = (
+        channels.forward_plan,
+        channels.backward_plan,
+        row_plans.forward_plan,
+        row_plans.backward_plan,
+    )
     for plan in plans:
         plan.cache_clear()
     yield
@@ -328,7 +333,7 @@ def test_large_sets_go_to_clusters_where_they_are_allowed(
     assert launched[:2] == streamed
 
 
-@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln"])
+@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln", "rms"])
 def test_both_halves_of_a_cluster_equal_one_program(interpreted, fresh_plans, norm):
     """At the interpreter's own tilings; test_tiles.py has those of a GPU."""
     x, dy, residual = (make_input((3, 4, 5, 7), seed=seed) for seed in (0, 8, 7))

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import geometry, rows, tiers
+from fastnorm.kernels import geometry, row_plans, tiers
 from tests.conftest import DEVICE, make_input, running
 from tests.kernels import traffic
-from tests.norms import Params, call, grad_targets, make_params
+from tests.norms import OF_ROWS, Params, call, grad_targets, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
 
@@ -50,6 +50,13 @@ FLOORS = {
     ("streaming", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
+}
+# Of add_layer_norm and add_rms_norm, which read x and the residual and write their sum and y, and
+# then read dy, the sum and its gradient and write dx. A cluster's halves each add anew.
+ADD_FLOORS = {
+    "one_program": (Floor(4, 0, 1), Floor(4, 0, 2)),
+    "cluster": (Floor(6, 0, 2), Floor(6, 0, 3)),
+    "streaming": (Floor(5, 0, 2), Floor(6, 0, 2)),
 }
 FUSIONS = ("plain", "relu", "residual_relu")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -146,13 +153,38 @@ def test_batch_norm_by_running_statistics(fusion, layout, dtype):
 
 @each_dtype
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("norm", OF_ROWS)
 @pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
-def test_layer_norm(tier, fusion, dtype):
-    passes = measure("ln", ROWS, "contiguous", dtype, fusion)
+def test_rows(tier, norm, fusion, dtype):
+    passes = measure(norm, ROWS, "contiguous", dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
     check(passes.forward, forward, passes.x)
     adds_up = backward._replace(launches=backward.launches + 1)  # dgamma and dbeta over rows
     check(passes.backward, adds_up, passes.x)
+
+
+def check_add(tier: str, norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """A norm of the sum of two tensors, and that sum: forward and backward by ADD_FLOORS."""
+    x, residual, dy, dsum = (make_input(shape, dtype=dtype, seed=s) for s in (0, 7, 8, 9))
+    p = make_params(norm, shape, dtype, requires_grad=True)
+    targets = [x.requires_grad_(), residual.requires_grad_(), p["weight"]]
+    with running("triton"):
+        with traffic.meter() as forward:
+            if norm == "ln":
+                outputs = F.add_layer_norm(x, residual, shape[1:], p["weight"], p["bias"])
+            else:
+                outputs = F.add_rms_norm(x, residual, shape[1:], p["weight"])
+        with traffic.meter() as backward:
+            torch.autograd.grad(outputs, targets, (dy, dsum))
+    for measured, floor in zip((forward, backward), ADD_FLOORS[tier], strict=True):
+        check(measured, floor, x)
+
+
+@each_dtype
+@pytest.mark.parametrize("norm", OF_ROWS)
+@pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
+def test_added_rows(tier, norm, dtype):
+    check_add(tier, norm, ROWS, dtype)
 
 
 @pytest.fixture
@@ -160,7 +192,7 @@ def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All rows in one block: what each reads of gamma and beta, and leaves of their gradients, is
     next to nothing."""
     monkeypatch.setattr(geometry, "INTERPRETER_TILE", 1 << 20)
-    plans = (rows.forward_plan, rows.backward_plan)
+    plans = (row_plans.forward_plan, row_plans.backward_plan)
     for plan in plans:
         plan.cache_clear()
     yield
@@ -170,9 +202,17 @@ def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @each_dtype
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("norm", OF_ROWS)
 @pytest.mark.parametrize("tier", ["streaming"], indirect=True)
-def test_layer_norm_of_long_rows(tier, few_blocks_of_rows, fusion, dtype):
-    passes = measure("ln", LONG_ROWS, "contiguous", dtype, fusion)
+def test_long_rows(tier, norm, few_blocks_of_rows, fusion, dtype):
+    passes = measure(norm, LONG_ROWS, "contiguous", dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
     check(passes.forward, forward, passes.x)
     check(passes.backward, backward, passes.x)
+
+
+@each_dtype
+@pytest.mark.parametrize("norm", OF_ROWS)
+@pytest.mark.parametrize("tier", ["streaming"], indirect=True)
+def test_added_long_rows(tier, norm, few_blocks_of_rows, dtype):
+    check_add(tier, norm, LONG_ROWS, dtype)

@@ -14,7 +14,7 @@ import torch
 
 from fastnorm.kernels import tiers
 from tests.conftest import DEVICE, with_layout
-from tests.norms import EPS, NORMS, Params
+from tests.norms import EPS, NORMS, OF_ROWS, Params
 from tests.tilings import tiny_tilings
 
 # norms.NORMS, and instance norm that keeps running statistics.
@@ -35,7 +35,7 @@ class Case:
     norm: str
     shape: tuple[int, ...]
     groups: int = 1  # of group norm
-    normalized: int = 1  # trailing dimensions of layer norm
+    normalized: int = 1  # trailing dimensions of layer and RMS norm
     dtype: torch.dtype = torch.float32
     parameter_dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
-        if self.norm == "ln":
+        if self.norm in OF_ROWS:
             return self.shape[len(self.shape) - self.normalized :]
         return self.shape[1:2]
 
@@ -195,6 +195,10 @@ def call(functional: Any, case: Case, t: Tensors, **other: Any) -> torch.Tensor:
     if norm == "ln":
         shape = case.parameter_shape
         return functional.layer_norm(t.x, **{"normalized_shape": shape, **arguments, **other})
+    if norm == "rms":
+        shape = case.parameter_shape
+        del arguments["bias"]
+        return functional.rms_norm(t.x, **{"normalized_shape": shape, **arguments, **other})
     if norm == "gn":
         return functional.group_norm(t.x, **{"num_groups": case.groups, **arguments, **other})
     if norm.startswith("in"):

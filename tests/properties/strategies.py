@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from tests.norms import OF_ROWS
 from tests.properties.cases import (
     BY_CONSTANTS,
     CALLS,
@@ -55,14 +56,14 @@ def empty_cases(draw: st.DrawFn) -> Case:
 def with_variance(norm: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape, or one like it whose sets have more than one value: fewer are an error."""
     values = shape[2:] if norm.startswith(("in", "bin")) else (shape[0], *shape[2:])
-    if norm == "ln" or math.prod(values) > 1:
+    if norm in OF_ROWS or math.prod(values) > 1:
         return shape
     return (*shape[:-1], 2) if len(shape) > 2 else (2, *shape[1:])
 
 
 def epsilons(norm: str) -> st.SearchStrategy[float]:
     """0 only where torch takes it: not where a batch or an instance brings its own variance."""
-    zero = [0.0] if norm in (*BY_CONSTANTS, "ln", "gn") else []
+    zero = [0.0] if norm in (*BY_CONSTANTS, *OF_ROWS, "gn") else []
     return st.sampled_from([1e-5, 1e-3, 1e-12, 1.0, *zero])
 
 
@@ -70,7 +71,7 @@ def epsilons(norm: str) -> st.SearchStrategy[float]:
 def cases(draw: st.DrawFn, norms: tuple[str, ...] = CALLS, **fixed: Any) -> Case:
     """Valid calls on tensors that are not empty."""
     norm = draw(st.sampled_from(norms))
-    rank = 1 if norm == "ln" else 2 if norm.startswith(("bn", "gn")) else 3
+    rank = 1 if norm in OF_ROWS else 2 if norm.startswith(("bn", "gn")) else 3
     shape = with_variance(norm, draw(shapes(rank)))
     channels = shape[1] if len(shape) > 1 else 1
     layouts, vectors = st.sampled_from(LAYOUTS), st.sampled_from(VECTOR_LAYOUTS)
@@ -83,7 +84,7 @@ def cases(draw: st.DrawFn, norms: tuple[str, ...] = CALLS, **fixed: Any) -> Case
         "parameter_dtype": draw(st.sampled_from(DTYPES)),
         "layout": draw(layouts),
         "weight": draw(st.none() | vectors),
-        "bias": draw(st.none() | vectors),
+        "bias": draw(st.none() | vectors) if norm != "rms" else None,
         "residual": draw(st.none() | layouts),
         "gradient": draw(layouts),
         "stats": draw(buffers) if norm in WITH_STATS else "contiguous",

@@ -2,7 +2,7 @@
 
 Another route than anything in fastnorm or torch: no autograd, no merge of moments, and on x86 64
 bits of mantissa, so that float64 results can be judged too. x is seen as (N, G, D, S), G sets of D
-channels, layer norm as (R, 1, L, 1): every norm is then a choice of axes.
+channels, layer and RMS norm as (R, 1, L, 1): every norm is then a choice of axes.
 """
 
 import math
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from tests.conftest import DEVICE
+from tests.norms import OF_ROWS
 from tests.properties.cases import BY_CONSTANTS, Case, Tensors
 
 Array = np.ndarray
-AXES = {"bn": (0, 3), "in": (3,), "ln": (2, 3), "gn": (2, 3)}
+AXES = {"bn": (0, 3), "in": (3,), "ln": (2, 3), "rm": (2, 3), "gn": (2, 3)}
 
 
 def view_shape(case: Case) -> tuple[int, int, int, int]:
-    if case.norm == "ln":
+    if case.norm in OF_ROWS:
         length = math.prod(case.parameter_shape)
         return math.prod(case.shape) // max(length, 1), 1, length, 1
     N, C = case.shape[:2]
@@ -66,7 +67,7 @@ class Rounding(Exact):
         self.rng = np.random.default_rng(seed)
 
     def term(self, a: Array) -> Array:
-        return a * (1 + self.eps * self.rng.uniform(-1, 1, a.shape))
+        return a * (1 + self.eps * self.rng.uniform(-1, 1, np.shape(a)))
 
     def centred(self, x: Array, center: Array) -> Array:
         return center + self.term(x - center)
@@ -100,7 +101,7 @@ class Truth:
         self.dy = jitter(viewed(case, t.dy))
         self.residual = 0.0 if t.residual is None else jitter(viewed(case, t.residual))
         _, G, D, _ = view_shape(case)
-        per_channel = (1, 1, D, 1) if case.norm == "ln" else (1, G, D, 1)
+        per_channel = (1, 1, D, 1) if case.norm in OF_ROWS else (1, G, D, 1)
         self.p = {k: jitter(wide(v).reshape(per_channel)) for k, v in t.p.items() if v is not None}
         self.x = viewed(case, t.x)
         self.x = self.rounding.centred(self.x, self._center())
@@ -115,6 +116,8 @@ class Truth:
         """The mean of the smallest sets that x is normalised by."""
         if self.case.norm in BY_CONSTANTS:
             return self.p["running_mean"]
+        if self.case.norm == "rms":
+            return np.longdouble(0)
         axes = AXES["in" if self.case.norm.startswith("bin") else self.case.norm[:2]]
         return self.x.mean(axes, keepdims=True)
 
@@ -131,6 +134,9 @@ class Truth:
 
     def _normalised(self, axes: tuple[int, ...]) -> tuple[Array, Array, tuple[int, ...]]:
         # Off the first value: a constant set's mean is then that value, to the last bit.
+        if self.case.norm == "rms":
+            rstd = 1 / np.sqrt((self.x**2).mean(axes, keepdims=True) + np.longdouble(self.case.eps))
+            return self.rounding.term(self.x * rstd), rstd, axes
         first = self.x[tuple(slice(0, 1) if a in axes else slice(None) for a in range(4))]
         centred = self.x - first
         mean = centred.mean(axes, keepdims=True)
@@ -152,7 +158,7 @@ class Truth:
         else:
             g = self.dy * slope(self.z, self.case.activation)
         g = self.rounding.step(g)
-        weighted, axes = self.gamma * g, (0, 1, 3) if self.case.norm == "ln" else (0, 3)
+        weighted, axes = self.gamma * g, (0, 1, 3) if self.case.norm in OF_ROWS else (0, 3)
         dx = sum(share * self._back(weighted, *part) for share, *part in self.parts)
         found = {"x": dx, "residual": g, "bias": g.sum(axes), "weight": (g * self.x_hat).sum(axes)}
         if len(self.parts) == 2:
@@ -164,9 +170,8 @@ class Truth:
         if not axes:
             return g * rstd
         along = x_hat * self.rounding.term((g * x_hat).mean(axes, keepdims=True))
-        return rstd * (
-            g - self.rounding.term(g.mean(axes, keepdims=True)) - self.rounding.term(along)
-        )
+        level = g.mean(axes, keepdims=True) if self.case.norm != "rms" else np.longdouble(0)
+        return rstd * (g - self.rounding.term(level) - self.rounding.term(along))
 
     def running(self) -> dict[str, Array]:
         """Both statistics after a training call."""

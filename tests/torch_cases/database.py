@@ -39,6 +39,7 @@ OPERATORS = {
     "nn.functional.batch_norm": ("batch_norm", _parameters(TF.batch_norm)),
     "nn.functional.instance_norm": ("instance_norm", _parameters(TF.instance_norm)),
     "nn.functional.layer_norm": ("layer_norm", _parameters(TF.layer_norm)),
+    "nn.functional.rms_norm": ("rms_norm", _parameters(TF.rms_norm)),
     "nn.functional.group_norm": ("group_norm", _parameters(TF.group_norm)),
     "native_batch_norm": (
         "batch_norm",
@@ -56,9 +57,7 @@ SAMPLES_NOT_RUN = {
 }
 # Norms of torch that fastnorm does not have.
 NOT_OURS = {
-    "nn.functional.rms_norm",
     "nn.functional.local_response_norm",
-    "nn.RMSNorm",
     "nn.LocalResponseNorm",
 }
 MODULES = {

@@ -1,0 +1,80 @@
+"""Residual additions normalised: what transformer blocks need, the sum and its norm from one pass.
+
+Both return (y, s) with s = input + residual and y the norm of s. Both outputs are differentiable:
+input and residual have one gradient between them, that of s through y and its own added up.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .checks import check_input, check_rows
+from .dispatch import add_normalise, autocast, normalise
+from .formula import NormSpec
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) of s = input + residual, s rounded to the input's dtype first.
+
+    residual has the input's shape, dtype and device; weight and bias have shape `normalized_shape`
+    or are None. Both results are contiguous and of the input's dtype.
+
+    Raises what layer_norm raises.
+    """
+    if has_torch_function_variadic(input, residual, weight, bias):
+        return handle_torch_function(
+            add_layer_norm, (input, residual, weight, bias),
+            input, residual, normalized_shape, weight, bias, eps,
+        )  # fmt: skip
+    spec = NormSpec("layer", len(normalized_shape), eps=eps)
+    return _add_norm("add_layer_norm", input, residual, normalized_shape, weight, bias, spec)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(s), s) of s = input + residual, as add_layer_norm; eps and errors as rms_norm's."""
+    if has_torch_function_variadic(input, residual, weight):
+        return handle_torch_function(
+            add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps
+        )
+    spec = NormSpec("rms", len(normalized_shape), eps=default_eps(input) if eps is None else eps)
+    return _add_norm("add_rms_norm", input, residual, normalized_shape, weight, None, spec)
+
+
+def default_eps(input: Tensor) -> float:
+    """torch's for RMS norm: the machine epsilon of what the statistics are computed in."""
+    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+
+
+def _add_norm(
+    op: str,
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+) -> tuple[Tensor, Tensor]:
+    x, shortcut = autocast(input, residual, spec.norm)
+    assert shortcut is not None
+    check_input(op, x, 1, None, shortcut)
+    check_rows(op, x, tuple(normalized_shape), weight, bias)
+    if x.dtype != input.dtype == residual.dtype:
+        # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
+        total = input + residual
+        return normalise(total.to(x.dtype), None, weight, bias, None, None, None, spec), total
+    return add_normalise(x, shortcut, weight, bias, spec)
