@@ -9,7 +9,9 @@
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
+from .convert import convert
 from .distributed import SyncBatchNorm, convert_sync_batchnorm
+from .fusion import FusedActivation, fuse
 from .modules import (
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
@@ -23,6 +25,8 @@ from .modules import (
     InstanceNorm3d,
     LayerNorm,
 )
+from .report import Conversion
+from .revert import revert
 
 __version__ = "0.1.0"
 
@@ -33,16 +37,21 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conversion",
+    "FusedActivation",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
     "SyncBatchNorm",
+    "convert",
     "convert_sync_batchnorm",
     "functional",
+    "fuse",
     "get_backend",
     "reference",
+    "revert",
     "set_backend",
     "use_backend",
 ]
