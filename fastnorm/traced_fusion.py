@@ -26,6 +26,7 @@ def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conve
     traced = trace(model, example)
     changed: list[Change] = []
     kept: list[Kept] = []
+    _skip_identities(traced)
     calls = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
     for step in (_fold, _fuse) if fold else (_fuse,):
         for node in [n for n in traced.graph.nodes if n.op == "call_module"]:
@@ -39,6 +40,16 @@ def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conve
     traced.recompile()
     compare(model, traced, example)
     return Conversion(traced, changed, kept)
+
+
+def _skip_identities(traced: fx.GraphModule) -> None:
+    """Models have nn.Identity for a choice not made; it must not part a norm from what follows."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(node.args[0], fx.Node):
+            module = traced.get_submodule(node.target)
+            if type(module) is nn.Identity and not fusion.has_hooks(module):
+                node.replace_all_uses_with(node.args[0])
+                traced.graph.erase_node(node)
 
 
 class _Pattern(NamedTuple):

@@ -41,13 +41,11 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
             "in a module that takes those of the example alone, or fuse its parts"
         )
     modes = {module: module.training for module in model.modules()}
-    try:
-        graphs = {mode: _Tracer().trace(model.train(mode)) for mode in (False, True)}
-    except Exception as error:
-        raise ValueError(f"torch.fx cannot trace {type_name(type(model))}: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    graphs = _graphs(model, modes)
+    used = {n.target for graph in graphs.values() for n in graph.nodes if n.op == "get_attr"}
+    if constants := sorted(used - _tensor_names(model)):
+        # It may be random, or made of weights that will change.
+        raise ValueError(f"fuse cannot trace a forward that makes tensors: {constants}")
     if str(graphs[False]) != str(graphs[True]):
         raise ValueError(
             "fuse cannot trace a forward that reads self.training (for functional dropout, say): "
@@ -57,19 +55,24 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     for module in traced.modules():
         if module not in modes:  # one that GraphModule made
             module.training = model.training
-    _check_tensors(model, traced)
+    if lost := sorted(_tensor_names(model) - _tensor_names(traced)):
+        raise ValueError(f"fuse would lose what the model's forward does not use: {lost}")
     _propagate_shapes(traced, example)
     return traced
 
 
-def _check_tensors(model: nn.Module, traced: fx.GraphModule) -> None:
-    """Nothing is lost, nothing a constant of this tracing: it may be random, or made of weights."""
-    lost = sorted(_tensor_names(model) - _tensor_names(traced))
-    if lost:
-        raise ValueError(f"fuse would lose what the model's forward does not use: {lost}")
-    used = {n.target for n in traced.graph.nodes if n.op == "get_attr"}
-    if constants := sorted(used - _tensor_names(model)):
-        raise ValueError(f"fuse cannot trace a forward that makes tensors: {constants}")
+def _graphs(model: nn.Module, modes: dict[nn.Module, bool]) -> dict[bool, fx.Graph]:
+    """Its graph in evaluation and in training; flags and attributes are then as before."""
+    attributes = vars(model).copy()
+    try:
+        return {mode: _Tracer().trace(model.train(mode)) for mode in (False, True)}
+    except Exception as error:
+        raise ValueError(f"torch.fx cannot trace {type_name(type(model))}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name in vars(model).keys() - attributes.keys():  # constants that torch.fx left there
+            delattr(model, name)
 
 
 def _tensor_names(module: nn.Module) -> set[str]:
