@@ -21,9 +21,14 @@ from .report import type_name
 
 
 class _Tracer(fx.Tracer):
-    """Sees what modules with norms do between their norms; all other modules are called whole."""
+    """Sees what modules with norms do between their norms; all other modules are called whole.
+
+    So are torch.nn's own, but for Sequential: a TransformerEncoderLayer decides much in Python.
+    """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
         norms: tuple[type[nn.Module], ...] = (_Activated, *OURS)
         inside = any(isinstance(child, norms) for child in m.modules())
         return not inside or isinstance(m, norms) or has_hooks(m) or "forward" in vars(m)

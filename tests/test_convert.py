@@ -68,6 +68,19 @@ def test_results_are_as_before(backend, training):
     assert_same_results(net, twin, images(1))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_transformer_layer(training):
+    """Its evaluation takes a way of its own, with the norms' parameters."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    layer = layer.to(DEVICE, torch.float64).train(training)
+    twin, x = copy.deepcopy(layer), make_input((2, 5, 8))
+    assert len(fastnorm.convert(layer).changed) == 2
+    assert_same_results(layer, twin, x)
+    with torch.no_grad():
+        assert_close(layer(x), twin(x))
+
+
 def test_the_optimizer_stays_valid():
     """An optimizer made before trains the converted model, step for step as the twin's does."""
     twin, net = small_net(), small_net()

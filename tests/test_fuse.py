@@ -291,6 +291,18 @@ def test_torchs_norms_and_hooks_in_a_trace():
     assert "hooks" in fastnorm.fuse(hooked, make_input((3, C, 4, 3))).kept[0].reason
 
 
+def test_a_transformer_layer_is_called_whole():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+    model = nn.Sequential(layer, nn.LayerNorm(8), nn.GELU()).to(DEVICE, torch.float64).eval()
+    x = make_input((2, 5, 8))
+    expected = model(x)
+    fastnorm.convert(model)
+    report = fastnorm.fuse(model, x)
+    assert [c.name for c in report.changed] == ["1"]
+    assert [n.target for n in report.model.graph.nodes if n.op == "call_module"] == ["0", "1"]
+    assert_close(report.model(x), expected)
+
+
 class Optional(nn.Sequential):
     def forward(self, x, mask=None):
         return super().forward(x)
