@@ -9,7 +9,9 @@
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
+from .convert import convert
 from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
+from .fusion import FusedActivation, fuse
 from .modules import (
     AddLayerNorm,
     AddRMSNorm,
@@ -27,6 +29,8 @@ from .modules import (
     RMSNorm,
 )
 from .moment_norm import MomentNorm, merge_moments
+from .report import Conversion
+from .revert import revert
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 
 __version__ = "0.1.0"
@@ -40,6 +44,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Conversion",
+    "FusedActivation",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -52,11 +58,14 @@ __all__ = [
     "SwitchableNorm3d",
     "SyncBatchInstanceNorm",
     "SyncBatchNorm",
+    "convert",
     "convert_sync_batchnorm",
     "functional",
+    "fuse",
     "get_backend",
     "merge_moments",
     "reference",
+    "revert",
     "set_backend",
     "use_backend",
 ]

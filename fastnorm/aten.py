@@ -77,6 +77,9 @@ def norm(
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
     y, kept = _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    # .data: the same memory as no view, for autograd forbids writing to a view that comes from a
+    # Function, and models write to what a norm answers: ReLU(inplace=True), y += shortcut.
+    y = y.data
     return y, y, kept
 
 

@@ -6,7 +6,7 @@ import torch
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-from tests.norms import Torch, double, forward_backward, make_params
+from tests.norms import NORMS, Torch, call, double, forward_backward, make_params
 
 SHAPE = (2, 6, 4, 3)
 
@@ -179,3 +179,22 @@ def test_rows_are_answered_contiguously(backend, activation):
     with running(backend):
         assert F.layer_norm(x, (5,), activation=activation).is_contiguous()
         assert F.rms_norm(x, (5,), activation=activation).is_contiguous()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_output_may_be_written_to(backend, norm, layout):
+    """ReLU(inplace=True) after a norm, as in every ResNet; autograd refused it under aten."""
+    p = make_params(norm, SHAPE)
+    x, twin = (make_input(SHAPE, layout, requires_grad=True) for _ in range(2))
+    shortcut, dy = make_input(SHAPE, seed=7), make_input(SHAPE, seed=8)
+    with running(backend):
+        y = call(F, norm, x, p)
+        y += shortcut
+        y = torch.nn.functional.relu_(y)
+        y.backward(dy)
+    truth = torch.relu(call(Torch, norm, twin, double(p)) + shortcut)
+    truth.backward(dy)
+    assert_close(y, truth, "y")
+    assert_close(x.grad, twin.grad, "dx")

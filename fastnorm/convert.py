@@ -1,0 +1,190 @@
+"""A model's norms exchanged in place: torch.nn's for ours, batch norms for others.
+
+A norm that is exchanged stays the same object: it gets another class. So whatever refers to it or
+to its tensors goes on to do so: optimizers, hooks and their handles, modules that appear twice,
+lists that a model keeps beside its tree. Everything is checked before anything is written.
+"""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from . import modules as ours
+from .distributed import SyncBatchNorm
+from .modules import _Activated
+from .moment_norm import MomentNorm
+from .report import Change, Conversion, Kept, label, type_name
+
+OURS: dict[type[nn.Module], type[_Activated]] = {
+    nn.BatchNorm1d: ours.BatchNorm1d,
+    nn.BatchNorm2d: ours.BatchNorm2d,
+    nn.BatchNorm3d: ours.BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
+    nn.InstanceNorm1d: ours.InstanceNorm1d,
+    nn.InstanceNorm2d: ours.InstanceNorm2d,
+    nn.InstanceNorm3d: ours.InstanceNorm3d,
+    nn.LayerNorm: ours.LayerNorm,
+    nn.RMSNorm: ours.RMSNorm,
+    nn.GroupNorm: ours.GroupNorm,
+}
+TORCHS: dict[type[nn.Module], type[nn.Module]] = {new: old for old, new in OURS.items()}
+BATCH_INSTANCE_NORMS = (
+    ours.BatchInstanceNorm1d,
+    ours.BatchInstanceNorm2d,
+    ours.BatchInstanceNorm3d,
+)
+
+BATCH_NORMS = {
+    nn.BatchNorm1d: (ours.InstanceNorm1d, ours.BatchInstanceNorm1d),
+    nn.BatchNorm2d: (ours.InstanceNorm2d, ours.BatchInstanceNorm2d),
+    nn.BatchNorm3d: (ours.InstanceNorm3d, ours.BatchInstanceNorm3d),
+    nn.SyncBatchNorm: None,  # any rank: which instance norm it would be is unknown
+}
+TARGETS = ("bn", "in", "gn", "ln", "bin")
+# What torch's batch norms hold beside the state of every nn.Module.
+SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats", "process_group")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def convert(model: nn.Module, to: str | None = None, groups: int | None = None) -> Conversion:
+    """Make every torch.nn norm of `model` fastnorm's, in place; with `to` change batch norms' kind.
+
+    Converted are the modules whose type is exactly torch.nn's BatchNorm, InstanceNorm (1d, 2d, 3d),
+    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm. Each remains the same object with the same parameters,
+    buffers, hooks, training flag and `state_dict`; the model's results are as before but for
+    rounding. Whatever else looks like a norm is left alone and listed, with the reason.
+
+    With `to` every batch norm, torch's or ours, becomes another norm over the same channels:
+
+        "bn"    a batch norm, as without `to`
+        "in"    an instance norm without running statistics
+        "gn"    a group norm of `groups` groups (default 32)
+        "ln"    a group norm of one group, which is layer norm over (C, ...) of each image
+        "bin"   a batch-instance norm, running statistics kept, its new parameter rho 1
+
+    weight, bias, eps and the activation are kept; running statistics go, but for "bin". The model
+    computes something else then and its `state_dict` has other keys: build the optimizer afterwards
+    where rho is to be trained. BatchNorm1d of (N, C) has no such exchange for "in" and "bin", which
+    need positions: InstanceNorm1d takes (N, C) for one instance without a batch.
+
+    Raises ValueError, the model untouched: an unknown `to`, `groups` without "gn" or below 1,
+    channels that `groups` does not divide, SyncBatchNorm with "in" or "bin".
+    """
+    if to is not None and to not in TARGETS:
+        raise ValueError(f"convert got to={to!r}: choose None or one of {', '.join(TARGETS)}")
+    if groups is not None and to != "gn":
+        raise ValueError(f"convert got groups={groups} with to={to!r}: only 'gn' has groups")
+    if groups is not None and groups < 1:
+        raise ValueError(f"convert got groups={groups}: a group norm has at least one")
+    planned: list[tuple[str, nn.Module, nn.Module | None]] = []
+    kept = []
+    for name, module in model.named_modules():
+        kind = TORCHS.get(type(module), type(module))
+        exchange = kind in BATCH_NORMS and to not in (None, "bn")
+        if not exchange and type(module) not in OURS:
+            if reason := _reason_to_keep(module):
+                kept.append(Kept(name, type_name(type(module)), reason))
+        elif reason := _own_ways(module):
+            kept.append(Kept(name, type_name(type(module)), reason))
+        elif exchange:
+            planned.append((name, module, _exchange(name, module, kind, to, groups or 32, model)))
+        else:
+            planned.append((name, module, None))
+    changed = []
+    for name, module, other in planned:
+        old = type_name(type(module))
+        if other is None:
+            module.__class__ = OURS[type(module)]
+            vars(module)["activation"] = None
+        else:
+            _become(module, other)
+        changed.append(Change(name, old, type_name(type(module))))
+    return Conversion(model, changed, kept)
+
+
+def _reason_to_keep(module: nn.Module) -> str | None:
+    """Why a module that is none of torch.nn's norms, yet looks like one, is not converted."""
+    if isinstance(module, _Activated | MomentNorm):
+        known = type(module).__module__.startswith("fastnorm.") or isinstance(module, MomentNorm)
+        return None if known else subclass_of(module)
+    if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
+        return "lazy: convert it after its first forward"
+    if isinstance(module, tuple(OURS)):
+        if parametrize.is_parametrized(module):
+            return "parametrized: convert it before that"
+        return subclass_of(module)
+    if "norm" in type(module).__name__.lower() and not module._modules:
+        return "not one of torch.nn's norms that fastnorm has"
+    return None
+
+
+def subclass_of(module: nn.Module) -> str:
+    return f"a subclass of {type_name(type(module).__mro__[1])}, which may have ways of its own"
+
+
+def _own_ways(module: nn.Module) -> str | None:
+    """What makes an instance of the very class differ from it."""
+    if "forward" in vars(module):
+        return "its forward is overridden in the instance"
+    if type(module) in OURS and hasattr(module, "activation"):
+        return "it has an attribute called activation"
+    return None
+
+
+def _exchange(
+    name: str, norm: nn.Module, kind: type, to: str | None, groups: int, model: nn.Module
+) -> nn.Module:
+    """The norm that the batch norm `norm` becomes; parameters and kept buffers are its own."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm), "it is in BATCH_NORMS"
+    C, eps = norm.num_features, norm.eps
+    activation = norm.activation if isinstance(norm, _Activated) else None
+    other: nn.Module
+    if to in ("gn", "ln"):
+        groups = groups if to == "gn" else 1
+        if C % groups:
+            divisors = ", ".join(str(g) for g in range(1, C + 1) if C % g == 0)
+            raise ValueError(
+                f"{label(name)} has {C} channels, which do not form groups={groups} groups: "
+                f"choose one of {divisors}"
+            )
+        other = ours.GroupNorm(groups, C, eps, norm.affine, device="meta", activation=activation)
+        other._parameters = dict(norm._parameters)
+        return other
+    ranked = BATCH_NORMS[kind]
+    if ranked is None:
+        raise ValueError(
+            f"{label(name)} is a SyncBatchNorm, which does not say whether {to!r} were 1d, 2d or "
+            "3d: make it a BatchNorm first, or choose gn or ln"
+        )
+    instance, batch_instance = ranked
+    if to == "in":
+        other = instance(C, eps, affine=norm.affine, device="meta", activation=activation)
+        other._parameters = dict(norm._parameters)
+        return other
+    other = batch_instance(
+        C, eps, norm.momentum, norm.affine, norm.track_running_stats, activation=activation
+    )
+    like = _first(norm.weight, norm.running_mean, *model.parameters())
+    if like is not None:
+        other.rho.data = other.rho.data.to(like.device, like.dtype)
+        other.rho.requires_grad = like.requires_grad or like is norm.running_mean
+    other._parameters = {**norm._parameters, "rho": other._parameters["rho"]}
+    other._buffers = {key: norm._buffers[key] for key in STATISTICS}
+    return other
+
+
+def _first(*tensors: Tensor | None) -> Tensor | None:
+    return next((t for t in tensors if t is not None), None)
+
+
+def _become(norm: nn.Module, other: nn.Module) -> None:
+    """Give the batch norm the class, settings and tensors of `other`, and leave it all the rest."""
+    every_module = vars(nn.Module())
+    buffers = {k: v for k, v in norm._buffers.items() if k not in STATISTICS} | other._buffers
+    state = {k: v for k, v in vars(norm).items() if k not in SETTINGS}
+    state |= {k: v for k, v in vars(other).items() if k not in every_module}
+    state |= {"_parameters": other._parameters, "_buffers": buffers}
+    vars(norm).clear()
+    vars(norm).update(state)
+    norm.__class__ = type(other)

@@ -1,0 +1,56 @@
+"""What a conversion did to a model: which modules changed, which stayed and why."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Change(NamedTuple):
+    """A module of qualified `name` that was `old` and is `new` now."""
+
+    name: str
+    old: str
+    new: str
+
+
+class Kept(NamedTuple):
+    """A module of qualified `name` that looked like a candidate and stayed a `type`."""
+
+    name: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The model that `convert`, `fuse` or `revert` answers, and a line for each module of concern.
+
+    `str()` of it is a table. A module that appears several times in the model has one line, under
+    its first name; the model itself is called "(model)".
+    """
+
+    model: nn.Module = field(repr=False)
+    changed: list[Change]
+    kept: list[Kept]
+
+    def __str__(self) -> str:
+        rows = [(name, f"{old} -> {new}") for name, old, new in self.changed]
+        rows += [(name, f"{kind} kept: {reason}") for name, kind, reason in self.kept]
+        width = max((len(label(name)) for name, _ in rows), default=0)
+        head = f"{len(self.changed)} changed, {len(self.kept)} kept"
+        return "\n".join([head, *(f"  {label(name):{width}}  {what}" for name, what in rows)])
+
+
+def label(name: str) -> str:
+    """A qualified name to print: the model's own is empty."""
+    return name or "(model)"
+
+
+def type_name(cls: type) -> str:
+    """The class as its users spell it."""
+    module = cls.__module__
+    for package in ("torch.nn", "fastnorm"):
+        if module.startswith(f"{package}."):
+            module = package
+    return f"{module}.{cls.__qualname__}"

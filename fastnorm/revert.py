@@ -1,0 +1,51 @@
+"""The way back from fastnorm's norms to torch.nn's, in place."""
+
+from torch import nn
+
+from .convert import TORCHS, subclass_of
+from .fusion import fused_activations
+from .modules import _Activated, _BatchInstanceNorm
+from .report import Change, Conversion, Kept, label, type_name
+
+
+def revert(model: nn.Module) -> Conversion:
+    """Make every norm of fastnorm's in `model` torch.nn's again, in place: `convert` undone.
+
+    Norms stay the same objects, as in `convert`. Activations that `fuse` took out of a Sequential
+    return to their places. What else cannot be undone is not: norms that `convert(to=...)` made
+    become torch's of their new kind, convolutions that `fuse(fold=True)` changed stay.
+
+    Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
+    norm, and an activation that `fuse` did not put there (or did in a traced model: go back to the
+    model that it was made from).
+    """
+    placeholders = fused_activations(model)
+    restored = {id(norm) for norm, _, _, _ in placeholders}
+    norms: list[tuple[str, nn.Module]] = []
+    kept: list[Kept] = []
+    refused: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, _Activated):
+            continue
+        if isinstance(module, _BatchInstanceNorm):
+            refused.append(f"{label(name)}: torch.nn has no batch-instance norm")
+        elif type(module) not in TORCHS:
+            kept.append(Kept(name, type_name(type(module)), subclass_of(module)))
+        elif module.activation is not None and id(module) not in restored:
+            refused.append(
+                f"{label(name)}: torch.nn's norm has no activation={module.activation!r}; set it "
+                "to None and apply it after the norm"
+            )
+        else:
+            norms.append((name, module))
+    if refused:
+        raise ValueError("cannot go back to torch.nn:\n  " + "\n  ".join(refused))
+    for _, sequential, key, activation in placeholders:
+        sequential._modules[key] = activation
+    changed = []
+    for name, module in norms:
+        old = type_name(type(module))
+        del vars(module)["activation"]
+        module.__class__ = TORCHS[type(module)]
+        changed.append(Change(name, old, type_name(type(module))))
+    return Conversion(model, changed, kept)

@@ -1,0 +1,193 @@
+"""`fuse` with an example: patterns around norms in the graph that torch.fx traces."""
+
+import copy
+import operator
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from . import fusion
+from .report import Change, Conversion, Kept, type_name
+from .tracing import compare, trace
+
+ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+ADDS_IN_PLACE = (operator.iadd, "add_")
+ACTIVATIONS: dict[Any, str] = {
+    F.relu: "relu", torch.relu: "relu", F.relu_: "relu", "relu": "relu", "relu_": "relu",
+    F.silu: "silu", F.gelu: "gelu",
+}  # fmt: skip
+
+
+def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conversion:
+    """`fastnorm.fuse` of a model that is traced. See there."""
+    traced = trace(model, example)
+    changed: list[Change] = []
+    kept: list[Kept] = []
+    _skip_identities(traced)
+    calls = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
+    for step in (_fold, _fuse) if fold else (_fuse,):
+        for node in [n for n in traced.graph.nodes if n.op == "call_module"]:
+            outcome = step(traced, node, calls)
+            if isinstance(outcome, Change):
+                changed.append(outcome)
+            elif outcome is not None:
+                kept.append(outcome)
+    traced.delete_all_unused_submodules()
+    traced.graph.lint()
+    traced.recompile()
+    compare(model, traced, example)
+    return Conversion(traced, changed, kept)
+
+
+def _skip_identities(traced: fx.GraphModule) -> None:
+    """Models have nn.Identity for a choice not made; it must not part a norm from what follows."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(node.args[0], fx.Node):
+            module = traced.get_submodule(node.target)
+            if type(module) is nn.Identity and not fusion.has_hooks(module):
+                node.replace_all_uses_with(node.args[0])
+                traced.graph.erase_node(node)
+
+
+class _Pattern(NamedTuple):
+    """norm -> activation, or norm -> add -> activation."""
+
+    norm: fx.Node
+    add: fx.Node | None
+    residual: fx.Node | None
+    last: fx.Node
+    activation: str
+
+
+def _fuse(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change | Kept | None:
+    """Fuse the pattern that starts with the norm that `node` calls, if one does."""
+    name = str(node.target)
+    norm = traced.get_submodule(name)
+    if not (fusion.is_plain_norm(norm) or type(norm) in fusion.OURS):
+        return None
+    pattern = _match(traced, node)
+    if pattern is None:
+        return None
+    if reason := _reason_to_keep(traced, pattern, norm, calls):
+        return Kept(name, type_name(type(norm)), reason)
+    fused = copy.copy(norm)  # the model's own, which shares its tensors, stays as it is
+    vars(fused)["activation"] = pattern.activation
+    traced.set_submodule(name, fused)
+    added = pattern.add is not None
+    with traced.graph.inserting_before(pattern.add or node):
+        arguments = (node.args[0], pattern.residual) if added else (node.args[0],)
+        call = traced.graph.call_module(name, arguments)
+    call.meta = pattern.last.meta
+    pattern.last.replace_all_uses_with(call)
+    for old in (pattern.last, pattern.add, node):
+        if old is not None:
+            traced.graph.erase_node(old)
+    steps = f"{type_name(type(norm))}{' + add' if added else ''} + {pattern.activation}"
+    return Change(name, steps, fusion.describe(fused) + (" with residual" if added else ""))
+
+
+def _match(traced: fx.GraphModule, node: fx.Node) -> _Pattern | None:
+    last, add, residual = _only_user(node), None, None
+    if last is not None and last.op in ("call_function", "call_method") and last.target in ADDS:
+        add = last
+        others = [a for a in add.args if a is not node]
+        written = add.target in ADDS_IN_PLACE and add.args[0] is not node
+        if len(add.args) != 2 or len(others) != 1 or add.kwargs or written:
+            return None
+        if not isinstance(others[0], fx.Node):
+            return None
+        residual, last = others[0], _only_user(add)
+    activation = None if last is None else _activation(traced, last, add or node)
+    if last is None or activation is None:
+        return None
+    return _Pattern(node, add, residual, last, activation)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation(traced: fx.GraphModule, node: fx.Node, argument: fx.Node) -> str | None:
+    """Which of our activations of `argument` the node is."""
+    options = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
+    given = (*node.args, node.kwargs.get("input"))[0]
+    if given is not argument:
+        return None
+    if node.op == "call_module":
+        return fusion.activation_of(traced.get_submodule(str(node.target)))
+    if node.op not in ("call_function", "call_method"):
+        return None
+    # inplace or not is the same for the one user; gelu's approximation is not
+    plain = all(isinstance(option, bool) or option == "none" for option in options)
+    return ACTIVATIONS.get(node.target) if plain else None
+
+
+def _reason_to_keep(
+    traced: fx.GraphModule, pattern: _Pattern, norm: nn.Module, calls: Counter[Any]
+) -> str | None:
+    node, add, residual, last, _ = pattern
+    if type(norm) in fusion.OURS:
+        return "torch's: call fastnorm.convert first"
+    if calls[node.target] > 1:
+        return "it is called more than once"
+    if len(node.args) != 1 or node.kwargs:
+        return "it is called with more than its input"
+    after = traced.get_submodule(str(last.target)) if last.op == "call_module" else None
+    if fusion.has_hooks(norm) or (after is not None and fusion.has_hooks(after)):
+        return "it or the activation has hooks"
+    if add is None or residual is None:
+        return None
+    mine, other = node.meta["tensor_meta"], residual.meta["tensor_meta"]
+    # Not a tensor, or several: no shape.
+    shapes = [(getattr(m, "shape", None), getattr(m, "dtype", None)) for m in (mine, other)]
+    if shapes[0] != shapes[1]:
+        return "what is added to it has another shape or dtype"
+    nodes = list(traced.graph.nodes)
+    if any(_may_write(traced, n) for n in nodes[nodes.index(node) + 1 : nodes.index(add)]):
+        return "between it and the addition something may change its input in place"
+    return None
+
+
+def _may_write(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node's call may change a tensor that exists already, as far as can be seen."""
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        known = type_name(type(module)).startswith(("torch.nn.", "fastnorm."))
+        return not known or any(getattr(m, "inplace", False) for m in module.modules())
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    return in_place or True in node.args or True in node.kwargs.values() or "out" in node.kwargs
+
+
+def _fold(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change | Kept | None:
+    """Fold the batch norm that `node` calls into the layer that alone feeds it, if one does."""
+    norm, before = traced.get_submodule(str(node.target)), (*node.args, None)[0]
+    if not fusion.is_batch_norm(norm) or not isinstance(before, fx.Node):
+        return None
+    if before.op != "call_module" or len(before.users) != 1:
+        return None
+    name, layer = str(node.target), traced.get_submodule(str(before.target))
+    if type(layer) not in (*fusion.CONVS, *fusion.TRANSPOSED, nn.Linear):
+        return None
+    reason = fusion.reason_not_to_fold(layer, norm)
+    if calls[node.target] > 1 or calls[before.target] > 1:
+        reason = "it or the layer before it is called more than once"
+    elif len(node.args) != 1 or node.kwargs:
+        reason = "it is called with more than its input"
+    elif isinstance(layer, nn.Linear) and len(before.meta["tensor_meta"].shape) != 2:
+        reason = "its channels are not those of the linear layer"
+    if reason:
+        return Kept(name, type_name(type(norm)), reason)
+    folded, after = fusion.folded(layer, norm)
+    traced.set_submodule(str(before.target), folded)
+    traced.set_submodule(name, after)
+    if isinstance(after, nn.Identity):
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    old = f"{type_name(type(layer))} + {fusion.describe(norm)}"
+    return Change(name, old, f"in {before.target}")

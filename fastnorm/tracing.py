@@ -1,0 +1,123 @@
+"""A model as a torch.fx graph, or an error that says why that would not be the same model.
+
+What Python decided while a model was traced is decided for good. So a model is refused where a
+decision is seen to depend on the training flag or to leave a constant behind, and what was traced
+is to be compared with the model on an example.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .convert import OURS
+from .fusion import has_hooks
+from .modules import _Activated
+from .report import type_name
+
+
+class _Tracer(fx.Tracer):
+    """Sees what modules with norms do between their norms; all other modules are called whole.
+
+    So are torch.nn's own, but for Sequential: a TransformerEncoderLayer decides much in Python.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        norms: tuple[type[nn.Module], ...] = (_Activated, *OURS)
+        inside = any(isinstance(child, norms) for child in m.modules())
+        return not inside or isinstance(m, norms) or has_hooks(m) or "forward" in vars(m)
+
+
+def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
+    """A GraphModule with the model's own leaf modules and the shapes of `example` in its nodes."""
+    if has_hooks(model):
+        raise ValueError("fuse cannot trace a model that has hooks itself: remove them before")
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if optional := [p.name for p in parameters if p.default is not p.empty or p.kind in variadic]:
+        raise ValueError(
+            f"fuse cannot trace a forward with optional arguments ({', '.join(optional)}): wrap it "
+            "in a module that takes those of the example alone, or fuse its parts"
+        )
+    modes = {module: module.training for module in model.modules()}
+    graphs = _graphs(model, modes)
+    used = {n.target for graph in graphs.values() for n in graph.nodes if n.op == "get_attr"}
+    if constants := sorted(used - _tensor_names(model)):
+        # It may be random, or made of weights that will change.
+        raise ValueError(f"fuse cannot trace a forward that makes tensors: {constants}")
+    if str(graphs[False]) != str(graphs[True]):
+        raise ValueError(
+            "fuse cannot trace a forward that reads self.training (for functional dropout, say): "
+            "use a module there, or fuse the parts"
+        )
+    traced = fx.GraphModule(model, graphs[model.training], type(model).__name__)
+    for module in traced.modules():
+        if module not in modes:  # one that GraphModule made
+            module.training = model.training
+    if lost := sorted(_tensor_names(model) - _tensor_names(traced)):
+        raise ValueError(f"fuse would lose what the model's forward does not use: {lost}")
+    _propagate_shapes(traced, example)
+    return traced
+
+
+def _graphs(model: nn.Module, modes: dict[nn.Module, bool]) -> dict[bool, fx.Graph]:
+    """Its graph in evaluation and in training; flags and attributes are then as before."""
+    attributes = vars(model).copy()
+    try:
+        return {mode: _Tracer().trace(model.train(mode)) for mode in (False, True)}
+    except Exception as error:
+        raise ValueError(f"torch.fx cannot trace {type_name(type(model))}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name in vars(model).keys() - attributes.keys():  # constants that torch.fx left there
+            delattr(model, name)
+
+
+def _tensor_names(module: nn.Module) -> set[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {name for name, _ in [*parameters, *buffers]}
+
+
+def _propagate_shapes(traced: fx.GraphModule, example: tuple[Any, ...]) -> None:
+    """Run a copy, so that running statistics stay, and take its nodes' shapes over."""
+    twin = copy.deepcopy(traced)
+    with torch.random.fork_rng(), torch.no_grad():
+        ShapeProp(twin).propagate(*_copies(example))
+    for node, seen in zip(traced.graph.nodes, twin.graph.nodes, strict=True):
+        node.meta["tensor_meta"] = seen.meta.get("tensor_meta")
+
+
+def compare(model: nn.Module, traced: fx.GraphModule, example: tuple[Any, ...]) -> None:
+    """Raise where the two, from one random state, disagree by more than rounding could explain."""
+    outputs = []
+    for module in (model, traced):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            outputs.append(tree_leaves(copy.deepcopy(module)(*_copies(example))))
+    expected, found = ([t for t in leaves if isinstance(t, Tensor)] for leaves in outputs)
+    same = len(expected) == len(found) and all(
+        a.shape == b.shape and torch.allclose(a, b, 1e-2, 1e-2 * _magnitude(a), equal_nan=True)
+        for a, b in zip(expected, found, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            "the traced model answers otherwise than the model on the example: its forward decides "
+            "by something that torch.fx cannot see. Fuse its parts"
+        )
+
+
+def _magnitude(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+def _copies(example: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The example once more: a model may write into its inputs."""
+    return tree_map_only(Tensor, lambda t: t.detach().clone(), example)

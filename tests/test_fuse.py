@@ -1,0 +1,360 @@
+"""fuse: activations and additions go into norms, batch norms into convolutions, results stay."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as TF
+
+import fastnorm
+from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.models import C, assert_same_results, fingerprint, images, small_net
+
+# --- fuse, in place ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fuse_and_revert_a_sequential(backend):
+    """Results and keys as before; each revert undoes what was fused, the activations included."""
+    twin, net = small_net(), small_net()
+    activations = [net[0][2], net[5], net[8], net[12]]
+    fastnorm.convert(net)
+    report = fastnorm.fuse(net)
+    assert [name for name, *_ in report.changed] == ["4", "7", "11", "0.1"]
+    assert report.changed[0].new == "fastnorm.InstanceNorm2d(activation='gelu')"
+    assert isinstance(net[0][2], fastnorm.FusedActivation) and net[0][1].activation == "relu"
+    assert "ReLU, in the norm before" in repr(net[0][2])
+    assert list(net.state_dict()) == list(twin.state_dict())
+    with running(backend):
+        assert_same_results(net, twin, images())
+    assert not fastnorm.fuse(net).changed
+    fastnorm.revert(copy.deepcopy(net)), fastnorm.revert(net)
+    assert [net[0][2], net[5], net[8], net[12]] == activations
+    assert repr(net) == repr(twin)
+    assert_same_results(net, twin, images(1))
+
+
+def test_what_fuse_leaves_alone():
+    """Patterns that are not plain, with the reason for those that nearly are."""
+    hooked, shared, overridden = (fastnorm.BatchNorm2d(C) for _ in range(3))
+    hooked.register_forward_hook(lambda *_: None)
+    overridden.forward = overridden.forward
+    listened = nn.ReLU()
+    listened.register_full_backward_hook(lambda *_: None)
+    model = nn.Sequential(
+        nn.Sequential(hooked, nn.ReLU()),
+        nn.Sequential(shared, nn.ReLU(), shared),
+        nn.Sequential(nn.BatchNorm2d(C), nn.ReLU()),
+        nn.Sequential(fastnorm.BatchNorm2d(C), listened),
+        nn.Sequential(fastnorm.BatchNorm2d(C), nn.GELU(approximate="tanh")),
+        nn.Sequential(fastnorm.BatchNorm2d(C), nn.LeakyReLU()),
+        nn.Sequential(fastnorm.BatchNorm2d(C, activation="relu"), nn.SiLU()),
+        nn.Sequential(overridden, nn.ReLU()),
+        nn.ModuleList([fastnorm.BatchNorm2d(C), nn.ReLU()]),
+    )
+    before = fingerprint(model)
+    report = fastnorm.fuse(model)
+    assert not report.changed and fingerprint(model) == before
+    words = {"0.0": "hooks", "1.0": "more than once", "2.0": "convert", "3.0": "hooks"}
+    assert {kept.name for kept in report.kept} == set(words)
+    assert all(words[kept.name] in kept.reason for kept in report.kept)
+
+
+# --- folding ---
+
+
+@pytest.mark.parametrize("package", [nn, fastnorm])
+@pytest.mark.parametrize("conv", [
+    nn.Conv1d(3, C, 2, bias=False), nn.Conv2d(3, C, 2, padding=1, padding_mode="reflect"),
+    nn.Conv3d(3, C, 2, groups=1), nn.ConvTranspose2d(3, C, 2, stride=2),
+    nn.Conv2d(4, C, 2, groups=2),
+], ids=lambda c: type(c).__name__)  # fmt: skip
+def test_folded_batch_norms(conv, package):
+    d = int(type(conv).__name__[-2])
+    norm = getattr(package, f"BatchNorm{d}d")(C)
+    model = nn.Sequential(copy.deepcopy(conv), norm, nn.ReLU()).to(DEVICE, torch.float64)
+    for i, tensor in enumerate(norm.state_dict().values()):
+        tensor.copy_(make_input(tensor.shape, seed=i).abs() + 0.5)
+    x = make_input((2, conv.in_channels, *[4] * d))
+    expected = model.eval()(x)
+    report = fastnorm.fuse(model, fold=True)
+    assert [(c.name, c.new) for c in report.changed] == [("1", "in 0")]
+    assert type(model[1]) is nn.Identity and type(model[0]) is type(conv)
+    assert_close(model(x), expected, slack=1e-13)
+
+
+def test_a_folded_batch_norm_leaves_its_activation():
+    model = nn.Sequential(nn.Conv2d(3, C, 1), fastnorm.BatchNorm2d(C, activation="relu")).eval()
+    x = make_input((2, 3, 4, 4), dtype=torch.float32)
+    model.to(DEVICE)
+    expected = model(x)
+    assert expected.min() == 0
+    fastnorm.fuse(model, fold=True)
+    assert type(model[1]) is nn.ReLU
+    assert_close(model(x), expected, slack=1e-6)
+
+
+def test_what_is_not_folded():
+    shared, hooked = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    pairs = [
+        (shared, nn.BatchNorm2d(C), "more than once"),
+        (hooked, nn.BatchNorm2d(C), "hooks"),
+        (nn.Conv2d(C, C, 1), nn.BatchNorm2d(C, track_running_stats=False), "no running statistics"),
+        (nn.Linear(C, C), nn.BatchNorm1d(C), "pass an example"),
+        (nn.ConvTranspose2d(C, C, 1, groups=2), nn.BatchNorm2d(C), "in groups"),
+        (nn.Conv2d(C, 2, 1), nn.BatchNorm2d(C), "another number of channels"),
+    ]
+    model = nn.Sequential(*[nn.Sequential(conv, norm) for conv, norm, _ in pairs], shared)
+    before = fingerprint(model.eval())
+    report = fastnorm.fuse(model, fold=True)
+    assert not report.changed and fingerprint(model) == before
+    for kept, (_, _, words) in zip(report.kept, pairs, strict=True):
+        assert words in kept.reason
+    model[1].train()
+    with pytest.raises(ValueError, match="1 in training mode"):
+        fastnorm.fuse(model, fold=True)
+
+
+def test_a_linear_layer_is_folded_where_the_example_shows_its_rank():
+    """After a linear layer batch norm's channels are dimension 1, which is the last one or not."""
+    model = nn.Sequential(nn.Linear(3, C), fastnorm.BatchNorm1d(C, activation="relu"))
+    model.eval().to(DEVICE, torch.float64)
+    for i, tensor in enumerate(model[1].state_dict().values()):
+        tensor.copy_(make_input(tensor.shape, seed=i).abs() + 0.5)
+    flat, long = make_input((5, 3)), make_input((5, C, 3))
+    expected = model(flat)
+    report = fastnorm.fuse(model, flat, fold=True)
+    assert report.changed[0].new == "in 0" and type(report.model.get_submodule("1")) is nn.ReLU
+    assert_close(report.model(flat), expected)
+    kept = fastnorm.fuse(model, long, fold=True).kept
+    assert [k.name for k in kept] == ["1"] and "not those of the linear" in kept[0].reason
+    assert_close(model(flat), expected)
+
+
+# --- traced ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_traced_network(backend):
+    """Every pattern is found; the model that was given stays, and shares its tensors."""
+    twin, net = small_net(), small_net()
+    fastnorm.convert(net)
+    before, state = fingerprint(net), copy.deepcopy(net.state_dict())
+    report = fastnorm.fuse(net, images())
+    relu, residual = (
+        "BatchNorm2d(activation='relu')",
+        "BatchNorm2d(activation='relu') with residual",
+    )
+    assert {c.name: c.new.removeprefix("fastnorm.") for c in report.changed} == {
+        "0.1": relu, "1.bn1": relu, "1.bn2": residual, "2.bn1": relu, "2.bn2": residual,
+        "3.n1": "GroupNorm(activation='silu')", "3.n2": relu,
+        "4": "InstanceNorm2d(activation='gelu')", "7": "LayerNorm(activation='silu')",
+        "11": "BatchNorm1d(activation='relu')",
+    }  # fmt: skip
+    assert not report.kept and fingerprint(net) == before
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+    traced = report.model
+    assert dict(traced.named_parameters()).keys() == dict(net.named_parameters()).keys()
+    mine = {id(t) for t in [*net.parameters(), *net.buffers()]}
+    assert {id(t) for t in [*traced.parameters(), *traced.buffers()]} == mine
+    assert not any(isinstance(m, nn.ReLU | nn.SiLU | nn.GELU) for m in traced.modules())
+    with running(backend):
+        assert_same_results(traced, twin, images())
+        assert_same_results(traced.eval(), twin.eval(), images(1))
+    assert_same_results(net.eval(), twin, images(1))  # the model itself goes on to work
+    assert_same_results(copy.deepcopy(traced), twin, images(2))
+
+
+def test_a_traced_network_folded():
+    net = small_net()
+    fastnorm.convert(net)
+    with torch.no_grad():
+        expected = net.eval()(images())
+    report = fastnorm.fuse(net, images(), fold=True)
+    folded = [c.name for c in report.changed if c.new.startswith("in ")]
+    assert folded == ["0.1", "1.bn1", "1.bn2", "2.bn1", "2.bn2", "2.shortcut.1", "3.n2", "11"]
+    with torch.no_grad():
+        assert_close(report.model(images()), expected, slack=1e-12)
+        assert_close(net(images()), expected)
+
+
+class Odd(nn.Module):
+    """A forward made of a norm, another tensor and what the case does with them."""
+
+    def __init__(self, forward, norm=None):
+        super().__init__()
+        self.norm = fastnorm.BatchNorm2d(C) if norm is None else norm
+        self.other = nn.Conv2d(C, C, 1)
+        self.swish, self.none = Swish(), nn.Identity()
+        self.gate = nn.Parameter(torch.ones(1, C, 1, 1))
+        self.how = forward
+
+    def forward(self, x):
+        return self.how(self, x) + self.other(x) * self.gate
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+def write_between(m, x):
+    x = x * 1
+    y = m.norm(x)
+    x.mul_(2)
+    return TF.relu(y + x)
+
+
+def write_into_the_other(m, x):
+    r = x * 1
+    r += m.norm(x)
+    return TF.relu(r) + r
+
+
+def module_between(m, x):
+    x = x * 1
+    y = m.norm(x)
+    z = m.swish(x)
+    return TF.relu(y + z)
+
+
+def read_twice(m, x):
+    y = m.norm(x)
+    return TF.relu(y) + y
+
+
+def sum_read_twice(m, x):
+    y = m.norm(x) + x
+    return TF.relu(y) + y
+
+
+ODD = {
+    "write between": (write_between, "in place"),
+    "module between": (module_between, "in place"),
+    "broadcast": (lambda m, x: TF.relu(m.norm(x) + m.gate), "another shape"),
+    "called twice": (lambda m, x: TF.relu(m.norm(x)) + m.norm(2 * x), "called more than once"),
+    "residual there": (lambda m, x: TF.relu(m.norm(x, x)), "more than its input"),
+    "write into the other": (write_into_the_other, None),
+    "read twice": (read_twice, None),
+    "sum read twice": (sum_read_twice, None),
+    "twice itself": (lambda m, x: TF.relu(torch.add(*[m.norm(x)] * 2)), None),
+    "number added": (lambda m, x: TF.relu(m.norm(x) + 1), None),
+    "alpha": (lambda m, x: TF.relu(torch.add(m.norm(x), x, alpha=2)), None),
+    "tanh": (lambda m, x: TF.gelu(m.norm(x), approximate="tanh"), None),
+    "other activation": (lambda m, x: TF.elu(m.norm(x)), None),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_not_fused_in_a_trace(case):
+    forward, words = ODD[case]
+    model = Odd(forward).to(DEVICE, torch.float64)
+    twin, x = copy.deepcopy(model), make_input((3, C, 4, 3))
+    report = fastnorm.fuse(model, x)
+    assert not report.changed
+    assert [k.name for k in report.kept] == (["norm"] if words else [])
+    assert words is None or words in report.kept[0].reason
+    if words == "in place":  # autograd refuses what the norm has saved to be written to
+        with torch.no_grad():
+            assert_close(report.model(x), twin(x))
+    else:
+        assert_same_results(report.model, twin, x)
+
+
+FUSED = {
+    "residual first": lambda m, x: TF.relu(x + m.norm(x)),
+    "method": lambda m, x: m.norm(x).add(x).relu(),
+    "in place": lambda m, x: TF.relu(m.norm(x).add_(x), inplace=True),
+    "residual made later": lambda m, x: TF.silu(torch.add(m.norm(x), TF.relu(m.other(x)))),
+    "identities": lambda m, x: m.none(TF.relu(m.none(m.norm(x)) + m.none(x))),
+    "exact gelu": lambda m, x: TF.gelu(m.norm(x) + x, approximate="none"),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_ways_to_write_a_pattern(case):
+    model = Odd(FUSED[case]).to(DEVICE, torch.float64)
+    twin, x = copy.deepcopy(model), make_input((3, C, 4, 3))
+    report = fastnorm.fuse(model, x)
+    assert [c.name for c in report.changed] == ["norm"] and not report.kept
+    assert report.changed[0].new.endswith("with residual")
+    assert_same_results(report.model, twin, x)
+
+
+def test_torchs_norms_and_hooks_in_a_trace():
+    theirs = Odd(lambda m, x: TF.relu(m.norm(x)), nn.BatchNorm2d(C)).to(DEVICE, torch.float64)
+    assert "convert first" in fastnorm.fuse(theirs, make_input((3, C, 4, 3))).kept[0].reason
+    hooked = Odd(lambda m, x: TF.relu(m.norm(x))).to(DEVICE, torch.float64)
+    hooked.norm.register_forward_hook(lambda *_: None)
+    assert "hooks" in fastnorm.fuse(hooked, make_input((3, C, 4, 3))).kept[0].reason
+
+
+def test_a_transformer_layer_is_called_whole():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+    model = nn.Sequential(layer, nn.LayerNorm(8), nn.GELU()).to(DEVICE, torch.float64).eval()
+    x = make_input((2, 5, 8))
+    expected = model(x)
+    fastnorm.convert(model)
+    report = fastnorm.fuse(model, x)
+    assert [c.name for c in report.changed] == ["1"]
+    assert [n.target for n in report.model.graph.nodes if n.op == "call_module"] == ["0", "1"]
+    assert_close(report.model(x), expected)
+
+
+class Optional(nn.Sequential):
+    def forward(self, x, mask=None):
+        return super().forward(x)
+
+
+def decide(m, x):
+    return x if isinstance(x, torch.Tensor) else 3 * m.norm(x)
+
+
+REFUSED = {
+    "optional arguments": (Optional(fastnorm.BatchNorm2d(C)), r"optional arguments \(mask\)"),
+    "training": (Odd(lambda m, x: TF.dropout(m.norm(x), training=m.training)), "self.training"),
+    "constant": (Odd(lambda m, x: m.norm(x) + torch.randn(1)), "makes tensors"),
+    "control flow": (Odd(lambda m, x: m.norm(x) if x.sum() > 0 else x), "cannot trace"),
+    "unused": (Odd(lambda m, x: x), r"does not use: \['norm.bias'"),
+    "hidden decision": (Odd(decide), "answers otherwise"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_cannot_be_traced_stays_untouched(case):
+    model, words = REFUSED[case]
+    model = copy.deepcopy(model).to(DEVICE).eval()
+    model.train()
+    next(model.children()).eval()  # mixed flags, to be left as they are
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=words):
+        fastnorm.fuse(model, make_input((3, C, 4, 3), dtype=torch.float32))
+    assert fingerprint(model) == before
+
+
+def test_hooks_of_the_model_itself_cannot_be_traced():
+    model = Odd(lambda m, x: TF.relu(m.norm(x)))
+    model.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="hooks itself"):
+        fastnorm.fuse(model, make_input((3, C, 4, 3), dtype=torch.float32))
+
+
+def test_the_example_changes_neither_statistics_nor_the_random_state():
+    model = Odd(lambda m, x: TF.dropout(TF.relu(m.norm(x)), 0.5, True)).to(DEVICE)
+    x, state = make_input((3, C, 4, 3), dtype=torch.float32), torch.get_rng_state()
+    before, kept = x.clone(), copy.deepcopy(model.state_dict())
+    traced = fastnorm.fuse(model, (x,)).model
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, before)
+    assert all(torch.equal(traced.state_dict()[key], value) for key, value in kept.items())
+
+
+def test_revert_of_a_traced_model_points_to_the_original():
+    net = small_net()
+    fastnorm.convert(net)
+    traced = fastnorm.fuse(net, images()).model
+    with pytest.raises(ValueError, match="no activation='relu'"):
+        fastnorm.revert(traced)
+    fastnorm.revert(net)
+    assert_same_results(net, small_net(), images())
