@@ -51,9 +51,9 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
     """Make every torch.nn norm of `model` fastnorm's, in place; with `to` change batch norms' kind.
 
     Converted are the modules whose type is exactly torch.nn's BatchNorm, InstanceNorm (1d, 2d, 3d),
-    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm. Each remains the same object with the same parameters,
-    buffers, hooks, training flag and `state_dict`; the model's results are as before but for
-    rounding. Whatever else looks like a norm is left alone and listed, with the reason.
+    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm. Each remains the same object with the same
+    parameters, buffers, hooks, training flag and `state_dict`; the model's results are as before
+    but for rounding. Whatever else looks like a norm is left alone and listed, with the reason.
 
     With `to` every batch norm, torch's or ours, becomes another norm over the same channels:
 
