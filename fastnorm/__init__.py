@@ -10,6 +10,7 @@
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
 from .distributed import SyncBatchNorm, convert_sync_batchnorm
+from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
 from .modules import (
     BatchInstanceNorm1d,
     BatchInstanceNorm2d,
@@ -38,6 +39,9 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "MeanOnlyBatchNorm1d",
+    "MeanOnlyBatchNorm2d",
+    "MeanOnlyBatchNorm3d",
     "SyncBatchNorm",
     "convert_sync_batchnorm",
     "functional",

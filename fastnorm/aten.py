@@ -25,6 +25,7 @@ from .aten_stages import (
     accumulation,
     apply,
     apply_backward,
+    broadcast,
     canonical,
     full_precision,
     gradient_moments,
@@ -66,8 +67,8 @@ def norm(
 ) -> tuple[Tensor, Tensor | None, Stats]:
     """y = act(norm(x) + residual), ReLU's mask and the statistics channel_norm_backward takes.
 
-    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance or
-    group.
+    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance,
+    mean_only_batch or group.
     """
     shape, dtype = x.shape, x.dtype
     x = widened(canonical(x))
@@ -108,6 +109,8 @@ def norm_backward(
             x, g = x.double(), g.double()
         if norm == "batch":
             dx, dweight, dbias = _batch_norm_backward(g, x, weight, stats, use_input_stats, mask)
+        elif norm == "mean_only_batch":
+            dx, dbias = _mean_only_norm_backward(g, use_input_stats)
         elif norm == "group":
             N, C = x.shape[:2]
             gamma = accumulation(weight, x)
@@ -198,6 +201,8 @@ def _forward(
         return z, mean, rstd
     if norm == "batch":
         return _batch_norm(x, gamma, beta, running, use_input_stats, eps)
+    if norm == "mean_only_batch":
+        return _mean_only_norm(x, beta, running, use_input_stats)
     if norm == "instance" and x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
         return _instance_norm(x, gamma, beta, running, eps)
     return _mixed_norm(x, gamma, beta, accumulation(rho, x), running, use_input_stats, eps)
@@ -239,6 +244,30 @@ def _batch_norm_backward(
     # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
     var = None if train else rstd.pow(-2)
     return aten.native_batch_norm_backward(g, x, gamma, mean, var, mean, rstd, train, 0.0, mask)
+
+
+def _mean_only_norm(
+    x: Tensor, beta: Tensor | None, running: Running, use_input_stats: bool
+) -> Stats:
+    """(z, mean), the mean of shape (C,)."""
+    x = x.to(accumulated(x))
+    if use_input_stats:
+        mean = x.mean((0, *range(2, x.dim())))
+        update_running(running, mean, mean, x.numel() // x.shape[1])
+    else:
+        assert running[0] is not None, "fastnorm.functional checks that it is there"
+        mean = running[0].to(x.dtype, copy=True)
+    z = x - broadcast(mean[None], x)
+    return (z if beta is None else z.add_(broadcast(beta[None], x))), mean
+
+
+def _mean_only_norm_backward(g: Tensor, use_input_stats: bool) -> tuple[Tensor, Tensor]:
+    """(dx, dbeta) of _mean_only_norm."""
+    g = g.to(accumulated(g))
+    dbeta = g.sum((0, *range(2, g.dim())))
+    if not use_input_stats:
+        return g.clone(), dbeta  # not g, which may be dy and another input's gradient
+    return g - broadcast((dbeta / (g.numel() // g.shape[1]))[None], g), dbeta
 
 
 def _instance_norm(

@@ -106,6 +106,16 @@ def check_running(
         raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
 
 
+def check_running_mean(
+    op: str, input: Tensor, running_mean: Tensor | None, training: bool
+) -> None:
+    if not training and running_mean is None:
+        raise RuntimeError(
+            f"{op} of an input of shape {tuple(input.shape)} with training=False needs "
+            "running_mean: pass it, or training=True"
+        )
+
+
 def check_momentum(op: str, momentum: float | Tensor) -> float:
     """As a float; torch's operators take a boolean and a tensor of one element for one too."""
     if not isinstance(momentum, float | int) and not (

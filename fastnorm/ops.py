@@ -4,8 +4,8 @@
     fastnorm::norm_forward    the same with ReLU's mask and the statistics that backward takes
     fastnorm::norm_backward   the gradients of x, residual, weight, bias and rho
 
-norm_update and norm_forward_update write to running statistics, which for the others are constants
-or None. Eager calls do without operators: the dispatcher costs more than some
+norm_update and norm_forward_update write to running statistics, of which mean-only batch norm has
+one; for the others they are constants or None. Eager calls do without operators: the dispatcher costs more than some
 kernels. This module is also the backend of `fastnorm.autograd` while tensors are traced. A tensor
 that a schema cannot leave out, a mask or a gradient that nobody wants, is empty.
 """
@@ -23,7 +23,7 @@ from .formula import NormSpec, formula
 
 _TENSORS = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
 _CONSTANTS = "Tensor? running_mean, Tensor? running_var, "
-_UPDATED = "Tensor(a!) running_mean, Tensor(b!) running_var, "
+_UPDATED = "Tensor(a!) running_mean, Tensor(b!)? running_var, "
 _SPEC = "str norm, SymInt groups, bool use_input_stats, float momentum, float eps, str? activation"
 _KEPT = "bool differentiable) -> (Tensor, Tensor, Tensor)"
 _SCHEMAS = (
