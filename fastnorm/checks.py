@@ -106,9 +106,7 @@ def check_running(
         raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
 
 
-def check_running_mean(
-    op: str, input: Tensor, running_mean: Tensor | None, training: bool
-) -> None:
+def check_running_mean(op: str, input: Tensor, running_mean: Tensor | None, training: bool) -> None:
     if not training and running_mean is None:
         raise RuntimeError(
             f"{op} of an input of shape {tuple(input.shape)} with training=False needs "

@@ -221,9 +221,7 @@ def apply_backward_kernel(
             set_g = tl.load(sums[0] + slot, mask=lane_mask, other=0.0)
             set_gx = tl.load(sums[1] + slot, mask=lane_mask, other=0.0)
             batch_size = tl.full([], 1, ACC) * N if BATCH else tl.full([], 1, ACC)
-            slope, level = set_gradient(
-                rstd, offset, set_g, set_gx, batch_size * D * S, VARIANCE
-            )
+            slope, level = set_gradient(rstd, offset, set_g, set_gx, batch_size * D * S, VARIANCE)
             if MIX and TRAINING:
                 t0 = tl.load(sums[2] + c, mask=lane_mask, other=0.0)
                 t1 = tl.load(sums[3] + c, mask=lane_mask, other=0.0)
