@@ -24,6 +24,7 @@ from .modules import (
     InstanceNorm3d,
     LayerNorm,
 )
+from .weight import initialise_weight_norm, weight_norm
 
 __version__ = "0.1.0"
 
@@ -46,7 +47,9 @@ __all__ = [
     "convert_sync_batchnorm",
     "functional",
     "get_backend",
+    "initialise_weight_norm",
     "reference",
     "set_backend",
     "use_backend",
+    "weight_norm",
 ]

@@ -123,3 +123,27 @@ def check_momentum(op: str, momentum: float | Tensor) -> float:
             f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
         )
     return float(momentum)
+
+
+def check_weight_norm(v: Tensor, g: Tensor, dim: int | None) -> int:
+    """dim counted from 0, or -1 where it is None: the whole tensor."""
+    if v.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"weight_norm is not implemented for {v.dtype} (v of shape {tuple(v.shape)}): "
+            "convert it to float16, bfloat16, float32 or float64"
+        )
+    dim = -1 if dim is None else dim
+    if dim != -1 and not -v.dim() <= dim < v.dim():
+        raise IndexError(
+            f"weight_norm got dim={dim} for v of shape {tuple(v.shape)}: it has to be one of its "
+            "dimensions, or None or -1 for the norm of the whole tensor"
+        )
+    dim = dim if dim == -1 else dim % v.dim()
+    shape = () if dim == -1 else tuple(n if i == dim else 1 for i, n in enumerate(v.shape))
+    if tuple(g.shape) != shape:
+        raise RuntimeError(
+            f"weight_norm got g of shape {tuple(g.shape)} for v of shape {tuple(v.shape)} and "
+            f"dim={dim}: it has to be {shape}"
+        )
+    check_parameter("weight_norm", "g", g, v)
+    return dim

@@ -24,9 +24,11 @@ from .checks import (
     check_parameter,
     check_running,
     check_running_mean,
+    check_weight_norm,
 )
 from .dispatch import autocast, normalise
 from .formula import NormSpec
+from .weight_autograd import apply_weight_norm
 
 
 def batch_norm(
@@ -274,3 +276,19 @@ def group_norm(
     check_channels("group_norm", input, weight, bias)
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
+    """Weight normalisation g * v / ||v|| (arXiv 1602.07868, equation 2), in v's shape and dtype.
+
+    The norm is over all dimensions of v but `dim`, and g has v's shape with those of size 1; where
+    dim is None or -1, as in torch, it is that of the whole tensor and g has no dimensions. v is
+    float16, bfloat16, float32 or float64, g may be of another floating dtype. Where ||v|| is 0 the
+    result is NaN, as torch's.
+
+    Raises IndexError for a dim that v does not have, RuntimeError for a g of another shape,
+    NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(v, g):
+        return handle_torch_function(weight_norm, (v, g), v, g, dim)
+    return apply_weight_norm(v, g, check_weight_norm(v, g, dim))

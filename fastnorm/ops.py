@@ -5,9 +5,10 @@
     fastnorm::norm_backward   the gradients of x, residual, weight, bias and rho
 
 norm_update and norm_forward_update write to running statistics, of which mean-only batch norm has
-one; for the others they are constants or None. Eager calls do without operators: the dispatcher costs more than some
-kernels. This module is also the backend of `fastnorm.autograd` while tensors are traced. A tensor
-that a schema cannot leave out, a mask or a gradient that nobody wants, is empty.
+one; for the others they are constants or None. Eager calls do without operators: the dispatcher
+costs more than some kernels. This module is also the backend of `fastnorm.autograd` while tensors
+are traced. A tensor that a schema cannot leave out, a mask or a gradient that nobody wants, is
+empty.
 """
 
 import sys

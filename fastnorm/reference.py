@@ -162,6 +162,18 @@ def group_norm(
     return _finish(y.reshape(x.shape), input, weight, bias, activation, residual)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """w = g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+
+    Source: arXiv 1602.07868, equation 2.
+    """
+    x = _upcast(v)
+    norms_first = x if dim == -1 else x.movedim(dim, 0)
+    rows = norms_first.reshape(g.numel(), x.numel() // max(g.numel(), 1))
+    norms = rows.square().sum(1).sqrt()
+    return (x * (g.to(x.dtype) / norms.view(g.shape))).to(v.dtype)
+
+
 def activate(z: Tensor, activation: str | None) -> Tensor:
     """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
     if activation is None:

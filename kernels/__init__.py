@@ -11,6 +11,7 @@
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
     rows*              layer norm: statistics of each row
+    weight             weight normalisation: norms of rows
     norms              either, behind one pair of functions
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
@@ -21,6 +22,7 @@ from . import launch, tiers
 from .channels import relu_mask, side_input
 from .launch import INTERPRETED
 from .norms import like, norm, norm_backward
+from .weight import weight_norm, weight_norm_backward
 
 __all__ = [
     "INTERPRETED",
@@ -31,4 +33,6 @@ __all__ = [
     "relu_mask",
     "side_input",
     "tiers",
+    "weight_norm",
+    "weight_norm_backward",
 ]

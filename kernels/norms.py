@@ -30,7 +30,8 @@ def norm(
     """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
 
     norm is batch, instance, batch_instance, mean_only_batch, group or layer, of which the last
-    normalises the last `groups` dimensions. For an x without elements nothing is launched or updated.
+    normalises the last `groups` dimensions. For an x without elements nothing is launched or
+    updated.
     """
     if x.numel() == 0:
         y, mask, stats = like(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import channels, clusters, geometry, row_geometry, rows, tiers
+from fastnorm.kernels import channels, clusters, geometry, row_geometry, rows, tiers, weight
 
 PLANS = (
     channels.forward_plan,
@@ -19,6 +19,7 @@ PLANS = (
     rows.forward_plan,
     rows.backward_plan,
     rows._sum_launch,
+    weight.weight_launch,
 )
 CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
 MULTIPROCESSORS = 2
