@@ -1,4 +1,4 @@
-"""Weight normalisation of modules (arXiv 1602.07868): the parametrisation and its initialisation."""
+"""Weight normalisation of modules (arXiv 1602.07868): parametrisation and initialisation."""
 
 from typing import Any, TypeVar
 

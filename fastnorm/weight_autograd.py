@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import aten, reference
 from .aten_stages import accumulated
 from .autograd import Tensors, transformed
 from .backend import backend_for, kernels_for
@@ -16,30 +16,34 @@ from .formula import pull_back
 
 
 def apply_weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
-    """g v / ||v||: the kernel's, torch's own operator's, or the formula's under transforms.
+    """g v / ||v||: a backend's, or under transforms the formula's.
 
-    A traced program holds torch's operator whatever the backend, but for `reference`: compilers
+    A traced program holds torch's own operator whatever the backend, but for `reference`: compilers
     know it, and make of it what the kernel is.
     """
     name = backend_for(v)
     special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
     if name == "reference" or special:
         return reference.weight_norm(v, g, dim)
-    if name == "triton" and not is_traced(v):
-        w: Tensor = WeightNorm.apply(v, g, dim, kernels_for(v))
-        return w
-    wide = accumulated(v)
-    return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
+    if is_traced(v):
+        wide = accumulated(v)
+        return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
+    w: Tensor = WeightNorm.apply(v, g, dim, kernels_for(v) if name == "triton" else aten)
+    return w
 
 
 class WeightNorm(torch.autograd.Function):
-    """g v / ||v|| from the kernels; with create_graph the gradients are the formula's."""
+    """g v / ||v|| from a backend, a module with weight_norm and weight_norm_backward.
+
+    With create_graph the gradients are the formula's. (Those of torch's operator have themselves
+    wrong gradients: torch 2.13 takes the norms for constants there.)
+    """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, g: Tensor, dim: int, kernels: ModuleType) -> Tensor:
-        w, norms = kernels.weight_norm(v, g, dim)
+    def forward(ctx: Any, v: Tensor, g: Tensor, dim: int, backend: ModuleType) -> Tensor:
+        w, norms = backend.weight_norm(v, g, dim)
         ctx.save_for_backward(v, g, norms)
-        ctx.dim, ctx.kernels = dim, kernels
+        ctx.dim, ctx.backend = dim, backend
         return w
 
     @staticmethod
@@ -51,7 +55,7 @@ class WeightNorm(torch.autograd.Function):
         if torch.is_grad_enabled() or transformed() or batched:
             sought = [i for i in (0, 1) if needs[i]]
             return *pull_back(_formula(dim), (v, g), sought, (dw,)), None, None
-        return *ctx.kernels.weight_norm_backward(dw, v, g, norms, dim, needs), None, None
+        return *ctx.backend.weight_norm_backward(dw, v, g, norms, dim, needs), None, None
 
 
 def _formula(dim: int) -> Any:

@@ -89,7 +89,7 @@ def test_another_parameter_by_name():
 
 def test_undone_copied_and_pickled_as_torchs():
     ours, theirs, x = pair("conv")
-    plain = copy.deepcopy(ours)
+    plain = pair("conv")[0]
     parametrize.remove_parametrizations(plain, "weight")
     assert type(plain) is nn.Conv2d and isinstance(plain.weight, nn.Parameter)
     with fastnorm.use_backend("aten"):
@@ -146,12 +146,12 @@ class Branches(nn.Module):
 def outputs_of(model, x):
     """The first output of each layer, channels last."""
     found = {}
+
+    def keep(name, y):
+        found.setdefault(name, y if name in ("linear", "plain") else y.movedim(1, -1))
+
     hooks = [
-        layer.register_forward_hook(
-            lambda _m, _i, y, name=name: found.setdefault(
-                name, y if name in ("linear", "plain") else y.movedim(1, -1)
-            )
-        )
+        layer.register_forward_hook(lambda _m, _i, y, name=name: keep(name, y))
         for name, layer in model.named_children()
     ]
     model(x)
