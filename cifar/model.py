@@ -19,7 +19,8 @@ NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -
 def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
 
-    All have a per-channel weight and bias. Raises UserError for a norm that torch.nn does not have.
+    All have a per-channel weight and bias, wn's a bias. Raises UserError for a norm that torch.nn
+    does not have.
     """
     if norm == "none":
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
@@ -28,14 +29,16 @@ def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
         import fastnorm  # not at the top: backends.select_backend prepares the environment for it
 
         modules = fastnorm
-    elif norm == "bin":
-        raise UserError("--backend builtin: torch.nn has no BIN; use another backend")
+    elif norm in ("bin", "wn"):
+        missing = "BIN" if norm == "bin" else "mean-only batch norm"
+        raise UserError(f"--backend builtin: torch.nn has no {missing}; use another backend")
     makers: dict[str, NormFactory] = {
         "bn": lambda c, activation: modules.BatchNorm2d(c, activation=activation),
         "in": lambda c, activation: modules.InstanceNorm2d(c, affine=True, activation=activation),
         "bin": lambda c, activation: modules.BatchInstanceNorm2d(c, activation=activation),
         "ln": lambda c, activation: modules.GroupNorm(1, c, activation=activation),
         "gn": lambda c, activation: modules.GroupNorm(c // 4, c, activation=activation),
+        "wn": lambda c, activation: modules.MeanOnlyBatchNorm2d(c, activation=activation),
     }
     return makers[norm]
 
@@ -86,10 +89,31 @@ class ResNet(nn.Module):
         return self.linear(features.mean((2, 3)))
 
 
+def make_model(norm: Norm, backend: Backend, depth_n: int) -> ResNet:
+    """The ResNet with its norms; for wn the weights of its convolutions are normalised too."""
+    model = ResNet(depth_n, norm_factory(norm, backend))
+    if norm == "wn":
+        import fastnorm
+
+        for module in list(model.modules()):
+            if isinstance(module, nn.Conv2d):
+                fastnorm.weight_norm(module)
+    return model
+
+
 def build_model(norm: Norm, backend: Backend, depth_n: int, seed: int) -> ResNet:
     """Weights depend on the seed alone: built on the CPU, and no norm draws random numbers."""
     torch.manual_seed(seed)
-    return ResNet(depth_n, norm_factory(norm, backend))
+    return make_model(norm, backend, depth_n)
+
+
+def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
+    """For wn, the scales and biases of convolutions by normalised images (N, 3, 32, 32), as its
+    authors do (arXiv 1602.07868, section 3); for all others nothing."""
+    if norm == "wn":
+        import fastnorm
+
+        fastnorm.initialise_weight_norm(model, images)
 
 
 def batch_instance_rho(model: nn.Module) -> list[torch.Tensor]:

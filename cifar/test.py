@@ -12,7 +12,7 @@ from batches import EVAL_BATCH, Normalise, predict
 from config import PredictConfig
 from errors import UserError, run_script
 from files import load_checkpoint, write_atomic
-from model import ResNet, norm_factory
+from model import ResNet, make_model
 
 PIXELS = 3 * 32 * 32
 
@@ -48,7 +48,7 @@ def load_model(config: PredictConfig, device: torch.device) -> tuple[ResNet, Nor
     """The trained model and its normalisation. Raises UserError if the checkpoint does not fit."""
     checkpoint = load_checkpoint(config.checkpoint)
     trained = checkpoint["config"]
-    model = ResNet(trained["depth_n"], norm_factory(trained["norm"], config.backend))
+    model = make_model(trained["norm"], config.backend, trained["depth_n"])
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError:

@@ -16,7 +16,7 @@ from data import Dataset, load_dataset
 from errors import UserError, run_script
 from files import RunFolder, save_checkpoint, write_json
 from metrics import scores
-from model import ResNet, batch_instance_rho, build_model
+from model import ResNet, batch_instance_rho, build_model, initialise
 from report import Report
 
 
@@ -59,6 +59,8 @@ class Training:
         )
         model = build_model(config.norm, config.backend, config.depth_n, config.seed)
         self.model = model.to(device)
+        first = dataset.train.images[: config.batch_size].to(device)
+        initialise(self.model, config.norm, self.normalise(first))
         self.optimizer = make_optimizer(self.model, config.lr)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, learning_rate_drops(self.epochs)

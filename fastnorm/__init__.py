@@ -12,6 +12,7 @@ from .backend import get_backend, set_backend, use_backend
 from .convert import convert
 from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
 from .fusion import FusedActivation, fuse
+from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
 from .modules import (
     AddLayerNorm,
     AddRMSNorm,
@@ -32,6 +33,7 @@ from .moment_norm import MomentNorm, merge_moments
 from .report import Conversion
 from .revert import revert
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
+from .weight import initialise_weight_norm, weight_norm
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,9 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "MeanOnlyBatchNorm1d",
+    "MeanOnlyBatchNorm2d",
+    "MeanOnlyBatchNorm3d",
     "MomentNorm",
     "RMSNorm",
     "SwitchableNorm1d",
@@ -63,9 +68,11 @@ __all__ = [
     "functional",
     "fuse",
     "get_backend",
+    "initialise_weight_norm",
     "merge_moments",
     "reference",
     "revert",
     "set_backend",
     "use_backend",
+    "weight_norm",
 ]

@@ -25,6 +25,7 @@ from .aten_stages import (
     accumulation,
     apply,
     apply_backward,
+    broadcast,
     canonical,
     full_precision,
     gradient_moments,
@@ -66,8 +67,8 @@ def norm(
 ) -> tuple[Tensor, Tensor | None, Stats]:
     """y = act(norm(x) + residual), ReLU's mask and the statistics channel_norm_backward takes.
 
-    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance or
-    group.
+    The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance,
+    mean_only_batch or group.
     """
     shape, dtype = x.shape, x.dtype
     x = widened(canonical(x))
@@ -111,6 +112,8 @@ def norm_backward(
             x, g = x.double(), g.double()
         if norm == "batch":
             dx, dweight, dbias = _batch_norm_backward(g, x, weight, stats, use_input_stats, mask)
+        elif norm == "mean_only_batch":
+            dx, dbias = _mean_only_norm_backward(g, use_input_stats)
         elif norm == "group":
             N, C = x.shape[:2]
             gamma = accumulation(weight, x)
@@ -201,6 +204,8 @@ def _forward(
         return z, mean, rstd
     if norm == "batch":
         return _batch_norm(x, gamma, beta, running, use_input_stats, eps)
+    if norm == "mean_only_batch":
+        return _mean_only_norm(x, beta, running, use_input_stats)
     if norm == "instance" and x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
         return _instance_norm(x, gamma, beta, running, eps)
     return _mixed_norm(x, gamma, beta, accumulation(rho, x), running, use_input_stats, eps)
@@ -242,6 +247,30 @@ def _batch_norm_backward(
     # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
     var = None if train else rstd.pow(-2)
     return aten.native_batch_norm_backward(g, x, gamma, mean, var, mean, rstd, train, 0.0, mask)
+
+
+def _mean_only_norm(
+    x: Tensor, beta: Tensor | None, running: Running, use_input_stats: bool
+) -> Stats:
+    """(z, mean), the mean of shape (C,)."""
+    x = x.to(accumulated(x))
+    if use_input_stats:
+        mean = x.mean((0, *range(2, x.dim())))
+        update_running(running, mean, mean, x.numel() // x.shape[1])
+    else:
+        assert running[0] is not None, "fastnorm.functional checks that it is there"
+        mean = running[0].to(x.dtype, copy=True)
+    z = x - broadcast(mean[None], x)
+    return (z if beta is None else z.add_(broadcast(beta[None], x))), mean
+
+
+def _mean_only_norm_backward(g: Tensor, use_input_stats: bool) -> tuple[Tensor, Tensor]:
+    """(dx, dbeta) of _mean_only_norm."""
+    g = g.to(accumulated(g))
+    dbeta = g.sum((0, *range(2, g.dim())))
+    if not use_input_stats:
+        return g.clone(), dbeta  # not g, which may be dy and another input's gradient
+    return g - broadcast((dbeta / (g.numel() // g.shape[1]))[None], g), dbeta
 
 
 def _instance_norm(
@@ -354,3 +383,37 @@ def _mixed_norm_backward(
         slope += batch_slope
         level.addcmul_(center - batch_mean, batch_slope).add_(share * dbeta)
     return apply_backward(g, x, center, scale, slope, level), dgamma, dbeta, drho
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """(w, norms) of v with elements; the norm is over all dimensions but `dim`, -1: over all."""
+    rows = _weight_rows(v, dim)
+    w, norms = torch._weight_norm_interface(rows, g.to(rows.dtype).reshape(-1, 1), 0)
+    return _from_weight_rows(w, v, dim), norms
+
+
+def weight_norm_backward(
+    dw: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int, needs: tuple[bool, bool]
+) -> Tensors:
+    """(dv, dg); None where `needs` says that nobody asked."""
+    rows = _weight_rows(v, dim)
+    wide_g = g.to(rows.dtype).reshape(-1, 1)
+    dv, dg = aten._weight_norm_interface_backward(_weight_rows(dw, dim), rows, wide_g, norms, 0)
+    return (
+        _from_weight_rows(dv, v, dim) if needs[0] else None,
+        dg.to(g.dtype).view(g.shape) if needs[1] else None,
+    )
+
+
+def _weight_rows(v: Tensor, dim: int) -> Tensor:
+    """v with a row for each norm, in the dtype of the statistics."""
+    rows = v.reshape(1, -1) if dim == -1 else v.movedim(dim, 0).reshape(v.shape[dim], -1)
+    return rows.to(accumulated(v)).contiguous()
+
+
+def _from_weight_rows(rows: Tensor, v: Tensor, dim: int) -> Tensor:
+    """What `_weight_rows` made of v, v's own shape, dtype and layout again."""
+    if dim == -1 or v.dim() == 1:
+        return rows.view(v.shape).to(v.dtype)
+    moved = rows.view(v.movedim(dim, 0).shape).movedim(0, dim).to(v.dtype)
+    return moved if moved.stride() == v.stride() else torch.empty_like(v).copy_(moved)

@@ -48,6 +48,10 @@ def norm(
         wide = widened(x).contiguous()
         z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
         z = _laid_out_as(x, z)
+    elif spec.norm == "mean_only_batch":
+        wide = widened(x)
+        numbers = spec.use_input_stats, spec.momentum
+        z = _laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
     else:
         wide = x.to(accumulated(x))
         affine = _affine(wide, weight, bias)

@@ -129,6 +129,14 @@ def check_running(
         raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
 
 
+def check_running_mean(op: str, input: Tensor, running_mean: Tensor | None, training: bool) -> None:
+    if not training and running_mean is None:
+        raise RuntimeError(
+            f"{op} of an input of shape {tuple(input.shape)} with training=False needs "
+            "running_mean: pass it, or training=True"
+        )
+
+
 def check_momentum(op: str, momentum: float | Tensor) -> float:
     """As a float; torch's operators take a boolean and a tensor of one element for one too."""
     if not isinstance(momentum, float | int) and not (
@@ -149,3 +157,27 @@ def check_mask(op: str, input: Tensor, mask: Tensor) -> None:
             f"an input of shape {tuple(input.shape)} on '{input.device}': it has to be boolean, of "
             f"shape {tuple(sizes)}, on the input's device"
         )
+
+
+def check_weight_norm(v: Tensor, g: Tensor, dim: int | None) -> int:
+    """dim counted from 0, or -1 where it is None: the whole tensor."""
+    if v.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"weight_norm is not implemented for {v.dtype} (v of shape {tuple(v.shape)}): "
+            "convert it to float16, bfloat16, float32 or float64"
+        )
+    dim = -1 if dim is None else dim
+    if dim != -1 and not -v.dim() <= dim < v.dim():
+        raise IndexError(
+            f"weight_norm got dim={dim} for v of shape {tuple(v.shape)}: it has to be one of its "
+            "dimensions, or None or -1 for the norm of the whole tensor"
+        )
+    dim = dim if dim == -1 else dim % v.dim()
+    shape = () if dim == -1 else tuple(n if i == dim else 1 for i, n in enumerate(v.shape))
+    if tuple(g.shape) != shape:
+        raise RuntimeError(
+            f"weight_norm got g of shape {tuple(g.shape)} for v of shape {tuple(v.shape)} and "
+            f"dim={dim}: it has to be {shape}"
+        )
+    check_parameter("weight_norm", "g", g, v)
+    return dim

@@ -14,7 +14,8 @@ Tensors = tuple[Tensor | None, ...]
 class NormSpec(NamedTuple):
     """One norm with its numbers; every field is named as in `fastnorm.functional`."""
 
-    norm: str  # batch, instance, batch_instance, group, layer or rms
+    # batch, instance, batch_instance, mean_only_batch, group, layer or rms
+    norm: str
     groups: int = 1  # of group norm; of layer and RMS norm, the number of normalised dimensions
     use_input_stats: bool = True  # for the batch's statistics; all others are always the input's
     momentum: float = 0.0
@@ -55,6 +56,9 @@ def formula(
         return reference.group_norm(x, spec.groups, weight, bias, spec.eps, **fused)
     if spec.norm == "batch":
         return reference.batch_norm(x, running_mean, running_var, *batch, **fused)
+    if spec.norm == "mean_only_batch":
+        numbers = spec.use_input_stats, spec.momentum
+        return reference.mean_only_batch_norm(x, running_mean, bias, *numbers, **fused)
     if spec.norm == "instance":
         return reference.instance_norm(x, running_mean, running_var, *batch, **fused)
     assert rho is not None, "batch_instance_norm requires it"

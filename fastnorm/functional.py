@@ -24,9 +24,12 @@ from .checks import (
     check_more_than_one_value,
     check_rows,
     check_running,
+    check_running_mean,
+    check_weight_norm,
 )
 from .dispatch import autocast, normalise
 from .formula import NormSpec
+from .weight_autograd import apply_weight_norm
 
 __all__ = [
     "add_layer_norm",
@@ -86,6 +89,41 @@ def batch_norm(
     check_running("batch_norm", input, running_mean, running_var, "training", training)
     spec = NormSpec("batch", 1, training, momentum, eps, activation)
     return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
+
+
+def mean_only_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """input - mean + bias, the mean of each channel of input (N, C, ...) (arXiv 1602.07868, 4).
+
+    running_mean and bias have shape (C,) or are None. With `training` the batch's mean is taken and
+    the running one, where given, moves towards it by `momentum`; without it the running one, then
+    required, is taken. One value per channel is its own mean: y is bias, and torch, which has no
+    such function, no example to follow.
+
+    Raises RuntimeError for parameters of another shape and for no running_mean without `training`,
+    NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(input, running_mean, bias, residual):
+        return handle_torch_function(
+            mean_only_batch_norm, (input, running_mean, bias, residual),
+            input, running_mean, bias, training, momentum,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    momentum = check_momentum("mean_only_batch_norm", momentum)
+    input, residual = autocast(input, residual, "mean_only_batch")
+    check_input("mean_only_batch_norm", input, 2, activation, residual)
+    check_channels("mean_only_batch_norm", input, None, bias, running_mean)
+    check_running_mean("mean_only_batch_norm", input, running_mean, training)
+    spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, activation)
+    return normalise(input, residual, None, bias, None, running_mean, None, spec)
 
 
 def instance_norm(
@@ -275,3 +313,19 @@ def group_norm(
     check_channels("group_norm", input, weight, bias)
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
+    """Weight normalisation g * v / ||v|| (arXiv 1602.07868, equation 2), in v's shape and dtype.
+
+    The norm is over all dimensions of v but `dim`, and g has v's shape with those of size 1; where
+    dim is None or -1, as in torch, it is that of the whole tensor and g has no dimensions. v is
+    float16, bfloat16, float32 or float64, g may be of another floating dtype. Where ||v|| is 0 the
+    result is NaN, as torch's.
+
+    Raises IndexError for a dim that v does not have, RuntimeError for a g of another shape,
+    NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(v, g):
+        return handle_torch_function(weight_norm, (v, g), v, g, dim)
+    return apply_weight_norm(v, g, check_weight_norm(v, g, dim))

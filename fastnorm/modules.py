@@ -55,8 +55,54 @@ class _Tracking(_Activated):
         def reset_parameters(self) -> None: ...
 
 
-class _BatchNorm(_Tracking):
-    """Constructor and forward of BatchNorm1d, 2d and 3d."""
+class _OverBatch(_Tracking):
+    """The forward of norms over the batch, which keeps their running statistics."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        tracked = self.training and self.track_running_stats
+        used = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if used else (None, None)
+        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        if tracked and self.momentum is None and mean is not None:
+            # Copies, which a batch without values leaves as they are.
+            batch_mean, batch_var = mean.clone(), None if var is None else var.clone()
+            y = self._norm(input, batch_mean, batch_var, batch_stats, 1.0, residual)
+            self._average((mean, var), (batch_mean, batch_var))
+        else:
+            momentum = 0.0 if self.momentum is None else self.momentum
+            y = self._norm(input, mean, var, batch_stats, momentum, residual)
+        if tracked and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
+        return y
+
+    def _average(
+        self, running: tuple[Tensor | None, ...], batch: tuple[Tensor | None, ...]
+    ) -> None:
+        """The cumulative average of the running statistics and this batch's.
+
+        Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
+        """
+        assert self.num_batches_tracked is not None, "it comes with the running statistics"
+        share = 1.0 / (self.num_batches_tracked + 1).double()
+        for buffer, new in zip(running, batch, strict=True):
+            if buffer is not None and new is not None:
+                buffer.lerp_(new, share.to(buffer.dtype))
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class _BatchNorm(_OverBatch):
+    """Constructor of BatchNorm1d, 2d and 3d."""
 
     def __init__(
         self,
@@ -76,33 +122,6 @@ class _BatchNorm(_Tracking):
             **_bias_argument(bias),
         )  # fmt: skip
         self._set_activation(activation)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        self._check_input_dim(input)
-        tracked = self.training and self.track_running_stats
-        used = not self.training or self.track_running_stats
-        mean, var = (self.running_mean, self.running_var) if used else (None, None)
-        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
-        if tracked and self.momentum is None and mean is not None and var is not None:
-            batch = mean.clone(), var.clone()  # which a batch without values leaves as they are
-            y = self._norm(input, *batch, batch_stats, 1.0, residual)
-            self._average(mean, var, batch)
-        else:
-            momentum = 0.0 if self.momentum is None else self.momentum
-            y = self._norm(input, mean, var, batch_stats, momentum, residual)
-        if tracked and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
-        return y
-
-    def _average(self, mean: Tensor, var: Tensor, batch: tuple[Tensor, Tensor]) -> None:
-        """The cumulative average of the running statistics and this batch's.
-
-        Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
-        """
-        assert self.num_batches_tracked is not None, "it comes with the running statistics"
-        share = 1.0 / (self.num_batches_tracked + 1).double()
-        for running, new in zip((mean, var), batch, strict=True):
-            running.lerp_(new, share.to(running.dtype))
 
     def _norm(
         self,

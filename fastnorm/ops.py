@@ -6,10 +6,11 @@
     fastnorm::add_norm        (norm(x + residual), x + residual), and add_norm_forward and
                               add_norm_backward likewise
 
-norm_update and norm_forward_update write to running statistics, which for the others are constants
-or None. Eager calls do without operators: the dispatcher costs more than some
-kernels. This module is also the backend of `fastnorm.autograd` while tensors are traced. A tensor
-that a schema cannot leave out, a mask or a gradient that nobody wants, is empty.
+norm_update and norm_forward_update write to running statistics, of which mean-only batch norm has
+one; for the others they are constants or None. Eager calls do without operators: the dispatcher
+costs more than some kernels. This module is also the backend of `fastnorm.autograd` while tensors
+are traced. A tensor that a schema cannot leave out, a mask or a gradient that nobody wants, is
+empty.
 """
 
 import sys
@@ -25,7 +26,7 @@ from .formula import NormSpec, add_formula, formula
 
 _TENSORS = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
 _CONSTANTS = "Tensor? running_mean, Tensor? running_var, "
-_UPDATED = "Tensor(a!) running_mean, Tensor(b!) running_var, "
+_UPDATED = "Tensor(a!) running_mean, Tensor(b!)? running_var, "
 _SPEC = "str norm, SymInt groups, bool use_input_stats, float momentum, float eps, str? activation"
 _ADDED = (
     "Tensor input, Tensor residual, Tensor? weight, Tensor? bias, str norm, SymInt groups, "

@@ -38,6 +38,30 @@ def batch_norm(
     return _finish(y, input, weight, bias, activation, residual)
 
 
+def mean_only_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = x - mean + beta, the mean of each channel over (N, S).
+
+    Source: arXiv 1602.07868, section 4.
+    """
+    x = _upcast(input)
+    if training:
+        y, mean = _centre(x, [dim for dim in range(x.dim()) if dim != 1])
+        _update_running(running_mean, None, mean, mean, x.numel() // max(x.shape[1], 1), momentum)
+    else:
+        assert running_mean is not None, "fastnorm.functional checks that it is there"
+        y = x - _per_channel(running_mean, x)
+    return _finish(y, input, None, bias, activation, residual)
+
+
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -185,6 +209,18 @@ def group_norm(
     return _finish(y.reshape(x.shape), input, weight, bias, activation, residual)
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """w = g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+
+    Source: arXiv 1602.07868, equation 2.
+    """
+    x = _upcast(v)
+    norms_first = x if dim == -1 else x.movedim(dim, 0)
+    rows = norms_first.reshape(g.numel(), x.numel() // max(g.numel(), 1))
+    norms = rows.square().sum(1).sqrt()
+    return (x * (g.to(x.dtype) / norms.view(g.shape))).to(v.dtype)
+
+
 def activate(z: Tensor, activation: str | None) -> Tensor:
     """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
     if activation is None:
@@ -199,17 +235,22 @@ def _upcast(x: Tensor) -> Tensor:
 
 
 def _normalise(x: Tensor, dims: Iterable[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / sqrt(var + eps), and mean and biased variance over `dims`, kept as size 1.
+    """(x - mean) / sqrt(var + eps), and mean and biased variance over `dims`, kept as size 1."""
+    dims = list(dims)
+    deviation, mean = _centre(x, dims)
+    var = deviation.square().mean(dims, keepdim=True)
+    return deviation / (var + eps).sqrt(), mean, var
+
+
+def _centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """x - mean and the mean over `dims`, kept as size 1.
 
     Centred twice: the second mean is the first one's rounding error, felt where mean >> std.
     """
-    dims = list(dims)
     first = x.mean(dims, keepdim=True)
     deviation = x - first
     error = deviation.mean(dims, keepdim=True)
-    deviation = deviation - error
-    var = deviation.square().mean(dims, keepdim=True)
-    return deviation / (var + eps).sqrt(), first + error, var
+    return deviation - error, first + error
 
 
 def _normalise_by_constants(

@@ -11,6 +11,7 @@
     plans              the launches of a norm at one size
     channels           batch, instance, batch-instance and group norm on all of these
     rows, row_*        layer and RMS norm: statistics of each row
+    weight             weight normalisation: norms of rows
     stages             moments and apply by themselves, for merges made elsewhere
     norms              either, behind one pair of functions
 
@@ -22,6 +23,7 @@ from . import launch, stages, tiers
 from .channels import relu_mask, side_input
 from .launch import INTERPRETED
 from .norms import add_norm, add_norm_backward, like, norm, norm_backward
+from .weight import weight_norm, weight_norm_backward
 
 __all__ = [
     "INTERPRETED",
@@ -35,4 +37,6 @@ __all__ = [
     "side_input",
     "stages",
     "tiers",
+    "weight_norm",
+    "weight_norm_backward",
 ]

@@ -30,7 +30,8 @@ def channel_norm(
     activation: str | None,
     differentiable: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, group.
+    """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, mean_only_batch,
+    group.
 
     x is (N, C, ...), not empty; weight, bias, rho and the running statistics are (C,). Running
     statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory

@@ -55,9 +55,14 @@ def tile_gradient(
 
 
 @triton.jit
-def set_gradient(rstd, offset, g, gx, count):
-    """(slope, level) from the weighted sums of g and of g (x - mean); offset: mean - center."""
+def set_gradient(rstd, offset, g, gx, count, VARIANCE: tl.constexpr = True):
+    """(slope, level) from the weighted sums of g and of g (x - mean); offset: mean - center.
+
+    Without VARIANCE rstd is 1 and a constant, and dx = g - sum g / count.
+    """
     share = rstd / count
+    if not VARIANCE:
+        return tl.zeros_like(g), -share * g
     slope = -share * rstd * (rstd * gx)  # in this order r^3 never underflows on its own
     return slope, -share * g - slope * offset
 

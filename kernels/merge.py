@@ -191,21 +191,32 @@ def store_stats(stats, slot, mask, center, offset, rstd):
 
 @triton.jit
 def constant_stats(running_mean_ptr, running_var_ptr, c, mask, eps, ACC: tl.constexpr):
-    """(center, offset, rstd) of eval mode's batch."""
+    """(center, offset, rstd) of eval mode's batch; a norm without variances has no running ones."""
     center = tl.load(running_mean_ptr + c, mask=mask, other=0.0).to(ACC)
-    var = tl.load(running_var_ptr + c, mask=mask, other=1.0).to(ACC)
-    return center, tl.zeros_like(center), inverse_std(var, eps)
+    zero = tl.zeros_like(center)
+    if running_var_ptr is None:
+        return center, zero, zero + 1.0
+    else:
+        var = tl.load(running_var_ptr + c, mask=mask, other=1.0).to(ACC)
+        return center, zero, inverse_std(var, eps)
 
 
 @triton.jit
 def batch_stats(
-    pivot, count, mean, m2, running_mean_ptr, running_var_ptr, c, writes, momentum, eps
-):
-    """(center, offset, rstd) of the batch; where `writes`, the running statistics too."""
+    pivot, count, mean, m2, running_mean_ptr, running_var_ptr, c, writes, momentum, eps,
+    VARIANCE: tl.constexpr,
+):  # fmt: skip
+    """(center, offset, rstd) of the batch; where `writes`, the running statistics too.
+
+    Without VARIANCE only means are taken: rstd is 1.
+    """
     center, offset = split_mean(pivot, mean)
     update_running(running_mean_ptr, c, writes, center, momentum)
     update_running(running_var_ptr, c, writes, m2 / tl.maximum(count - 1.0, 1.0), momentum)
-    return center, offset, inverse_std(m2 / tl.maximum(count, 1.0), eps)
+    if VARIANCE:
+        return center, offset, inverse_std(m2 / tl.maximum(count, 1.0), eps)
+    else:
+        return center, offset, tl.full(center.shape, 1.0, center.dtype)
 
 
 @triton.jit

@@ -30,8 +30,9 @@ def norm(
 ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
     """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
 
-    norm is batch, instance, batch_instance, group, layer or rms, of which the last two normalise
-    the last `groups` dimensions. For an x without elements nothing is launched or updated.
+    norm is batch, instance, batch_instance, mean_only_batch, group, layer or rms, of which the last
+    two normalise the last `groups` dimensions. For an x without elements nothing is launched or
+    updated.
     """
     if x.numel() == 0:
         y, mask, stats = like(

@@ -18,12 +18,14 @@ from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 PLANS = 1024  # sizes whose launches are remembered
 STATS_PLANES = 3  # what a forward keeps of each set: merge.stat_planes
 SUMS_PLANES = 2  # and what a backward's first pass adds up: merge.sum_planes
+OVER_BATCH = ("batch", "mean_only_batch")  # their sets run over the batch
 
 
 class Norm(NamedTuple):
     """A norm of (N, C, S) tensors, apart from its tensors and numbers."""
 
-    norm: str  # batch, instance, batch_instance, group, or given: merged outside of the kernels
+    # batch, instance, batch_instance, mean_only_batch, group; given: merged outside of the kernels
+    norm: str
     groups: int
     use_input_stats: bool
     activation: str | None
@@ -32,7 +34,7 @@ class Norm(NamedTuple):
         """What its statistics are taken over."""
         depth = channels // self.groups if self.norm == "group" else 1
         mix = self.norm == "batch_instance"
-        over_batch = self.norm == "batch" or (mix and self.use_input_stats)
+        over_batch = self.norm in OVER_BATCH or (mix and self.use_input_stats)
         return Sets(depth, over_batch, mix)
 
     def constants(self) -> dict[str, Any]:
@@ -40,6 +42,7 @@ class Norm(NamedTuple):
             "ACTIVATION": self.activation,
             "TRAINING": self.use_input_stats,
             "GIVEN": self.norm == "given",
+            "VARIANCE": self.norm != "mean_only_batch",
         }
 
 

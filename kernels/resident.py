@@ -85,6 +85,7 @@ def resident_kernel(
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    VARIANCE: tl.constexpr,
     CLUSTER: tl.constexpr,
     HALF: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -108,7 +109,7 @@ def resident_kernel(
             (x_ptr, residual_ptr, y_ptr, bits_ptr), (weight_ptr, bias_ptr, rho_ptr),
             running_mean_ptr, running_var_ptr, stats, batch, table_ptr, tickets_ptr,
             barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces,
-            members, ACTIVATION, BATCH, MIX, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
+            members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
             BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -118,8 +119,9 @@ def normalise_unit(
     unit, member, cluster, tensors, parameters, running_mean_ptr, running_var_ptr, stats, batch,
     table_ptr, tickets_ptr, barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks,
     s_blocks, pieces, members, ACTIVATION: tl.constexpr, BATCH: tl.constexpr,
-    MIX: tl.constexpr, CLUSTER: tl.constexpr, HALF: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    MIX: tl.constexpr, VARIANCE: tl.constexpr, CLUSTER: tl.constexpr, HALF: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     x_ptr, residual_ptr, y_ptr, bits_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
@@ -179,7 +181,7 @@ def normalise_unit(
         if BATCH:
             center, offset, rstd = batch_stats(
                 origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes,
-                momentum, eps,
+                momentum, eps, VARIANCE,
             )  # fmt: skip
         else:
             center, offset = split_mean(origin, mean)

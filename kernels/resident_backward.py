@@ -66,6 +66,7 @@ def resident_backward_kernel(
     ACTIVATION: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    VARIANCE: tl.constexpr,
     CLUSTER: tl.constexpr,
     HALF: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -89,7 +90,7 @@ def resident_backward_kernel(
             (x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr),
             (weight_ptr, bias_ptr, rho_ptr), stats, batch, (dweight_ptr, dbias_ptr, drho_ptr),
             table_ptr, tickets_ptr, barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
-            pieces, members, ACTIVATION, BATCH, MIX, CLUSTER, HALF, ALIGN_W,
+            pieces, members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, HALF, ALIGN_W,
             CHANNELS_LAST, SETS, BLOCK_N, BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -98,9 +99,9 @@ def resident_backward_kernel(
 def differentiate_unit(
     unit, member, cluster, tensors, parameters, stats, batch, gradients, table_ptr, tickets_ptr,
     barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces, members,
-    ACTIVATION: tl.constexpr, BATCH: tl.constexpr, MIX: tl.constexpr, CLUSTER: tl.constexpr,
-    HALF: tl.constexpr, ALIGN_W: tl.constexpr, CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    ACTIVATION: tl.constexpr, BATCH: tl.constexpr, MIX: tl.constexpr, VARIANCE: tl.constexpr,
+    CLUSTER: tl.constexpr, HALF: tl.constexpr, ALIGN_W: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
@@ -115,8 +116,10 @@ def differentiate_unit(
     local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
     mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
-    packed = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
+    packed = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
     center, scale, shift = coefficients(
         stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, False
     )
@@ -185,7 +188,7 @@ def differentiate_unit(
                 store_gradient(gradients[0], channel, writes, rstd * gx)
                 store_gradient(gradients[1], channel, writes, t0)
                 gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
-                slope, level = set_gradient(rstd, offset, gamma * t0, gamma * gx, count)
+                slope, level = set_gradient(rstd, offset, gamma * t0, gamma * gx, count, VARIANCE)
                 slope, level = to_lanes(slope, BLOCK_N, BLOCK_C), to_lanes(level, BLOCK_N, BLOCK_C)
         else:
             if CLUSTER:
@@ -206,12 +209,11 @@ def differentiate_unit(
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + offsets, g, mask=mask)
         if dx_ptr is not None:
-            x = packed.to(ACC) - across(center, CHANNELS_LAST)
-            dx = (
-                across(scale, CHANNELS_LAST) * g.to(ACC)
-                + across(slope, CHANNELS_LAST) * x
-                + across(level, CHANNELS_LAST)
-            )
+            dx = across(scale, CHANNELS_LAST) * g.to(ACC)
+            if VARIANCE:
+                x = packed.to(ACC) - across(center, CHANNELS_LAST)
+                dx += across(slope, CHANNELS_LAST) * x
+            dx += across(level, CHANNELS_LAST)
             tl.store(dx_ptr + offsets, dx, mask=mask)
 
         # Parameters of norms within an instance gather over instances: the last one adds them up.

@@ -71,6 +71,7 @@ def moments_kernel(
     TRAINING: tl.constexpr,
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
+    VARIANCE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -119,7 +120,7 @@ def moments_kernel(
     if arrived_last(tickets_ptr + (unit_n * u_blocks + u), members):
         finish_unit(
             x_ptr, tables, stats, running_mean_ptr, running_var_ptr, momentum, eps, unit_n, u, C, S,
-            D, W, row_blocks, pieces, BATCH, CHANNELS_LAST, SETS, BLOCK_C,
+            D, W, row_blocks, pieces, BATCH, VARIANCE, CHANNELS_LAST, SETS, BLOCK_C,
         )  # fmt: skip
         if MIX or (not BATCH and (running_mean_ptr is not None or running_var_ptr is not None)):
             if arrived_last(tickets_ptr + units + u, N):
@@ -138,8 +139,8 @@ def moments_kernel(
 @triton.jit
 def finish_unit(
     x_ptr, tables, stats, running_mean_ptr, running_var_ptr, momentum, eps, n, u, C, S, D, W,
-    row_blocks, pieces, BATCH: tl.constexpr, CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    row_blocks, pieces, BATCH: tl.constexpr, VARIANCE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SETS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Merge what the members of a unit left: its statistics and, over a batch, the running ones."""
     ACC: tl.constexpr = tables[0].dtype.element_ty
@@ -151,7 +152,7 @@ def finish_unit(
     if BATCH:
         center, offset, rstd = batch_stats(
             pivot, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum,
-            eps,
+            eps, VARIANCE,
         )  # fmt: skip
     else:
         center, offset = split_mean(pivot, mean)
@@ -172,7 +173,7 @@ def mix_batch(
         )
         center, offset, rstd = batch_stats(
             pivot, count, mean, m2, running_mean_ptr, running_var_ptr, channel, mask, momentum,
-            eps,
+            eps, True,
         )  # fmt: skip
     else:
         ACC: tl.constexpr = tables[0].dtype.element_ty

@@ -61,6 +61,7 @@ def gradient_sums_kernel(
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
     GIVEN: tl.constexpr,
+    VARIANCE: tl.constexpr,
     OVER_INSTANCES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -71,6 +72,8 @@ def gradient_sums_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
+    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
@@ -93,8 +96,9 @@ def gradient_sums_kernel(
         n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
         mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
         offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
+        x = x.to(ACC) - across(center, CHANNELS_LAST)
         g = tile_gradient(
             x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W,
             C, S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
@@ -181,6 +185,7 @@ def apply_backward_kernel(
     BATCH: tl.constexpr,
     MIX: tl.constexpr,
     GIVEN: tl.constexpr,
+    VARIANCE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -190,6 +195,8 @@ def apply_backward_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """dx = scale g + slope (x - center) + level, and g itself as the residual's gradient."""
+    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
@@ -204,8 +211,9 @@ def apply_backward_kernel(
     center, scale, shift = coefficients(
         stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, GIVEN
     )
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC) - across(center, CHANNELS_LAST)
     dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
+    x = x.to(ACC) - across(center, CHANNELS_LAST)
     g = tile_gradient(
         x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, unit_n, u, r, start, N, W, C,
         S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
@@ -224,7 +232,9 @@ def apply_backward_kernel(
                 slope, level = set_g, set_gx
             else:
                 batch_size = tl.full([], 1, ACC) * N if BATCH else tl.full([], 1, ACC)
-                slope, level = set_gradient(rstd, offset, set_g, set_gx, batch_size * D * S)
+                slope, level = set_gradient(
+                    rstd, offset, set_g, set_gx, batch_size * D * S, VARIANCE
+                )
             if MIX and TRAINING:
                 t0 = tl.load(sums[2] + c, mask=lane_mask, other=0.0)
                 t1 = tl.load(sums[3] + c, mask=lane_mask, other=0.0)
@@ -233,5 +243,7 @@ def apply_backward_kernel(
                     batch, parameters, t0, t1, center, c, lane_mask, count
                 )
                 slope, level = slope + b_slope, level + b_level
-            dx += across(slope, CHANNELS_LAST) * x + across(level, CHANNELS_LAST)
+            if VARIANCE:
+                dx += across(slope, CHANNELS_LAST) * x
+            dx += across(level, CHANNELS_LAST)
         tl.store(dx_ptr + offsets, dx, mask=mask)

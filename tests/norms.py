@@ -22,6 +22,8 @@ NORMS = (
     "in_eval",
     "bin_train",
     "bin_eval",
+    "mean_train",
+    "mean_eval",
     "ln",
     "rms",
     "gn",
@@ -65,6 +67,26 @@ class Torch:
     @classmethod
     def group_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
         return cls._finish(TF.group_norm(*args, **kwargs), activation, residual)
+
+    @classmethod
+    def mean_only_batch_norm(
+        cls,
+        x: torch.Tensor,
+        running_mean: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        *,
+        activation: str | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        mean = x.transpose(0, 1).flatten(1).mean(1) if training else running_mean
+        if training and running_mean is not None and x.numel():
+            running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+        y = x - mean.view(per_channel)
+        y = y if bias is None else y + bias.view(per_channel)
+        return cls._finish(y.to(x.dtype), activation, residual)
 
     @classmethod
     def batch_instance_norm(
@@ -115,7 +137,7 @@ def make_params(
         return make_input(size, dtype=dtype, seed=seed + offset)
 
     params: Params = dict.fromkeys(("weight", "bias", "rho", "running_mean", "running_var"))
-    if affine in ("full", "weight"):
+    if affine in ("full", "weight") and not norm.startswith("mean"):
         params["weight"] = draw(1, per_element) * 0.3 + 1.1
     if affine == "full" and norm != "rms":
         params["bias"] = draw(2, per_element) * 0.5
@@ -123,6 +145,7 @@ def make_params(
         params["rho"] = torch.sigmoid(draw(3, (shape[1],)))
     if norm not in ("bn_no_stats", "in", "ln", "rms", "gn"):
         params["running_mean"] = draw(4, (shape[1],)) * 0.2
+    if params["running_mean"] is not None and not norm.startswith("mean"):
         params["running_var"] = draw(5, (shape[1],)).abs() + 0.5
     for name in GRADS:
         if (p := params[name]) is not None and requires_grad:
@@ -139,6 +162,10 @@ def call(functional: Any, norm: str, x: torch.Tensor, p: Params, **kwargs: Any) 
     if norm.startswith("in"):
         return functional.instance_norm(
             x, *stats, **affine, use_input_stats=norm != "in_eval", **kwargs
+        )
+    if norm.startswith("mean"):
+        return functional.mean_only_batch_norm(
+            x, p["running_mean"], p["bias"], training=norm == "mean_train", **kwargs
         )
     if norm.startswith("bin"):
         return functional.batch_instance_norm(
@@ -178,6 +205,10 @@ def numpy_norm(norm: str, x: torch.Tensor, p: Params, eps: float = EPS) -> torch
         y = normalise(flat, (0, 2))
     elif norm in ("bn_eval", "in_eval"):
         y = by_stats()
+    elif norm == "mean_train":
+        y = flat - flat.mean(axis=(0, 2), keepdims=True)
+    elif norm == "mean_eval":
+        y = flat - arrays["running_mean"][None, :, None]
     elif norm == "in":
         y = normalise(flat, (2,))
     elif norm == "ln":

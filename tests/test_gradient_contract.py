@@ -30,8 +30,8 @@ def truth_of(norm, x, p, dy, **kwargs):
 
 
 def subsets(norm):
-    names = ["x", "weight"] + ([] if norm == "rms" else ["bias"])
-    names += ["rho"] if norm.startswith("bin") else []
+    p = make_params(norm, SHAPE)
+    names = ["x", *(name for name in GRADS if p[name] is not None)]
     return [s for size in range(1, len(names)) for s in combinations(names, size)]
 
 
@@ -112,6 +112,8 @@ def test_inputs_are_untouched(backend, norm, activation):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_share_no_memory(backend, norm, activation):
     """dx, the residual's gradient and dy are separate where a caller may write into them."""
+    if (backend, norm, activation) == ("reference", "mean_eval", None):
+        pytest.skip("x - mean + beta in plain PyTorch, whose own gradient of x is dy itself")
     p = make_params(norm, SHAPE, requires_grad=True)
     x, dy = make_input(SHAPE, requires_grad=True), make_input(SHAPE, seed=8)
     with running(backend):

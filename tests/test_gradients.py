@@ -127,18 +127,18 @@ def test_gradgradcheck_fused(backend, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_penalty_equals_torch(backend, norm):
-    """The training use of double backward: the gradient of |dx|^2 with respect to x and weight."""
+    """The training use of double backward: the gradient of |dx|^2 for x and the parameters."""
 
     def penalty_grads(functional, x, p):
         y = call(functional, norm, x, p)
         (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
-        return torch.autograd.grad((dx**2).sum(), [x, p["weight"]])
+        return torch.autograd.grad((dx**2).sum(), list(grad_targets(x, p).values()))
 
     x = make_input(SHAPE, requires_grad=True)
     p = make_params(norm, SHAPE, requires_grad=True)
     truth = penalty_grads(Torch, x, double(p, requires_grad=True))
     with running(backend):
         ours = penalty_grads(F, x, p)
-    for name, got, exact in zip(("x", "weight"), ours, truth, strict=True):
+    for name, got, exact in zip(grad_targets(x, p), ours, truth, strict=True):
         # two chained derivatives: an order of magnitude of rounding above one
         assert_close(got, exact, name, slack=1e-12 * exact.abs().max().item())

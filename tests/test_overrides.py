@@ -11,7 +11,7 @@ from tests.norms import NORMS, call, make_params
 SHAPE = (2, 4, 3)
 FUNCTIONS = {
     "bn": F.batch_norm, "in": F.instance_norm, "bin": F.batch_instance_norm,
-    "ln": F.layer_norm, "rms": F.rms_norm, "gn": F.group_norm,
+    "mean": F.mean_only_batch_norm, "ln": F.layer_norm, "rms": F.rms_norm, "gn": F.group_norm,
 }  # fmt: skip
 
 
@@ -25,17 +25,17 @@ class Refusing(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("name", ["x", "weight", "residual"])
+@pytest.mark.parametrize("name", ["x", "bias", "residual"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_subclass_takes_the_call(norm, name):
     """Whichever argument it is; its handler can make the same call of what it was given."""
     x, residual, p = make_input(SHAPE), make_input(SHAPE, seed=7), make_params(norm, SHAPE)
     expected = call(F, norm, x, p, residual=residual, activation="relu")
     p = make_params(norm, SHAPE)  # some norms have updated the first ones
-    given = {"x": x, "weight": p["weight"], "residual": residual}
+    given = {"x": x, "bias": p["bias"], "residual": residual}
     given[name] = given[name].as_subclass(Refusing)
     function, args, kwargs = call(
-        F, norm, given["x"], {**p, "weight": given["weight"]},
+        F, norm, given["x"], {**p, "bias": given["bias"]},
         residual=given["residual"], activation="relu",
     )  # fmt: skip
     assert function is FUNCTIONS[norm.partition("_")[0]]

@@ -36,6 +36,7 @@ ONE_PROGRAM = [
     for layout, shape in (("contiguous", (2, 9, 4, 5)), ("channels_last", (2, 18, 4, 5)))
     for norm, groups in [
         ("bn_train", 0), ("in", 0), ("in_running", 0), ("bin_train", 0), ("bin_eval", 0), ("gn", 1),
+        ("mean_train", 0),
     ]
 ] + [
     Case("gn", "contiguous", (2, 9, 4, 5), 1),
@@ -45,6 +46,7 @@ ONE_PROGRAM = [
 ]  # fmt: skip
 PARTS = [
     Case("bn_train", "contiguous", (3, 3, 5, 7), enough=8),
+    Case("mean_train", "contiguous", (3, 3, 5, 7), enough=8),
     Case("in", "contiguous", (2, 3, 5, 7), enough=8),
     Case("in_running", "contiguous", (2, 3, 5, 7), enough=8),
     Case("bin_train", "contiguous", (3, 3, 5, 7), cluster_bytes=4096, enough=12),  # whole instances
@@ -52,6 +54,7 @@ PARTS = [
     Case("gn", "contiguous", (2, 6, 5, 7), 2),
     Case("gn", "contiguous", (2, 6, 5, 7), 1, enough=12),
     Case("bn_train", "channels_last", (3, 70, 3, 3), 0, 4096, 128, 8),
+    Case("mean_train", "channels_last", (3, 70, 3, 3), 0, 4096, 128, 8),
     Case("in", "channels_last", (2, 6, 5, 7), 0, 1024, 128, 4),
     Case("in_running", "channels_last", (2, 6, 5, 7), 0, 1024, 128, 4),
     Case("bin_train", "channels_last", (3, 20, 3, 3), 0, 8192, 128, 6),

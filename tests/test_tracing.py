@@ -22,6 +22,7 @@ MODULES = {
     "in": lambda: fastnorm.InstanceNorm2d(6, affine=True),
     "in_tracked": lambda: fastnorm.InstanceNorm2d(6, track_running_stats=True),
     "bin": lambda: fastnorm.BatchInstanceNorm2d(6),
+    "mean_only": lambda: fastnorm.MeanOnlyBatchNorm2d(6, momentum=None, activation="relu"),
     "ln": lambda: fastnorm.LayerNorm([5, 3], activation="gelu"),
     "rms": lambda: fastnorm.RMSNorm([5, 3], activation="relu"),
     "gn": lambda: fastnorm.GroupNorm(2, 6, activation="silu"),

@@ -31,11 +31,18 @@ def loss_of(functional, norm):
     """A scalar function of tensors_of's, statistics constants where the norm has them."""
     constants = make_params(norm, SHAPE)
     stats = {k: constants[k] for k in ("running_mean", "running_var")}
-    if norm in ("bn_train", "bin_train"):  # batched inputs may not write to them: tested apart
+    if norm in (
+        "bn_train",
+        "bin_train",
+        "mean_train",
+    ):  # batched inputs may not write to them: tested apart
         stats = dict.fromkeys(stats)
 
-    def loss(x, weight, bias=None, rho=None):
-        p = {"weight": weight, "bias": bias, "rho": rho, **stats}
+    names = list(tensors_of(norm))[1:]
+
+    def loss(x, *parameters):
+        given = dict(zip(names, parameters, strict=True))
+        p = {**dict.fromkeys(("weight", "bias", "rho")), **given, **stats}
         return call(functional, norm, x, p, **FUSED).square().mean()
 
     return loss

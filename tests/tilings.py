@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import channels, clusters, geometry, row_geometry, row_plans, rows, tiers
+from fastnorm.kernels import (
+    channels,
+    clusters,
+    geometry,
+    row_geometry,
+    row_plans,
+    rows,
+    tiers,
+    weight,
+)
 
 PLANS = (
     channels.forward_plan,
@@ -19,6 +28,7 @@ PLANS = (
     row_plans.forward_plan,
     row_plans.backward_plan,
     row_plans.sum_launch,
+    weight.weight_launch,
 )
 CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
 MULTIPROCESSORS = 2

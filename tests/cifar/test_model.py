@@ -3,7 +3,7 @@
 import pytest
 import torch
 from errors import UserError
-from model import build_model
+from model import build_model, initialise
 from torch import nn
 
 import fastnorm
@@ -57,14 +57,46 @@ def test_same_as_builtin(norm: str, backend: str) -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     model = build_model("bn", "builtin", depth_n=1, seed=0).state_dict()
-    for norm in ("bin", *NORMS_OF_TORCH):
+    for norm in ("bin", "wn", *NORMS_OF_TORCH):
         other = build_model(norm, "aten", depth_n=1, seed=0).state_dict()
-        assert torch.equal(model["blocks.2.conv2.weight"], other["blocks.2.conv2.weight"])
+        conv2 = "parametrizations.weight.original1" if norm == "wn" else "weight"
+        assert torch.equal(model["blocks.2.conv2.weight"], other[f"blocks.2.conv2.{conv2}"])
         assert torch.equal(model["linear.bias"], other["linear.bias"])
     other = build_model("bn", "builtin", depth_n=1, seed=1).state_dict()
     assert not torch.equal(model["linear.bias"], other["linear.bias"])
 
 
-def test_torch_has_no_bin() -> None:
-    with pytest.raises(UserError, match="no BIN"):
-        build_model("bin", "builtin", depth_n=1, seed=0)
+@pytest.mark.parametrize(("norm", "missing"), [("bin", "BIN"), ("wn", "mean-only")])
+def test_torch_does_not_have_it(norm: str, missing: str) -> None:
+    with pytest.raises(UserError, match=f"no {missing}"):
+        build_model(norm, "builtin", depth_n=1, seed=0)
+
+
+def test_wn_normalises_all_convolutions_and_subtracts_means() -> None:
+    model = build_model("wn", "aten", depth_n=1, seed=0)
+    plain = build_model("none", "aten", depth_n=1, seed=0)
+    named = dict(plain.named_modules())
+    convolutions = [(k, m) for k, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 9
+    with fastnorm.use_backend("aten"):
+        for name, convolution in convolutions:
+            torch.testing.assert_close(convolution.weight, named[name].weight)
+    assert all("parametrizations.weight.original0" in m.state_dict() for _, m in convolutions)
+    means = [m for m in model.modules() if isinstance(m, fastnorm.MeanOnlyBatchNorm2d)]
+    assert len(means) == 9 and sum(m.activation == "relu" for m in means) == 7
+
+
+def test_wn_is_initialised_by_data() -> None:
+    model = build_model("wn", "aten", depth_n=1, seed=0)
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    with fastnorm.use_backend("aten"):
+        initialise(model, "wn", x)
+        for convolution in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+            convolution.register_forward_hook(lambda _module, _inputs, y: found.append(y.detach()))
+        model(x)
+    assert len(found) == 9
+    for y in found:
+        var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+        torch.testing.assert_close(var, torch.ones_like(var), rtol=1e-3, atol=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)

@@ -82,6 +82,13 @@ def test_backends_train_alike(run: Callable[..., Path], norm: str) -> None:
         assert_same_training(losses(run(backend, norm=norm, backend=backend, max_steps=3)), truth)
 
 
+def test_backends_train_weight_norm_alike(run: Callable[..., Path]) -> None:
+    """torch has no mean-only batch norm: the formula is the truth."""
+    truth = losses(run("truth", norm="wn", backend="reference", max_steps=3))
+    assert truth.isfinite().all()
+    assert_same_training(losses(run("aten", norm="wn", backend="aten", max_steps=3)), truth)
+
+
 @pytest.mark.parametrize("norm", ["in", "ln", "none"])
 def test_trains_with_every_norm(run: Callable[..., Path], norm: str) -> None:
     folder = run(norm=norm, max_steps=3)
@@ -175,13 +182,15 @@ def test_errors_are_for_people(
     assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("norm", ["bn", "wn"])
 def test_triton_without_a_gpu_runs_in_the_interpreter(
+    norm: str,
     run: Callable[..., Path],
     run_script: Callable[..., subprocess.CompletedProcess[str]],
     tiny_cifar: Path,
     tmp_path: Path,
 ) -> None:
-    flags = {"batch_size": 8, "depth_n": 1, "norm": "bn", "device": "cpu", "max_steps": 2}
+    flags = {"batch_size": 8, "depth_n": 1, "norm": norm, "device": "cpu", "max_steps": 2}
     truth = losses(run("truth", backend="reference", **flags))
     output = tmp_path / "triton"
     given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]

@@ -32,6 +32,7 @@ def call_norms(
         gate = torch.zeros(32, requires_grad=True) if rho is None else rho
         outputs = [
             F.batch_norm(x, mean, var, weight, bias, True, **fused),
+            F.mean_only_batch_norm(x, mean, bias, True, **fused),
             F.instance_norm(x, mean, var, weight, bias, **fused),
             F.batch_instance_norm(x, mean, var, gate, weight, bias, True, **fused),
             F.group_norm(x, 8, weight, bias, **fused),
@@ -39,6 +40,7 @@ def call_norms(
         ]
         if full:
             outputs.append(F.batch_norm(x, mean, var, weight, bias, False, **fused))
+            outputs.append(F.mean_only_batch_norm(x, mean, bias, False, **fused))
             outputs.append(F.batch_instance_norm(x, mean, var, gate, weight, bias, False, **fused))
         for length in lengths:
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)

@@ -58,6 +58,17 @@ ADD_FLOORS = {
     "cluster": (Floor(6, 0, 2), Floor(6, 0, 3)),
     "streaming": (Floor(5, 0, 2), Floor(6, 0, 2)),
 }
+# Mean-only batch norm differs in its backward, which x has no part in unless ReLU's sign has to be
+# found again. Of a cluster no more is asked: its halves are the same kernel's.
+MEAN_ONLY_BACKWARD = {
+    ("one_program", "plain"): Floor(2, 0, 1),
+    ("one_program", "relu"): Floor(3, 0, 1),
+    ("one_program", "residual_relu"): Floor(3, 1, 1),
+    ("cluster", "residual_relu"): Floor(4, 2, 2),
+    ("streaming", "plain"): Floor(3, 0, 2),
+    ("streaming", "relu"): Floor(5, 0, 2),
+    ("streaming", "residual_relu"): Floor(4, 2, 2),
+}
 FUSIONS = ("plain", "relu", "residual_relu")
 DTYPES = (torch.float32, torch.bfloat16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,6 +148,14 @@ def test_halves_of_clusters(tier, norm, layout):
     forward, backward = FLOORS[tier, "residual_relu"]
     check(passes.forward, forward, passes.x)
     check(passes.backward, backward, passes.x)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("tier", "fusion"), list(MEAN_ONLY_BACKWARD), indirect=["tier"])
+def test_mean_only_batch_norm(tier, fusion, layout):
+    passes = measure("mean_train", SHAPE, layout, torch.bfloat16, fusion)
+    check(passes.forward, FLOORS[tier, fusion][0], passes.x)
+    check(passes.backward, MEAN_ONLY_BACKWARD[tier, fusion], passes.x)
 
 
 @each_dtype

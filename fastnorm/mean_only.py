@@ -1,0 +1,92 @@
+"""Mean-only batch norm as modules: what weight normalisation leaves to be done by the data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as F
+from .modules import _OverBatch
+
+
+class _MeanOnlyBatchNorm(_OverBatch):
+    """y = act(input - mean + bias + residual), the mean of each channel over the batch.
+
+    Source: arXiv 1602.07868, section 4, where it stands behind layers that weight normalisation
+    gives their scale: see `fastnorm.weight_norm`.
+
+    Arguments are those of torch.nn.BatchNorm without eps and weight; `bias` (C,) starts as 0. In
+    training mode the batch's mean is subtracted and `running_mean` moves towards it by `momentum`
+    (None: the cumulative average); in eval mode, or always without `track_running_stats`, what
+    torch.nn.BatchNorm would take. One value per channel is legal: it is its own mean.
+    """
+
+    running_var = None
+
+    def __init__(
+        self,
+        num_features: int,
+        momentum: float | None = 0.1,
+        bias: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.momentum = momentum
+        self.track_running_stats = track_running_stats
+        zeros = torch.zeros(num_features, device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+        tracked = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer("running_mean", zeros.clone() if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", tracked if track_running_stats else None)
+        self._set_activation(activation)
+
+    def reset_running_stats(self) -> None:
+        for buffer in (self.running_mean, self.num_batches_tracked):
+            if buffer is not None:
+                buffer.zero_()
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        own = (
+            f"{self.num_features}, momentum={self.momentum}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+        return own if self.activation is None else f"{own}, activation={self.activation!r}"
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        return F.mean_only_batch_norm(
+            input, running_mean, self.bias, training, momentum,
+            activation=self.activation, residual=residual,
+        )  # fmt: skip
+
+
+class MeanOnlyBatchNorm1d(_MeanOnlyBatchNorm):
+    __doc__ = _MeanOnlyBatchNorm.__doc__
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class MeanOnlyBatchNorm2d(_MeanOnlyBatchNorm):
+    __doc__ = _MeanOnlyBatchNorm.__doc__
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class MeanOnlyBatchNorm3d(_MeanOnlyBatchNorm):
+    __doc__ = _MeanOnlyBatchNorm.__doc__
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
