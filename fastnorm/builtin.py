@@ -39,10 +39,10 @@ def norm(
         wide = widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
     elif spec.norm == "rms":
-        # Of half precision torch's would warn of a float32 weight.
-        wide = x.to(accumulated(x))
+        # Torch's would keep x's layout, and warn of a float32 weight beside half precision.
+        wide = x.to(accumulated(x)).contiguous()
         shape = list(x.shape[x.dim() - spec.groups :])
-        z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps).contiguous()
+        z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps)
     elif spec.norm == "group":
         # Contiguous for the sake of the same crash.
         wide = widened(x).contiguous()

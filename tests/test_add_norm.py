@@ -168,6 +168,24 @@ def test_derivatives(backend, norm):
 
 @each_norm
 @each_backend
+def test_gradient_penalty(backend, norm):
+    """The gradients of |dx|^2, dx of both outputs, against torch's: gradcheck takes dx as it is."""
+
+    def penalty(functional):
+        y, total = call(functional, norm, leaves)
+        (dx,) = torch.autograd.grad((y**3 + total**2).sum(), leaves[0], create_graph=True)
+        return [dx, *torch.autograd.grad((dx**2).sum(), leaves[:3])]
+
+    leaves = make(norm)
+    exact = penalty(Steps)
+    with running(backend):
+        ours = penalty(F)
+    for mine, value in zip(ours, exact, strict=True):
+        assert_close(mine, value, slack=1e-12 * value.abs().max().item())
+
+
+@each_norm
+@each_backend
 def test_who_requires_a_gradient(backend, norm):
     """Any single one; frozen tensors get none. Without any there is no graph."""
     leaves = make(norm)
