@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_python_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     with fastnorm.use_backend("auto"):
         for block in blocks:
