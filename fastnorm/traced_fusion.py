@@ -100,7 +100,7 @@ def _match(traced: fx.GraphModule, node: fx.Node) -> _Pattern | None:
         if not isinstance(others[0], fx.Node):
             return None
         residual, last = others[0], _only_user(add)
-    activation = None if last is None else _activation(traced, last, add or node)
+    activation = None if last is None else _activation(traced, last)
     if last is None or activation is None:
         return None
     return _Pattern(node, add, residual, last, activation)
@@ -110,12 +110,9 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _activation(traced: fx.GraphModule, node: fx.Node, argument: fx.Node) -> str | None:
-    """Which of our activations of `argument` the node is."""
+def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
+    """Which of our activations the node is."""
     options = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
-    given = (*node.args, node.kwargs.get("input"))[0]
-    if given is not argument:
-        return None
     if node.op == "call_module":
         return fusion.activation_of(traced.get_submodule(str(node.target)))
     if node.op not in ("call_function", "call_method"):

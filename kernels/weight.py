@@ -24,6 +24,13 @@ def row_norms(squares, row, R):
         return tl.sqrt_rn(total)  # sqrt.approx would cost half the digits
 
 
+@triton.jit
+def next_tile(x_ptr, first, start, R, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr):
+    """row_tile's tile, mask and offsets."""
+    x, _row, _column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+    return x, mask, offsets
+
+
 @triton.jit(do_not_specialize=["R", "L"])
 def weight_norm_kernel(
     v_ptr,  # (R, L)
@@ -44,11 +51,11 @@ def weight_norm_kernel(
     L = L * ALIGN
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     zero = tl.zeros([], tl.int64)
-    v, row, _, mask, offsets = row_tile(v_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
+    v, row, _column, mask, offsets = row_tile(v_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
     v = v.to(ACC)
     squares = v * v
     for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, _, _, _, _ = row_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         squares += more.to(ACC) * more.to(ACC)
     norm = row_norms(squares, row, R)
     g = tl.load(g_ptr + row, mask=row < R, other=0.0).to(ACC)
@@ -56,8 +63,8 @@ def weight_norm_kernel(
     tl.store(norms_ptr + row, norm, mask=row < R)
     tl.store(w_ptr + offsets, v * scale, mask=mask)
     for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, _, _, mask, offsets = row_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-        tl.store(w_ptr + offsets, more.to(ACC) * scale, mask=mask)
+        more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        tl.store(w_ptr + there, more.to(ACC) * scale, mask=here)
 
 
 @triton.jit(do_not_specialize=["R", "L"])
@@ -79,11 +86,11 @@ def weight_norm_backward_kernel(
     L = L * ALIGN
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     zero = tl.zeros([], tl.int64)
-    dw, row, _, mask, offsets = row_tile(dw_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
+    dw, row, _column, mask, offsets = row_tile(dw_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
     v = tl.load(v_ptr + offsets, mask=mask, other=0.0)
     products = dw.to(ACC) * v.to(ACC)
     for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, _, _, here, there = row_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+        more, here, there = next_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         products += more.to(ACC) * tl.load(v_ptr + there, mask=here, other=0.0).to(ACC)
     norm = tl.load(norms_ptr + row, mask=row < R, other=1.0)
     dg = tl.sum(products, axis=1) / norm
@@ -94,9 +101,11 @@ def weight_norm_backward_kernel(
         scale, along = (g / norm)[:, None], (dg / norm)[:, None]
         tl.store(dv_ptr + offsets, scale * (dw.to(ACC) - along * v.to(ACC)), mask=mask)
         for start in range(zero + BLOCK_L, L, BLOCK_L):
-            more, _, _, mask, offsets = row_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-            v = tl.load(v_ptr + offsets, mask=mask, other=0.0)
-            tl.store(dv_ptr + offsets, scale * (more.to(ACC) - along * v.to(ACC)), mask=mask)
+            more, here, there = next_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
+            dv = scale * (
+                more.to(ACC) - along * tl.load(v_ptr + there, mask=here, other=0.0).to(ACC)
+            )
+            tl.store(dv_ptr + there, dv, mask=here)
 
 
 @functools.lru_cache(PLANS)

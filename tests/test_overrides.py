@@ -25,17 +25,18 @@ class Refusing(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("name", ["x", "bias", "residual"])
+@pytest.mark.parametrize("name", ["x", "parameter", "residual"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_subclass_takes_the_call(norm, name):
     """Whichever argument it is; its handler can make the same call of what it was given."""
     x, residual, p = make_input(SHAPE), make_input(SHAPE, seed=7), make_params(norm, SHAPE)
     expected = call(F, norm, x, p, residual=residual, activation="relu")
     p = make_params(norm, SHAPE)  # some norms have updated the first ones
-    given = {"x": x, "bias": p["bias"], "residual": residual}
+    parameter = "bias" if p["weight"] is None else "weight"
+    given = {"x": x, "parameter": p[parameter], "residual": residual}
     given[name] = given[name].as_subclass(Refusing)
     function, args, kwargs = call(
-        F, norm, given["x"], {**p, "bias": given["bias"]},
+        F, norm, given["x"], {**p, parameter: given["parameter"]},
         residual=given["residual"], activation="relu",
     )  # fmt: skip
     assert function is FUNCTIONS[norm.partition("_")[0]]

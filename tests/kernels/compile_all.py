@@ -53,6 +53,9 @@ def call_norms(
                 addend = torch.zeros_like(rows).requires_grad_()
                 outputs += F.add_layer_norm(rows, addend, (length,), parameter, parameter)
                 outputs += F.add_rms_norm(rows, addend, (length,), parameter)
+        for long in (48, 40000):
+            v, g = torch.zeros(6, long, dtype=dtype), torch.zeros(6, 1, requires_grad=True)
+            outputs.append(F.weight_norm(v.requires_grad_(full), g))
         torch.stack([y.sum() for y in outputs]).sum().backward()
 
 

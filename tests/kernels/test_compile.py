@@ -30,6 +30,8 @@ KERNELS = {
     "row_sums_kernel",
     "row_dx_kernel",
     "sum_partials_kernel",
+    "weight_norm_kernel",
+    "weight_norm_backward_kernel",
 }
 
 

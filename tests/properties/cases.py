@@ -21,7 +21,8 @@ from tests.tilings import tiny_tilings
 CALLS = (*NORMS, "in_running")
 WITH_STATS = ("bn_train", "bn_eval", "in_eval", "in_running", "bin_train", "bin_eval")
 WRITERS = ("bn_train", "in_running", "bin_train")
-BY_CONSTANTS = ("bn_eval", "in_eval")
+BY_CONSTANTS = ("bn_eval", "in_eval", "mean_eval")
+MEAN_ONLY = ("mean_train", "mean_eval")  # without a weight, with one running statistic
 # What x may hold; the extremes are scaled to the range of its dtype.
 VALUES = ("normal", "outlier", "constant", "huge", "denormal")
 HUGE = {torch.float16: 2e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e30}
@@ -70,7 +71,7 @@ class Case:
         """Whether squares are beyond the statistics' range: y and dx are then what Inf makes of
         them, 0 in torch and in fastnorm, but not in truth."""
         huge = self.values == "huge" and self.dtype in (torch.float32, torch.bfloat16)
-        return huge and self.norm not in BY_CONSTANTS
+        return huge and self.norm not in (*BY_CONSTANTS, *MEAN_ONLY)
 
 
 @dataclass
@@ -160,6 +161,9 @@ def tensors(case: Case) -> Tensors:
     }  # fmt: skip
     if case.norm.startswith("bin"):
         p["rho"] = parameter(torch.sigmoid(normal(channels)), "contiguous", "rho")
+    if case.norm in MEAN_ONLY:
+        p["weight"] = None
+        p["running_mean"] = parameter(0.2 * normal(channels), case.stats, "")
     if case.norm in WITH_STATS:
         p["running_mean"] = parameter(0.2 * normal(channels), case.stats, "")
         p["running_var"] = parameter(normal(channels).abs() + 0.5, case.stats, "")
@@ -190,6 +194,11 @@ def call(functional: Any, case: Case, t: Tensors, **other: Any) -> torch.Tensor:
         "weight": p["weight"], "bias": p["bias"], "eps": case.eps, "activation": case.activation,
         "residual": t.residual,
     }  # fmt: skip
+    if norm in MEAN_ONLY:
+        return functional.mean_only_batch_norm(
+            t.x, p["running_mean"], p["bias"], norm == "mean_train", case.momentum,
+            activation=case.activation, residual=t.residual, **other,
+        )  # fmt: skip
     stats = {"running_mean": p["running_mean"], "running_var": p["running_var"]}
     stats["momentum"] = case.momentum
     if norm == "ln":

@@ -67,7 +67,7 @@ class Judged:
         found: dict[str, list[Array]] = {}
         for judge in judges:
             named = judge.gradients(active)
-            if self.case.norm in WRITERS:
+            if self.case.norm in (*WRITERS, "mean_train"):
                 named |= judge.running()
             else:
                 named |= {name: judge.p[name] for name in STATS if name in judge.p}

@@ -13,6 +13,7 @@ from tests.properties.cases import (
     BY_CONSTANTS,
     CALLS,
     LAYOUTS,
+    MEAN_ONLY,
     TILINGS,
     VALUES,
     VECTOR_LAYOUTS,
@@ -56,7 +57,7 @@ def empty_cases(draw: st.DrawFn) -> Case:
 def with_variance(norm: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape, or one like it whose sets have more than one value: fewer are an error."""
     values = shape[2:] if norm.startswith(("in", "bin")) else (shape[0], *shape[2:])
-    if norm in OF_ROWS or math.prod(values) > 1:
+    if norm in (*OF_ROWS, *MEAN_ONLY) or math.prod(values) > 1:
         return shape
     return (*shape[:-1], 2) if len(shape) > 2 else (2, *shape[1:])
 
@@ -71,7 +72,7 @@ def epsilons(norm: str) -> st.SearchStrategy[float]:
 def cases(draw: st.DrawFn, norms: tuple[str, ...] = CALLS, **fixed: Any) -> Case:
     """Valid calls on tensors that are not empty."""
     norm = draw(st.sampled_from(norms))
-    rank = 1 if norm in OF_ROWS else 2 if norm.startswith(("bn", "gn")) else 3
+    rank = 1 if norm in OF_ROWS else 2 if norm.startswith(("bn", "gn", "mean")) else 3
     shape = with_variance(norm, draw(shapes(rank)))
     channels = shape[1] if len(shape) > 1 else 1
     layouts, vectors = st.sampled_from(LAYOUTS), st.sampled_from(VECTOR_LAYOUTS)
@@ -87,7 +88,7 @@ def cases(draw: st.DrawFn, norms: tuple[str, ...] = CALLS, **fixed: Any) -> Case
         "bias": draw(st.none() | vectors) if norm != "rms" else None,
         "residual": draw(st.none() | layouts),
         "gradient": draw(layouts),
-        "stats": draw(buffers) if norm in WITH_STATS else "contiguous",
+        "stats": draw(buffers) if norm in (*WITH_STATS, *MEAN_ONLY) else "contiguous",
         "activation": draw(st.sampled_from(ACTIVATIONS)),
         "eps": draw(epsilons(norm)),
         "momentum": draw(st.sampled_from([0.1, 0.0, 1.0]) | st.floats(0, 1, width=16)),

@@ -12,10 +12,12 @@ import torch
 
 from tests.conftest import DEVICE
 from tests.norms import OF_ROWS
-from tests.properties.cases import BY_CONSTANTS, Case, Tensors
+from tests.properties.cases import BY_CONSTANTS, MEAN_ONLY, Case, Tensors
 
 Array = np.ndarray
-AXES = {"bn": (0, 3), "in": (3,), "ln": (2, 3), "rm": (2, 3), "gn": (2, 3)}
+AXES = {
+    "bn": (0, 3), "me": (0, 3), "in": (3,), "ln": (2, 3), "rm": (2, 3), "gn": (2, 3),
+}  # fmt: skip
 
 
 def view_shape(case: Case) -> tuple[int, int, int, int]:
@@ -144,10 +146,14 @@ class Truth:
         var = self.rounding.variance((centred**2).mean(axes, keepdims=True), first + mean)
         rstd = 1 / np.sqrt(var + np.longdouble(self.case.eps))
         centred = self.rounding.deviation(centred, self.x)
+        if self.case.norm in MEAN_ONLY:
+            return self.rounding.term(centred), np.ones_like(rstd), axes
         return self.rounding.term(centred * rstd), rstd, axes
 
     def _by_constants(self) -> tuple[Array, Array, tuple[int, ...]]:
-        rstd = 1 / np.sqrt(self.p["running_var"] + np.longdouble(self.case.eps))
+        rstd = np.longdouble(1)
+        if self.case.norm not in MEAN_ONLY:
+            rstd = 1 / np.sqrt(self.p["running_var"] + np.longdouble(self.case.eps))
         centred = self.rounding.deviation(self.x - self.p["running_mean"], self.x)
         return self.rounding.term(centred * rstd), rstd, ()
 
@@ -169,20 +175,22 @@ class Truth:
         """dx of x_hat = (x - mean) rstd for the gradient g of x_hat; without axes all constant."""
         if not axes:
             return g * rstd
+        if self.case.norm in MEAN_ONLY:
+            return g - self.rounding.term(g.mean(axes, keepdims=True))
         along = x_hat * self.rounding.term((g * x_hat).mean(axes, keepdims=True))
         level = g.mean(axes, keepdims=True) if self.case.norm != "rms" else np.longdouble(0)
         return rstd * (g - self.rounding.term(level) - self.rounding.term(along))
 
     def running(self) -> dict[str, Array]:
-        """Both statistics after a training call."""
+        """The statistics that there are after a training call."""
         N, _, _, S = self.x.shape
         axes, count = ((3,), S) if self.case.norm == "in_running" else ((0, 3), N * S)
         mean = self.x.mean(axes, keepdims=True)
-        var = ((self.x - mean) ** 2).mean(axes, keepdims=True) * count / (count - 1)
+        var = ((self.x - mean) ** 2).mean(axes, keepdims=True) * count / max(count - 1, 1)
         mean, var = mean.mean(0, keepdims=True), var.mean(0, keepdims=True)
         m = np.longdouble(self.case.momentum)
         new = {"running_mean": mean, "running_var": var}
-        return {name: (1 - m) * self.p[name] + m * value for name, value in new.items()}
+        return {k: (1 - m) * self.p[k] + m * value for k, value in new.items() if k in self.p}
 
 
 erf = np.vectorize(math.erf, otypes=[np.longdouble])
