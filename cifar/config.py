@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from errors import UserError
 
-Norm = Literal["bn", "in", "bin", "ln", "gn", "wn", "none"]
+Norm = Literal["bn", "in", "bin", "ln", "gn", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -24,8 +24,9 @@ class TrainConfig:
     """
 
     norm: Norm = "bn"
-    """Normalization after each convolution; ln has statistics over C, H, W, gn has C/4 groups, wn
-    normalizes the convolutions' weights and has mean-only batch normalization after them."""
+    """Normalization after each convolution; ln has statistics over C, H, W, gn has C/4 groups, sn
+    is switchable, wn normalizes the convolutions' weights and has mean-only batch normalization
+    after them."""
     backend: Backend = "auto"
     """Who computes it: a fastnorm backend, or builtin for torch.nn's modules, add and relu."""
     depth_n: int = 2

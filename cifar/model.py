@@ -15,6 +15,8 @@ from torch import nn
 
 NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -> norm(x, residual)
 
+MISSING = {"bin": "BIN", "sn": "SN", "wn": "mean-only batch norm"}  # from torch.nn
+
 
 def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
@@ -29,15 +31,15 @@ def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
         import fastnorm  # not at the top: backends.select_backend prepares the environment for it
 
         modules = fastnorm
-    elif norm in ("bin", "wn"):
-        missing = "BIN" if norm == "bin" else "mean-only batch norm"
-        raise UserError(f"--backend builtin: torch.nn has no {missing}; use another backend")
+    elif norm in MISSING:
+        raise UserError(f"--backend builtin: torch.nn has no {MISSING[norm]}; use another backend")
     makers: dict[str, NormFactory] = {
         "bn": lambda c, activation: modules.BatchNorm2d(c, activation=activation),
         "in": lambda c, activation: modules.InstanceNorm2d(c, affine=True, activation=activation),
         "bin": lambda c, activation: modules.BatchInstanceNorm2d(c, activation=activation),
         "ln": lambda c, activation: modules.GroupNorm(1, c, activation=activation),
         "gn": lambda c, activation: modules.GroupNorm(c // 4, c, activation=activation),
+        "sn": lambda c, activation: modules.SwitchableNorm2d(c, activation=activation),
         "wn": lambda c, activation: modules.MeanOnlyBatchNorm2d(c, activation=activation),
     }
     return makers[norm]

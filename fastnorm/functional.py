@@ -29,6 +29,7 @@ from .checks import (
 )
 from .dispatch import autocast, normalise
 from .formula import NormSpec
+from .moment_norm import moment_norm
 from .weight_autograd import apply_weight_norm
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "moment_norm",
     "rms_norm",
 ]
 

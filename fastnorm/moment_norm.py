@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import aten_given, dispatch, reference
 from .aten_stages import accumulated
@@ -51,6 +52,10 @@ def moment_norm(
     Raises RuntimeError for an input of less than 2 dimensions or a residual unlike it,
     NotImplementedError for dtypes without kernels, ValueError for an unknown activation.
     """
+    if has_torch_function_variadic(input, residual):
+        return handle_torch_function(
+            moment_norm, (input, residual), input, merge, activation=activation, residual=residual
+        )
     input, residual = dispatch.autocast(input, residual, "moment")
     check_input("moment_norm", input, 2, activation, residual)
     backend = backend_for(input)

@@ -57,7 +57,7 @@ def test_same_as_builtin(norm: str, backend: str) -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     model = build_model("bn", "builtin", depth_n=1, seed=0).state_dict()
-    for norm in ("bin", "wn", *NORMS_OF_TORCH):
+    for norm in ("bin", "sn", "wn", *NORMS_OF_TORCH):
         other = build_model(norm, "aten", depth_n=1, seed=0).state_dict()
         conv2 = "parametrizations.weight.original1" if norm == "wn" else "weight"
         assert torch.equal(model["blocks.2.conv2.weight"], other[f"blocks.2.conv2.{conv2}"])
@@ -66,7 +66,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(model["linear.bias"], other["linear.bias"])
 
 
-@pytest.mark.parametrize(("norm", "missing"), [("bin", "BIN"), ("wn", "mean-only")])
+@pytest.mark.parametrize(("norm", "missing"), [("bin", "BIN"), ("sn", "SN"), ("wn", "mean-only")])
 def test_torch_does_not_have_it(norm: str, missing: str) -> None:
     with pytest.raises(UserError, match=f"no {missing}"):
         build_model(norm, "builtin", depth_n=1, seed=0)
