@@ -2,10 +2,9 @@
 
 `python -m tests.gloo_pair RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each case the
 parameters and buffers after training. An exception ends the process, and with it its partner's
-collective call: neither waits for the other longer than TIMEOUT.
+collective call: neither waits for the other longer than processes.TIMEOUT.
 """
 
-import datetime
 import sys
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 import fastnorm
+from tests.processes import join
 
-RANKS, STEPS, TIMEOUT = 2, 3, 60
+RANKS, STEPS = 2, 3
 WRAPPERS = ("ddp", "fsdp1", "fsdp1 original parameters", "fully_shard")
 BACKENDS = ("triton", "aten")
 LEARNING_RATE = 1.0  # such that the steps carry rho out of [0, 1], at both ends
@@ -98,11 +98,7 @@ def train(wrapper, rank):
 
 
 def main(rank, ranks, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks,
-        timeout=datetime.timedelta(seconds=TIMEOUT),
-    )  # fmt: skip
+    join(rank, ranks, port)
     results = {}
     for backend in BACKENDS:
         with fastnorm.use_backend(backend):

@@ -4,7 +4,6 @@
 output, gradients and buffers.
 """
 
-import datetime
 import sys
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import torch.distributed as dist
 
 import fastnorm
 from fastnorm import collectives
+from tests.processes import join
 
-C, SPATIAL, STEPS, TIMEOUT = 4, (3, 2), 2, 60
+C, SPATIAL, STEPS = 4, (3, 2), 2
 BACKENDS = ("triton", "aten", "reference")
 NORMS = {
     "bn": lambda: fastnorm.BatchNorm2d(C, activation="silu"),
@@ -63,11 +63,7 @@ def steps_of(rank, sizes):
 
 
 def main(rank, ranks, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks,
-        timeout=datetime.timedelta(seconds=TIMEOUT),
-    )  # fmt: skip
+    join(rank, ranks, port)
     reductions = []
     reduce = dist.all_reduce
 

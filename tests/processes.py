@@ -1,5 +1,6 @@
 """Process groups for tests: a script of this folder run by each rank, on CPUs."""
 
+import datetime
 import os
 import socket
 import subprocess
@@ -7,9 +8,20 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 180  # seconds
+LONGEST = 300  # seconds that a script may run, and a collective call wait for others
+TIMEOUT = 60
+
+
+def join(rank: int, ranks: int, port: int) -> None:
+    """Make this process one of the group."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks,
+        timeout=datetime.timedelta(seconds=TIMEOUT),
+    )  # fmt: skip
 
 
 def run_ranks(module: str, ranks: int, folder: Path) -> list:
