@@ -10,7 +10,7 @@ import fastnorm
 from fastnorm.moment_norm import moment_norm
 from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, running
 from tests.kernels import traffic
-from tests.norms import ACTIVATIONS, Torch
+from tests.norms import Torch
 from tests.own_norms import OWN_NORMS, BatchInstanceNorm, FilterResponseNorm
 from tests.tilings import tiny_tilings
 
@@ -87,13 +87,15 @@ def test_tiny_tiles(cls):
             check_against_definition(cls, "triton", layout, "relu", True)
 
 
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "with_residual"),
+    [(None, False), ("relu", False), ("relu", True), ("silu", False), ("gelu", True)],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_derivatives_by_finite_differences(backend, with_residual, activation):
     """First and second; of the residual and of every parameter."""
     module = make(BatchInstanceNorm, activation=activation)
-    x = make_input((2, 4, 3, 2), mean=0.5, requires_grad=True)
+    x = make_input((2, 4, 3), mean=0.5, requires_grad=True)
     tensors = [x, *([make_input(x.shape, seed=7, requires_grad=True)] if with_residual else [])]
     names = [name for name, _ in module.named_parameters()]
 
