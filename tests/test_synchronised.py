@@ -11,14 +11,6 @@ from tests import gloo_sync
 from tests.conftest import assert_close
 from tests.processes import run_ranks
 
-RANKS = (2, 4)
-
-
-@pytest.fixture(scope="module", params=RANKS)
-def ranks(request, tmp_path_factory):
-    """What each of 2 and of 4 ranks wrote."""
-    return run_ranks("tests.gloo_sync", request.param, tmp_path_factory.mktemp("ranks"))
-
 
 def whole(count, sizes):
     """The steps' inputs of all ranks, one behind the other."""
@@ -29,46 +21,54 @@ def whole(count, sizes):
     ]
 
 
-@pytest.mark.parametrize("sizes", gloo_sync.SIZES)
-@pytest.mark.parametrize("name", gloo_sync.NORMS)
-def test_equals_one_process(ranks, name, sizes):
+@pytest.mark.parametrize("count", gloo_sync.BACKENDS)
+def test_ranks_compute_what_one_process_does(count, tmp_path):
+    """One test for all that a group of processes wrote: starting them is what takes time."""
+    ranks = run_ranks("tests.gloo_sync", count, tmp_path)
+    for backend in gloo_sync.BACKENDS[count]:
+        for name in gloo_sync.NORMS:
+            for sizes in gloo_sync.SIZES:
+                found = [rank[backend, name, sizes] for rank in ranks]
+                check_training(found, name, sizes, f"{backend}, {name}, {sizes}")
+        check_second_derivatives([rank[backend, "penalty"] for rank in ranks], backend)
+        check_evaluation([rank[backend, "eval"] for rank in ranks], backend)
+
+
+def check_training(found, name, sizes, what):
     """Outputs, gradients of inputs and parameters, running statistics; one all-reduce of 2 C + 1
     numbers forward and one backward."""
     with fastnorm.use_backend("reference"):
-        truth = gloo_sync.train(gloo_sync.build(name), *whole(len(ranks), sizes))
-    for backend in gloo_sync.BACKENDS:
-        found = [rank[backend, name, sizes] for rank in ranks]
-        for step, exact in enumerate(truth["steps"]):
-            mine = [rank["steps"][step] for rank in found]
-            for i, right in enumerate(exact):
-                parts = [results[i] for results in mine]
-                joined = torch.cat(parts) if i < 3 else sum(parts)  # y, dx, dresidual; parameters
-                assert_close(joined, right, f"{backend}, step {step}, result {i}", slack=1e-12)
-        for rank in found:
-            assert rank["reductions"] == [2 * gloo_sync.C + 1] * 2 * gloo_sync.STEPS
-            for key, right in truth["buffers"].items():
-                if right.is_floating_point():
-                    assert_close(rank["buffers"][key], right, f"{backend}, {key}")
-                else:
-                    assert torch.equal(rank["buffers"][key], right), key
+        truth = gloo_sync.train(gloo_sync.build(name), *whole(len(found), sizes))
+    for step, exact in enumerate(truth["steps"]):
+        mine = [rank["steps"][step] for rank in found]
+        for i, right in enumerate(exact):
+            parts = [results[i] for results in mine]
+            joined = torch.cat(parts) if i < 3 else sum(parts)  # y, dx, dresidual; parameters
+            assert_close(joined, right, f"{what}, step {step}, result {i}", slack=1e-12)
+    for rank in found:
+        assert rank["reductions"] == [2 * gloo_sync.C + 1] * 2 * gloo_sync.STEPS, what
+        for key, right in truth["buffers"].items():
+            if right.is_floating_point():
+                assert_close(rank["buffers"][key], right, f"{what}, {key}")
+            else:
+                assert torch.equal(rank["buffers"][key], right), f"{what}, {key}"
 
 
-def test_second_derivatives(ranks):
+def check_second_derivatives(found, what):
     """Of batch-instance norm, unequal batches."""
-    x = torch.cat([gloo_sync.batch(rank, 0, "unequal") for rank in range(len(ranks))])
+    x = torch.cat([gloo_sync.batch(rank, 0, "unequal") for rank in range(len(found))])
     with fastnorm.use_backend("reference"):
         exact = gloo_sync.penalty(gloo_sync.build("bin"), x)
-    for backend in gloo_sync.BACKENDS:
-        found = torch.cat([rank[backend, "penalty"] for rank in ranks])
-        assert_close(found, exact, backend, slack=1e-11 * exact.abs().max().item())
+    assert_close(torch.cat(found), exact, what, slack=1e-11 * exact.abs().max().item())
 
 
-def test_evaluation_is_each_processs_own(ranks):
-    for backend in gloo_sync.BACKENDS:
-        for rank, results in enumerate(ranks):
-            norm = gloo_sync.build("bin")
-            x = torch.cat([gloo_sync.batch(r, 0, "unequal") for r in range(len(ranks))])
-            norm(x)  # the training step before
-            with torch.no_grad(), fastnorm.use_backend("reference"):
-                exact = norm.eval()(gloo_sync.batch(rank, 0, "unequal"))
-            assert_close(results[backend, "eval"], exact, f"{backend}, rank {rank}", slack=1e-12)
+def check_evaluation(found, what):
+    """Each process's own."""
+    x = torch.cat([gloo_sync.batch(rank, 0, "unequal") for rank in range(len(found))])
+    with torch.no_grad(), fastnorm.use_backend("reference"):
+        norm = gloo_sync.build("bin")
+        norm(x)  # the training step before
+        norm.eval()
+        for rank, y in enumerate(found):
+            exact = norm(gloo_sync.batch(rank, 0, "unequal"))
+            assert_close(y, exact, f"{what}, rank {rank}", slack=1e-12)
