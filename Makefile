@@ -24,18 +24,18 @@ train: env  ## train the ResNet with group norm (CIFAR-10, or offline the embedd
 	$(BIN)/python cifar/train.py --norm gn
 
 test: env  ## run all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: env  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Triton 3.6 is what torch 2.11 brings; its interpreter wants an older numpy than the newest.
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
 SMOKE := tests/test_functional.py tests/test_modules.py tests/kernels/test_compile.py
 test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## all tests with an older Triton, some with the oldest
-	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 -m "not slow"
-	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 -m "not slow" $(SMOKE)
+	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow" $(SMOKE)
 
 # Python with the packages of .triton/$(1) before those of .venv, once it is seen to have them.
 with_triton = @export PYTHONPATH=$(CURDIR)/.triton/$(1) OMP_NUM_THREADS=1 && \
