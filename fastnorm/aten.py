@@ -77,7 +77,7 @@ def norm(
     result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
-    y, kept = _activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    y, kept = activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
     # .data: the same memory as no view, for autograd forbids writing to a view that comes from a
     # Function, and models write to what a norm answers: ReLU(inplace=True), y += shortcut.
     y = y.data
@@ -101,7 +101,7 @@ def norm_backward(
 ) -> Tensors:
     """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
     shape = x.shape
-    dresidual = _activate_backward(dy, side, stats, activation)
+    dresidual = activate_backward(dy, side, stats, activation)
     needs_dx, needs_dresidual, needs_dweight, needs_dbias, needs_drho = needs
     dx = dweight = dbias = drho = None
     mask = [needs_dx, needs_dweight, needs_dbias]
@@ -152,7 +152,7 @@ def relu_mask(side: Tensor, x: Tensor) -> Tensor:
     return ~(side <= 0)
 
 
-def _activate(
+def activate(
     z: Tensor, residual: Tensor | None, activation: str | None, stats: Stats
 ) -> tuple[Tensor, Stats]:
     if residual is not None:
@@ -164,7 +164,7 @@ def _activate(
     return (F.silu(z) if activation == "silu" else F.gelu(z)), (*stats, z)
 
 
-def _activate_backward(
+def activate_backward(
     dy: Tensor, output: Tensor | None, stats: Stats, activation: str | None
 ) -> Tensor:
     if activation is None:

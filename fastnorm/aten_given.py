@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from . import aten_stages as stages
-from . import reference
+from .aten import activate, activate_backward, relu_mask
 from .aten_stages import accumulated, canonical, is_far, laid_out_as, widened
+
+__all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +36,7 @@ def apply(
     """y, and what backward needs beside x and the table: y itself for ReLU, else the residual."""
     shape, dtype = x.shape, x.dtype
     z = _apply(x, table).to(dtype).view(shape)
-    if residual is not None:
-        z = z.add_(residual)
-    y = z.relu_() if activation == "relu" else reference.activate(z, activation)
+    y, _ = activate(z, residual, activation, ())
     y = y.data  # no view, which autograd would forbid to write to: see aten.norm
     return y, y if activation == "relu" else residual
 
@@ -71,11 +71,6 @@ def apply_backward(
     return dx, dresidual if needs[1] else None
 
 
-def relu_mask(side: Tensor, x: Tensor) -> Tensor:
-    """Where ReLU let through what became the output `side`, NaN included."""
-    return ~(side <= 0)
-
-
 def _wide(x: Tensor, table: Tensor) -> Tensor:
     """x as it is computed with beside this table."""
     x = widened(canonical(x))
@@ -91,13 +86,8 @@ def _gradient(
     dy: Tensor, x: Tensor, side: Tensor | None, table: Tensor, activation: str | None
 ) -> Tensor:
     """g = dy * act'(z), z recomputed for the smooth activations."""
-    if activation is None:
-        return dy
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(dy, side, 0)
+    if activation is None or activation == "relu":
+        return activate_backward(dy, side, (), activation)
     z = _apply(x, table).to(x.dtype).view(x.shape)
     z = z if side is None else z.add_(side)
-    backward = (
-        torch.ops.aten.silu_backward if activation == "silu" else torch.ops.aten.gelu_backward
-    )
-    return backward(dy, z)
+    return activate_backward(dy, None, (z,), activation)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
+from .aten import activate
 from .aten_stages import accumulated, accumulation, widened
 from .formula import NormSpec
 
@@ -56,10 +57,7 @@ def norm(
         wide = x.to(accumulated(x))
         affine = _affine(wide, weight, bias)
         z = _laid_out_as(x, _of_channels(spec, wide, *affine, rho, running_mean, running_var))
-    z = z.to(x.dtype)
-    if residual is not None:
-        z = z.add_(residual)
-    return z.relu_() if spec.activation == "relu" else reference.activate(z, spec.activation)
+    return activate(z.to(x.dtype), residual, spec.activation, ())[0]
 
 
 def _of_channels(

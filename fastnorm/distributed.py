@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .checks import check_channels, check_input, check_more_than_one_value
 from .collectives import group_moments, is_distributed
-from .modules import _BatchInstanceNorm, _BatchNorm, _bias_argument, _projected
-from .moment_norm import Coefficients, moment_norm
+from .modules import _BatchInstanceNorm, _BatchNorm, _bias_argument
+from .moment_norm import Coefficients, moment_norm, update_running
 from .switchable import _SwitchableNorm
 
 
@@ -53,11 +53,7 @@ class _Synchronised(_BatchNorm):
         # Last, and by what every process knows alike: their statistics stay the same.
         mean, var, n = found
         if running_mean is not None and running_var is not None:
-            unbiased = var * (n / (n - 1).clamp(min=1))
-            keep = n > 0  # no values at all leave no average
-            for running, new in ((running_mean, mean), (running_var, unbiased)):
-                new = torch.where(keep, new.to(running.dtype), running)
-                running.lerp_(new, momentum)
+            update_running(running_mean, running_var, mean, var, n, momentum)
         return y
 
     def _merged(
@@ -151,8 +147,7 @@ class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
     def _merged(
         self, mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rho: Tensor = self.rho
-        rho = rho if isinstance(rho, nn.Parameter) else _projected(rho)
+        rho = self._mixing_rho()
         batch = rho * (batch_var + self.eps).rsqrt()
         scale = batch + (1 - rho) * (var + self.eps).rsqrt()
         return scale, mean, batch * (mean - batch_mean)

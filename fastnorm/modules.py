@@ -220,6 +220,12 @@ class _BatchInstanceNorm(_BatchNorm):
             _ = self.rho
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def _mixing_rho(self) -> Tensor:
+        """rho in [0, 1], projected here where reading it does not."""
+        rho: Tensor = self.rho
+        own = isinstance(rho, nn.Parameter) and not torch.compiler.is_exporting()
+        return rho if own else _projected(rho)
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if "rho" in self._parameters:  # not yet, when torch's constructor calls this
@@ -234,9 +240,7 @@ class _BatchInstanceNorm(_BatchNorm):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
-        rho: Tensor = self.rho
-        if not isinstance(rho, nn.Parameter) or torch.compiler.is_exporting():
-            rho = _projected(rho)
+        rho = self._mixing_rho()
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
             self.eps, activation=self.activation, residual=residual,

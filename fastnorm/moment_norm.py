@@ -83,6 +83,25 @@ def merge_moments(mean: Tensor, var: Tensor, dim: int | tuple[int, ...]) -> tupl
     return merged, (var + (mean - merged).square()).mean(dim, keepdim=True)
 
 
+@torch.no_grad()
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    n: Tensor,
+    share: Tensor | float,
+) -> None:
+    """Move (C,) running statistics by `share` towards those of n values a channel, `var` biased.
+
+    No values leave no average. n is a tensor: looking at it would wait for the GPU.
+    """
+    unbiased = var * (n / (n - 1).clamp(min=1))
+    for buffer, new in ((running_mean, mean), (running_var, unbiased)):
+        new = torch.where(n > 0, new.to(buffer.dtype), buffer)
+        buffer.lerp_(new, share.to(buffer.dtype) if isinstance(share, Tensor) else share)
+
+
 class MomentNorm(nn.Module):
     """A norm of your own: a subclass writes `merge`, see `fastnorm.functional.moment_norm`.
 

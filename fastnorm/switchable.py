@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .checks import check_more_than_one_value
 from .collectives import group_moments, is_distributed
-from .moment_norm import Coefficients, MomentNorm, merge_moments
+from .moment_norm import Coefficients, MomentNorm, merge_moments, update_running
 
 
 class _SwitchableNorm(MomentNorm):
@@ -133,21 +133,17 @@ class _SwitchableNorm(MomentNorm):
     def _in_a_group(self) -> bool:
         return self.synchronised and is_distributed(self.process_group)
 
-    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
         """Move the running statistics towards those of a batch of n values a channel."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        share: Tensor | float
         if self.momentum is None:
             share = self.num_batches_tracked.to(mean.dtype).reciprocal()
         else:
-            share = torch.full((), self.momentum, dtype=mean.dtype, device=mean.device)
-        for buffer, new in (
-            (self.running_mean, mean), (self.running_var, var * (n / (n - 1).clamp(min=1)))
-        ):  # fmt: skip
-            assert buffer is not None
-            new = torch.where(n > 0, new.to(buffer.dtype), buffer)  # no values, no average
-            buffer.lerp_(new, share.to(buffer.dtype))
+            share = self.momentum
+        assert self.running_mean is not None and self.running_var is not None
+        update_running(self.running_mean, self.running_var, mean, var, n, share)
 
     def extra_repr(self) -> str:
         parts = [
