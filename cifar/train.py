@@ -17,7 +17,7 @@ from errors import UserError, run_script
 from files import RunFolder, save_checkpoint, write_json
 from metrics import scores
 from model import ResNet, batch_instance_rho, build_model, initialise
-from report import Report
+from progress import Progress
 
 
 def make_optimizer(model: ResNet, lr: float) -> torch.optim.SGD:
@@ -75,7 +75,7 @@ class Training:
         epochs, rest = divmod(self.steps, len(self.batches))
         return epochs * len(self.dataset.train) + rest * self.config.batch_size
 
-    def train_epoch(self, report: Report) -> tuple[torch.Tensor, float, int]:
+    def train_epoch(self, progress: Progress) -> tuple[torch.Tensor, float, int]:
         """Losses (steps,) in float32, accuracy on the augmented batches, number of images.
 
         Nothing in the loop waits for the device: what is measured is collected when the epoch ends.
@@ -92,16 +92,16 @@ class Training:
             hits.append((logits.detach().argmax(1) == labels).sum())
             images += len(labels)
             self.step += 1
-            report.images(len(labels))
+            progress.images(len(labels))
             if self.step == self.steps:
                 break
         return torch.stack(losses).cpu(), torch.stack(hits).sum().item() / images, images
 
-    def run_epoch(self, folder: RunFolder, report: Report, epoch: int) -> dict[str, Any]:
+    def run_epoch(self, folder: RunFolder, progress: Progress, epoch: int) -> dict[str, Any]:
         """Train and validate once; write rows and checkpoint. Returns the row of metrics.jsonl."""
         start, first = time.perf_counter(), self.step + 1
         lr = self.optimizer.param_groups[0]["lr"]
-        losses, accuracy, images = self.train_epoch(report)
+        losses, accuracy, images = self.train_epoch(progress)
         seconds = time.perf_counter() - start
         if not losses.isfinite().all():
             step = first + int((~losses.isfinite()).nonzero()[0])
@@ -200,22 +200,22 @@ def train(config: TrainConfig) -> Path:
     folder = RunFolder(output)
     description = describe(training, interpreted)
     write_json(folder.unfinished / "config.json", description)
-    with Report(training.total_images()) as report:
-        report.line(
+    with Progress(training.total_images()) as progress:
+        progress.line(
             f"{dataset.name}: ResNet-{6 * config.depth_n + 2}, norm {config.norm}, backend "
             f"{config.backend}, {description['device']}, {epochs} epoch(s), {training.steps} steps"
         )
         epoch, row = 0, {}
         while training.step < training.steps:
             epoch += 1
-            row = training.run_epoch(folder, report, epoch)
-            report.epoch(row, epochs)
+            row = training.run_epoch(folder, progress, epoch)
+            progress.epoch(row, epochs)
         final = training.final_scores()
-        report.splits(final)
+        progress.splits(final)
         results = {**final, "last_epoch": row, "steps": training.step, **description}
         write_json(folder.unfinished / "results.json", results)
         folder.finish()
-        report.line(f"results, checkpoint and curves: {output}")
+        progress.line(f"results, checkpoint and curves: {output}")
     return output
 
 

@@ -4,10 +4,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich import progress
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
@@ -24,12 +24,12 @@ class ImagesPerSecond(ProgressColumn):
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
-class Report:
+class Progress:
     """A context manager around the training; `total` is the number of images it will process."""
 
     def __init__(self, total: int) -> None:
         console = Console(soft_wrap=True, highlight=False, markup=False)
-        self.progress = Progress(
+        self.bar = progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -39,10 +39,10 @@ class Report:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("training", total=total)
+        self.task = self.bar.add_task("training", total=total)
 
-    def __enter__(self) -> "Report":
-        self.progress.start()
+    def __enter__(self) -> "Progress":
+        self.bar.start()
         return self
 
     def __exit__(
@@ -51,15 +51,15 @@ class Report:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.progress.stop()
+        self.bar.stop()
 
     def images(self, count: int) -> None:
         """So many more images were processed."""
-        self.progress.advance(self.task, count)
+        self.bar.advance(self.task, count)
 
     def line(self, text: str) -> None:
         """Print above the bar."""
-        self.progress.console.print(text)
+        self.bar.console.print(text)
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """One line of a row of metrics.jsonl."""
