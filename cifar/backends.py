@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from config import Backend, Device
@@ -55,3 +57,13 @@ def versions() -> dict[str, str | None]:
             found[name] = None
     found["torch"] = torch.__version__  # the metadata leave out the build, +cpu or +cu130
     return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, "-dirty" if changed since; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,9 +1,11 @@
 """Batches from a data set that lies on the device as one tensor: no worker processes, no copies."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from data import Split, Triple
+from world import ALONE, World
 
 PADDING = 4
 EVAL_BATCH = 512
@@ -12,7 +14,10 @@ EVAL_BATCH = 512
 class Normalise:
     """(images / 255 - mean) / std in float32, for images (N, 3, 32, 32) of values 0 to 255."""
 
-    def __init__(self, mean: Triple, std: Triple, device: torch.device) -> None:
+    def __init__(
+        self, mean: Triple, std: Triple, device: torch.device, channels_last: bool = False
+    ) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         shape = (1, 3, 1, 1)
         # A channel without contrast has std 0; any other divisor leaves its zeros zero.
         scale = [255 * value or 1.0 for value in std]
@@ -20,15 +25,24 @@ class Normalise:
         self.factor = torch.tensor([1 / value for value in scale], device=device).view(shape)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 of the images' shape."""
-        return images.float().sub_(self.shift).mul_(self.factor)
+        """float32 of the images' shape, in the layout asked for."""
+        values = images.to(torch.float32, memory_format=self.layout, copy=True)
+        return values.sub_(self.shift).mul_(self.factor)
+
+
+class Batch(NamedTuple):
+    """What a process computes of a batch."""
+
+    images: torch.Tensor  # float32 (B, 3, 32, 32), normalised
+    labels: torch.Tensor  # int64 (B,)
+    whole: int  # images of all processes together
 
 
 class TrainBatches:
     """Shuffled batches of a split; each image is cropped out of its zero-padded self and mirrored.
 
     The random numbers are drawn on the CPU, once an epoch, from a generator of their own: the same
-    batches on every device, for every backend and norm.
+    batches on every device, for every backend and norm. Of each batch a process gets its share.
     """
 
     def __init__(
@@ -40,6 +54,7 @@ class TrainBatches:
         flip: bool,
         seed: int,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         padded = torch.nn.functional.pad(split.images, (PADDING,) * 4)
         # Channels last, so that one index (image, row, column) fetches the three values of a pixel.
@@ -49,14 +64,15 @@ class TrainBatches:
         self.batch_size = batch_size
         self.flip = flip
         self.device = device
+        self.world = world
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         """Batches an epoch; the last may be smaller."""
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images float32 (B, 3, 32, 32) and labels int64 (B,) that cover the split once."""
+    def epoch(self) -> Iterator[Batch]:
+        """Yields batches that cover the split once."""
         count = len(self.labels)
         order = torch.randperm(count, generator=self.generator)
         corner = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=self.generator)
@@ -68,11 +84,12 @@ class TrainBatches:
             columns = torch.where(mirrored, columns.flip(1), columns)
         order, rows, columns = (index.to(self.device) for index in (order, rows, columns))
         for start in range(0, count, self.batch_size):
-            part = slice(start, start + self.batch_size)
+            whole = min(self.batch_size, count - start)
+            part = self.world.share(start, whole)
             chosen = order[part]
             index = chosen[:, None, None], rows[part, :, None], columns[part, None, :]
-            images = self.pixels[index].permute(0, 3, 1, 2).contiguous()
-            yield self.normalise(images), self.labels[chosen]
+            images = self.normalise(self.pixels[index].permute(0, 3, 1, 2))
+            yield Batch(images, self.labels[chosen], whole)
 
 
 @torch.inference_mode()

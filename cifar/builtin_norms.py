@@ -3,11 +3,13 @@
 Subclasses rather than wrappers, so that a checkpoint has the same names with either.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Unfused(nn.Module):
@@ -29,6 +31,10 @@ class BatchNorm2d(Unfused, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d, add, relu."""
 
 
+class SyncBatchNorm(Unfused, nn.SyncBatchNorm):
+    """torch.nn.SyncBatchNorm, add, relu."""
+
+
 class InstanceNorm2d(Unfused, nn.InstanceNorm2d):
     """torch.nn.InstanceNorm2d, add, relu."""
 
@@ -39,3 +45,14 @@ class GroupNorm(Unfused, nn.GroupNorm):
 
 class Identity(Unfused, nn.Identity):
     """No norm; add, relu."""
+
+
+def convert_sync_batchnorm(model: Model) -> Model:
+    """`model` with each BatchNorm2d in it replaced; torch's own converter would drop the relu."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BatchNorm2d):
+                norm = SyncBatchNorm(child.num_features, activation=child.activation)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm.to(child.weight.device))
+    return model

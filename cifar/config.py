@@ -5,22 +5,54 @@ from pathlib import Path
 from typing import Any, Literal
 
 from errors import UserError
+from recipes import Shortcut
 
 Norm = Literal["bn", "in", "bin", "ln", "gn", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
 Device = Literal["auto", "cpu", "cuda"]
+Amp = Literal["off", "bf16", "fp16"]
 
-# They say where things lie on one machine, not what was computed, so they are not recorded.
-PATHS = ("data_dir", "output")
+# They say where things lie on one machine or how they are shown, not what was computed.
+NOT_RECORDED = ("data_dir", "output", "resume", "tensorboard")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a ResNet of 6n+2 layers on CIFAR-10 and compare normalizations.
+class Setting:
+    """What runs of a study have in common."""
 
-    Writes checkpoint.pt, config.json, metrics.jsonl, steps.jsonl and results.json. While a run
-    lasts they are in OUTPUT/unfinished; when it ends they move to OUTPUT and replace those of an
-    earlier run there.
+    recipe: Literal["study", "he"] = "study"
+    """study: plain SGD, x0.1 after 75% and 95% of the epochs, 1x1 convolutions as shortcuts, a
+    fifth of the training images for validation. he (arXiv 1512.03385): momentum 0.9, weight decay
+    1e-4, x0.1 after 50% and 75%, zero-padded shortcuts, a tenth for validation."""
+    depth_n: int = 2
+    """Residual blocks per stage, n: 6n+2 layers."""
+    shortcut: Shortcut | None = None
+    """Where the shape changes: 1x1 convolution + norm, or every second pixel padded with zero
+    channels. Default: the recipe's."""
+    dataset: Literal["auto", "cifar10", "digits"] = "auto"
+    """auto: CIFAR-10 from --data-dir, else downloaded; if that fails, scikit-learn's digits."""
+    data_dir: Path | None = None
+    """A folder with cifar-10-batches-py in it, or that folder itself."""
+    dataset_label: str | None = None
+    """What the results call the data in --data-dir, e.g. "CIFAR-10 (JPEG q75)"."""
+    device: Device = "auto"
+    amp: Amp = "off"
+    """Autocast in training; fp16 with loss scaling. Evaluation is in float32."""
+    channels_last: bool = False
+    """Memory layout of images and weights."""
+    compile: bool = False
+    """torch.compile the model for training."""
+    cuda_graph: bool = False
+    """Replay each step as a CUDA graph."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Setting):
+    """Train a ResNet of 6n+2 layers on CIFAR and compare normalizations.
+
+    Writes checkpoint.pt, config.json, metrics.jsonl, steps.jsonl, predictions.npz and results.json.
+    While a run lasts they are in OUTPUT/unfinished; when it ends they move to OUTPUT and replace
+    those of an earlier run there. Under torchrun the processes share each batch.
     """
 
     norm: Norm = "bn"
@@ -29,30 +61,30 @@ class TrainConfig:
     after them."""
     backend: Backend = "auto"
     """Who computes it: a fastnorm backend, or builtin for torch.nn's modules, add and relu."""
-    depth_n: int = 2
-    """Residual blocks per stage, n: 6n+2 layers."""
+    groups: int | None = None
+    """Of gn, the same number in each layer. Default: C/4, four channels a group."""
     epochs: int | None = None
-    """Default: 100 for CIFAR-10, 10 for the digits, 1 for the digits in Triton's interpreter."""
+    """Default: 100 (study) or 182 (he) for CIFAR, 10 for the digits, 1 for the digits in Triton's
+    interpreter."""
     batch_size: int = 128
+    """Of all processes together."""
     lr: float = 0.1
-    """Of plain SGD; x0.1 after 75% and after 95% of the epochs. The rho of bin has 10 times it."""
+    """At the start. The rho of bin has 10 times it."""
     seed: int = 0
     """Decides the weights, the batches and their augmentation, alike for every backend."""
-    dataset: Literal["auto", "cifar10", "digits"] = "auto"
-    """auto: CIFAR-10 from --data-dir, else downloaded; if that fails, scikit-learn's digits."""
-    data_dir: Path | None = None
-    """A folder with cifar-10-batches-py in it, or that folder itself."""
-    dataset_label: str | None = None
-    """What the results call the data in --data-dir, e.g. "CIFAR-10 (JPEG q75)"."""
     output: Path | None = None
     """Default: runs/DATASET-NORM-BACKEND-seedSEED. Replaces an earlier run's files at the end."""
-    device: Device = "auto"
+    resume: bool = False
+    """Go on from the last complete epoch in OUTPUT/unfinished, to the losses of a run that was
+    never interrupted; begin where there is none; do nothing where OUTPUT holds the finished run."""
+    tensorboard: bool = False
+    """Also write the metrics to OUTPUT/tensorboard; needs the package tensorboard."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; evaluate and save all the same."""
 
     def check(self) -> None:
         """Raises UserError for values that no run can have."""
-        for name in ("depth_n", "epochs", "batch_size", "max_steps"):
+        for name in ("depth_n", "groups", "epochs", "batch_size", "max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -64,10 +96,19 @@ class TrainConfig:
             raise UserError("--data-dir is for CIFAR-10; leave it out with --dataset digits")
         if self.dataset_label is not None and self.data_dir is None:
             raise UserError("--dataset-label names the data in --data-dir; give both or neither")
+        if self.groups is not None and self.norm != "gn":
+            raise UserError(f"--groups is for --norm gn; leave it out with --norm {self.norm}")
+        if self.groups is not None and 16 % self.groups:
+            raise UserError(f"--groups is {self.groups}; it must divide 16, the fewest channels")
+        if self.cuda_graph and self.amp == "fp16":
+            raise UserError(
+                "--cuda-graph with --amp fp16: loss scaling asks the host at each step; use bf16"
+            )
 
     def record(self) -> dict[str, Any]:
         """The flags that decide what is computed, as plain values."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PATHS}
+        names = (field.name for field in fields(self))
+        return {name: getattr(self, name) for name in names if name not in NOT_RECORDED}
 
 
 @dataclass(frozen=True)
@@ -83,10 +124,3 @@ class PredictConfig:
     backend: Backend = "auto"
     """Any backend reads any checkpoint, whichever it was trained with."""
     device: Device = "auto"
-
-
-def default_epochs(dataset: str, interpreted: bool) -> int:
-    """The study's 100 for CIFAR-10; few for the digits, so that a first try ends within minutes."""
-    if dataset != "digits":
-        return 100
-    return 1 if interpreted else 10

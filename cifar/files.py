@@ -1,5 +1,6 @@
 """What a run leaves behind. A file appears under its name only when it is complete."""
 
+import io
 import json
 import os
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from errors import UserError
 
@@ -40,14 +42,35 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+def write_torch(path: Path, content: dict[str, Any]) -> None:
     """Tensors and plain values only, so that load_checkpoint need not trust the file."""
-    write_atomic(path, lambda file: torch.save(checkpoint, file))
+    buffer = io.BytesIO()  # torch.save would turn the OSError of a full disk into a RuntimeError
+    torch.save(content, buffer)
+    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file."""
+    write_atomic(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON line for each row, over what was there."""
+    text = "".join(map(json_line, rows))
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file; [] if there is none, and without a last line cut short."""
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of train.py, on the CPU. Raises UserError for any other file."""
-    wanted = ("model", "config", "mean", "std", "class_names")
+    wanted = ("model", "architecture", "config", "mean", "std", "class_names")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -62,27 +85,78 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 class RunFolder:
     """The files of one run: in OUTPUT/unfinished while it lasts, then moved to OUTPUT.
 
-    So a run that fails leaves an earlier run's files as they are, and its own for inspection.
+    So a run that fails leaves an earlier run's files as they are, and its own to go on from.
     """
 
     # In the order in which they move: results.json, the mark of a finished run, comes last.
-    NAMES = ("checkpoint.pt", "config.json", "steps.jsonl", "metrics.jsonl", "results.json")
+    NAMES = (
+        *("checkpoint.pt", "config.json", "steps.jsonl", "metrics.jsonl", "predictions.npz"),
+        "results.json",
+    )
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.unfinished = output / "unfinished"
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file; give a folder")
+
+    def finished(self, config: dict[str, Any]) -> bool:
+        """Whether OUTPUT holds this very run. Raises UserError if it holds another one."""
+        results = self.output / self.NAMES[-1]
+        if not results.exists():
+            return False
+        try:
+            found = json.loads(results.read_text())["config"]
+        except (ValueError, KeyError):
+            raise UserError(f"--resume: {results} is not the results of a run") from None
+        self.require_same(found, config)
+        return True
+
+    def saved(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """The checkpoint to go on from, None without any. UserError if it is another run's."""
+        path = self.unfinished / self.NAMES[0]
+        if not path.exists():
+            return None
+        checkpoint = load_checkpoint(path)
+        self.require_same(checkpoint["config"], config)
+        return checkpoint
+
+    def require_same(self, found: dict[str, Any], config: dict[str, Any]) -> None:
+        """Raises UserError naming the flags that differ."""
+        names = sorted(found.keys() | config.keys())
+        changed = [
+            f"--{name.replace('_', '-')} (there {found.get(name)}, here {config.get(name)})"
+            for name in names
+            if found.get(name) != config.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"--resume: {self.output} holds a run with another {', '.join(changed)}; "
+                "give the same flags, or another --output"
+            )
+
+    def begin(self) -> None:
+        """An empty `unfinished`, but for what is not ours."""
+        self.clear(set(self.NAMES))
+
+    def go_on(self, epoch: int) -> None:
+        """Forget what was written after the checkpoint of `epoch`."""
+        self.clear(set(self.NAMES[4:]))
+        for name in ("steps.jsonl", "metrics.jsonl"):
+            rows = [row for row in read_rows(self.unfinished / name) if row["epoch"] <= epoch]
+            write_rows(self.unfinished / name, rows)
+
+    def clear(self, names: set[str]) -> None:
+        """Remove these files and those that a killed run left half-written."""
         self.unfinished.mkdir(parents=True, exist_ok=True)
-        leftover = {self.unfinished / name for name in self.NAMES}
-        for path in leftover.union(self.unfinished.glob(f"*{TEMPORARY}")):  # a failed run's
+        half_written = self.unfinished.glob(f"*{TEMPORARY}")
+        for path in {self.unfinished / name for name in names}.union(half_written):
             path.unlink(missing_ok=True)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add one JSON line for each row."""
-        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         with (self.unfinished / name).open("a") as file:
-            file.writelines(lines)
+            file.writelines(map(json_line, rows))
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
@@ -90,3 +164,8 @@ class RunFolder:
         for name in self.NAMES:
             os.replace(self.unfinished / name, self.output / name)
         self.unfinished.rmdir()
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """ValueError for NaN and Inf, which JSON does not have."""
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,16 +1,19 @@
-"""The study's ResNet of 6n+2 layers for 32x32 images (He et al., arXiv 1512.03385, section 4.2).
+"""The ResNet of 6n+2 layers for 32x32 images (He et al., arXiv 1512.03385, section 4.2).
 
-It differs from He et al. in the shortcut (1x1 convolution + norm instead of zero padding, where the
-shape changes) and in convolutions with bias: 175,818 parameters at n=2 with batch norm.
+With shortcut "projection" it is the study's: 175,818 parameters at n=2 with batch norm.
+Convolutions have a bias in either form.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import builtin_norms
 import torch
+import torch.nn.functional as F
 from config import Backend, Norm
 from errors import UserError
+from recipes import Shortcut
 from torch import nn
 
 NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -> norm(x, residual)
@@ -18,11 +21,22 @@ NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -
 MISSING = {"bin": "BIN", "sn": "SN", "wn": "mean-only batch norm"}  # from torch.nn
 
 
-def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
+@dataclass(frozen=True)
+class Architecture:
+    """What a state_dict fits; checkpoints hold it as a dict."""
+
+    norm: Norm
+    depth_n: int = 2
+    shortcut: Shortcut = "projection"
+    groups: int | None = None
+    classes: int = 10
+
+
+def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
 
-    All have a per-channel weight and bias, wn's a bias. Raises UserError for a norm that torch.nn
-    does not have.
+    All have a per-channel weight and bias, wn's a bias. `groups` is gn's, None for C/4. Raises
+    UserError for a norm that torch.nn does not have.
     """
     if norm == "none":
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
@@ -38,11 +52,26 @@ def norm_factory(norm: Norm, backend: Backend) -> NormFactory:
         "in": lambda c, activation: modules.InstanceNorm2d(c, affine=True, activation=activation),
         "bin": lambda c, activation: modules.BatchInstanceNorm2d(c, activation=activation),
         "ln": lambda c, activation: modules.GroupNorm(1, c, activation=activation),
-        "gn": lambda c, activation: modules.GroupNorm(c // 4, c, activation=activation),
+        "gn": lambda c, activation: modules.GroupNorm(groups or c // 4, c, activation=activation),
         "sn": lambda c, activation: modules.SwitchableNorm2d(c, activation=activation),
         "wn": lambda c, activation: modules.MeanOnlyBatchNorm2d(c, activation=activation),
     }
     return makers[norm]
+
+
+class PadShortcut(nn.Module):
+    """Every second pixel, and zeros for the channels that x lacks: option A of He et al.
+
+    (N, channels, H, W) -> (N, out_channels, H / 2, W / 2).
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.missing = out_channels - channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Has no parameters."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.missing))
 
 
 class BasicBlock(nn.Module):
@@ -51,14 +80,18 @@ class BasicBlock(nn.Module):
     (N, channels, H, W) -> (N, out_channels, H / stride, W / stride).
     """
 
-    def __init__(self, channels: int, out_channels: int, stride: int, norm: NormFactory) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, stride: int, norm: NormFactory, shortcut: Shortcut
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1)
         self.norm1 = norm(out_channels, "relu")
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.norm2 = norm(out_channels, "relu")
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != out_channels:
+        if stride != 1 and shortcut == "pad":
+            self.shortcut = PadShortcut(channels, out_channels)
+        elif stride != 1:
             projection = nn.Conv2d(channels, out_channels, 1, stride)
             self.shortcut = nn.Sequential(projection, norm(out_channels, None))
 
@@ -69,21 +102,21 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(N, 3, 32, 32) -> logits (N, 10)."""
+    """(N, 3, 32, 32) -> logits (N, classes)."""
 
-    def __init__(self, depth_n: int, norm: NormFactory) -> None:
+    def __init__(self, architecture: Architecture, norm: NormFactory) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, padding=1)
         self.norm = norm(16, "relu")
         blocks: list[nn.Module] = []
-        channels = 16
+        channels, shortcut = 16, architecture.shortcut
         for stage, out_channels in enumerate((16, 32, 64)):
-            for block in range(depth_n):
+            for block in range(architecture.depth_n):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(channels, out_channels, stride, norm))
+                blocks.append(BasicBlock(channels, out_channels, stride, norm, shortcut))
                 channels = out_channels
         self.blocks = nn.Sequential(*blocks)
-        self.linear = nn.Linear(channels, 10)
+        self.linear = nn.Linear(channels, architecture.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of normalised images."""
@@ -91,22 +124,34 @@ class ResNet(nn.Module):
         return self.linear(features.mean((2, 3)))
 
 
-def make_model(norm: Norm, backend: Backend, depth_n: int) -> ResNet:
-    """The ResNet with its norms; for wn the weights of its convolutions are normalised too."""
-    model = ResNet(depth_n, norm_factory(norm, backend))
+def make_model(
+    architecture: Architecture, backend: Backend, he_initialisation: bool = False
+) -> ResNet:
+    """The ResNet with its norms; for wn the weights of its convolutions are normalised too.
+
+    He's initialisation: normal of variance 2 / (9 input channels) (arXiv 1502.01852), biases 0.
+    """
+    norm = architecture.norm
+    model = ResNet(architecture, norm_factory(norm, backend, architecture.groups))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions if he_initialisation else []:
+        assert convolution.bias is not None
+        nn.init.kaiming_normal_(convolution.weight)
+        nn.init.zeros_(convolution.bias)
     if norm == "wn":
         import fastnorm
 
-        for module in list(model.modules()):
-            if isinstance(module, nn.Conv2d):
-                fastnorm.weight_norm(module)
+        for convolution in convolutions:
+            fastnorm.weight_norm(convolution)
     return model
 
 
-def build_model(norm: Norm, backend: Backend, depth_n: int, seed: int) -> ResNet:
+def build_model(
+    architecture: Architecture, backend: Backend, seed: int, he_initialisation: bool = False
+) -> ResNet:
     """Weights depend on the seed alone: built on the CPU, and no norm draws random numbers."""
     torch.manual_seed(seed)
-    return make_model(norm, backend, depth_n)
+    return make_model(architecture, backend, he_initialisation)
 
 
 def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
@@ -118,7 +163,18 @@ def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
         fastnorm.initialise_weight_norm(model, images)
 
 
-def batch_instance_rho(model: nn.Module) -> list[torch.Tensor]:
-    """rho (C,) of each BIN layer, projected into [0, 1] by the reading; [] without BIN."""
-    found = (getattr(module, "rho", None) for module in model.modules())
-    return [rho for rho in found if isinstance(rho, torch.Tensor)]
+def synchronise(model: ResNet, norm: Norm, backend: Backend) -> ResNet:
+    """`model` where statistics of a batch are those of all processes' batches together.
+
+    Raises UserError for norms that cannot.
+    """
+    if norm == "wn":
+        raise UserError("--norm wn: mean-only batch norm is not synchronised; use one process")
+    if backend != "builtin":
+        import fastnorm
+
+        fastnorm.convert_sync_batchnorm(model)
+        return model
+    if norm == "bn" and model.linear.weight.device.type == "cpu":
+        raise UserError("--backend builtin: torch.nn.SyncBatchNorm needs GPUs; use another backend")
+    return builtin_norms.convert_sync_batchnorm(model)

@@ -3,8 +3,8 @@
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich import progress
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,10 +25,10 @@ class ImagesPerSecond(ProgressColumn):
 
 
 class Progress:
-    """A context manager around the training; `total` is the number of images it will process."""
+    """A context manager around the training, which has processed `done` of `total` images."""
 
-    def __init__(self, total: int) -> None:
-        console = Console(soft_wrap=True, highlight=False, markup=False)
+    def __init__(self, total: int, done: int, shown: bool) -> None:
+        console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not shown)
         self.bar = progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,7 +39,7 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=total)
+        self.task = self.bar.add_task("training", total=total, completed=done)
 
     def __enter__(self) -> "Progress":
         self.bar.start()

@@ -12,7 +12,7 @@ from batches import EVAL_BATCH, Normalise, predict
 from config import PredictConfig
 from errors import UserError, run_script
 from files import load_checkpoint, write_atomic
-from model import ResNet, make_model
+from model import Architecture, ResNet, make_model
 
 PIXELS = 3 * 32 * 32
 
@@ -47,8 +47,7 @@ def read_images(path: Path) -> Iterator[torch.Tensor]:
 def load_model(config: PredictConfig, device: torch.device) -> tuple[ResNet, Normalise]:
     """The trained model and its normalisation. Raises UserError if the checkpoint does not fit."""
     checkpoint = load_checkpoint(config.checkpoint)
-    trained = checkpoint["config"]
-    model = make_model(trained["norm"], config.backend, trained["depth_n"])
+    model = make_model(Architecture(**checkpoint["architecture"]), config.backend)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from batches import Normalise, TrainBatches, predict
 from data import Split
-from model import build_model
+from model import Architecture, build_model
 
 CPU = torch.device("cpu")
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), CPU)  # leaves the values as they are
@@ -36,7 +36,7 @@ def find_crop(image: torch.Tensor, original: torch.Tensor) -> tuple[int, int, bo
 def test_each_image_once_as_a_crop_of_itself(flip: bool) -> None:
     split = random_split(40)
     crops, seen = [], []
-    for images, labels in make(split, flip=flip).epoch():
+    for images, labels, _ in make(split, flip=flip).epoch():
         assert images.dtype == torch.float32 and images.is_contiguous()
         seen += labels.tolist()
         crops += [find_crop(x, split.images[i]) for x, i in zip(images, labels, strict=True)]
@@ -57,7 +57,7 @@ def test_batches_are_the_seeds() -> None:
 
 def test_length_counts_the_smaller_last_batch() -> None:
     batches = make(random_split(16), flip=False)
-    sizes = [len(labels) for _, labels in batches.epoch()]
+    sizes = [len(labels) for _, labels, _ in batches.epoch()]
     assert sizes == [7, 7, 2] and len(batches) == 3
 
 
@@ -71,7 +71,7 @@ def test_normalise() -> None:
 
 def test_predict_takes_each_image_by_itself() -> None:
     """In eval mode: a batch norm that used, or updated, batch statistics would show."""
-    model = build_model("bn", "builtin", depth_n=1, seed=0)
+    model = build_model(Architecture("bn", depth_n=1), "builtin", seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = random_split(6).images * torch.arange(6, dtype=torch.uint8).view(-1, 1, 1, 1)
     together = predict(model, images, RAW, CPU)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import files
 import pytest
-from files import RunFolder, write_json
+from errors import UserError
+from files import RunFolder, read_rows, write_json
 
 CIFAR = Path(__file__).parents[2] / "cifar"
 
@@ -17,10 +18,10 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from files import load_checkpoint, save_checkpoint
+from files import load_checkpoint, write_torch
 
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
-rest = dict.fromkeys(("config", "mean", "std", "class_names"), 0)
+rest = dict.fromkeys(("architecture", "config", "mean", "std", "class_names"), 0)
 draw, finished = random.Random(0), set()
 
 def save_for_ever():
@@ -28,9 +29,9 @@ def save_for_ever():
     while True:
         i += 1
         model = {name: torch.full((200, 200), float(i)) for name in "abcdef"}
-        save_checkpoint(path, rest | {"model": model})
+        write_torch(path, rest | {"model": model})
 
-save_checkpoint(path, rest | {"model": {"a": torch.zeros(1)}})
+write_torch(path, rest | {"model": {"a": torch.zeros(1)}})
 for _ in range(kills):
     child = os.fork()
     if child == 0:
@@ -57,16 +58,22 @@ def test_a_process_killed_while_it_saves(tmp_path: Path) -> None:
     assert finished >= 2 and temporary >= 2, "the kills missed what they were meant to hit"
 
 
+def fill(folder: RunFolder) -> RunFolder:
+    """All files of a run."""
+    folder.begin()
+    for name in RunFolder.NAMES:
+        write_json(folder.unfinished / name, {"config": {"lr": 0.1, "norm": "bn"}})
+    return folder
+
+
 def test_what_a_killed_run_left_does_not_stop_the_next(tmp_path: Path) -> None:
     """Its temporary files go when the next run begins, whose folder must be empty to end."""
-    killed = RunFolder(tmp_path)
+    killed = fill(RunFolder(tmp_path))
     (killed.unfinished / "checkpoint.ptabc.tmp").write_bytes(b"half of it")
-    killed.append("steps.jsonl", [{"step": 1}])
     run = RunFolder(tmp_path)
+    run.begin()
     assert not list(run.unfinished.iterdir())
-    for name in RunFolder.NAMES:
-        write_json(run.unfinished / name, {})
-    run.finish()
+    fill(run).finish()
     assert {path.name for path in tmp_path.iterdir()} == set(RunFolder.NAMES)
 
 
@@ -74,12 +81,8 @@ def test_a_run_killed_while_it_moves_its_files_does_not_pass_for_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The earlier run's results.json must not stand beside the later one's checkpoint."""
-    for _ in range(2):
-        run = RunFolder(tmp_path)
-        for name in RunFolder.NAMES:
-            write_json(run.unfinished / name, {})
-        if not (tmp_path / "results.json").exists():
-            run.finish()
+    fill(RunFolder(tmp_path)).finish()
+    run = fill(RunFolder(tmp_path))
     replace, left = os.replace, [2]
 
     def replace_two(source: Path, target: Path) -> None:
@@ -92,6 +95,62 @@ def test_a_run_killed_while_it_moves_its_files_does_not_pass_for_finished(
     with pytest.raises(KeyboardInterrupt):
         run.finish()
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "results.json").exists()
+
+
+def test_going_on_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    """Rows of an epoch that has no checkpoint, a last line cut short, files half-written."""
+    folder = RunFolder(tmp_path)
+    folder.begin()
+    folder.append("steps.jsonl", [{"step": i, "epoch": i} for i in (1, 2, 3)])
+    folder.append("metrics.jsonl", [{"epoch": i} for i in (1, 2)])
+    with (folder.unfinished / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "va')
+    for name in ("checkpoint.pt", "config.json", "results.json", "checkpoint.ptx.tmp"):
+        (folder.unfinished / name).write_text(name)
+    folder.go_on(epoch=2)
+    assert [row["step"] for row in read_rows(folder.unfinished / "steps.jsonl")] == [1, 2]
+    assert read_rows(folder.unfinished / "metrics.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    left = {path.name for path in folder.unfinished.iterdir()}
+    assert left == {"checkpoint.pt", "config.json", "steps.jsonl", "metrics.jsonl"}
+
+
+def test_finished_is_this_very_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert not folder.finished({"lr": 0.1, "norm": "bn"})
+    fill(folder).finish()
+    assert folder.finished({"lr": 0.1, "norm": "bn"})
+    with pytest.raises(UserError, match=r"another --lr \(there 0.1, here 0.2\); give"):
+        folder.finished({"lr": 0.2, "norm": "bn"})
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json is not the results of a run"):
+        folder.finished({"lr": 0.1, "norm": "bn"})
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from errors import run_script
+from files import write_torch
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes past the limit raise OSError instead
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+run_script(lambda: write_torch(Path(sys.argv[1]), {"model": torch.zeros(100_000)}))
+"""
+
+
+def test_a_full_disk_is_one_line_and_overwrites_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the same OSError out of write."""
+    (tmp_path / "checkpoint.pt").write_text("earlier")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "checkpoint.pt")],
+        env=os.environ | {"PYTHONPATH": str(CIFAR), "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "checkpoint.pt").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_failed_write_leaves_the_file_and_nothing_else(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The network: its size, and that a norm's backend changes nothing but who computes it."""
 
+import builtin_norms
 import pytest
 import torch
 from errors import UserError
-from model import build_model, initialise
+from model import Architecture, PadShortcut, build_model, initialise, make_model, synchronise
 from torch import nn
 
 import fastnorm
@@ -13,13 +14,13 @@ NORMS_OF_TORCH = ("bn", "in", "ln", "gn", "none")
 
 @pytest.mark.parametrize("backend", ["builtin", "aten"])
 def test_parameter_count_is_the_studys(backend: str) -> None:
-    model = build_model("bn", backend, depth_n=2, seed=0)
+    model = build_model(Architecture("bn", depth_n=2), backend, seed=0)
     assert sum(p.numel() for p in model.parameters()) == 175_818
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_has_6n_plus_2_layers(n: int) -> None:
-    modules = list(build_model("gn", "builtin", depth_n=n, seed=0).modules())
+    modules = list(build_model(Architecture("gn", depth_n=n), "builtin", seed=0).modules())
     convolutions = [m for m in modules if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     linears = [m for m in modules if isinstance(m, nn.Linear)]
     assert len(convolutions) + len(linears) == 6 * n + 2
@@ -28,8 +29,8 @@ def test_has_6n_plus_2_layers(n: int) -> None:
 
 @pytest.mark.parametrize("backend", ["builtin", "aten"])
 def test_groups_of_ln_and_gn(backend: str) -> None:
-    layer = build_model("ln", backend, depth_n=1, seed=0)
-    group = build_model("gn", backend, depth_n=1, seed=0)
+    layer = build_model(Architecture("ln", depth_n=1), backend, seed=0)
+    group = build_model(Architecture("gn", depth_n=1), backend, seed=0)
     assert [layer.norm.num_groups, layer.blocks[-1].norm2.num_groups] == [1, 1]
     assert [group.norm.num_groups, group.blocks[-1].norm2.num_groups] == [4, 16]
 
@@ -38,8 +39,8 @@ def test_groups_of_ln_and_gn(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["aten", "reference"])
 def test_same_as_builtin(norm: str, backend: str) -> None:
     """Training and eval: in float64, so what differs is the order of sums, not their precision."""
-    ours = build_model(norm, backend, depth_n=1, seed=3).double()
-    torchs = build_model(norm, "builtin", depth_n=1, seed=3).double()
+    ours = build_model(Architecture(norm, depth_n=1), backend, seed=3).double()
+    torchs = build_model(Architecture(norm, depth_n=1), "builtin", seed=3).double()
     assert list(ours.state_dict()) == list(torchs.state_dict())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, 32, 32, generator=generator, dtype=torch.float64)
@@ -56,25 +57,25 @@ def test_same_as_builtin(norm: str, backend: str) -> None:
 
 
 def test_weights_depend_on_the_seed_alone() -> None:
-    model = build_model("bn", "builtin", depth_n=1, seed=0).state_dict()
+    model = build_model(Architecture("bn", depth_n=1), "builtin", seed=0).state_dict()
     for norm in ("bin", "sn", "wn", *NORMS_OF_TORCH):
-        other = build_model(norm, "aten", depth_n=1, seed=0).state_dict()
+        other = build_model(Architecture(norm, depth_n=1), "aten", seed=0).state_dict()
         conv2 = "parametrizations.weight.original1" if norm == "wn" else "weight"
         assert torch.equal(model["blocks.2.conv2.weight"], other[f"blocks.2.conv2.{conv2}"])
         assert torch.equal(model["linear.bias"], other["linear.bias"])
-    other = build_model("bn", "builtin", depth_n=1, seed=1).state_dict()
+    other = build_model(Architecture("bn", depth_n=1), "builtin", seed=1).state_dict()
     assert not torch.equal(model["linear.bias"], other["linear.bias"])
 
 
 @pytest.mark.parametrize(("norm", "missing"), [("bin", "BIN"), ("sn", "SN"), ("wn", "mean-only")])
 def test_torch_does_not_have_it(norm: str, missing: str) -> None:
     with pytest.raises(UserError, match=f"no {missing}"):
-        build_model(norm, "builtin", depth_n=1, seed=0)
+        build_model(Architecture(norm, depth_n=1), "builtin", seed=0)
 
 
 def test_wn_normalises_all_convolutions_and_subtracts_means() -> None:
-    model = build_model("wn", "aten", depth_n=1, seed=0)
-    plain = build_model("none", "aten", depth_n=1, seed=0)
+    model = build_model(Architecture("wn", depth_n=1), "aten", seed=0)
+    plain = build_model(Architecture("none", depth_n=1), "aten", seed=0)
     named = dict(plain.named_modules())
     convolutions = [(k, m) for k, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 9
@@ -87,7 +88,7 @@ def test_wn_normalises_all_convolutions_and_subtracts_means() -> None:
 
 
 def test_wn_is_initialised_by_data() -> None:
-    model = build_model("wn", "aten", depth_n=1, seed=0)
+    model = build_model(Architecture("wn", depth_n=1), "aten", seed=0)
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = []
     with fastnorm.use_backend("aten"):
@@ -100,3 +101,50 @@ def test_wn_is_initialised_by_data() -> None:
         var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
         torch.testing.assert_close(var, torch.ones_like(var), rtol=1e-3, atol=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-3)
+
+
+def test_he_has_as_many_parameters_as_the_paper_says() -> None:
+    """0.27, 0.46, 0.66, 0.85 and 1.7 million (arXiv 1512.03385, table 6); here with biases."""
+    millions = [
+        sum(p.numel() for p in make_model(Architecture("bn", n, "pad"), "builtin").parameters())
+        for n in (3, 5, 7, 9, 18)
+    ]
+    assert [round(count / 1e4) for count in millions] == [27, 47, 66, 86, 173]
+
+
+def test_a_padded_shortcut_adds_nothing_but_zeros() -> None:
+    x = torch.randn(2, 3, 8, 6)
+    y = PadShortcut(3, 5)(x)
+    assert y.shape == (2, 5, 4, 3) and not y[:, 3:].any()
+    for row in range(4):
+        for column in range(3):
+            assert torch.equal(y[:, :3, row, column], x[:, :, 2 * row, 2 * column])
+
+
+def test_he_initialisation() -> None:
+    """Normal, variance 2 / fan-in; torch.nn's own is uniform with a sixth of it."""
+    weight = build_model(Architecture("bn"), "builtin", 0, True).blocks[-1].conv2.weight
+    assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
+    wn = build_model(Architecture("wn"), "aten", 0, True).blocks[-1].conv2
+    assert torch.equal(wn.weight, weight) or torch.allclose(wn.weight, weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["builtin", "aten"])
+def test_number_of_groups(backend: str) -> None:
+    model = build_model(Architecture("gn", groups=8), backend, 0)
+    assert [model.norm.num_groups, model.blocks[-1].norm2.num_groups] == [8, 8]
+
+
+def test_torchs_synchronised_batch_norm_keeps_relu_and_parameters() -> None:
+    model = build_model(Architecture("bn"), "builtin", 0)
+    state = model.state_dict()
+    converted = builtin_norms.convert_sync_batchnorm(model)
+    norms = [m for m in converted.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(norms) == 15 and [norm.activation for norm in norms].count("relu") == 13
+    torch.testing.assert_close(converted.state_dict(), state)
+
+
+def test_norms_that_cannot_be_synchronised() -> None:
+    for norm, backend, message in (("wn", "aten", "mean-only"), ("bn", "builtin", "needs GPUs")):
+        with pytest.raises(UserError, match=message):
+            synchronise(build_model(Architecture(norm), backend, 0), norm, backend)

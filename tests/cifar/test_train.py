@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from config import TrainConfig, default_epochs
+from config import TrainConfig
 from errors import UserError
-from model import build_model
-from train import learning_rate_drops, make_optimizer, train
+from model import Architecture, build_model
+from recipes import RECIPES, default_epochs
+from train import make_optimizer, train
 
-FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "results.json", "steps.jsonl"}
+FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.npz", "results.json"} | {
+    "steps.jsonl"
+}
 
 
 @pytest.fixture
@@ -116,17 +119,22 @@ def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> 
 
 
 def test_rho_has_ten_times_the_learning_rate() -> None:
-    model = build_model("bin", "aten", depth_n=1, seed=0)
-    others, rho = make_optimizer(model, 0.1).param_groups
+    model = build_model(Architecture("bin", depth_n=1), "aten", seed=0)
+    others, rho = make_optimizer(model, RECIPES["he"], 0.1).param_groups
     assert (others["lr"], rho["lr"]) == (0.1, 1.0)
+    assert (others["weight_decay"], rho["weight_decay"]) == (1e-4, 0)
+    assert (others["momentum"], rho["momentum"]) == (0.9, 0.9)
     assert len(rho["params"]) == 9  # 1 + 2 in each of 3 blocks + 2 in shortcuts
     assert len(others["params"]) + 9 == len(list(model.parameters()))
 
 
-def test_learning_rate_falls_when_the_study_says() -> None:
-    assert learning_rate_drops(100) == [75, 95]
-    assert learning_rate_drops(10) == [8, 10]
-    assert learning_rate_drops(1) == [1, 1]  # after the only epoch: never
+def test_learning_rate_falls_when_the_recipes_say() -> None:
+    study, he = RECIPES["study"], RECIPES["he"]
+    assert study.milestones(100) == [75, 95]
+    assert study.milestones(10) == [8, 10]
+    assert study.milestones(1) == [1, 1]  # after the only epoch: never
+    steps = -(-45_000 // 128)  # in an epoch of He et al.: drops at 32,000 and 48,000 of 64,000
+    assert [steps * epochs for epochs in (*he.milestones(182), 182)] == [32_032, 48_224, 64_064]
 
 
 def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
@@ -135,8 +143,8 @@ def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
 
 
 def test_default_epochs() -> None:
-    assert default_epochs("cifar10", interpreted=False) == 100
-    assert [default_epochs("digits", interpreted) for interpreted in (False, True)] == [10, 1]
+    assert [default_epochs(name, "cifar10", False) for name in ("study", "he")] == [100, 182]
+    assert [default_epochs("he", "digits", interpreted) for interpreted in (False, True)] == [10, 1]
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(run: Callable[..., Path]) -> None:
@@ -168,6 +176,9 @@ def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Pa
         ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
         ({"data_dir": None, "dataset_label": "x"}, "--dataset-label"),
         ({"norm": "bin", "backend": "builtin"}, "no BIN"),
+        ({"groups": 4}, "--groups is for --norm gn"),
+        ({"norm": "gn", "groups": 3}, "--groups is 3; it must divide 16"),
+        ({"cuda_graph": True, "amp": "fp16"}, "--cuda-graph with --amp fp16"),
     ],
 )
 def test_bad_flags(run: Callable[..., Path], flags: dict[str, Any], message: str) -> None:
@@ -177,7 +188,11 @@ def test_bad_flags(run: Callable[..., Path], flags: dict[str, Any], message: str
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--data-dir", "nowhere"], "error: --data-dir nowhere"), (["--norm", "batch"], "'--norm'")],
+    [
+        (["--data-dir", "nowhere"], "error: --data-dir nowhere"),
+        (["--norm", "batch"], "'--norm'"),
+        (["--cuda-graph", "--device", "cpu"], "error: --cuda-graph: there is no GPU here"),
+    ],
 )
 def test_errors_are_for_people(
     run_script: Callable[..., subprocess.CompletedProcess[str]],

@@ -1,0 +1,31 @@
+"""The metrics of a run in TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+
+class Curves:
+    """Writes rows of metrics.jsonl as scalars."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Each number of the row, at its epoch."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+
+def open_curves(output: Path, epoch: int) -> Curves:
+    """Curves in OUTPUT/tensorboard that go on after `epoch`. UserError without tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard: the package tensorboard is not installed; pip install tensorboard"
+        ) from None
+    return Curves(SummaryWriter(str(output / "tensorboard"), purge_step=epoch + 1))

@@ -1,0 +1,116 @@
+"""Which runs a study consists of."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from config import Norm, Setting, TrainConfig
+from errors import UserError
+from recipes import RECIPES
+
+Part = Literal["variants", "builtin", "batch", "speed"]
+Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "sn", "wn"]
+
+SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
+BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven
+BATCH_NORMS = ("bn", "gn")
+WN_RATE = 0.03  # 0.1 diverges
+BATCH = 128
+RATE = 0.1
+
+
+@dataclass(frozen=True)
+class StudyConfig(Setting):
+    """Run the whole study, norm against norm, into OUTPUT; call it again and it goes on.
+
+    OUTPUT/runs/NAME/seedSEED holds the files of train.py, OUTPUT/speed.jsonl what speed.py
+    measured, OUTPUT/logs what both printed. `python cifar/report.py OUTPUT` reads them, at any
+    time.
+    """
+
+    output: Path = field(kw_only=True)
+    """The study's folder."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int | None = None
+    """Of each run; the schedule is scaled to it. Default: the recipe's 100 or 182."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """variants: norm against norm. builtin: torch.nn's norms where ours has a twin. batch: bn
+    against gn at each batch size. speed: images/s and memory in training."""
+    variants: tuple[Variant, ...] = SEVEN
+    """Of the parts variants and speed."""
+    batch_sizes: tuple[int, ...] = (128, 32, 8, 4, 2)
+    """Of the part batch; the learning rate is 0.1 * batch size / 128 there, as Wu and He (arXiv
+    1803.08494) scale it."""
+    batch_epochs: int | None = None
+    """Of its runs. Default: 60% of --epochs, as in the study."""
+    jobs: int = 1
+    """Runs at a time."""
+    seconds: float | None = None
+    """Stop after so long, in the middle of runs; call again to go on."""
+
+    def check(self) -> None:
+        """Raises UserError for values that no study can have; those of runs are train.py's."""
+        for name in ("epochs", "batch_epochs", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("seeds", "parts", "variants", "batch_sizes"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must name at least one, and none twice; got {values}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the study."""
+
+    part: Part
+    name: str
+    config: TrainConfig
+
+
+def planned(study: StudyConfig) -> list[Run]:
+    """All trainings, a whole seed before the next, in the order of StudyConfig.parts."""
+    parts = itertools.product(study.seeds, study.parts)
+    return [run for seed, part in parts for run in plan_part(study, part, seed)]
+
+
+def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[Run]:
+    """The trainings of one part and seed."""
+    epochs = study.epochs or RECIPES[study.recipe].epochs
+    names: dict[str, dict[str, Any]] = {}
+    if part == "variants":
+        names = {name: {"epochs": epochs} for name in study.variants}
+    elif part == "builtin":
+        names = {name: {"epochs": epochs} for name in BUILTIN}
+    elif part == "batch":
+        short = study.batch_epochs or -(-epochs * 3 // 5)
+        names = {
+            f"{norm}-batch{size}": {"epochs": short, "batch_size": size, "lr": RATE * size / BATCH}
+            for size in study.batch_sizes
+            for norm in BATCH_NORMS
+        }
+    for name, flags in names.items():
+        yield Run(part, name, train_config(study, name, seed, **flags))
+
+
+def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> TrainConfig:
+    """The flags of the training called `name`, nothing left open."""
+    norm, *variant = name.split("-")
+    shared = {f.name: getattr(study, f.name) for f in fields(Setting)}
+    shared["shortcut"] = study.shortcut or RECIPES[study.recipe].shortcut
+    if norm == "wn":
+        flags["lr"] = WN_RATE
+    assert norm in get_args(Norm)
+    return TrainConfig(
+        **shared,
+        norm=norm,  # type: ignore[arg-type]
+        backend="builtin" if "builtin" in variant else "auto",
+        seed=seed,
+        output=study.output / "runs" / name / f"seed{seed}",
+        resume=True,
+        **flags,
+    )
