@@ -38,10 +38,10 @@ class TrainConfig:
     """Of plain SGD; x0.1 after 75% and after 95% of the epochs. The rho of bin has 10 times it."""
     seed: int = 0
     """Decides the weights, the batches and their augmentation, alike for every backend."""
-    dataset: Literal["auto", "cifar10", "digits"] = "auto"
+    dataset: Literal["auto", "cifar10", "cifar100", "digits"] = "auto"
     """auto: CIFAR-10 from --data-dir, else downloaded; if that fails, scikit-learn's digits."""
     data_dir: Path | None = None
-    """A folder with cifar-10-batches-py in it, or that folder itself."""
+    """A folder with cifar-10-batches-py or cifar-100-python in it, or that folder itself."""
     dataset_label: str | None = None
     """What the results call the data in --data-dir, e.g. "CIFAR-10 (JPEG q75)"."""
     output: Path | None = None
@@ -61,7 +61,9 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}; it must lie in [0, 2**63)")
         if self.dataset == "digits" and self.data_dir is not None:
-            raise UserError("--data-dir is for CIFAR-10; leave it out with --dataset digits")
+            raise UserError(
+                "--data-dir is for CIFAR-10 and CIFAR-100; leave it out with --dataset digits"
+            )
         if self.dataset_label is not None and self.data_dir is None:
             raise UserError("--dataset-label names the data in --data-dir; give both or neither")
 

@@ -191,7 +191,7 @@ def train(config: TrainConfig) -> Path:
             "debugging tool, very slow; its images/s say nothing about any GPU",
             file=sys.stderr,
         )
-    dataset = load_dataset(config)
+    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, 0.2)
     epochs = config.epochs or default_epochs(dataset.key, interpreted)
     config = dataclasses.replace(config, epochs=epochs)
     run_name = f"{dataset.key}-{config.norm}-{config.backend}-seed{config.seed}"

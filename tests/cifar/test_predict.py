@@ -24,7 +24,7 @@ def checkpoint(tiny_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def csv(tiny_cifar: Path, tmp_path: Path) -> Path:
-    images = load_dataset(TrainConfig(data_dir=tiny_cifar)).train.images
+    images = load_dataset("auto", tiny_cifar, None, 0.2).train.images
     file = tmp_path / "images.csv"
     np.savetxt(file, images.reshape(len(images), -1).numpy(), fmt="%d", delimiter=",")
     return file
@@ -43,7 +43,7 @@ def test_round_trip(
     done = run_script("test.py", *flags)
     assert done.returncode == 0, done.stderr
     labels = torch.tensor([int(line) for line in output.read_text().splitlines()])
-    truth = load_dataset(TrainConfig(data_dir=tiny_cifar)).train.labels
+    truth = load_dataset("auto", tiny_cifar, None, 0.2).train.labels
     assert (labels == truth).double().mean() > 0.9
     assert set(labels.tolist()) == {0, 1, 2}
 
