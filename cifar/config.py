@@ -72,21 +72,6 @@ class TrainConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PATHS}
 
 
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predict the labels of a CSV of images with a trained checkpoint."""
-
-    checkpoint: Path
-    """checkpoint.pt of a run of train.py."""
-    images: Path
-    """One image a row: 3072 values 0-255 in CHW order, no header."""
-    output: Path
-    """One predicted label (an integer) a line, in the order of the rows."""
-    backend: Backend = "auto"
-    """Any backend reads any checkpoint, whichever it was trained with."""
-    device: Device = "auto"
-
-
 def default_epochs(dataset: str, interpreted: bool) -> int:
     """The study's 100 for CIFAR-10; few for the digits, so that a first try ends within minutes."""
     if dataset != "digits":
