@@ -29,10 +29,10 @@ class Setting:
     shortcut: Shortcut | None = None
     """Where the shape changes: 1x1 convolution + norm, or every second pixel padded with zero
     channels. Default: the recipe's."""
-    dataset: Literal["auto", "cifar10", "digits"] = "auto"
+    dataset: Literal["auto", "cifar10", "cifar100", "digits"] = "auto"
     """auto: CIFAR-10 from --data-dir, else downloaded; if that fails, scikit-learn's digits."""
     data_dir: Path | None = None
-    """A folder with cifar-10-batches-py in it, or that folder itself."""
+    """A folder with cifar-10-batches-py or cifar-100-python in it, or that folder itself."""
     dataset_label: str | None = None
     """What the results call the data in --data-dir, e.g. "CIFAR-10 (JPEG q75)"."""
     device: Device = "auto"
@@ -93,7 +93,9 @@ class TrainConfig(Setting):
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}; it must lie in [0, 2**63)")
         if self.dataset == "digits" and self.data_dir is not None:
-            raise UserError("--data-dir is for CIFAR-10; leave it out with --dataset digits")
+            raise UserError(
+                "--data-dir is for CIFAR-10 and CIFAR-100; leave it out with --dataset digits"
+            )
         if self.dataset_label is not None and self.data_dir is None:
             raise UserError("--dataset-label names the data in --data-dir; give both or neither")
         if self.groups is not None and self.norm != "gn":
@@ -109,18 +111,3 @@ class TrainConfig(Setting):
         """The flags that decide what is computed, as plain values."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name not in NOT_RECORDED}
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predict the labels of a CSV of images with a trained checkpoint."""
-
-    checkpoint: Path
-    """checkpoint.pt of a run of train.py."""
-    images: Path
-    """One image a row: 3072 values 0-255 in CHW order, no header."""
-    output: Path
-    """One predicted label (an integer) a line, in the order of the rows."""
-    backend: Backend = "auto"
-    """Any backend reads any checkpoint, whichever it was trained with."""
-    device: Device = "auto"

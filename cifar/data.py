@@ -1,13 +1,14 @@
-"""The data sets: CIFAR-10, or scikit-learn's digits where there is neither a copy nor a network."""
+"""The data sets: CIFAR-10, CIFAR-100, or scikit-learn's digits where there is no network."""
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-import cifar10
+import archives
 import numpy as np
 import torch
 import torch.nn.functional as F
-from config import TrainConfig
+from archives import ARCHIVES, Archive
 from errors import UserError
 from rich.console import Console
 from rich.panel import Panel
@@ -33,7 +34,7 @@ class Split:
 class Dataset:
     """A data set, split the same way in every run whatever its seed."""
 
-    key: str  # "cifar10" or "digits"
+    key: str  # "cifar10", "cifar100" or "digits"
     name: str  # as results call it
     class_names: tuple[str, ...]
     train: Split
@@ -54,31 +55,41 @@ class Dataset:
         return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
-    """What --dataset and --data-dir ask for. Raises UserError for missing or damaged files."""
-    if config.dataset == "digits":
+def load_dataset(
+    dataset: str, data_dir: Path | None, label: str | None, validation_share: float
+) -> Dataset:
+    """What --dataset, --data-dir and --dataset-label ask for.
+
+    Of CIFAR's training images the last `validation_share`, a fraction, are for validation; the
+    digits have a split of their own. Raises UserError for missing or damaged files.
+    """
+    if dataset == "digits":
         return load_digits()
-    if config.data_dir is not None:
-        return load_cifar10(*cifar10.read_folder(config.data_dir), config.dataset_label)
+    archive = ARCHIVES["cifar10" if dataset == "auto" else dataset]
+    if data_dir is not None:
+        return load_archive(archive, data_dir, label, validation_share)
     try:
-        folder = cifar10.download()
-    except cifar10.Offline as error:
-        if config.dataset == "cifar10":
-            message = f"cannot download {cifar10.URL} ({error}); give a copy with --data-dir"
-            raise UserError(message) from None
-        announce_digits(str(error))
-        return load_digits()
-    return load_cifar10(*cifar10.read_folder(folder))
+        data_dir = archives.download(archive)
+    except archives.Offline as error:
+        if dataset == "auto":
+            announce_digits(str(error))
+            return load_digits()
+        message = f"cannot download {archive.url} ({error}); give a copy with --data-dir"
+        raise UserError(message) from None
+    return load_archive(archive, data_dir, label, validation_share)
 
 
-def load_cifar10(train: cifar10.Arrays, test: cifar10.Arrays, label: str | None = None) -> Dataset:
-    """The last fifth of the training images, in the files' (random) order, is for validation."""
+def load_archive(
+    archive: Archive, data_dir: Path, label: str | None, validation_share: float
+) -> Dataset:
+    """Split as the files order the images, which is at random."""
+    train, test, names = archives.read_folder(archive, data_dir)
     images, labels = (torch.from_numpy(array) for array in train)
-    count = len(labels) - len(labels) // 5
+    count = len(labels) - round(validation_share * len(labels))
     return Dataset(
-        key="cifar10",
-        name=label or "CIFAR-10",
-        class_names=cifar10.CLASSES,
+        key=archive.key,
+        name=label or archive.name,
+        class_names=names,
         train=Split(images[:count], labels[:count]),
         val=Split(images[count:], labels[count:]),
         test=Split(*(torch.from_numpy(array) for array in test)),

@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A flag, file or result that the user must change; the message says how, in one line."""
+    """A flag, file or result that the user must change; the message says how, in one line.
+
+    Where images cannot be read, one more line for each names it.
+    """
 
 
 def run_script(main: Callable[[], None]) -> None:

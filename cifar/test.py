@@ -1,74 +1,96 @@
-"""Predict the labels of a CSV of images with a checkpoint: python cifar/test.py --help."""
+"""Predict the labels of images with a checkpoint: python cifar/test.py --help."""
 
-import itertools
-from collections.abc import Iterator
+import csv
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from backends import select_backend, select_device
-from batches import EVAL_BATCH, Normalise, predict
-from config import PredictConfig
+from batches import Normalise, predict
+from config import Backend, Device
 from errors import UserError, run_script
 from files import load_checkpoint, write_atomic
+from images import png_files, read_batches
 from model import Architecture, ResNet, make_model
 
-PIXELS = 3 * 32 * 32
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict the labels of a CSV or of a folder of images with a trained checkpoint."""
+
+    checkpoint: Path
+    """checkpoint.pt of a run of train.py, or the run's folder."""
+    images: Path
+    """A CSV, one image a row: 3072 values 0-255 in CHW order, no header. Or a folder of PNG files
+    of 32x32 pixels."""
+    output: Path
+    """For a CSV one predicted label (an integer) a line, in the order of the rows; for a folder
+    lines NAME,LABEL in the order of the names."""
+    backend: Backend = "auto"
+    """Any backend reads any checkpoint, whichever it was trained with."""
+    device: Device = "auto"
 
 
-def parse_row(line: str, where: str) -> np.ndarray:
-    """float32 (3, 32, 32) of one CSV row. Raises UserError, which begins with `where`."""
-    fields = line.split(",")
-    if len(fields) != PIXELS:
-        raise UserError(f"{where} has {len(fields)} values, an image has {PIXELS}")
-    try:
-        values = np.fromiter(map(float, fields), np.float32, PIXELS)
-    except ValueError as error:
-        raise UserError(f"{where}: {error} (there must be no header)") from None
-    outside = ~((values >= 0) & (values <= 255))  # NaN compares false, so it is outside
-    if outside.any():
-        column = int(outside.argmax())
-        raise UserError(f"{where}: value {column + 1} is {fields[column].strip()}, not 0 to 255")
-    return values.reshape(3, 32, 32)
+def find_checkpoint(path: Path) -> Path:
+    """`path`, or its checkpoint.pt if it is the folder of a run.
 
-
-def read_images(path: Path) -> Iterator[torch.Tensor]:
-    """Yields float32 (B, 3, 32, 32) with B <= EVAL_BATCH, so that a large file needs little memory.
-
-    Raises UserError naming the first malformed row.
+    Raises UserError for the folder of an unfinished run, and for any other.
     """
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        rows = (parse_row(line, f"{path}: row {i}") for i, line in enumerate(file, start=1))
-        while chunk := list(itertools.islice(rows, EVAL_BATCH)):
-            yield torch.from_numpy(np.stack(chunk))
+    if not path.is_dir():
+        return path
+    if (path / "results.json").is_file():  # the mark of a finished run
+        return path / "checkpoint.pt"
+    for file in (path / "unfinished" / "checkpoint.pt", path / "checkpoint.pt"):
+        if file.is_file():
+            raise UserError(
+                f"--checkpoint {path}: this run has not finished; let it end, or give {file} for "
+                "the weights that it has"
+            )
+    raise UserError(f"--checkpoint {path} holds no finished run; give checkpoint.pt or its folder")
 
 
-def load_model(config: PredictConfig, device: torch.device) -> tuple[ResNet, Normalise]:
+def check_output(config: PredictConfig, checkpoint: Path) -> None:
+    """Raises UserError if --output is a folder or a file that is read."""
+    inputs = [checkpoint, config.images]
+    if config.images.is_dir():
+        inputs += png_files(config.images)
+    if config.output.resolve() in (file.resolve() for file in inputs):
+        raise UserError(f"--output {config.output} would overwrite an input")
+    if config.output.is_dir():
+        raise UserError(f"--output {config.output} is a folder; give a file")
+
+
+def load_model(file: Path, backend: Backend, device: torch.device) -> tuple[ResNet, Normalise]:
     """The trained model and its normalisation. Raises UserError if the checkpoint does not fit."""
-    checkpoint = load_checkpoint(config.checkpoint)
-    model = make_model(Architecture(**checkpoint["architecture"]), config.backend)
+    checkpoint = load_checkpoint(file)
+    model = make_model(Architecture(**checkpoint["architecture"]), backend)
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError:
-        message = f"the weights in {config.checkpoint} do not fit the model that its config names"
+        message = f"the weights in {file} do not fit the model that its config names"
         raise UserError(message) from None
     return model.to(device), Normalise(checkpoint["mean"], checkpoint["std"], device)
 
 
 def test(config: PredictConfig) -> None:
-    """Read, predict, write; the output appears only if every row is an image."""
-    if config.output.resolve() in (config.images.resolve(), config.checkpoint.resolve()):
-        raise UserError(f"--output {config.output} would overwrite an input")
+    """Read, predict, write; the output appears only if every image can be read."""
+    checkpoint = find_checkpoint(config.checkpoint)
+    check_output(config, checkpoint)
     device = select_device(config.device)
     select_backend(config.backend, device)
-    model, normalise = load_model(config, device)
-    parts = [predict(model, images, normalise, device) for images in read_images(config.images)]
-    if not parts:
-        raise UserError(f"{config.images} has no rows")
-    text = "".join(f"{label}\n" for label in torch.cat(parts).tolist())
-    write_atomic(config.output, lambda file: file.write(text.encode()))
-    print(f"{sum(map(len, parts))} labels: {config.output}")
+    model, normalise = load_model(checkpoint, config.backend, device)
+    text, count = io.StringIO(), 0
+    writer = csv.writer(text, lineterminator="\n")
+    for names, images in read_batches(config.images):
+        labels = predict(model, images, normalise, device).tolist()
+        columns = (names, labels) if config.images.is_dir() else (labels,)
+        writer.writerows(zip(*columns, strict=True))
+        count += len(labels)
+    content = text.getvalue().encode(errors="surrogateescape")  # a file's name may be no UTF-8
+    write_atomic(config.output, lambda file: file.write(content))
+    print(f"{count} labels: {config.output}")
 
 
 def main() -> None:

@@ -282,7 +282,12 @@ def train(config: TrainConfig) -> Path:
             "debugging tool, very slow; its images/s say nothing about any GPU",
             file=sys.stderr,
         )
-    dataset = load_dataset(config)
+    if not world.leads:
+        world.wait()  # the leading process may have to download
+    share = RECIPES[config.recipe].validation_share
+    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
+    if world.leads:
+        world.wait()
     config = complete(config, dataset, interpreted)
     assert config.output is not None
     folder = RunFolder(config.output)

@@ -1,4 +1,4 @@
-"""The scripts' folder on sys.path (they import one another by bare names) and a tiny CIFAR-10."""
+"""The scripts' folder on sys.path (they import one another by bare names) and tiny data sets."""
 
 import importlib.util
 import os
@@ -20,6 +20,7 @@ ROWS = {"data_batch_1": 12, "data_batch_2": 9, "data_batch_3": 10, "data_batch_4
     "data_batch_5": 13,
     "test_batch": 7,
 }
+ROWS_100 = {"train": 20, "test": 6}
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,33 @@ def tiny_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name, batch in tiny_batches().items():
         (folder / name).write_bytes(pickle.dumps(batch))
+    return folder.parent
+
+
+def tiny_batches_100() -> dict[str, dict[bytes, Any]]:
+    """CIFAR-100's files in miniature, all their fields; the labels are the first and the last."""
+    generator = np.random.default_rng(1)
+    files: dict[str, dict[bytes, Any]] = {
+        name: {
+            b"filenames": [b"%d.png" % i for i in range(rows)],
+            b"batch_label": name.encode(),
+            b"fine_labels": generator.choice([0, 99], rows).tolist(),
+            b"coarse_labels": generator.integers(0, 20, rows).tolist(),
+            b"data": generator.integers(0, 256, (rows, 3072), np.uint8),
+        }
+        for name, rows in ROWS_100.items()
+    }
+    names = {b"fine_label_names": [b"fine %d" % i for i in range(100)]}
+    return files | {"meta": names | {b"coarse_label_names": [b"coarse"] * 20}}
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar100(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --data-dir. Read only, as tiny_cifar."""
+    folder = tmp_path_factory.mktemp("data100") / "cifar-100-python"
+    folder.mkdir()
+    for name, fields in tiny_batches_100().items():
+        (folder / name).write_bytes(pickle.dumps(fields, protocol=2))
     return folder.parent
 
 

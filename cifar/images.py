@@ -1,0 +1,97 @@
+"""The images of a CSV or of a folder of PNG files, in batches; every one that is none is named."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from batches import EVAL_BATCH
+from errors import UserError
+from PIL import Image, UnidentifiedImageError
+
+PIXELS = 3 * 32 * 32
+
+
+def parse_row(row: str) -> np.ndarray:
+    """float32 (3, 32, 32) of one row of a CSV. Raises UserError saying what is wrong with it."""
+    fields = row.split(",")
+    if len(fields) != PIXELS:
+        raise UserError(f"{len(fields)} values, an image has {PIXELS}")
+    try:
+        values = np.fromiter(map(float, fields), np.float32, PIXELS)
+    except ValueError as error:
+        raise UserError(f"{error} (there must be no header)") from None
+    outside = ~((values >= 0) & (values <= 255))  # NaN compares false, so it is outside
+    if outside.any():
+        column = int(outside.argmax())
+        raise UserError(f"value {column + 1} is {fields[column].strip()}, not 0 to 255")
+    return values.reshape(3, 32, 32)
+
+
+def rgb_values(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) of an image of any mode; transparency is ignored."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    # By way of RGBA: Pillow warns of palettes with transparency that become RGB at once.
+    return np.asarray(image.convert("RGBA").convert("RGB"))
+
+
+def read_png(file: Path) -> np.ndarray:
+    """uint8 (3, 32, 32) of a PNG file. Raises UserError saying what is wrong with it."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            width, height = image.size
+            if (width, height) == (32, 32):
+                return rgb_values(image).transpose(2, 0, 1)
+    except UnidentifiedImageError:
+        raise UserError("not a PNG file, or damaged where it begins") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(str(error)) from None
+    raise UserError(f"{width}x{height} pixels, an image has 32x32")
+
+
+def png_files(folder: Path) -> list[Path]:
+    """The folder's own, sorted by name; those of folders in it are left out."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png")
+
+
+def named_images(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yields each image's name, and what reads it, for the folder or the CSV at `path`."""
+    if path.is_dir():
+        yield from ((file.name, partial(read_png, file)) for file in png_files(path))
+        return
+    with path.open(encoding="utf-8-sig", errors="replace") as rows:
+        yield from ((f"row {i}", partial(parse_row, row)) for i, row in enumerate(rows, start=1))
+
+
+def readable_images(path: Path, bad: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields names and images until one cannot be read; it and all others like it go to `bad`."""
+    for name, read in named_images(path):
+        try:
+            image = read()
+        except UserError as error:
+            bad.append(f"  {name}: {error}")
+            continue
+        if not bad:
+            yield name, image
+
+
+def read_batches(path: Path) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """Yields B <= EVAL_BATCH names and images (B, 3, 32, 32) of values 0 to 255, uint8 or float32.
+
+    So a large file needs little memory. Raises UserError after the last batch, naming every image
+    that cannot be read, or if there is no image at all.
+    """
+    bad: list[str] = []
+    images, count = readable_images(path, bad), 0
+    while chunk := list(itertools.islice(images, EVAL_BATCH)):
+        names, values = zip(*chunk, strict=True)
+        count += len(chunk)
+        if not bad:
+            yield names, torch.from_numpy(np.stack(values))
+    if bad:
+        raise UserError("\n".join([f"{path}: {len(bad)} of its images cannot be read", *bad]))
+    if count == 0:
+        raise UserError(f"{path} has no images; give a CSV, an image a row, or a folder of PNGs")
