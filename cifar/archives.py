@@ -55,6 +55,10 @@ class Archive:
         return all((folder / name).is_file() for name in self.files)
 
 
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 CIFAR10 = Archive(
     key="cifar10",
     name="CIFAR-10",
@@ -63,10 +67,7 @@ CIFAR10 = Archive(
     test_file="test_batch",
     label_field="labels",
     class_count=10,
-    class_names=(
-        *("airplane", "automobile", "bird", "cat", "deer"),
-        *("dog", "frog", "horse", "ship", "truck"),
-    ),
+    class_names=CLASSES,
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     md5="c58f30108f718f92721af3b95e74349a",
 )

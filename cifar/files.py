@@ -42,6 +42,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add one JSON line for each row."""
+    lines = [json_line(row) for row in rows]
+    with path.open("a") as file:
+        file.writelines(lines)
+
+
 def write_torch(path: Path, content: dict[str, Any]) -> None:
     """Tensors and plain values only, so that load_checkpoint need not trust the file."""
     buffer = io.BytesIO()  # torch.save would turn the OSError of a full disk into a RuntimeError
@@ -155,8 +162,7 @@ class RunFolder:
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add one JSON line for each row."""
-        with (self.unfinished / name).open("a") as file:
-            file.writelines(map(json_line, rows))
+        append_rows(self.unfinished / name, rows)
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""

@@ -1,5 +1,6 @@
 """The whole study, norm against norm, in one command: python cifar/study.py --output DIR."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -156,6 +157,8 @@ def main() -> None:
     runs = planned(config)
     todo = left(runs)
     write_json(config.output / "study.json", describe(config, runs))
+    # `timeout` and batch systems end a study so; as an exception it ends the runs as well.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     study = Study(config)
     study.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     try:

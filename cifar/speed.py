@@ -1,0 +1,180 @@
+"""Images/s and memory of training, norm by norm, ours and torch's: python cifar/speed.py --help."""
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from backends import commit, describe_device, select_backend, select_device, versions
+from batches import Batch
+from config import Norm, Setting, TrainConfig
+from data import Dataset, load_dataset
+from errors import UserError, run_script
+from files import append_rows, read_rows
+from model import MISSING
+from recipes import RECIPES
+from rich.console import Console
+from train import Training
+from world import ALONE
+
+WARM_UP = 5  # steps: compilation, memory, three eager ones before a CUDA graph
+
+
+@dataclass(frozen=True)
+class SpeedConfig(Setting):
+    """Time the training loop of train.py with our norms, with torch.nn's, and with either compiled.
+
+    The four take turns of --steps steps, --rounds times; what is kept are medians. Appends a row
+    for each to OUTPUT; norms that OUTPUT has already, of the same flags, are skipped.
+    """
+
+    output: Path = field(kw_only=True)
+    """A JSON lines file."""
+    norms: tuple[Norm, ...] = ("none", "bn", "in", "bin", "ln", "gn")
+    batch_size: int = 128
+    steps: int = 20
+    """Of a turn."""
+    rounds: int = 9
+    compile: bool = True
+    """Also measure the model compiled."""
+
+
+def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
+    """The runs that take turns, by name."""
+    shared = {f.name: getattr(config, f.name) for f in fields(Setting) if f.name != "compile"}
+    shared["shortcut"] = config.shortcut or RECIPES[config.recipe].shortcut
+    ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, epochs=1)
+    found = {} if norm == "none" else {"fastnorm": ours}
+    if norm not in MISSING:
+        found["builtin"] = replace(ours, backend="builtin")
+    compiled = {f"{name}-compile": replace(c, compile=True) for name, c in found.items()}
+    return found | (compiled if config.compile else {})
+
+
+class Contender:
+    """A training that runs some steps at a time."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
+        self.device = device
+        before = self.memory()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.training = Training(config, dataset, device, ALONE)
+        self.training.model.train()
+        self.batches = self.full_batches()
+        self.seconds(WARM_UP)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        self.peak_mib = None if peak is None or before is None else (peak - before) / 2**20
+
+    def memory(self) -> int | None:
+        """Bytes in use on a GPU."""
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def full_batches(self) -> Iterator[Batch]:
+        """Without end, and without the smaller last batch of an epoch."""
+        while True:
+            yield from itertools.islice(self.training.batches.epoch(), self.full)
+
+    @property
+    def full(self) -> int:
+        """Batches of full size in an epoch."""
+        return len(self.training.dataset.train) // self.training.config.batch_size
+
+    def seconds(self, steps: int) -> float:
+        """Train; the time from an idle device to an idle device."""
+        self.wait()
+        start = time.perf_counter()
+        for batch in itertools.islice(self.batches, steps):
+            outcome = self.training.train_step(batch)
+        self.wait()
+        seconds = time.perf_counter() - start
+        if not outcome.loss.isfinite():
+            raise UserError(f"{self.training.config.norm}: the loss is not finite")
+        return seconds
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(
+    config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device
+) -> list[dict[str, Any]]:
+    """One row for each provider of `norm`."""
+    contenders = {
+        name: Contender(run, dataset, device) for name, run in providers(config, norm).items()
+    }
+    turns: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(config.rounds):
+        for name, contender in contenders.items():
+            turns[name].append(contender.seconds(config.steps))
+    images = config.steps * config.batch_size
+    rows = []
+    for name, contender in contenders.items():
+        rates = sorted(images / seconds for seconds in turns[name])
+        median = statistics.median(rates)
+        pairs = zip(turns.get("builtin", ()), turns[name], strict=False)
+        ratios = [builtin / seconds for builtin, seconds in pairs]
+        rows.append(
+            {
+                **key(config, norm),
+                "provider": name,
+                "images_per_second": median,
+                "p20": rates[round(0.2 * (len(rates) - 1))],
+                "p80": rates[round(0.8 * (len(rates) - 1))],
+                "ratio": statistics.median(ratios) if ratios else None,
+                "epoch_seconds": len(dataset.train) / median,
+                "peak_mib": contender.peak_mib,
+                "steps": config.steps,
+                "rounds": config.rounds,
+                "dataset": dataset.name,
+                "device": describe_device(device),
+                "threads": torch.get_num_threads() if device.type == "cpu" else None,
+                "versions": versions(),
+                "commit": commit(),
+            }
+        )
+    return rows
+
+
+def key(config: SpeedConfig, norm: Norm) -> dict[str, Any]:
+    """What rows must share to be of the same measurement."""
+    names = ("batch_size", "depth_n", "recipe", "amp", "channels_last", "cuda_graph")
+    return {"norm": norm, **{name: getattr(config, name) for name in names}}
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(SpeedConfig)
+    device = select_device(config.device)
+    select_backend("auto", device)
+    share = RECIPES[config.recipe].validation_share
+    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
+    if len(dataset.train) < config.batch_size:
+        raise UserError(f"--batch-size is {config.batch_size}, of {len(dataset.train)} images")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    done = read_rows(config.output)
+    for norm in config.norms:
+        wanted = key(config, norm)
+        if any(all(row[name] == value for name, value in wanted.items()) for row in done):
+            continue
+        rows = measure(config, norm, dataset, device)
+        append_rows(config.output, rows)
+        for row in rows:
+            ratio = "" if row["ratio"] is None else f"  {row['ratio']:.2f} x builtin"
+            console.print(
+                f"{norm:5s} {row['provider']:17s} {row['images_per_second']:9,.0f} images/s{ratio}"
+            )
+        del rows
+        gc.collect()  # compiled models hold themselves in cycles
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,64 @@
+"""What speed.py measures, and that it does not measure twice."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from data import load_dataset
+from files import read_rows
+from speed import SpeedConfig, measure, providers
+
+CPU = torch.device("cpu")
+
+
+def test_who_is_measured() -> None:
+    config = SpeedConfig(output=Path("x"), amp="bf16")
+    four = ["fastnorm", "builtin", "fastnorm-compile", "builtin-compile"]
+    assert list(providers(config, "bn")) == four
+    assert list(providers(config, "bin")) == ["fastnorm", "fastnorm-compile"]
+    assert list(providers(config, "none")) == ["builtin", "builtin-compile"]
+    for name, run in providers(config, "gn").items():
+        assert run.compile == name.endswith("compile") and run.amp == "bf16"
+        assert (run.backend == "builtin") == name.startswith("builtin")
+
+
+def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of one second a turn, but two for torch's: 2 steps of 8 images."""
+    dataset = load_dataset("cifar10", tiny_cifar, "tiny", 0.2)
+    config = SpeedConfig(
+        output=Path("x"), batch_size=8, steps=2, rounds=3, compile=False, depth_n=1
+    )
+    import speed
+
+    real = speed.Contender.seconds
+
+    def clocked(self: speed.Contender, steps: int) -> float:
+        assert real(self, steps) > 0
+        return 2.0 if self.training.config.backend == "builtin" else 1.0
+
+    monkeypatch.setattr(speed.Contender, "seconds", clocked)
+    ours, torchs = measure(config, "in", dataset, CPU)
+    assert (ours["images_per_second"], torchs["images_per_second"]) == (16, 8)
+    assert (ours["ratio"], torchs["ratio"]) == (2, 1)
+    assert ours["epoch_seconds"] == len(dataset.train) / 16
+    assert ours["peak_mib"] is None and ours["dataset"] == "tiny"
+
+
+def test_from_the_command_line(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "speed.jsonl"
+    flags = ["--output", output, "--data-dir", tiny_cifar, "--batch-size", 8, "--depth-n", 1]
+    flags += ["--steps", 1, "--rounds", 1, "--no-compile", "--norms", "gn"]
+    done = run_script("speed.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert [row["provider"] for row in read_rows(output)] == ["fastnorm", "builtin"]
+    before = output.read_bytes()
+    again = run_script("speed.py", *flags)
+    assert (again.stdout, output.read_bytes()) == ("", before)
+    run_script("speed.py", *flags, "--channels-last")
+    assert len(read_rows(output)) == 4
+    done = run_script("speed.py", *flags, "--batch-size", 999)
+    assert done.returncode == 1 and done.stderr == "error: --batch-size is 999, of 44 images\n"
