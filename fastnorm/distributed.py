@@ -63,13 +63,14 @@ class _Synchronised(_BatchNorm):
         return (batch_var + self.eps).rsqrt(), batch_mean, torch.zeros_like(batch_mean)
 
 
-class SyncBatchNorm(_Synchronised, nn.SyncBatchNorm):
+class SyncBatchNorm(_Synchronised, TorchBatchNorm):
     """torch.nn.SyncBatchNorm over (N, C, ...), with an activation and a residual.
 
     In training, in a process group of several, statistics are those of all processes' batches,
     which may differ in size and be empty; all have to take part in each call, forward and backward.
     In evaluation, and alone, it computes what fastnorm.BatchNorm2d does. Unlike torch's it runs on
-    CPUs too.
+    CPUs too; so it is a batch norm but no torch.nn.SyncBatchNorm, any of which
+    DistributedDataParallel refuses there.
     """
 
     def __init__(
@@ -86,11 +87,16 @@ class SyncBatchNorm(_Synchronised, nn.SyncBatchNorm):
         bias: bool = True,
         activation: str | None = None,
     ) -> None:
-        nn.SyncBatchNorm.__init__(
-            self, num_features, eps, momentum, affine, track_running_stats, process_group, device,
-            dtype, **_bias_argument(bias),
+        TorchBatchNorm.__init__(
+            self, num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            **_bias_argument(bias),
         )  # fmt: skip
+        self.process_group = process_group
         self._set_activation(activation)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return super().forward(input, residual)
