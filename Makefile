@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-matrix fuzz bench gpu gpu-test gpu-bench gpu-plot fastnorm-importable lint clean
+.PHONY: help env train test test-all test-matrix fuzz bench gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable lint clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,31 @@ gpu-bench: fastnorm-importable  ## its second: benchmarks.run, to OUT/rows.jsonl
 
 gpu-plot: fastnorm-importable  ## its third: figures and tables from OUT/rows.jsonl
 	@timeout $(PART_SECONDS) $(PYTHON) -m benchmarks.plot $(OUT)/rows.jsonl --out $(OUT) $(GPU_PLOT)
+
+# Seven variants, speed and batch sizes of the study, in calls of PART_SECONDS each until none is
+# left (the exit code says so: 3 is "call again"). The work lies in runs/gpu-study, which a call
+# continues; OUT gets it as study.tar.gz, to be unpacked into runs/ of another machine.
+STUDY := runs/gpu-study
+ifdef REHEARSE
+STUDY_FLAGS := --dataset digits --device cpu --epochs 1 --depth-n 1 --batch-sizes 128 --variants none bn gn
+else
+STUDY_FLAGS := --data-dir runs/data --dataset-label "CIFAR-10 (JPEG q75)" --device cuda \
+    --amp bf16 --channels-last --cuda-graph --batch-sizes 128 8
+endif
+STUDY_ARGS :=
+gpu-study: fastnorm-importable  ## on a GPU: the CIFAR study, OUT=DIR DATA=ARCHIVE of images; call until it says finished
+	@$(PYTHON) -c 'import tyro' 2>/dev/null || \
+	    $(PYTHON) -m pip install -q --no-index --no-deps .wheels/*.whl
+ifndef REHEARSE
+	@test -d runs/data || $(PYTHON) cifar/pack.py $(DATA) runs/data
+endif
+	@$(PYTHON) cifar/study.py --output $(STUDY) --seeds 0 --parts speed variants batch \
+	    --seconds $$(($(PART_SECONDS) - 60)) $(STUDY_FLAGS) $(STUDY_ARGS); status=$$?; \
+	    $(PYTHON) cifar/report.py $(STUDY) && cp $(STUDY)/report.html $(OUT); \
+	    tar czf $(OUT)/study.tar.gz -C $(dir $(STUDY)) $(notdir $(STUDY)) && exit $$status
+
+gpu-wheels:  ## with a network: into .wheels what gpu-study may lack on a machine without
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d .wheels tyro docstring-parser typeguard
 
 fastnorm-importable:
 	@test -n "$(OUT)" || { echo "say where to: make gpu OUT=DIR" >&2; exit 1; }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from errors import UserError
 from recipes import Shortcut
 
-Norm = Literal["bn", "in", "bin", "ln", "gn", "sn", "wn", "none"]
+Norm = Literal["bn", "in", "bin", "ln", "gn", "rms", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
 Device = Literal["auto", "cpu", "cuda"]
 Amp = Literal["off", "bf16", "fp16"]
@@ -56,9 +56,9 @@ class TrainConfig(Setting):
     """
 
     norm: Norm = "bn"
-    """Normalization after each convolution; ln has statistics over C, H, W, gn has C/4 groups, sn
-    is switchable, wn normalizes the convolutions' weights and has mean-only batch normalization
-    after them."""
+    """Normalization after each convolution; ln and rms have statistics over C, H, W, gn has C/4
+    groups, sn is switchable, wn normalizes the convolutions' weights and has mean-only batch
+    normalization after them."""
     backend: Backend = "auto"
     """Who computes it: a fastnorm backend, or builtin for torch.nn's modules, add and relu."""
     groups: int | None = None

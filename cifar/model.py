@@ -18,7 +18,12 @@ from torch import nn
 
 NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -> norm(x, residual)
 
-MISSING = {"bin": "BIN", "sn": "SN", "wn": "mean-only batch norm"}  # from torch.nn
+MISSING = {
+    "bin": "BIN",
+    "rms": "RMS norm of images",
+    "sn": "SN",
+    "wn": "mean-only batch norm",
+}  # from torch.nn
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Architecture:
 def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
 
-    All have a per-channel weight and bias, wn's a bias. `groups` is gn's, None for C/4. Raises
+    All have a per-channel weight and bias, rms' a weight, wn's a bias. `groups` is gn's, None for C/4. Raises
     UserError for a norm that torch.nn does not have.
     """
     if norm == "none":
@@ -53,10 +58,18 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
         "bin": lambda c, activation: modules.BatchInstanceNorm2d(c, activation=activation),
         "ln": lambda c, activation: modules.GroupNorm(1, c, activation=activation),
         "gn": lambda c, activation: modules.GroupNorm(groups or c // 4, c, activation=activation),
+        "rms": make_rms,
         "sn": lambda c, activation: modules.SwitchableNorm2d(c, activation=activation),
         "wn": lambda c, activation: modules.MeanOnlyBatchNorm2d(c, activation=activation),
     }
     return makers[norm]
+
+
+def make_rms(channels: int, activation: str | None) -> nn.Module:
+    """RMS norm over C, H, W."""
+    from rms import RMSNorm2d  # not at the top, as fastnorm
+
+    return RMSNorm2d(channels, activation=activation)
 
 
 class PadShortcut(nn.Module):

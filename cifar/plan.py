@@ -11,7 +11,7 @@ from errors import UserError
 from recipes import RECIPES
 
 Part = Literal["variants", "builtin", "batch", "speed"]
-Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "sn", "wn"]
+Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "sn", "wn"]
 
 SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
 BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven

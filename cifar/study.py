@@ -64,7 +64,7 @@ class Job:
         if self.process.returncode == 0:
             return f"{self.name}: done, {seconds}"
         lines = self.log.read_text().strip().splitlines()
-        return f"{self.name}: FAILED, {seconds}: {lines[-1] if lines else ''} (see {self.log})"
+        return f"{self.name}: FAILED, {seconds}: {lines[-1] if lines else 'no word'}"
 
 
 class Study:
@@ -112,17 +112,16 @@ class Study:
             job.process.wait()
 
     def run(self, runs: list[Run]) -> bool:
-        """Train all of `runs`, then measure speed, alone; False if time was up before the end."""
-        jobs = [(f"{run.name}-seed{run.config.seed}", train_flags(run.config)) for run in runs]
-        for name, flags in jobs:
-            if not self.start(name, command_line("train.py", flags)):
+        """Measure speed, alone, then train all of `runs`; False if time was up before the end."""
+        if "speed" in self.config.parts:
+            self.start("speed", command_line("speed.py", speed_flags(self.config)))
+            self.finish()
+        for run in runs:
+            name = f"{run.name}-seed{run.config.seed}"
+            if not self.start(name, command_line("train.py", train_flags(run.config))):
                 return False
         self.finish()
-        if "speed" in self.config.parts and self.start(
-            "speed", command_line("speed.py", speed_flags(self.config))
-        ):
-            self.finish()
-        return not self.out_of_time()
+        return not self.running
 
 
 def left(runs: list[Run]) -> list[Run]:
@@ -166,9 +165,7 @@ def main() -> None:
     finally:
         study.stop()
     if study.failed:
-        raise UserError(
-            f"{len(study.failed)} of {len(todo)} runs failed: {', '.join(study.failed)}"
-        )
+        raise UserError(f"failed: {', '.join(study.failed)}; see {config.output / 'logs'}")
     if not complete:
         study.console.print("time is up; call again to go on")
         sys.exit(STOPPED)

@@ -58,7 +58,7 @@ def test_same_as_builtin(norm: str, backend: str) -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     model = build_model(Architecture("bn", depth_n=1), "builtin", seed=0).state_dict()
-    for norm in ("bin", "sn", "wn", *NORMS_OF_TORCH):
+    for norm in ("bin", "rms", "sn", "wn", *NORMS_OF_TORCH):
         other = build_model(Architecture(norm, depth_n=1), "aten", seed=0).state_dict()
         conv2 = "parametrizations.weight.original1" if norm == "wn" else "weight"
         assert torch.equal(model["blocks.2.conv2.weight"], other[f"blocks.2.conv2.{conv2}"])
@@ -148,3 +148,18 @@ def test_norms_that_cannot_be_synchronised() -> None:
     for norm, backend, message in (("wn", "aten", "mean-only"), ("bn", "builtin", "needs GPUs")):
         with pytest.raises(UserError, match=message):
             synchronise(build_model(Architecture(norm), backend, 0), norm, backend)
+
+
+def test_rms_norm_of_images() -> None:
+    """Against its definition; torch.nn.RMSNorm has it without the weight per channel."""
+    norm = build_model(Architecture("rms"), "aten", 0).blocks[-1].norm2.double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 64))
+    x = 1 + torch.randn(3, 64, 5, 4, dtype=torch.float64, requires_grad=True)
+    y = norm(x)
+    plain = nn.functional.rms_norm(x, x.shape[1:], eps=1e-5)
+    expected = (plain * norm.weight[:, None, None]).relu()
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    dy = torch.randn_like(y)
+    ours, truth = (torch.autograd.grad(z, (x, norm.weight), dy) for z in (y, expected))
+    torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)

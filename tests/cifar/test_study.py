@@ -99,16 +99,19 @@ def test_a_study_from_the_command_line(
     assert other.returncode == 1 and "another --amp (there off, here bf16)" in other.stderr
 
 
-def test_a_failed_run_is_named_and_the_others_go_on(
+def test_what_failed_is_named_and_the_others_go_on(
     run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
 ) -> None:
-    """A file lies where a run's folder would be."""
-    (tmp_path / "runs" / "none").mkdir(parents=True)
-    (tmp_path / "runs" / "none" / "seed0").write_text("")
-    flags = ("--output", tmp_path, "--data-dir", tiny_cifar, *SMALL, "--parts", "variants")
-    # study.py itself finds the file before it starts anything
-    done = run_script("study.py", *flags)
-    assert done.returncode == 1 and "seed0 is a file" in done.stderr
+    """Speed wants 128 images, of which the tiny data set has 44."""
+    flags = ("--output", tmp_path, "--data-dir", tiny_cifar, *SMALL)
+    done = run_script("study.py", *flags, "--parts", "speed", "variants", "--jobs", 2)
+    assert "speed: FAILED" in done.stdout and "128, of 44 images" in done.stdout
+    assert done.returncode == 1 and "error: failed: speed; see" in done.stderr
+    assert len(list(tmp_path.glob("runs/*/seed0/results.json"))) == 2
+    (tmp_path / "runs" / "bn").mkdir()
+    (tmp_path / "runs" / "bn" / "seed0").write_text("")
+    done = run_script("study.py", *flags, "--parts", "variants", "--variants", "bn")
+    assert done.returncode == 1 and "seed0 is a file; give a folder" in done.stderr
 
 
 def test_time_is_up(
