@@ -20,7 +20,7 @@ NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -
 
 MISSING = {
     "bin": "BIN",
-    "rms": "RMS norm of images",
+    "rms": "RMS norm with a weight per channel",
     "sn": "SN",
     "wn": "mean-only batch norm",
 }  # from torch.nn
@@ -40,8 +40,8 @@ class Architecture:
 def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
 
-    All have a per-channel weight and bias, rms' a weight, wn's a bias. `groups` is gn's, None for C/4. Raises
-    UserError for a norm that torch.nn does not have.
+    All have a per-channel weight and bias, rms a weight alone, wn a bias alone. `groups` is gn's,
+    None for C/4. Raises UserError for a norm that torch.nn does not have.
     """
     if norm == "none":
         return lambda channels, activation: builtin_norms.Identity(activation=activation)

@@ -1,8 +1,11 @@
 """Make cifar-10-batches-py out of an archive of images: python cifar/pack.py --help."""
 
+import io
+import lzma
 import pickle
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +14,7 @@ import numpy as np
 import tyro
 from archives import CIFAR10, CLASSES
 from errors import UserError, run_script
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,29 @@ def read_images(archive: Path) -> Iterator[tuple[str, int, np.ndarray]]:
                 if member.isfile():
                     file = tar.extractfile(member)
                     assert file is not None
-                    with Image.open(file) as image:
-                        pixels = np.asarray(image.convert("RGB"))
-                    yield *place(archive, member.name, pixels.shape), pixels.transpose(2, 0, 1)
-    except (tarfile.TarError, EOFError, UnidentifiedImageError) as error:
+                    content = file.read()
+                    pixels = decode(archive, member.name, content)
+                    yield *place(archive, member.name), pixels.transpose(2, 0, 1)
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{archive} cannot be read as an archive of images: {error}") from None
 
 
-def place(archive: Path, name: str, shape: tuple[int, ...]) -> tuple[str, int]:
+def decode(archive: Path, name: str, content: bytes) -> np.ndarray:
+    """uint8 (32, 32, 3)."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # whatever Pillow's readers raise
+        raise UserError(f"{archive}: {name} cannot be read as an image: {error}") from None
+    if pixels.shape[:2] != (32, 32):
+        raise UserError(f"{archive}: {name} is {pixels.shape[1]}x{pixels.shape[0]}, not 32x32")
+    return pixels
+
+
+def place(archive: Path, name: str) -> tuple[str, int]:
     """The split and label that an image's path says."""
     match PurePosixPath(name).parts:
         case ("train" | "test" as split, label, _) if label in CLASSES:
-            if shape[:2] != (32, 32):
-                raise UserError(f"{archive}: {name} is {shape[1]}x{shape[0]}, not 32x32")
             return split, CLASSES.index(label)
     raise UserError(f"{archive}: {name} is not train/CLASS/NAME or test/CLASS/NAME")
 
