@@ -150,9 +150,8 @@ def key(config: SpeedConfig, norm: Norm) -> dict[str, Any]:
     return {"norm": norm, **{name: getattr(config, name) for name in names}}
 
 
-def main() -> None:
-    """The command line."""
-    config = tyro.cli(SpeedConfig)
+def compare(config: SpeedConfig) -> None:
+    """Measure what OUTPUT lacks."""
     device = select_device(config.device)
     select_backend("auto", device)
     share = RECIPES[config.recipe].validation_share
@@ -174,6 +173,11 @@ def main() -> None:
             )
         del rows
         gc.collect()  # compiled models hold themselves in cycles
+
+
+def main() -> None:
+    """The command line."""
+    compare(tyro.cli(SpeedConfig))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """What speed.py measures, and that it does not measure twice."""
 
-import subprocess
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from data import load_dataset
+from errors import UserError
 from files import read_rows
-from speed import SpeedConfig, measure, providers
+from speed import SpeedConfig, compare, measure, providers
 
 CPU = torch.device("cpu")
 
@@ -46,19 +46,21 @@ def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours["peak_mib"] is None and ours["dataset"] == "tiny"
 
 
-def test_from_the_command_line(
-    run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
+def test_what_is_there_is_not_measured_again(
+    tiny_cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "speed.jsonl"
-    flags = ["--output", output, "--data-dir", tiny_cifar, "--batch-size", 8, "--depth-n", 1]
-    flags += ["--steps", 1, "--rounds", 1, "--no-compile", "--norms", "gn"]
-    done = run_script("speed.py", *flags)
-    assert done.returncode == 0, done.stderr
+    config = SpeedConfig(
+        output=output, data_dir=tiny_cifar, batch_size=8, depth_n=1, steps=1, rounds=1,
+        compile=False, norms=("gn",),
+    )  # fmt: skip
+    compare(config)
     assert [row["provider"] for row in read_rows(output)] == ["fastnorm", "builtin"]
+    assert "1.00 x builtin" in capsys.readouterr().out.splitlines()[1]
     before = output.read_bytes()
-    again = run_script("speed.py", *flags)
-    assert (again.stdout, output.read_bytes()) == ("", before)
-    run_script("speed.py", *flags, "--channels-last")
+    compare(config)
+    assert (capsys.readouterr().out, output.read_bytes()) == ("", before)
+    compare(dataclasses.replace(config, channels_last=True))
     assert len(read_rows(output)) == 4
-    done = run_script("speed.py", *flags, "--batch-size", 999)
-    assert done.returncode == 1 and done.stderr == "error: --batch-size is 999, of 44 images\n"
+    with pytest.raises(UserError, match="--batch-size is 999, of 44 images"):
+        compare(dataclasses.replace(config, batch_size=999))
