@@ -33,7 +33,9 @@ def draw_mean(panel: Axes, runs: Sequence[Run], key: str, first: int = 1, **styl
     epochs = runs[0].epochs()[: len(mean)]
     shown = epochs >= first
     name = runs[0].name
-    panel.plot(epochs[shown], mean[shown], label=label(name), **{**line_style(name), **style})
+    marker = "." if shown.sum() == 1 else ""  # of one epoch there is no line
+    look = {**line_style(name), "marker": marker, **style}
+    panel.plot(epochs[shown], mean[shown], label=label(name), **look)
     if len(runs) > 1:
         panel.fill_between(
             epochs[shown], low[shown], high[shown], color=colour(name), alpha=0.15, linewidth=0

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow, too pale for a line
-# on white, is darkened.
+# Okabe and Ito's colours, which colour-blind readers tell apart; Paul Tol's wine takes the place of
+# their yellow, too pale for a line on white.
 COLOURS = {
     "none": "#000000",
     "bn": "#0072B2",
@@ -19,7 +19,7 @@ COLOURS = {
     "ln": "#CC79A7",
     "gn": "#D55E00",
     "sn": "#56B4E9",
-    "wn": "#8C8200",
+    "wn": "#882255",
 }
 WIDTH = 8.6  # inches; 100 to the inch fill a page of 900 pixels, so 9 points are 12.5 pixels
 DPI = 170  # finer than shown, for sharp screens
