@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from errors import UserError
+from plan import BATCH_NORMS
 from plot_style import Missing
 from significance import Pair, discordant, holm, indistinct_groups, mcnemar, welch
-from study_files import BATCH_NORMS, BUILTIN, VARIANTS, Run, Study
+from study_files import TWINS, VARIANTS, Run, Study
 
 LEVEL = 0.05
 
@@ -101,7 +102,7 @@ class BuiltinPair:
 def builtin_pairs(study: Study) -> list[BuiltinPair]:
     """Each norm that has finished a seed with both. Raises Missing if there is none."""
     pairs = []
-    for norm in BUILTIN:
+    for norm in TWINS:
         ours, theirs = (by_seed(study.finished(name)) for name in (norm, f"{norm}-builtin"))
         if seeds := sorted(set(ours) & set(theirs)):
             mine, other = (

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from plan import BATCH_NORMS
 from plot_style import COLOURS, Missing, Picture, colour, line_style, mean_curve, new_figure
 from speeds import NO_SPEEDS, provider_name, speed_groups
-from study_files import BATCH_NORMS, BUILTIN, VARIANTS, Run, Study
+from study_files import TWINS, VARIANTS, Run, Study
 from wording import (
     conditions,
     escape,
@@ -93,7 +94,7 @@ def draw_builtin(study: Study) -> Picture:
     """Validation accuracy and training loss of ours and torch's, norm by norm."""
     pairs = [
         (norm, ours, theirs)
-        for norm in BUILTIN
+        for norm in TWINS
         if (ours := study.curves(norm)) and (theirs := study.curves(f"{norm}-builtin"))
     ]
     if not pairs:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from comparisons import batch_runs, builtin_pairs, compare, finished_variants
+from plan import BATCH_NORMS
 from plot_style import Missing
 from speeds import provider_name, speed_groups
-from study_files import BATCH_NORMS, Run, Study
+from study_files import Run, Study
 from wording import escape, label, listing, spread
 
 

@@ -1,19 +1,20 @@
 """What ran under which conditions, what is missing, and what numbers must not be compared with."""
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from typing import Any
 
 from comparisons import finished_variants
+from plan import StudyConfig
 from plot_style import Missing
+from recipes import RECIPES
+from study import command_line
 from study_files import VARIANTS, Run, Study
 from wording import escape, label, listing, table
 
-PUBLISHED_EPOCHS = 100
 ORIGINAL = "CIFAR-10"
-RECIPES = {
-    "study": "the study's: plain SGD, learning rate x0.1 after 75% and 95% of the epochs",
-    "he": "of He et al. (arXiv 1512.03385): SGD, momentum 0.9, weight decay 1e-4, learning rate "
-    "x0.1 after 50% and 75% of the training",
-}
+AUTHORS = {"study": "of the published study", "he": "of He et al. (arXiv 1512.03385)"}
 PARTS = {
     "variants": "the variants",
     "builtin": "fastnorm against torch.nn",
@@ -82,9 +83,26 @@ def conditions_table(study: Study) -> str:
         ["versions", values(_versions)],
         ["commit", values(lambda run: run.description.get("commit") or "unknown")],
     ]
-    if command := study.plan.get("command"):
-        rows.append(["command", escape(command)])
+    if study.plan:
+        rows.append(["command", escape(command(study))])
     return table(["what", "value"], rows, numbers=False)
+
+
+def command(study: Study) -> str:
+    """What made study.json, but for paths, defaults and what is seen of no result."""
+    given = {
+        field.name: study.plan[field.name]
+        for field in fields(StudyConfig)
+        if field.name in study.plan and study.plan[field.name] != as_json(field.default)
+    }
+    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    words = command_line("study.py", {"output": study.folder, **lists})[2:]
+    return f"python cifar/study.py {shlex.join(words)}"
+
+
+def as_json(value: Any) -> Any:
+    """The value that a JSON file gives back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _images(run: Run) -> str:
@@ -101,8 +119,13 @@ def _parameters(runs: Sequence[Run]) -> str:
 
 
 def _recipe(run: Run) -> str:
-    recipe = run.flags.get("recipe", "study")
-    return RECIPES.get(recipe, recipe)
+    name = run.flags["recipe"]
+    recipe = RECIPES[name]
+    first, second = recipe.drops
+    return (
+        f"{AUTHORS[name]}: SGD, momentum {recipe.momentum:g}, weight decay "
+        f"{recipe.weight_decay:g}, learning rate x0.1 after {first}% and {second}% of the epochs"
+    )
 
 
 def _further_flags(run: Run) -> str:
@@ -126,14 +149,15 @@ def _versions(run: Run) -> str:
 def cautions(study: Study) -> list[str]:
     """What a reader must know before comparing a number of this report with another."""
     runs, lines = study.runs, []
-    epochs = sorted({run.flags["epochs"] for run in runs if run.name in VARIANTS})
-    if epochs and epochs[0] < PUBLISHED_EPOCHS:
-        few = listing([*map(str, epochs)])
-        lines.append(
-            f"The variants have {few} epochs instead of the published study's {PUBLISHED_EPOCHS}: "
-            "the schedule was scaled, the learning rate falls after the same shares of the epochs. "
-            "Expect accuracies below the published ones."
-        )
+    for recipe in dict.fromkeys(run.flags["recipe"] for run in runs):
+        whole = RECIPES[recipe].epochs
+        lengths = {run.flags["epochs"] for run in runs if run.name in VARIANTS}
+        if few := sorted(epochs for epochs in lengths if epochs < whole):
+            lines.append(
+                f"The variants have {listing([*map(str, few)])} epochs, not the {whole} of the "
+                f"recipe {AUTHORS[recipe]}: its schedule was scaled, the learning rate falls after "
+                "the same shares of the epochs. Expect accuracies below the published ones."
+            )
     names = [name for name in dict.fromkeys(run.dataset for run in runs) if name != ORIGINAL]
     if names:
         lines.append(

@@ -25,7 +25,7 @@ def speed_conditions(row: Row) -> str:
     if device == "cpu":
         threads = row.get("threads")
         device = "CPU" + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
-    precision = "automatic mixed precision" if row.get("amp") else "float32"
+    precision = "float32" if row["amp"] == "off" else f"autocast to {row['amp']}"
     layout = ", channels last" if row.get("channels_last") else ""
     return f"{device}, batch {row['batch_size']}, {precision}{layout}"
 

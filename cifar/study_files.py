@@ -5,21 +5,21 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import files
 import numpy as np
 from errors import UserError
+from plan import BATCH_NORMS, BUILTIN, Variant
 
 Row = dict[str, Any]
 
 # What config.json must hold.
 CONDITIONS = ("config", "dataset", "class_names", "images", "parameters", "device", "versions")
 
-# In the published table's order; then what it does not have.
-VARIANTS = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "sn", "wn")
-BUILTIN = ("bn", "in", "ln", "gn")  # ours under the norm's name, torch's under NORM-builtin
-BATCH_NORMS = ("bn", "gn")
-BATCH_NAME = re.compile(r"(bn|gn)-batch(\d+)")
+VARIANTS = get_args(Variant)
+TWINS = ("bn", *(name.removesuffix("-builtin") for name in BUILTIN))  # torch's is NORM-builtin
+BATCH_NAME = re.compile(rf"(?:{'|'.join(BATCH_NORMS)})-batch(\d+)")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Study:
     def batch_sizes(self) -> list[int]:
         """Of the runs of the batch part, finished or not, in increasing order."""
         matches = (BATCH_NAME.fullmatch(run.name) for run in self.runs)
-        return sorted({int(match[2]) for match in matches if match})
+        return sorted({int(match[1]) for match in matches if match})
 
     def planned(self) -> list[tuple[str, str, int]]:
         """(part, name, seed) of each run in study.json."""
@@ -118,24 +118,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The objects of a JSON lines file, [] if there is none.
+    """The rows of a JSON lines file, without a torn last line; [] if there is none.
 
-    A last line without an end, which a killed writer leaves, is passed over. Raises UserError for
-    any other line that is no object.
+    Raises UserError for any other line that is not JSON.
     """
-    if not path.is_file():
-        return []
-    lines = path.read_text(errors="replace").split("\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is no JSON object; remove it, or run it again")
-        rows.append(row)
-    return rows
+    try:
+        return files.read_rows(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove its folder and run again") from None
 
 
 def read_run(folder: Path, name: str, seed: int) -> Run | None:

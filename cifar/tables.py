@@ -11,10 +11,11 @@ from comparisons import (
     finished_variants,
     pooled_counts,
 )
+from plan import BATCH_NORMS
 from plot_style import COLOURS, Missing
 from significance import Pair, mcnemar
 from speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
-from study_files import BATCH_NORMS, Row, Run, Study
+from study_files import Row, Run, Study
 from wording import label, listing, p_value, spread, table
 
 # Accuracies of the training, validation and test split in the published study. Its BIN's rho never
@@ -28,6 +29,14 @@ PUBLISHED = {
     "ln": (0.911, 0.849, 0.849),
     "gn": (0.937, 0.861, 0.858),
 }
+
+
+SCORES_NOTE = (
+    "Accuracy of the last weights on each split's own images, neither cropped nor mirrored; F1 on "
+    "the test split; n seeds, mean ± standard deviation where there are several. Published is what "
+    "plain SGD reached in 100 epochs of the original CIFAR-10. In that study "
+    "BIN's rho never trained, so its BIN was BN in truth; here rho trains."
+)
 
 
 def score(runs: Sequence[Run], split: str, metric: str = "accuracy") -> str:
@@ -53,7 +62,7 @@ def scores_table(study: Study) -> str:
                 " / ".join(f"{value:.3f}" for value in published) if published else "–",
             ]
         )
-    return table([*header, "published: train / val / test"], rows)
+    return f"{table([*header, 'published: train / val / test'], rows)}\n\n{SCORES_NOTE}"
 
 
 def mcnemar_matrix(comparison: Comparison) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plan import StudyConfig, planned
+from study import describe
 
 VARIANTS = {"bn-builtin": 0.88, "none": 0.80, "bn": 0.878, "in": 0.84, "bin": 0.885} | {
     "ln": 0.842, "gn": 0.86, "sn": 0.875, "wn": 0.83,
@@ -41,17 +43,13 @@ class StudyFolder:
         self.difficulty = self.random.normal(size=len(labels))
         path.mkdir(parents=True, exist_ok=True)
 
-    def plan(self, names: Sequence[tuple[str, str]], seeds: Sequence[int]) -> None:
-        """study.json for (part, name) and seeds."""
-        planned = [
-            {"name": name, "seed": seed, "part": part} for part, name in names for seed in seeds
-        ]
-        content = {
-            "epochs": self.epochs, "batch_epochs": self.batch_epochs, "seeds": list(seeds),
-            "parts": list(dict.fromkeys(part for part, _ in names)), "planned": planned,
-            "recipe": "study", "flags": {}, "commit": "1234abcd",
-        }  # fmt: skip
-        self.write("study.json", content)
+    def plan(self, seeds: Sequence[int]) -> None:
+        """study.json, as study.py writes it."""
+        config = StudyConfig(
+            output=self.path, seeds=tuple(seeds), variants=tuple(VARIANTS),
+            epochs=self.epochs, batch_epochs=self.batch_epochs, batch_sizes=tuple(BATCH["bn"]),
+        )  # fmt: skip
+        self.write("study.json", describe(config, planned(config)))
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         path = self.path / name
@@ -73,8 +71,8 @@ class StudyFolder:
         epochs = self.batch_epochs if batch != 128 or rest == "batch128" else self.epochs
         config = {
             "norm": norm, "backend": "builtin" if rest == "builtin" else "auto", "depth_n": 2,
-            "epochs": epochs, "batch_size": batch, "lr": 0.1, "seed": seed, "recipe": "study",
-            "dataset": "cifar10", "amp": False, "channels_last": False, **flags,
+            "epochs": epochs, "batch_size": batch, "lr": 0.1 * batch / 128, "seed": seed,
+            "recipe": "study", "dataset": "cifar10", "amp": "off", "groups": None, **flags,
         }  # fmt: skip
         description = {
             "config": config, "dataset": self.dataset, "class_names": self.class_names,
@@ -167,7 +165,7 @@ class StudyFolder:
                 speed = 900.0 * (ratio or 1.2 if ours else 1.0)
                 rows.append(
                     {
-                        "norm": norm, "provider": provider, "batch_size": 128, "amp": False,
+                        "norm": norm, "provider": provider, "batch_size": 128, "amp": "off",
                         "channels_last": False, "cuda_graph": False, "images_per_second": speed,
                         "p20": 0.97 * speed, "p80": 1.02 * speed,
                         "ratio": ratio and (ratio if ours else 1.0), "epoch_seconds": 40000 / speed,
@@ -178,15 +176,9 @@ class StudyFolder:
         self.append("speed.jsonl", rows)
 
 
-def names_of_parts() -> list[tuple[str, str]]:
-    """(part, name) of all runs."""
-    batch = [("batch", f"{norm}-batch{size}") for norm, sizes in BATCH.items() for size in sizes]
-    return [("variants", n) for n in VARIANTS] + [("builtin", n) for n in BUILTIN] + batch
-
-
 def whole_study(folder: StudyFolder, seeds: Sequence[int] = (0,)) -> None:
     """Every part of a study, finished."""
-    folder.plan(names_of_parts(), seeds)
+    folder.plan(seeds)
     batch = {f"{n}-batch{size}": a for n, sizes in BATCH.items() for size, a in sizes.items()}
     for seed in seeds:
         for name, accuracy in {**VARIANTS, **BUILTIN, **batch}.items():

@@ -9,17 +9,17 @@ from statistics import stdev
 
 import numpy as np
 import pytest
-from cifar10 import read_folder
+from archives import CIFAR10, read_folder
 from errors import UserError
 from figures import draw_accuracy
-from figures_errors import best_variant, draw_misclassified
-from overview import cautions
+from figures_errors import best_variant, draw_confusion, draw_misclassified
+from overview import cautions, conditions_table
 from plot_style import COLOURS, Missing
 from report import Report, ReportConfig, report
 from study_files import read_study
 from tables import significance, speed_tables
 
-from .study_folders import StudyFolder, names_of_parts, whole_study
+from .study_folders import StudyFolder, whole_study
 
 LABELS = np.random.default_rng(1).integers(0, 10, 400)
 
@@ -97,7 +97,7 @@ def test_pairs_are_told_apart_by_their_predictions(folder: StudyFolder) -> None:
 
 
 def test_a_half_finished_study(folder: StudyFolder) -> None:
-    folder.plan(names_of_parts(), (0,))
+    folder.plan((0,))
     folder.run("bn", 0.9)
     folder.run("bin", 0.9, stop=3)  # with a torn line
     folder.run("bn-batch8", 0.8, stop=1)
@@ -134,7 +134,7 @@ def test_a_damaged_line_is_named(folder: StudyFolder) -> None:
     path = folder.run("bn", 0.9) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{\n", *lines[2:]]))
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
         read_study(folder.path)
 
 
@@ -193,10 +193,11 @@ def test_the_best_variant_is_not_chosen_by_the_test(folder: StudyFolder) -> None
 def test_an_unfinished_run_is_drawn_only_where_none_is_finished(folder: StudyFolder) -> None:
     folder.run("bn", 0.9, seed=0)
     folder.run("bn", 0.9, seed=1, stop=2)
+    folder.run("bn", 0.9, seed=2)
     folder.run("gn", 0.9, seed=0, stop=2)
     folder.run("gn", 0.9, seed=1, stop=5)
     study = read_study(folder.path)
-    assert [(run.seed, len(run.rows)) for run in study.curves("bn")] == [(0, 20)]
+    assert [(run.seed, len(run.rows)) for run in study.curves("bn")] == [(0, 20), (2, 20)]
     assert [(run.seed, len(run.rows)) for run in study.curves("gn")] == [(1, 5)]
 
 
@@ -210,7 +211,7 @@ def test_a_norm_has_one_colour_and_torch_is_dashed(folder: StudyFolder) -> None:
 
 
 def test_misclassified_images(tmp_path: Path, tiny_cifar: Path, folder: StudyFolder) -> None:
-    _, (_, labels) = read_folder(tiny_cifar)
+    _, (_, labels), _ = read_folder(CIFAR10, tiny_cifar)
     small = StudyFolder(tmp_path / "small", labels)
     small.run("bn", 0.5)
     study = read_study(small.path)
@@ -231,3 +232,38 @@ def test_speeds(folder: StudyFolder) -> None:
     assert "**CPU, 1 thread, batch 128, float32**" in text
     assert cells(text, "GN, fastnorm")[1:] == ["1,710", "1,659–1,744", "1.90", "23.4", "–"]
     assert cells(text, "BIN, fastnorm")[3] == "–"
+
+
+def test_of_a_hundred_classes_the_hardest_are_shown(tmp_path: Path) -> None:
+    labels = np.arange(100).repeat(4)
+    names = [f"class {k}" for k in range(100)]
+    folder = StudyFolder(tmp_path / "study", labels, class_names=names)
+    path = folder.run("bn", 0.9) / "predictions.npz"
+    predictions = labels.copy()
+    predictions[3::4] = np.where(labels[3::4] < 70, 99, labels[3::4])  # 0 to 69: one of four wrong
+    predictions[:40] = 98  # 0 to 9: all wrong
+    np.savez(path, labels=labels, predictions=predictions)
+    picture = draw_confusion(read_study(folder.path))
+    (panel,) = picture.figure.axes
+    shown = [text.get_text() for text in panel.get_yticklabels()]
+    assert shown == [f"class {k}" for k in range(20)]
+    assert "Of 100 classes the 20 hardest." in picture.caption
+
+
+def test_the_command_leaves_out_paths_and_defaults(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    folder.plan((0, 3))
+    row = cells(conditions_table(read_study(folder.path)), "command")[1]
+    words = ["--seeds 0 3 --epochs 20", "--batch-sizes 2 8 32 128 --batch-epochs 6"]
+    variants = "--variants bn-builtin none bn in bin ln gn sn wn"
+    flags = f"{words[0]} {variants} {words[1]}"
+    assert row.replace("\\", "") == f"python cifar/study.py --output {folder.path} {flags}"
+
+
+def test_the_recipe_of_he(folder: StudyFolder) -> None:
+    folder.epochs = 150
+    folder.run("bn", 0.9, recipe="he")
+    study = read_study(folder.path)
+    recipe = cells(conditions_table(study), "recipe")[1]
+    assert "momentum 0.9, weight decay 0.0001, learning rate x0.1 after 50% and 75%" in recipe
+    assert cautions(study)[0].startswith("The variants have 150 epochs, not the 182 of the recipe")
