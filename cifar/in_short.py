@@ -6,7 +6,7 @@ import numpy as np
 from comparisons import batch_runs, builtin_pairs, compare, finished_variants
 from plan import BATCH_NORMS
 from plot_style import Missing
-from speeds import provider_name, speed_groups
+from speeds import speed_groups
 from study_files import Run, Study
 from wording import escape, label, listing, spread
 
@@ -29,7 +29,7 @@ def accuracies(runs: Sequence[Run]) -> str:
 
 
 def best_and_worst(study: Study) -> str:
-    """By validation accuracy, which chose nothing else."""
+    """By validation accuracy: the test split is to choose nothing."""
     found = finished_variants(study)
     if len(found) < 2:
         raise Missing("fewer than two variants")
@@ -90,12 +90,12 @@ def speed(study: Study) -> str:
         ratios = {
             label(row["norm"]): row["ratio"]
             for row in rows
-            if provider_name(row) == "fastnorm" and row["ratio"] is not None
+            if row["provider"] == "fastnorm" and row["ratio"] is not None
         }
         if ratios:
             low, high = (choose(ratios, key=lambda norm: ratios[norm]) for choose in (min, max))
-            span = f"{ratios[low]:.2f} ({low}) to {ratios[high]:.2f} ({high})"
-            parts.append(f"{span} times torch.nn's speed on {escape(title)}")
+            ends = [f"{ratios[norm]:.2f} ({norm})" for norm in dict.fromkeys((low, high))]
+            parts.append(f"{' to '.join(ends)} times torch.nn's speed on {escape(title)}")
     if not parts:
         raise Missing("no ratio")
     return f"Training with fastnorm runs at {'; at '.join(parts)}."

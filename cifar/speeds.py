@@ -14,20 +14,25 @@ PROVIDERS = {
 
 
 def provider_name(row: Row) -> str:
-    """Who computed the norm, and how its kernels were launched."""
-    name = PROVIDERS[row["provider"]]
-    return f"{name}, CUDA graph" if row.get("cuda_graph") else name
+    """Whose norms they are, and whether the model was compiled."""
+    return PROVIDERS[row["provider"]]
 
 
 def speed_conditions(row: Row) -> str:
-    """Device, batch size and formats in words."""
+    """Device, model, batch size and how a step is run, in words."""
     device = row["device"]
     if device == "cpu":
-        threads = row.get("threads")
-        device = "CPU" + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
-    precision = "float32" if row["amp"] == "off" else f"autocast to {row['amp']}"
-    layout = ", channels last" if row.get("channels_last") else ""
-    return f"{device}, batch {row['batch_size']}, {precision}{layout}"
+        threads = row["threads"]
+        device = f"CPU, {threads} thread{'s' * (threads != 1)}"
+    parts = [
+        device,
+        f"ResNet-{6 * row['depth_n'] + 2}",
+        f"batch {row['batch_size']}",
+        "float32" if row["amp"] == "off" else f"autocast to {row['amp']}",
+        "channels last" * row["channels_last"],
+        "CUDA graph" * row["cuda_graph"],
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def speed_groups(rows: Iterable[Row]) -> dict[str, list[Row]]:

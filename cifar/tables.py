@@ -16,7 +16,7 @@ from plot_style import COLOURS, Missing
 from significance import Pair, mcnemar
 from speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
 from study_files import Row, Run, Study
-from wording import label, listing, p_value, spread, table
+from wording import escape, label, listing, p_value, spread, table
 
 # Accuracies of the training, validation and test split in the published study. Its BIN's rho never
 # trained, so that row is another run of BN; here rho trains.
@@ -34,8 +34,8 @@ PUBLISHED = {
 SCORES_NOTE = (
     "Accuracy of the last weights on each split's own images, neither cropped nor mirrored; F1 on "
     "the test split; n seeds, mean ± standard deviation where there are several. Published is what "
-    "plain SGD reached in 100 epochs of the original CIFAR-10. In that study "
-    "BIN's rho never trained, so its BIN was BN in truth; here rho trains."
+    "plain SGD reached in 100 epochs of the original CIFAR-10. In that study BIN's rho never "
+    "trained, so its BIN was BN in truth; here rho trains."
 )
 
 
@@ -187,7 +187,9 @@ def speed_tables(study: Study) -> str:
     parts = []
     for title, rows in speed_groups(study.speed).items():
         header = ["norm, by", "images/s", "20–80%", "× torch.nn", "s/epoch", "peak MiB"]
-        parts.append(f"**{title}**\n\n{table(header, map(_speed_row, sorted(rows, key=_order)))}")
+        parts.append(
+            f"**{escape(title)}**\n\n{table(header, map(_speed_row, sorted(rows, key=_order)))}"
+        )
     return "\n\n".join([*parts, SPEED_NOTE])
 
 

@@ -165,7 +165,8 @@ class StudyFolder:
                 speed = 900.0 * (ratio or 1.2 if ours else 1.0)
                 rows.append(
                     {
-                        "norm": norm, "provider": provider, "batch_size": 128, "amp": "off",
+                        "norm": norm, "provider": provider, "batch_size": 128, "depth_n": 2,
+                        "recipe": "study", "amp": "off",
                         "channels_last": False, "cuda_graph": False, "images_per_second": speed,
                         "p20": 0.97 * speed, "p80": 1.02 * speed,
                         "ratio": ratio and (ratio if ours else 1.0), "epoch_seconds": 40000 / speed,

@@ -13,6 +13,7 @@ from archives import CIFAR10, read_folder
 from errors import UserError
 from figures import draw_accuracy
 from figures_errors import best_variant, draw_confusion, draw_misclassified
+from in_short import in_short
 from overview import cautions, conditions_table
 from plot_style import COLOURS, Missing
 from report import Report, ReportConfig, report
@@ -229,7 +230,7 @@ def test_misclassified_images(tmp_path: Path, tiny_cifar: Path, folder: StudyFol
 def test_speeds(folder: StudyFolder) -> None:
     folder.speed()
     text = speed_tables(read_study(folder.path))
-    assert "**CPU, 1 thread, batch 128, float32**" in text
+    assert "**CPU, 1 thread, ResNet-14, batch 128, float32**" in text
     assert cells(text, "GN, fastnorm")[1:] == ["1,710", "1,659–1,744", "1.90", "23.4", "–"]
     assert cells(text, "BIN, fastnorm")[3] == "–"
 
@@ -267,3 +268,14 @@ def test_the_recipe_of_he(folder: StudyFolder) -> None:
     recipe = cells(conditions_table(study), "recipe")[1]
     assert "momentum 0.9, weight decay 0.0001, learning rate x0.1 after 50% and 75%" in recipe
     assert cautions(study)[0].startswith("The variants have 150 epochs, not the 182 of the recipe")
+
+
+def test_speeds_under_other_conditions_are_not_mixed(folder: StudyFolder) -> None:
+    folder.speed()
+    rows = [json.loads(line) for line in (folder.path / "speed.jsonl").read_text().splitlines()]
+    graph = [row | {"cuda_graph": True, "ratio": 3.0} for row in rows if row["norm"] == "bn"]
+    folder.append("speed.jsonl", graph)
+    (line,) = in_short(read_study(folder.path))
+    assert "1.40 (BN) to 1.90 (GN) times torch.nn's speed on CPU, 1 thread" in line
+    assert "at 3.00 (BN) times torch.nn's speed on CPU" in line
+    assert line.endswith("float32, CUDA graph.")
