@@ -124,5 +124,5 @@ def batch_runs(study: Study) -> dict[tuple[int, str], list[Run]]:
         if (runs := study.finished(f"{norm}-batch{size}"))
     }
     if not found:
-        raise Missing("No run of the batch sizes has finished yet.")
+        raise Missing("No run of the batch sizes has finished.")
     return found

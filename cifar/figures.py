@@ -1,6 +1,5 @@
 """Figures of the scores and speeds; each function raises Missing where its data are not there."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from wording import (
     unfinished_note,
 )
 
+ENLARGED = 8  # epochs, from which on the last quarter is worth a panel
 SPLITS = {"val_accuracy": "validation accuracy", "train_accuracy": "training accuracy"}
 
 
@@ -62,20 +62,20 @@ def draw_accuracy(study: Study) -> Picture:
         raise Missing("No variant has finished an epoch yet: no curves to show.")
     ranked = sorted(curves, key=lambda name: -last_accuracy(curves[name]))
     last = max(len(run.rows) for runs in curves.values() for run in runs)
-    zoom = math.floor(0.75 * last) + 1 if last >= 8 else 1
+    starts = (1, 1 + last * 3 // 4) if last >= ENLARGED else (1,)
     figure = new_figure(7.4)
-    lines = figure.subplots(2, 2, sharex="col", width_ratios=(1.6, 1))
+    lines = figure.subplots(
+        2, len(starts), sharex="col", width_ratios=(1.6, 1)[: len(starts)], squeeze=False
+    )
     for line, (key, title) in zip(lines, SPLITS.items(), strict=True):
-        for panel, first in zip(line, (1, zoom), strict=True):
+        for panel, first in zip(line, starts, strict=True):
             for name in ranked:
                 draw_mean(panel, curves[name], key, first)
         line[0].set_ylabel(title)
-
-    lines[0][0].set_title("all epochs", loc="left")
-    lines[0][1].set_title(f"from epoch {zoom} on", loc="left")
-    for panel in lines[-1]:
-        panel.set_xlabel("epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
+    for panel, below, first in zip(*lines, starts, strict=True):
+        panel.set_title("all epochs" if first == 1 else f"from epoch {first} on", loc="left")
+        below.set_xlabel("epoch")
+        below.xaxis.get_major_locator().set_params(integer=True)
     handles, texts = lines[0][0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=min(len(texts), 9))
     shown = [run for runs in curves.values() for run in runs]
@@ -84,8 +84,8 @@ def draw_accuracy(study: Study) -> Picture:
         figure,
         alt=f"Curves of validation and training accuracy over the epochs: {', '.join(texts)}",
         caption=f"Accuracy over training: {conditions(shown)}. The key names the variants from "
-        f"the best to the worst by their last validation accuracy. Training accuracy is the "
-        f"running one, on augmented batches, hence below that of the table.{band_note(shown)}"
+        f"the best to the worst by their last validation accuracy. Training accuracy is taken in "
+        f"passing, on augmented batches, so it is not that of the table.{band_note(shown)}"
         f"{unfinished_note(shown)}",
     )
 

@@ -77,23 +77,29 @@ def draw_fan(panel: Axes, run: Run, values: np.ndarray, fill: str) -> None:
         )
 
 
-def scale_to(panels: Sequence[Axes], values: Sequence[np.ndarray]) -> bool:
+def scale_to(panels: Sequence[Axes], fans: Sequence[np.ndarray]) -> bool:
     """Whether the y axis was made asinh, so that the narrowest fan is seen beside the widest."""
-    ends = [float(np.nanmax(np.abs(fan))) for fan in values]
+    ends = [float(np.nanmax(np.abs(fan))) for fan in fans]
     narrow, wide = min(ends), max(ends)
     if narrow == 0 or wide <= DIVERGED * narrow:
         return False
-    # asinh is symlog without its kink. Ticks at 0 and at powers of ten of its logarithmic part.
-    decades = range(math.ceil(math.log10(narrow)), math.floor(math.log10(wide)) + 1)
-    powers = [10.0**k for k in decades[:: len(decades) // 4 + 1]]
+    linear = narrow / 3
+    marks = round_values(linear, wide)
     for panel in panels:
-        panel.set_yscale("asinh", linear_width=narrow / 3)
+        panel.set_yscale("asinh", linear_width=linear)  # symlog without its kink
         low, high = panel.get_ylim()
-        ticks = [*(-power for power in powers), 0.0, *powers]
+        ticks = [*(-mark for mark in marks), 0.0, *marks]
         panel.set_yticks([tick for tick in ticks if low <= tick <= high])
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
     return True
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """At most four of 1, 3, 10, 30, ... from `low` to `high`, the largest among them."""
+    decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    found = [digit * 10.0**k for k in decades for digit in (1, 3) if low <= digit * 10.0**k <= high]
+    return found[:: -max(1, -(-len(found) // 4))]
 
 
 def draw_rho(study: Study) -> Picture:
@@ -148,7 +154,8 @@ def draw_switch(study: Study) -> Picture:
             for norm, column in zip(("in", "ln", "bn"), weights.T, strict=True):
                 panel.plot(run.epochs(), column, style, color=COLOURS[norm])
         panel.set_title(layer, loc="left", fontsize=8)
-        panel.set_ylim(0, 1)
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(min(low, 0.2), max(high, 0.5))  # so that noise does not fill the panels
     key = [
         *(Patch(color=COLOURS[norm], label=label(norm)) for norm in ("in", "ln", "bn")),
         *(Line2D([], [], color="0.3", linestyle=looks[k], label=k) for k in looks),

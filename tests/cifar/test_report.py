@@ -13,6 +13,7 @@ from archives import CIFAR10, read_folder
 from errors import UserError
 from figures import draw_accuracy
 from figures_errors import best_variant, draw_confusion, draw_misclassified
+from figures_inside import draw_features, round_values
 from in_short import in_short
 from overview import cautions, conditions_table
 from plot_style import COLOURS, Missing
@@ -106,8 +107,10 @@ def test_a_half_finished_study(folder: StudyFolder) -> None:
     row = cells(text, "the variants")
     assert row[1] == "1 of 9" and row[2] == "BIN seed 0 (epoch 3 of 20)"
     assert row[3] == "seed 0: BN (torch), no norm, IN, LN, GN, SN, WN"
-    assert "Unfinished: BIN at epoch 3 of 20." in text
-    assert "*No run of the batch sizes has finished yet.*" in text
+    for picture in ("accuracy", "features_last_conv", "features_pooled", "rho"):
+        caption = text.split(f"figures/{picture}.png")[1].split("\n")[2]
+        assert caption.endswith(" Unfinished: BIN at epoch 3 of 20.*")
+    assert "*No run of the batch sizes has finished.*" in text
     assert "*No norm has finished both with fastnorm and with torch.nn yet.*" in text
     assert "*Fewer than two variants have finished with their predictions.*" in text
     assert "with no norm is not there yet" in text
@@ -279,3 +282,14 @@ def test_speeds_under_other_conditions_are_not_mixed(folder: StudyFolder) -> Non
     assert "1.40 (BN) to 1.90 (GN) times torch.nn's speed on CPU, 1 thread" in line
     assert "at 3.00 (BN) times torch.nn's speed on CPU" in line
     assert line.endswith("float32, CUDA graph.")
+
+
+def test_features_that_diverge_are_drawn_on_an_axis_for_both(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    panel = draw_features(read_study(folder.path), "last_conv").figure.axes[0]
+    assert panel.get_yscale() == "linear"
+    folder.run("none", 0.9)  # 25 times as wide in the end
+    panel = draw_features(read_study(folder.path), "last_conv").figure.axes[0]
+    assert panel.get_yscale() == "asinh"
+    assert sorted(panel.get_yticks()) == [-100, -30, -10, -3, 0, 3, 10, 30, 100]
+    assert round_values(0.02, 40_000) == [30_000, 300, 3, 0.03]
