@@ -28,9 +28,8 @@ def draw_features(study: Study, place: str) -> Picture:
     if not norms:
         raise Missing("No norm has percentiles of its features in metrics.jsonl yet.")
     values = {name: percentiles(run, place) for name, run in fans.items()}
-    lines = -(-len(norms) // 4)
-    figure = new_figure(0.7 + 2.2 * lines)
-    panels = grid_of_panels(figure, len(norms), 4)
+    figure = new_figure(0.7 + 2.2 * -(-len(norms) // 4))
+    panels = grid_of_panels(figure, len(norms), min(4, len(norms)))
     for panel, name in zip(panels, norms, strict=True):
         draw_fan(panel, fans[name], values[name], COLOURS[name])
         if "none" in fans:
