@@ -1,0 +1,136 @@
+"""Report a study's folder as Markdown and as one HTML page: python cifar/report.py --help."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import tyro
+from errors import run_script
+from figures import draw_accuracy, draw_batch_sizes, draw_builtin, draw_speed
+from figures_errors import draw_confusion, draw_confusion_change, draw_misclassified
+from figures_inside import PLACES, draw_features, draw_rho, draw_switch
+from files import write_atomic
+from in_short import in_short
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from overview import cautions, conditions_table, progress_table
+from plot_style import DPI, Missing, Picture
+from study_files import Study, read_study
+from tables import batch_table, builtin_table, scores_table, significance, speed_tables
+from wording import escape, listing
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Report a study: DIR/report.md with DIR/figures, and the same in one file, DIR/report.html.
+
+    The study may be half finished; what is missing is said where it would stand.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder that study.py wrote to."""
+    data_dir: Path | None = None
+    """A folder with cifar-10-batches-py in it: shows the misclassified images."""
+
+
+class Report:
+    """The text of a report and its figures, as they come."""
+
+    def __init__(self, study: Study, data_dir: Path | None) -> None:
+        self.images: dict[str, bytes] = {}  # PNG, by its path beside report.md
+        sections: dict[str, Sequence[Callable[[Study], str | Picture]]] = {
+            "run": (conditions_table, progress_table),
+            "scores": (scores_table,),
+            "accuracy": (draw_accuracy,),
+            "significance": (significance,),
+            "builtin": (builtin_table, draw_builtin),
+            "batch": (batch_table, draw_batch_sizes),
+            "features": [partial(draw_features, place=place) for place in PLACES],
+            "rho": (draw_rho,),
+            "switch": (draw_switch,),
+            "errors": (
+                draw_confusion,
+                draw_confusion_change,
+                partial(draw_misclassified, data_dir=data_dir),
+            ),
+            "speed": (speed_tables, draw_speed),
+        }
+        self.title = f"Norm against norm: {dataset_names(study)}"
+        self.text = TEMPLATES.get_template("report.md.jinja").render(
+            title=escape(self.title),
+            in_short=in_short(study),
+            cautions=cautions(study),
+            folder=study.folder,
+            **{name: self.section(makers, study) for name, makers in sections.items()},
+        )
+
+    def section(self, makers: Sequence[Callable[[Study], str | Picture]], study: Study) -> str:
+        """Its Markdown; for what is missing a line that says so, once."""
+        parts = []
+        for make in makers:
+            try:
+                made = make(study)
+                parts.append(made if isinstance(made, str) else self.picture(made))
+            except Missing as missing:
+                parts.append(f"*{missing}*")
+        return "\n\n".join(dict.fromkeys(parts))
+
+    def picture(self, picture: Picture) -> str:
+        """The Markdown of a figure, whose PNG is kept."""
+        path = f"figures/{picture.name}.png"
+        content = io.BytesIO()
+        picture.figure.savefig(content, dpi=DPI, format="png")
+        self.images[path] = content.getvalue()
+        return f"![{escape(picture.alt)}]({path})\n\n*{picture.caption}*"
+
+    def html(self) -> str:
+        """The same text as one page, the figures in it."""
+        # html=False: what looks like a tag in a name is text.
+        body = MarkdownIt("commonmark", {"html": False}).enable("table").render(self.text)
+        for path, content in self.images.items():
+            data = base64.b64encode(content).decode()
+            body = body.replace(f'src="{path}"', f'src="data:image/png;base64,{data}"')
+        return TEMPLATES.get_template("report.html.jinja").render(title=self.title, body=body)
+
+    def write(self, folder: Path) -> None:
+        """All files, each whole or not at all."""
+        texts = {"report.md": self.text.encode(), "report.html": self.html().encode()}
+        for path, content in (self.images | texts).items():
+            write_atomic(folder / path, partial(_put, content))
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def dataset_names(study: Study) -> str:
+    """Of the data that the runs were trained on."""
+    names = list(dict.fromkeys(run.dataset for run in study.runs))
+    return listing(names) or "no run yet"
+
+
+def report(config: ReportConfig) -> None:
+    """Read the study, then write."""
+    study = read_study(config.folder)
+    made = Report(study, config.data_dir)
+    made.write(config.folder)
+    print(f"{len(study.runs)} runs, {len(made.images)} figures: {config.folder / 'report.html'}")
+
+
+def main() -> None:
+    """The command line."""
+    report(tyro.cli(ReportConfig))
+
+
+if __name__ == "__main__":
+    run_script(main)

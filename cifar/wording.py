@@ -1,0 +1,96 @@
+"""The report's words: names of runs, the conditions they ran under, numbers, Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+from statistics import mean, stdev
+
+from study_files import Run
+
+NO_NORM = "no norm"
+
+
+def label(name: str) -> str:
+    """How the report calls a run or a norm: BN, BN (torch), BN batch 8, no norm."""
+    norm, _, rest = name.partition("-")
+    text = NO_NORM if norm == "none" else norm.upper()
+    if rest == "builtin":
+        return f"{text} (torch)"
+    return f"{text} {rest.replace('batch', 'batch ')}" if rest else text
+
+
+def conditions(runs: Sequence[Run]) -> str:
+    """Data set, length, batch size and seeds of runs that share them, else every value of each."""
+    return ", ".join(
+        [
+            _values((escape(run.dataset) for run in runs), "{}"),
+            _values((run.flags["epochs"] for run in runs), "{} epochs"),
+            _values((run.flags["batch_size"] for run in runs), "batch {}"),
+            seeds(runs),
+        ]
+    )
+
+
+def seeds(runs: Iterable[Run]) -> str:
+    """seed 0, or seeds 0, 1, 2."""
+    found = sorted({run.seed for run in runs})
+    return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
+
+
+def learning_rates(runs: Sequence[Run]) -> str:
+    """learning rate 0.1, or each rate with the batch sizes that have it."""
+    sizes: dict[float, set[int]] = {}
+    for run in runs:
+        sizes.setdefault(run.flags["lr"], set()).add(run.flags["batch_size"])
+    if len(sizes) == 1:
+        return f"learning rate {min(sizes):g}"
+    parts = [
+        f"{lr:g} at batch {listing([*map(str, sorted(found))])}" for lr, found in sizes.items()
+    ]
+    return f"learning rate {', '.join(parts)}"
+
+
+def several_seeds(runs: Iterable[Run]) -> bool:
+    """Whether a mean over seeds is one of more than one value."""
+    return len({run.seed for run in runs}) > 1
+
+
+def _values(values: Iterable[object], form: str) -> str:
+    return form.format(" or ".join(map(str, dict.fromkeys(values))))
+
+
+def unfinished_note(runs: Iterable[Run]) -> str:
+    """A sentence about the runs that a figure shows before their end; "" without such."""
+    parts = [
+        f"{label(run.name)} at epoch {len(run.rows)} of {run.flags['epochs']}"
+        for run in runs
+        if not run.finished
+    ]
+    return f" Unfinished: {', '.join(parts)}." if parts else ""
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation (n-1), which no line break parts; of one value the value alone."""
+    text = f"{mean(values):.{digits}f}"
+    return f"{text}\u00a0±\u00a0{stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def p_value(p: float) -> str:
+    """Three decimals, bold below 0.05."""
+    text = "<0.001" if p < 0.001 else f"{p:.3f}"
+    return f"**{escape(text)}**" if p < 0.05 else text
+
+
+def listing(items: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def escape(text: object) -> str:
+    """Text of a file or flag, so that Markdown and HTML take every character as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~&!#])", r"\\\1", " ".join(str(text).split()))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A Markdown table: the first column to the left, the others to the right if `numbers`."""
+    rule = [":--", *["--:" if numbers else ":--"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

@@ -1,0 +1,295 @@
+"""report.py on synthetic studies: whole, half finished, empty and damaged."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+import pytest
+from archives import CIFAR10, read_folder
+from errors import UserError
+from figures import draw_accuracy
+from figures_errors import best_variant, draw_confusion, draw_misclassified
+from figures_inside import draw_features, round_values
+from in_short import in_short
+from overview import cautions, conditions_table
+from plot_style import COLOURS, Missing
+from report import Report, ReportConfig, report
+from study_files import read_study
+from tables import significance, speed_tables
+
+from .study_folders import StudyFolder, whole_study
+
+LABELS = np.random.default_rng(1).integers(0, 10, 400)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path / "study", LABELS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two seeds with its report. Read only."""
+    path = tmp_path_factory.mktemp("whole")
+    whole_study(StudyFolder(path, LABELS, epochs=8), seeds=(0, 1))
+    report(ReportConfig(path))
+    return path
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the first table row that begins with `first`."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_needs_nothing_else(whole: Path) -> None:
+    text, page = ((whole / f"report.{kind}").read_text() for kind in ("md", "html"))
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)\n\n\*[^\n]+\*\n", text)  # with alt and caption
+    assert len(figures) == text.count("![") == 10
+    assert all((whole / figure).read_bytes().startswith(b"\x89PNG") for figure in figures)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "<script" not in page and "url(" not in page and "@import" not in page
+
+
+def test_both_say_the_same(whole: Path) -> None:
+    text, page = ((whole / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert page.count("<h2>") == text.count("\n## ") and page.count("<h2>") == 9
+    assert page.count("<tr>") == len(re.findall(r"(?m)^\| (?!:--)", text))
+    assert "is missing" not in text and "yet" not in text
+
+
+def test_scores_are_means_over_seeds(whole: Path) -> None:
+    runs = read_study(whole).finished("bn")
+    scores = [run.accuracy("test") for run in runs]
+    row = cells((whole / "report.md").read_text(), "BN")
+    assert row[1] == "2"
+    assert row[4] == f"{sum(scores) / 2:.3f}\u00a0±\u00a0{stdev(scores):.3f}"
+    assert row[-1] == "0.977 / 0.880 / 0.878"
+
+
+def test_one_seed_has_no_spread(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    folder.run("gn", 0.6)
+    made = Report(read_study(folder.path), None).text
+    assert cells(made, "BN")[1:5] == ["1", "0.970", "0.900", "0.900"]
+    assert "Welch" not in made and "another seed may change the order" in made
+
+
+def test_pairs_are_told_apart_by_their_predictions(folder: StudyFolder) -> None:
+    for name, accuracy in (("bn", 0.9), ("gn", 0.6)):
+        folder.run(name, accuracy)
+    copy = folder.path / "runs" / "bin"
+    (folder.path / "runs" / "bn").rename(copy)  # BIN with BN's predictions, and BN as well
+    folder.run("bn", 0.9)
+    (copy / "seed0" / "predictions.npz").replace(folder.path / "kept.npz")
+    for name in ("bn", "bin"):
+        path = folder.path / "runs" / name / "seed0" / "predictions.npz"
+        path.write_bytes((folder.path / "kept.npz").read_bytes())
+    text = significance(read_study(folder.path))
+    groups = [line for line in text.splitlines() if line.startswith("- ")]
+    assert groups == ["- BN 0.900 and BIN 0.900", "- GN 0.600"]
+    matrix = [cells(text, f"{name} 0.{tenths}00") for name, tenths in (("BIN", 9), ("GN", 6))]
+    assert matrix[0][1] == "1.000" and matrix[1][1] == matrix[1][2] == "**\\<0.001**"
+
+
+def test_a_half_finished_study(folder: StudyFolder) -> None:
+    folder.plan((0,))
+    folder.run("bn", 0.9)
+    folder.run("bin", 0.9, stop=3)  # with a torn line
+    folder.run("bn-batch8", 0.8, stop=1)
+    text = Report(read_study(folder.path), None).text
+    row = cells(text, "the variants")
+    assert row[1] == "1 of 9" and row[2] == "BIN seed 0 (epoch 3 of 20)"
+    assert row[3] == "seed 0: BN (torch), no norm, IN, LN, GN, SN, WN"
+    for picture in ("accuracy", "features_last_conv", "features_pooled", "rho"):
+        caption = text.split(f"figures/{picture}.png")[1].split("\n")[2]
+        assert caption.endswith(" Unfinished: BIN at epoch 3 of 20.*")
+    assert "*No run of the batch sizes has finished.*" in text
+    assert "*No norm has finished both with fastnorm and with torch.nn yet.*" in text
+    assert "*Fewer than two variants have finished with their predictions.*" in text
+    assert "with no norm is not there yet" in text
+    assert "Pass `--data-dir FOLDER`" in text
+    assert text.count("speed.jsonl is missing") == 1
+
+
+def test_an_empty_study(
+    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_script("report.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.md").read_text()
+    sections = text.split("\n## ")[1:]
+    assert len(sections) == 9 and all(re.search(r"(?m)^\*[^*]+\*$", part) for part in sections)
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "figures").exists()
+
+
+def test_no_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent is not a folder"):
+        report(ReportConfig(tmp_path / "absent"))
+
+
+def test_a_damaged_line_is_named(folder: StudyFolder) -> None:
+    path = folder.run("bn", 0.9) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], "{\n", *lines[2:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        read_study(folder.path)
+
+
+def test_runs_on_other_test_images_are_refused(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    folder.labels = folder.labels[::-1]
+    folder.run("gn", 0.9)
+    with pytest.raises(UserError, match="different test labels"):
+        significance(read_study(folder.path))
+
+
+def test_names_are_text(folder: StudyFolder) -> None:
+    folder.dataset = "a|b <script>*_`&amp;"
+    folder.run("bn", 0.9)
+    made = Report(read_study(folder.path), None)
+    shown = "a|b &lt;script&gt;*_`&amp;amp;"
+    assert f'<td style="text-align:left">{shown}</td>' in made.html()
+    assert f"<h1>Norm against norm: {shown}</h1>" in made.html()
+
+
+def test_what_must_not_be_compared(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    lines = cautions(read_study(folder.path))
+    assert [line.split()[:4] for line in lines] == [
+        ["The", "variants", "have", "20"],
+        ["The", "data", "are", "CIFAR-10"],
+        ["Speeds", "measured", "on", "a"],
+    ]
+
+
+def test_nothing_to_caution_about(folder: StudyFolder) -> None:
+    folder.epochs, folder.dataset = 100, "CIFAR-10"
+    config = folder.run("bn", 0.9) / "config.json"
+    content = json.loads(config.read_text()) | {"device": "NVIDIA H200"}
+    config.write_text(json.dumps(content))
+    assert cautions(read_study(folder.path)) == []
+
+
+def test_variants_that_differ_in_more_than_the_norm(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    folder.run("wn", 0.8, lr=0.03)
+    assert "Not alike in all variants: lr is 0.1 (BN), 0.03 (WN)." in cautions(
+        read_study(folder.path)
+    )
+
+
+def test_the_best_variant_is_not_chosen_by_the_test(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    results = folder.run("gn", 0.8) / "results.json"
+    content = json.loads(results.read_text())
+    content["val"]["accuracy"], content["test"]["accuracy"] = 0.95, 0.1
+    results.write_text(json.dumps(content))
+    assert best_variant(read_study(folder.path)) == "gn"
+
+
+def test_an_unfinished_run_is_drawn_only_where_none_is_finished(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9, seed=0)
+    folder.run("bn", 0.9, seed=1, stop=2)
+    folder.run("bn", 0.9, seed=2)
+    folder.run("gn", 0.9, seed=0, stop=2)
+    folder.run("gn", 0.9, seed=1, stop=5)
+    study = read_study(folder.path)
+    assert [(run.seed, len(run.rows)) for run in study.curves("bn")] == [(0, 20), (2, 20)]
+    assert [(run.seed, len(run.rows)) for run in study.curves("gn")] == [(1, 5)]
+
+
+def test_a_norm_has_one_colour_and_torch_is_dashed(folder: StudyFolder) -> None:
+    for name in ("bn", "bn-builtin", "gn"):
+        folder.run(name, 0.9)
+    panel = draw_accuracy(read_study(folder.path)).figure.axes[0]
+    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in panel.lines}
+    assert looks["BN"] == (COLOURS["bn"], "-") and looks["GN"] == (COLOURS["gn"], "-")
+    assert looks["BN (torch)"] == (COLOURS["bn"], "--")
+
+
+def test_misclassified_images(tmp_path: Path, tiny_cifar: Path, folder: StudyFolder) -> None:
+    _, (_, labels), _ = read_folder(CIFAR10, tiny_cifar)
+    small = StudyFolder(tmp_path / "small", labels)
+    small.run("bn", 0.5)
+    study = read_study(small.path)
+    wrong = sum(run.answers[0] != run.answers[1] for run in study.runs if run.answers).sum()
+    picture = draw_misclassified(study, tiny_cifar)
+    assert sum(bool(panel.images) for panel in picture.figure.axes) == wrong > 0
+    assert f"The first {wrong} of the {wrong} test images" in picture.caption
+    with pytest.raises(Missing, match="--data-dir"):
+        draw_misclassified(study, None)
+    folder.run("bn", 0.5)
+    with pytest.raises(UserError, match="its test labels are not those of"):
+        draw_misclassified(read_study(folder.path), tiny_cifar)
+
+
+def test_speeds(folder: StudyFolder) -> None:
+    folder.speed()
+    text = speed_tables(read_study(folder.path))
+    assert "**CPU, 1 thread, ResNet-14, batch 128, float32**" in text
+    assert cells(text, "GN, fastnorm")[1:] == ["1,710", "1,659–1,744", "1.90", "23.4", "–"]
+    assert cells(text, "BIN, fastnorm")[3] == "–"
+
+
+def test_of_a_hundred_classes_the_hardest_are_shown(tmp_path: Path) -> None:
+    labels = np.arange(100).repeat(4)
+    names = [f"class {k}" for k in range(100)]
+    folder = StudyFolder(tmp_path / "study", labels, class_names=names)
+    path = folder.run("bn", 0.9) / "predictions.npz"
+    predictions = labels.copy()
+    predictions[3::4] = np.where(labels[3::4] < 70, 99, labels[3::4])  # 0 to 69: one of four wrong
+    predictions[:40] = 98  # 0 to 9: all wrong
+    np.savez(path, labels=labels, predictions=predictions)
+    picture = draw_confusion(read_study(folder.path))
+    (panel,) = picture.figure.axes
+    shown = [text.get_text() for text in panel.get_yticklabels()]
+    assert shown == [f"class {k}" for k in range(20)]
+    assert "Of 100 classes the 20 hardest." in picture.caption
+
+
+def test_the_command_leaves_out_paths_and_defaults(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    folder.plan((0, 3))
+    row = cells(conditions_table(read_study(folder.path)), "command")[1]
+    words = ["--seeds 0 3 --epochs 20", "--batch-sizes 2 8 32 128 --batch-epochs 6"]
+    variants = "--variants bn-builtin none bn in bin ln gn sn wn"
+    flags = f"{words[0]} {variants} {words[1]}"
+    assert row.replace("\\", "") == f"python cifar/study.py --output {folder.path} {flags}"
+
+
+def test_the_recipe_of_he(folder: StudyFolder) -> None:
+    folder.epochs = 150
+    folder.run("bn", 0.9, recipe="he")
+    study = read_study(folder.path)
+    recipe = cells(conditions_table(study), "recipe")[1]
+    assert "momentum 0.9, weight decay 0.0001, learning rate x0.1 after 50% and 75%" in recipe
+    assert cautions(study)[0].startswith("The variants have 150 epochs, not the 182 of the recipe")
+
+
+def test_speeds_under_other_conditions_are_not_mixed(folder: StudyFolder) -> None:
+    folder.speed()
+    rows = [json.loads(line) for line in (folder.path / "speed.jsonl").read_text().splitlines()]
+    graph = [row | {"cuda_graph": True, "ratio": 3.0} for row in rows if row["norm"] == "bn"]
+    folder.append("speed.jsonl", graph)
+    (line,) = in_short(read_study(folder.path))
+    assert "1.40 (BN) to 1.90 (GN) times torch.nn's speed on CPU, 1 thread" in line
+    assert "at 3.00 (BN) times torch.nn's speed on CPU" in line
+    assert line.endswith("float32, CUDA graph.")
+
+
+def test_features_that_diverge_are_drawn_on_an_axis_for_both(folder: StudyFolder) -> None:
+    folder.run("bn", 0.9)
+    panel = draw_features(read_study(folder.path), "last_conv").figure.axes[0]
+    assert panel.get_yscale() == "linear"
+    folder.run("none", 0.9)  # 25 times as wide in the end
+    panel = draw_features(read_study(folder.path), "last_conv").figure.axes[0]
+    assert panel.get_yscale() == "asinh"
+    assert sorted(panel.get_yticks()) == [-100, -30, -10, -3, 0, 3, 10, 30, 100]
+    assert round_values(0.02, 40_000) == [30_000, 300, 3, 0.03]
