@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from errors import UserError
 from plan import BATCH_NORMS
-from plot_style import Missing
-from significance import Pair, discordant, holm, indistinct_groups, mcnemar, welch
-from study_files import TWINS, VARIANTS, Run, Study
+
+from reporting.plot_style import Missing
+from reporting.significance import Pair, discordant, holm, indistinct_groups, mcnemar, welch
+from reporting.study_files import TWINS, VARIANTS, Run, Study
 
 LEVEL = 0.05
 

@@ -10,9 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from plot_style import COLOURS, Missing, Picture, grid_of_panels, new_figure
-from study_files import VARIANTS, Run, Study
-from wording import NO_NORM, conditions, label, unfinished_note
+
+from reporting.plot_style import COLOURS, Missing, Picture, grid_of_panels, new_figure
+from reporting.study_files import VARIANTS, Run, Study
+from reporting.wording import NO_NORM, conditions, label, unfinished_note
 
 PLACES = {
     "last_conv": "output of the last convolution, before its norm and ReLU",

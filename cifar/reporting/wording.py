@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
-from study_files import Run
+from reporting.study_files import Run
 
 NO_NORM = "no norm"
 

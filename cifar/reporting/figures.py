@@ -4,16 +4,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from comparisons import batch_runs
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from plan import BATCH_NORMS
-from plot_style import COLOURS, Missing, Picture, colour, line_style, mean_curve, new_figure
-from speeds import NO_SPEEDS, provider_name, speed_groups
-from study_files import TWINS, VARIANTS, Run, Study
-from wording import (
+
+from reporting.comparisons import batch_runs
+from reporting.plot_style import (
+    COLOURS,
+    Missing,
+    Picture,
+    colour,
+    line_style,
+    mean_curve,
+    new_figure,
+)
+from reporting.speeds import NO_SPEEDS, provider_name, speed_groups
+from reporting.study_files import TWINS, VARIANTS, Run, Study
+from reporting.wording import (
     conditions,
     escape,
     label,

@@ -10,11 +10,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from plot_style import Missing, Picture, new_figure
 from recipes import RECIPES
 from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]
-from study_files import VARIANTS, Run, Study
-from wording import NO_NORM, conditions, escape, label
+
+from reporting.plot_style import Missing, Picture, new_figure
+from reporting.study_files import VARIANTS, Run, Study
+from reporting.wording import NO_NORM, conditions, escape, label
 
 SHOWN, COLUMNS = 24, 8  # misclassified images
 CLASSES = 20  # of a matrix, at most, for its numbers to be read

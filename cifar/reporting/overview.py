@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from comparisons import finished_variants
 from plan import StudyConfig
-from plot_style import Missing
 from recipes import RECIPES
 from study import command_line
-from study_files import VARIANTS, Run, Study
-from wording import escape, label, listing, table
+
+from reporting.comparisons import finished_variants
+from reporting.plot_style import Missing
+from reporting.study_files import VARIANTS, Run, Study
+from reporting.wording import escape, label, listing, table
 
 ORIGINAL = "CIFAR-10"
 AUTHORS = {"study": "of the published study", "he": "of He et al. (arXiv 1512.03385)"}

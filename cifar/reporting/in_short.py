@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from comparisons import batch_runs, builtin_pairs, compare, finished_variants
 from plan import BATCH_NORMS
-from plot_style import Missing
-from speeds import speed_groups
-from study_files import Run, Study
-from wording import escape, label, listing, spread
+
+from reporting.comparisons import batch_runs, builtin_pairs, compare, finished_variants
+from reporting.plot_style import Missing
+from reporting.speeds import speed_groups
+from reporting.study_files import Run, Study
+from reporting.wording import escape, label, listing, spread
 
 
 def in_short(study: Study) -> list[str]:

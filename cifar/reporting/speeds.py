@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from study_files import Row
+from reporting.study_files import Row
 
 NO_SPEEDS = "speed.jsonl is missing or empty: nothing is known of the cost."
 PROVIDERS = {

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from comparisons import (
+from plan import BATCH_NORMS
+
+from reporting.comparisons import (
     Comparison,
     batch_runs,
     builtin_pairs,
@@ -11,12 +13,11 @@ from comparisons import (
     finished_variants,
     pooled_counts,
 )
-from plan import BATCH_NORMS
-from plot_style import COLOURS, Missing
-from significance import Pair, mcnemar
-from speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
-from study_files import Row, Run, Study
-from wording import escape, label, listing, p_value, spread, table
+from reporting.plot_style import COLOURS, Missing
+from reporting.significance import Pair, mcnemar
+from reporting.speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
+from reporting.study_files import Row, Run, Study
+from reporting.wording import escape, label, listing, p_value, spread, table
 
 # Accuracies of the training, validation and test split in the published study. Its BIN's rho never
 # trained, so that row is another run of BN; here rho trains.
