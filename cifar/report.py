@@ -24,7 +24,7 @@ from reporting.tables import batch_table, builtin_table, scores_table, significa
 from reporting.wording import escape, listing
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
+    loader=FileSystemLoader(Path(__file__).parent / "reporting"),
     undefined=StrictUndefined,
     keep_trailing_newline=True,
 )
