@@ -20,7 +20,7 @@ from files import append_rows, read_rows
 from model import MISSING
 from recipes import RECIPES
 from rich.console import Console
-from train import Training
+from training import Training
 from world import ALONE
 
 WARM_UP = 5  # steps: compilation, memory, three eager ones before a CUDA graph

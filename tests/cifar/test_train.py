@@ -12,7 +12,8 @@ from config import TrainConfig
 from errors import UserError
 from model import Architecture, build_model
 from recipes import RECIPES, default_epochs
-from train import make_optimizer, train
+from train import train
+from training import make_optimizer
 
 FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.npz", "results.json"} | {
     "steps.jsonl"
