@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; Paul Tol's wine takes the place of
-# their yellow, too pale for a line on white.
+# their yellow, too pale for a line on white, and his olive is a ninth.
 COLOURS = {
     "none": "#000000",
     "bn": "#0072B2",
@@ -18,6 +18,7 @@ COLOURS = {
     "bin": "#009E73",
     "ln": "#CC79A7",
     "gn": "#D55E00",
+    "rms": "#999933",
     "sn": "#56B4E9",
     "wn": "#882255",
 }

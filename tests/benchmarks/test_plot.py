@@ -14,6 +14,7 @@ from benchmarks.shapes import OPS, Case
 from .rows import rows_of, timed_row
 
 plot = pytest.importorskip("benchmarks.plot", reason="matplotlib is not installed")
+plot_cpu = pytest.importorskip("benchmarks.plot_cpu", reason="matplotlib is not installed")
 
 LARGE = {op: (256, 256, 56, 56) if op != "ln" else (32768, 4096) for op in OPS}
 
@@ -122,3 +123,16 @@ def test_rows_of_two_machines_or_none_are_refused(tmp_path: Path) -> None:
         plot.main([str(written(tmp_path, mixed)), "--out", str(tmp_path / "figures")])
     with pytest.raises(SystemExit, match="no row with a time"):
         plot.main([str(written(tmp_path, [])), "--out", str(tmp_path / "figures")])
+
+
+def test_figure_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of our rows is a bar of its ratio."""
+    rows = (plot_cpu.RESULTS / "cpu.jsonl").read_text().splitlines()
+    (tmp_path / "cpu.jsonl").write_text("\n".join(rows[:4]))
+    drawn = []
+    barh = plot_cpu.plt.Axes.barh
+    monkeypatch.setattr(plot_cpu.plt.Axes, "barh", lambda *a, **k: drawn.extend(a[2]) or barh(*a, **k))
+    monkeypatch.setattr(plot_cpu, "RESULTS", tmp_path)
+    plot_cpu.main()
+    assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn == [json.loads(rows[i])["ratio_p50"] for i in (1, 3)]
