@@ -5,8 +5,10 @@ in the environment before any kernel is imported, hence the assignment right bel
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,23 @@ LAYOUTS = ("contiguous", "channels_last", "sliced")
 # is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
 # float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+
+
+def slow_unless(quick: bool) -> Any:
+    """The marks of a case that takes long without a GPU, where kernels are interpreted."""
+    return () if quick or DEVICE == "cuda" else pytest.mark.slow
+
+
+def combinations(backends: Sequence[str], *factors: Any, quick: Callable[..., bool]) -> list[Any]:
+    """Every backend with every combination of the factors, for `parametrize`.
+
+    Where factors do not interact, each of them with some of the others proves what all do: under
+    triton those combinations are slow for which quick(*factors) is false.
+    """
+    return [
+        pytest.param(*values, marks=slow_unless(values[0] != "triton" or quick(*values[1:])))
+        for values in itertools.product(backends, *factors)
+    ]
 
 
 @pytest.fixture
