@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +25,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "aten", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
+TESTS = Path(__file__).parent
+# Where a test that runs kernels without a GPU, if there is one, has "triton" in its name.
+NO_KERNELS = (
+    "benchmarks/test_paired.py",
+    "benchmarks/test_plot.py",
+    "benchmarks/test_shapes.py",
+    "benchmarks/test_timing.py",
+    "cifar/",
+    "test_readme.py",
+)
 
 # THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what
 # is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
 # float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what another version of Triton cannot change: `make test-matrix` leaves it out."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        file = item.path.relative_to(TESTS).as_posix()
+        elsewhere = file.startswith(NO_KERNELS) and "triton" not in item.name
+        if elsewhere or parameters.get("backend", "triton") != "triton":
+            item.add_marker("no_kernel")
 
 
 def slow_unless(quick: bool) -> Any:
