@@ -29,13 +29,15 @@ test: env  ## run all tests but the slow ones
 test-all: env  ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Triton 3.6 is what torch 2.11 brings; its interpreter wants an older numpy than the newest.
+# Triton 3.6 is what torch 2.11 brings; its interpreter wants an older numpy than the newest. Tests
+# without Triton (no_kernel: tests/conftest.py marks them) would show what make test does.
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
 SMOKE := tests/test_functional.py tests/test_modules.py tests/kernels/test_compile.py
-test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## all tests with an older Triton, some with the oldest
-	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow"
-	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow" $(SMOKE)
+test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## the kernels' tests with an older Triton, some with the oldest
+	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
+	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
+	    -m "not slow and not no_kernel" $(SMOKE)
 
 # Python with the packages of .triton/$(1) before those of .venv, once it is seen to have them.
 with_triton = @export PYTHONPATH=$(CURDIR)/.triton/$(1) OMP_NUM_THREADS=1 && \

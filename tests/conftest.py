@@ -5,25 +5,68 @@ in the environment before any kernel is imported, hence the assignment right bel
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from tests.interpreter import patch_language_once_a_launch
+
+    patch_language_once_a_launch()
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "aten", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
+TESTS = Path(__file__).parent
+# Where a test that runs kernels without a GPU, if there is one, has "triton" in its name.
+NO_KERNELS = (
+    "benchmarks/test_paired.py",
+    "benchmarks/test_plot.py",
+    "benchmarks/test_shapes.py",
+    "benchmarks/test_timing.py",
+    "cifar/",
+    "test_readme.py",
+)
 
 # THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what
 # is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
 # float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what another version of Triton cannot change: `make test-matrix` leaves it out."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        file = item.path.relative_to(TESTS).as_posix()
+        elsewhere = file.startswith(NO_KERNELS) and "triton" not in item.name
+        if elsewhere or parameters.get("backend", "triton") != "triton":
+            item.add_marker("no_kernel")
+
+
+def slow_unless(quick: bool) -> Any:
+    """The marks of a case that takes long without a GPU, where kernels are interpreted."""
+    return () if quick or DEVICE == "cuda" else pytest.mark.slow
+
+
+def combinations(backends: Sequence[str], *factors: Any, quick: Callable[..., bool]) -> list[Any]:
+    """Every backend with every combination of the factors, for `parametrize`.
+
+    Where factors do not interact, each of them with some of the others proves what all do: under
+    triton those combinations are slow for which quick(*factors) is false.
+    """
+    return [
+        pytest.param(*values, marks=slow_unless(values[0] != "triton" or quick(*values[1:])))
+        for values in itertools.product(backends, *factors)
+    ]
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """Gradients against finite differences (gradcheck) and against torch.nn.functional in float64.
 
-gradcheck uses its fast mode (random projections of the Jacobian) except for three norms on
+gradcheck uses its fast mode (random projections of the Jacobian) except for four norms on
 contiguous x with every parameter: comparing each entry everywhere would take minutes.
+
+Slow are some of the kernels' combinations: fewer parameters in each layout, and each activation
+with and without a residual for each norm.
 """
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, LAYOUTS, assert_close, make_input, running
+from tests.conftest import BACKENDS, LAYOUTS, assert_close, combinations, make_input, running
 from tests.norms import (
     ACTIVATIONS,
     AFFINE,
@@ -23,7 +26,8 @@ from tests.norms import (
 )
 
 SHAPE = (2, 4, 3)  # (N, C, S): every reduction set has more than one value and S is no power of 2
-EVERY_ENTRY = ("bin_train", "ln", "rms", "gn")  # between them every kind of merge
+# Between them every kind of merge; group norm's is of few programs, for entry by entry they add up.
+EVERY_ENTRY = {"bin_train": SHAPE, "ln": SHAPE, "rms": SHAPE, "gn": (1, 4, 3)}
 KINK = 1e-3  # finite differences step by 1e-6: nearer to relu's kink than this they tell nothing
 
 
@@ -48,22 +52,39 @@ def without(mapping, *names):
     return {k: v for k, v in mapping.items() if k not in names}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("affine", AFFINE)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+FEWER_PARAMETERS = (("weight", "channels_last"), ("none", "contiguous"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "norm", "affine", "layout"),
+    combinations(
+        ["triton", "aten"], NORMS, AFFINE, LAYOUTS,
+        quick=lambda norm, *rest: rest[0] == "full" or rest in FEWER_PARAMETERS,
+    ),
+)  # fmt: skip
 def test_gradcheck(backend, norm, affine, layout):
-    x = make_input(SHAPE, layout, requires_grad=True)
-    p = make_params(norm, SHAPE, affine=affine, requires_grad=True)
     every_entry = (affine, layout) == ("full", "contiguous") and norm in EVERY_ENTRY
+    shape = EVERY_ENTRY[norm] if every_entry else SHAPE
+    x = make_input(shape, layout, requires_grad=True)
+    p = make_params(norm, shape, affine=affine, requires_grad=True)
     with running(backend):
         assert checked(norm, x, p, fast_mode=not every_entry)
 
 
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("norm", ["bn_train", "bn_eval", "in", "bin_train", "ln", "rms", "gn"])
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+# A mask of bits, the residual or nothing is kept for the backward: for every norm one of each.
+ONE_OF_EACH = ((True, "relu"), (True, "gelu"), (False, "silu"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "norm", "with_residual", "activation"),
+    combinations(
+        ["triton", "aten"],
+        ["bn_train", "bn_eval", "in", "bin_train", "ln", "rms", "gn"],
+        [False, True],
+        [None, *ACTIVATIONS],
+        quick=lambda norm, *rest: norm in ("bn_train", "ln") or rest in ONE_OF_EACH,
+    ),
+)
 def test_gradcheck_fused(backend, norm, with_residual, activation):
     if activation is None and not with_residual:
         pytest.skip("test_gradcheck")

@@ -107,7 +107,7 @@ def test_derivatives_by_finite_differences(backend, with_residual, activation):
     given = (*tensors, *module.parameters())
     with running(backend):
         assert gradcheck(function, given, fast_mode=True)
-        if activation != "relu":
+        if activation == "silu":  # the others' is this one but for the activation's, which is 0
             assert gradgradcheck(function, given, fast_mode=True)
 
 
@@ -251,13 +251,13 @@ def test_traced_and_transformed(backend, compiler):
 )
 def test_traffic(activation, with_residual, forward, backward, layout):
     """3 S and 5 S, with a residual and an activation 4 S and 6 S and ReLU's bits."""
-    shape = (8, 16, 32, 32)
+    shape = (4, 8, 32, 32)
     x = make_input(shape, layout, torch.float32, requires_grad=True)
     dy = make_input(shape, layout, torch.float32, seed=8)
     residuals = []
     if with_residual:
         residuals = [make_input(shape, layout, torch.float32, seed=7, requires_grad=True)]
-    module = FilterResponseNorm(16, activation=activation).to(DEVICE)
+    module = FilterResponseNorm(8, activation=activation).to(DEVICE)
     with running("triton"):
         with traffic.meter() as there:
             y = module(x, *residuals)
