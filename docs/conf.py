@@ -17,12 +17,13 @@ release = fastnorm.__version__
 extensions = ["mathml", "myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = False
-default_role = "code"  # docstrings write `name`, as the rest of the project does
+default_role = "py:obj"  # docstrings write `name`: a link where that is public, else code
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
 
+autodoc_inherit_docstrings = False  # torch.nn.Module's say nothing of ours
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 88

@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 FOLDER = Path(__file__).parent / "drawings"
 WIDTH = 4.8  # inches: a phone's width at the size the text is set in
-INK, GREY, PALE = "#222222", "#8a8a8a", "#eeeeee"
+INK, GREY, PALE = "#222222", "#666666", "#eeeeee"
 COLOURS = ["#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2"]
 READ, WRITE, COMPUTE, WAIT = "#4c78a8", "#f58518", "#54a24b", "#d9d9d9"
 
