@@ -1,12 +1,9 @@
 """Sphinx builds docs/ into a site: `make docs`. Nothing is fetched, then or when it is read."""
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for mathml.py
-# Signatures of kernels' helpers are read from Python, with or without a GPU.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import fastnorm
 
