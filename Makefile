@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-matrix fuzz bench gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable lint clean
+.PHONY: help env train test test-all test-matrix fuzz bench docs gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable lint clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ fuzz: env  ## run the property tests on new random cases, FUZZ_EXAMPLES=N (1000)
 
 bench: env  ## time every norm against torch's on this CPU, call by call in pairs
 	$(BIN)/python -m benchmarks.cpu
+
+docs: env  ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env docs docs/_build/html
 
 # The targets below need a machine with a GPU and no network: PYTHON's own torch, triton, pytest,
 # pytest-timeout, pytest-xdist, hypothesis, pip, setuptools and matplotlib serve, no .venv is made.

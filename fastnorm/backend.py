@@ -37,6 +37,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Choose the backend inside a `with` block; the former one comes back on leaving it.
 
     The backward of a call made inside the block runs on the block's backend, wherever it is called.
+    Raises ValueError for an unknown name.
     """
     former = get_backend()
     set_backend(name)

@@ -55,7 +55,7 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
     parameters, buffers, hooks, training flag and `state_dict`; the model's results are as before
     but for rounding. Whatever else looks like a norm is left alone and listed, with the reason.
 
-    With `to` every batch norm, torch's or ours, becomes another norm over the same channels:
+    With `to` every batch norm, torch's or ours, becomes another norm over the same channels::
 
         "bn"    a batch norm, as without `to`
         "in"    an instance norm without running statistics

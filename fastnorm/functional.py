@@ -1,6 +1,6 @@
 """The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
 
-Every function but the two that add takes two keyword-only extras:
+Every function of channels or rows, but for the two that add, takes two keyword-only extras::
 
     activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
     residual     a tensor of input's shape, dtype and device, added before the activation
@@ -40,8 +40,10 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "mean_only_batch_norm",
     "moment_norm",
     "rms_norm",
+    "weight_norm",
 ]
 
 

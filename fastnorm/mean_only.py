@@ -10,7 +10,7 @@ from .modules import _OverBatch
 
 
 class _MeanOnlyBatchNorm(_OverBatch):
-    """y = act(input - mean + bias + residual), the mean of each channel over the batch.
+    """y = act(input - mean + bias + residual) of (N, C, ...), the mean of each channel.
 
     Source: arXiv 1602.07868, section 4, where it stands behind layers that weight normalisation
     gives their scale: see `fastnorm.weight_norm`.

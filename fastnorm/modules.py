@@ -141,14 +141,18 @@ class _BatchNorm(_OverBatch):
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d over (N, C) or (N, C, L), with a fused activation and residual.
 
+    See `fastnorm.functional.batch_norm` (arXiv 1502.03167).
+
     forward takes a boolean `mask`, (N,) or (N, L), that is False for padding: such positions are in
     no statistic, their output and gradient are 0, whatever they hold. The others are computed as
-    one batch without padding, gathered and put back.
+    one batch without padding, gathered and put back. Raises RuntimeError for a mask of another
+    shape, dtype or device.
     """
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
+        """act(norm(input) + residual), and 0 where `mask` is False."""
         if mask is None:
             return super().forward(input, residual)
         self._check_input_dim(input)
@@ -163,11 +167,17 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d over (N, C, H, W), with a fused activation and residual."""
+    """torch.nn.BatchNorm2d over (N, C, H, W), with a fused activation and residual.
+
+    See `fastnorm.functional.batch_norm` (arXiv 1502.03167).
+    """
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d over (N, C, D, H, W), with a fused activation and residual."""
+    """torch.nn.BatchNorm3d over (N, C, D, H, W), with a fused activation and residual.
+
+    See `fastnorm.functional.batch_norm` (arXiv 1502.03167).
+    """
 
 
 class _BatchInstanceNorm(_BatchNorm):
@@ -327,19 +337,31 @@ class _InstanceNorm(_Tracking):
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
-    """torch.nn.InstanceNorm1d over (N, C, L) or (C, L), with a fused activation and residual."""
+    """torch.nn.InstanceNorm1d over (N, C, L) or (C, L), with a fused activation and residual.
+
+    See `fastnorm.functional.instance_norm` (arXiv 1607.08022).
+    """
 
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
-    """torch.nn.InstanceNorm2d over (N, C, H, W) or (C, H, W), likewise fused."""
+    """torch.nn.InstanceNorm2d over (N, C, H, W) or (C, H, W), with a fused activation and residual.
+
+    See `fastnorm.functional.instance_norm` (arXiv 1607.08022).
+    """
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
-    """torch.nn.InstanceNorm3d over (N, C, D, H, W) or (C, D, H, W), likewise fused."""
+    """torch.nn.InstanceNorm3d over (N, C, D, H, W) or (C, D, H, W), fused likewise.
+
+    See `fastnorm.functional.instance_norm` (arXiv 1607.08022).
+    """
 
 
 class LayerNorm(_Activated, nn.LayerNorm):
-    """torch.nn.LayerNorm over the last dimensions, with a fused activation and residual."""
+    """torch.nn.LayerNorm over the last dimensions, with a fused activation and residual.
+
+    See `fastnorm.functional.layer_norm` (arXiv 1607.06450).
+    """
 
     def __init__(
         self,
@@ -363,7 +385,10 @@ class LayerNorm(_Activated, nn.LayerNorm):
 
 
 class RMSNorm(_Activated, nn.RMSNorm):
-    """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual."""
+    """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual.
+
+    See `fastnorm.functional.rms_norm` (arXiv 1910.07467).
+    """
 
     def __init__(
         self,
@@ -388,7 +413,9 @@ class RMSNorm(_Activated, nn.RMSNorm):
 class AddLayerNorm(LayerNorm):
     """forward(input, residual) is (y, s): s = input + residual and y = layer_norm(s), fused.
 
-    Arguments and state_dict are LayerNorm's; there is no activation. See functional.add_layer_norm.
+    Arguments and state_dict are LayerNorm's; there is no activation.
+
+    See `fastnorm.functional.add_layer_norm`.
     """
 
     def __init__(
@@ -403,6 +430,7 @@ class AddLayerNorm(LayerNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(y, s), both contiguous and of the input's shape and dtype."""
         return F.add_layer_norm(
             input, residual, self.normalized_shape, self.weight, self.bias, self.eps
         )
@@ -411,7 +439,9 @@ class AddLayerNorm(LayerNorm):
 class AddRMSNorm(RMSNorm):
     """forward(x, residual) is (y, s): s = x + residual and y = rms_norm(s), fused.
 
-    Arguments and state_dict are RMSNorm's; there is no activation. See functional.add_rms_norm.
+    Arguments and state_dict are RMSNorm's; there is no activation.
+
+    See `fastnorm.functional.add_rms_norm`.
     """
 
     def __init__(
@@ -425,11 +455,15 @@ class AddRMSNorm(RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(y, s), both contiguous and of x's shape and dtype."""
         return F.add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
 
 
 class GroupNorm(_Activated, nn.GroupNorm):
-    """torch.nn.GroupNorm over (N, C, ...), with a fused activation and residual."""
+    """torch.nn.GroupNorm over (N, C, ...), with a fused activation and residual.
+
+    See `fastnorm.functional.group_norm` (arXiv 1803.08494).
+    """
 
     def __init__(
         self,

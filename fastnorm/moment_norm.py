@@ -74,10 +74,10 @@ def moment_norm(
 
 
 def merge_moments(mean: Tensor, var: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the union of equally large sets along `dim`, which is kept.
+    """Mean and biased variance of the union of equally large sets along `dim`, kept as size 1.
 
-    Over dim 0 of (N, C) moments: those of each channel over the batch. Chan, Golub and LeVeque's
-    merge (1979).
+    mean and var have one shape and any floating dtype, which the results have too. Over dim 0 of
+    (N, C) moments: those of each channel over the batch. Source: Chan, Golub and LeVeque (1979).
     """
     merged = mean.mean(dim, keepdim=True)
     return merged, (var + (mean - merged).square()).mean(dim, keepdim=True)
@@ -105,16 +105,18 @@ def update_running(
 class MomentNorm(nn.Module):
     """A norm of your own: a subclass writes `merge`, see `fastnorm.functional.moment_norm`.
 
-    class FilterResponseNorm(fastnorm.MomentNorm):  # arXiv 1911.09737, without its threshold
-        def __init__(self, channels, eps=1e-6, **kwargs):
-            super().__init__(**kwargs)
-            self.eps = eps
-            self.weight = nn.Parameter(torch.ones(channels))
-            self.bias = nn.Parameter(torch.zeros(channels))
+    ::
 
-        def merge(self, mean, var, count):
-            mean_square = mean.square() + var
-            return self.weight * (mean_square + self.eps).rsqrt(), 0.0, self.bias
+        class FilterResponseNorm(fastnorm.MomentNorm):  # arXiv 1911.09737, without its threshold
+            def __init__(self, channels, eps=1e-6, **kwargs):
+                super().__init__(**kwargs)
+                self.eps = eps
+                self.weight = nn.Parameter(torch.ones(channels))
+                self.bias = nn.Parameter(torch.zeros(channels))
+
+            def merge(self, mean, var, count):
+                mean_square = mean.square() + var
+                return self.weight * (mean_square + self.eps).rsqrt(), 0.0, self.bias
     """
 
     def __init__(self, *, activation: str | None = None) -> None:
@@ -122,10 +124,15 @@ class MomentNorm(nn.Module):
         self.activation = activation
 
     def merge(self, mean: Tensor, var: Tensor, count: int) -> Coefficients:
-        """(scale, center, shift) from the moments (N, C) over `count` positions each."""
+        """(scale, center, shift) from the moments over `count` positions each.
+
+        mean and the biased var are float64 tensors of shape (N, C); what is returned are numbers or
+        tensors that broadcast to that. Raises NotImplementedError where a subclass has no `merge`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no method `merge`: see MomentNorm")
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act((input - center) * scale + shift + residual) of input (N, C, ...)."""
         return moment_norm(input, self.merge, activation=self.activation, residual=residual)
 
     def extra_repr(self) -> str:

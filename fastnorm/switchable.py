@@ -26,7 +26,8 @@ class _SwitchableNorm(MomentNorm):
 
     convert_sync_batchnorm makes the batch's part that of a process group.
 
-    Raises ValueError for an input of another rank, and for one value per channel in training.
+    Raises ValueError for an input of another rank and for one value per channel in training,
+    RuntimeError for another number of channels.
     """
 
     weight: Tensor | None

@@ -1,4 +1,4 @@
-"""Which of three ways a norm of (N, C, S) takes, by the size of its reduction sets.
+"""Which of three ways a norm of (N, C, S) takes, by the size of its reduction sets::
 
     one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
                   of two. One launch; the tensor is read once
@@ -27,7 +27,10 @@ _forced: str | None = None
 
 @contextlib.contextmanager
 def cooperative(enabled: bool) -> Iterator[None]:
-    """Allow the cluster tier inside a `with` block, in all threads."""
+    """Allow the cluster tier inside a `with` block, in all threads.
+
+    Sets that fit one program still take that, and those too large for a cluster stream.
+    """
     global _cooperative
     former, _cooperative = _cooperative, enabled
     try:
