@@ -64,7 +64,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     for package in ("triton", "numpy"):
         yield package, _version(package)
     yield "system", platform.platform()
-    yield "CPU", f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    yield "CPU", f"{_cpu()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()}"
     if not torch.cuda.is_available():
         yield "GPU", "none that torch sees"
         return

@@ -60,7 +60,8 @@ def test_report(few, capsys, monkeypatch):
     assert facts["FASTNORM_BACKEND"] == "'reference'" and facts["backend"] == "reference"
     assert facts["auto"].startswith("is") and "aten for CPU tensors" in facts["auto"]
     assert ("triton for CUDA tensors" in facts["auto"]) == ON_GPU
-    assert facts["cooperative"] == "kernels are not allowed"
+    allowed = "" if kernels.tiers.state()[0] else "not "
+    assert facts["cooperative"] == f"kernels are {allowed}allowed"
     assert ("GPU 0" in output and "capability" in output) if ON_GPU else "none" in facts["GPU"]
     found = outcomes(output)
     assert {name for name, _ in found} == set(FEW) and {verdict for _, verdict in found} == {"ok"}
