@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-matrix fuzz bench docs gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable lint clean
+.PHONY: help env train test test-all test-matrix fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ test-all: env  ## run all tests
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
 SMOKE := tests/test_functional.py tests/test_modules.py tests/kernels/test_compile.py
-test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## the kernels' tests with an older Triton, some with the oldest
+test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels' tests with an older Triton, some with the oldest
 	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
 	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
 	    -m "not slow and not no_kernel" $(SMOKE)
@@ -51,7 +51,7 @@ with_triton = @export PYTHONPATH=$(CURDIR)/.triton/$(1) OMP_NUM_THREADS=1 && \
 # An example of the kernels takes half a second in the interpreter: 1000 of each keep 2 cores busy
 # for an hour.
 FUZZ_EXAMPLES := 1000
-fuzz: env  ## run the property tests on new random cases, FUZZ_EXAMPLES=N (1000) of each
+fuzz: env  ## run the property tests on new random cases, FUZZ_EXAMPLES=N of each (1000)
 	HYPOTHESIS_PROFILE=fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 0 tests/properties
 
@@ -60,6 +60,15 @@ bench: env  ## time every norm against torch's on this CPU, call by call in pair
 
 docs: env  ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env docs docs/_build/html
+
+lint: env  ## check lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dist: env  ## build the source distribution and, from it, the wheel, into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 # The targets below need a machine with a GPU and no network: PYTHON's own torch, triton, pytest,
 # pytest-timeout, pytest-xdist, hypothesis, pip, setuptools and matplotlib serve, no .venv is made.
@@ -76,19 +85,19 @@ GPU_TESTS := -n 14 tests --ignore tests/cifar
 GPU_CASES := --quick
 endif
 
-gpu:  ## on a GPU: tests, benchmarks, figures, into OUT=DIR (REHEARSE=1: the same on a CPU, tiny)
+gpu:  ## on a GPU, into OUT=DIR: tests, benchmarks, figures (REHEARSE=1: tiny, on a CPU)
 	@status=0; for part in gpu-test gpu-bench gpu-plot; do \
 	    echo "== $$part"; $(MAKE) --no-print-directory $$part || status=1; done; exit $$status
 
-gpu-test: fastnorm-importable  ## its first part: the tests, to OUT/tests.log; under 10 minutes
+gpu-test: fastnorm-importable  ## part 1 of gpu: the tests, to OUT/tests.log; under 10 minutes
 	@timeout $(PART_SECONDS) $(PYTHON) -m pytest -m "not slow" $(GPU_TESTS) >$(OUT)/tests.log 2>&1; \
 	    status=$$?; tail -n 25 $(OUT)/tests.log; exit $$status
 
-gpu-bench: fastnorm-importable  ## its second: benchmarks.run, to OUT/rows.jsonl; under 10 minutes
+gpu-bench: fastnorm-importable  ## part 2 of gpu: benchmarks.run, to OUT/rows.jsonl; under 10 minutes
 	@PYTHONUNBUFFERED=1 timeout $(PART_SECONDS) \
 	    $(PYTHON) -m benchmarks.run $(GPU_CASES) --out $(OUT)/rows.jsonl $(BENCH_ARGS)
 
-gpu-plot: fastnorm-importable  ## its third: figures and tables from OUT/rows.jsonl
+gpu-plot: fastnorm-importable  ## part 3 of gpu: figures and tables from OUT/rows.jsonl
 	@timeout $(PART_SECONDS) $(PYTHON) -m benchmarks.plot $(OUT)/rows.jsonl --out $(OUT) $(GPU_PLOT)
 
 # Seven variants, speed and batch sizes of the study, in calls of PART_SECONDS each until none is
@@ -102,7 +111,7 @@ STUDY_FLAGS := --data-dir runs/data --dataset-label "CIFAR-10 (JPEG q75)" --devi
     --amp bf16 --channels-last --cuda-graph --batch-sizes 128 8
 endif
 STUDY_ARGS :=
-gpu-study: fastnorm-importable  ## on a GPU: the CIFAR study, OUT=DIR DATA=ARCHIVE of images; call until it says finished
+gpu-study: fastnorm-importable  ## on a GPU, into OUT=DIR: CIFAR study of DATA=ARCHIVE; call until it says finished
 	@$(PYTHON) -c 'import tyro' 2>/dev/null || \
 	    $(PYTHON) -m pip install -q --no-index --no-deps .wheels/*.whl
 ifndef REHEARSE
@@ -113,7 +122,7 @@ endif
 	    $(PYTHON) cifar/report.py $(STUDY) && cp $(STUDY)/report.html $(OUT); \
 	    tar czf $(OUT)/study.tar.gz -C $(dir $(STUDY)) $(notdir $(STUDY)) && exit $$status
 
-gpu-wheels:  ## with a network: into .wheels what gpu-study may lack on a machine without
+gpu-wheels:  ## with a network: fetch into .wheels what gpu-study may lack on a machine without
 	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d .wheels tyro docstring-parser typeguard
 
 fastnorm-importable:
@@ -122,12 +131,7 @@ fastnorm-importable:
 	@$(PYTHON) -c 'import fastnorm.kernels' 2>/dev/null || \
 	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 
-lint: env  ## check lint, format and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-
 clean:  ## remove .venv and everything generated but data and runs
-	rm -rf .venv .triton build dist *.egg-info
+	rm -rf .venv .triton .wheels build dist *.egg-info
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,8 @@
 `fastnorm.functional` has the norms as functions, `fastnorm.reference` their formulas.
 """
 
+import importlib.metadata
+
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
 from .convert import convert
@@ -35,7 +37,10 @@ from .revert import revert
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from .weight import initialise_weight_norm, weight_norm
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("fastnorm-triton")  # it is written in pyproject.toml
+except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "unknown"
 
 __all__ = [
     "AddLayerNorm",

@@ -1,0 +1,135 @@
+"""What an issue report needs: `python -m fastnorm` prints this machine's versions and a self-check.
+
+Exit code 0 where every check is ok, 1 where a result is wrong, a call raised, or the kernels cannot
+run where `auto` calls them.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils import collect_env
+
+from . import __version__, get_backend, selfcheck, use_backend
+from .backend import backend_for, load_kernels
+
+VARIABLES = ("FASTNORM_BACKEND", "TRITON_INTERPRET", "TRITON_CACHE_DIR")
+WIDTH = 100
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of which CPUs check the first
+NO_TRITON = "triton is not installed"
+INTERPRETED = ", in Triton's interpreter: what it compiles for GPUs is NOT checked"
+COLUMNS = "  {:<29}  {:<13}  {:<11}  {:<8}  {:>13}  {}"
+HEADER = COLUMNS.format("", "layout", "tier", "dtype", "largest error", "").rstrip()
+
+
+def main() -> int:
+    argparse.ArgumentParser(
+        prog="python -m fastnorm",
+        description="Print versions and settings for an issue report, then check every norm on "
+        "this machine against its formula in float64. Exit code 1 if anything is wrong.",
+    ).parse_args()
+    asked = {name: os.environ.get(name) for name in VARIABLES}
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:  # to be settled before Triton is imported, which no import so far has done
+        os.environ["TRITON_INTERPRET"] = "1"
+    problem = _why_no_kernels()
+    print(f"fastnorm {__version__}")
+    for name, value in [*_machine(), *_settings(asked, problem)]:
+        print(f"  {name:<17} {value}")
+    print(f"\naten on the CPU\n{HEADER}")
+    wrong = _show(selfcheck.run("aten", "cpu", DTYPES[:1]))
+    if problem:
+        print(f"\nno kernel was checked: {problem}")
+        wrong += on_gpu or problem != NO_TRITON  # without either, auto calls none
+    elif on_gpu:
+        print(f"\ntriton on the GPU{INTERPRETED if load_kernels().INTERPRETED else ''}\n{HEADER}")
+        wrong += _show(selfcheck.run("triton", "cuda", DTYPES))
+    else:
+        print(f"\ntriton on the CPU{INTERPRETED}\n{HEADER}")
+        wrong += _show(selfcheck.run("triton", "cpu", DTYPES[:1]))
+    print(f"\n{wrong} wrong: see above" if wrong else "\nall ok")
+    return 1 if wrong else 0
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    yield "python", platform.python_version()
+    yield "torch", torch.__version__
+    for package in ("triton", "numpy"):
+        yield package, _version(package)
+    yield "system", platform.platform()
+    yield "CPU", f"{_cpu()}, {os.cpu_count()} cores, torch on {torch.get_num_threads()}"
+    if not torch.cuda.is_available():
+        yield "GPU", "none that torch sees"
+        return
+    driver = collect_env.get_nvidia_driver_version(collect_env.run)
+    yield "CUDA", f"{torch.version.cuda or torch.version.hip} of torch, driver {driver}"
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        memory = gpu.total_memory / 2**30
+        yield f"GPU {i}", f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {memory:.0f} GiB"
+
+
+def _settings(asked: dict[str, str | None], problem: str) -> Iterator[tuple[str, str]]:
+    """The environment as it was found, and what follows from it."""
+    for name, value in asked.items():
+        yield name, "not set" if value is None else repr(value)
+    yield "backend", get_backend()
+    with use_backend("auto"):
+        served = [f"{backend_for(torch.empty(0))} for CPU tensors"]
+        if torch.cuda.is_available():
+            served.append(f"{backend_for(torch.empty(0, device='cuda'))} for CUDA tensors")
+    yield "auto is", ", ".join(served)
+    if not problem:
+        allowed, _ = load_kernels().tiers.state()
+        yield "cooperative", f"kernels are {'' if allowed else 'not '}allowed"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    """The model's name, where Linux says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _why_no_kernels() -> str:
+    """Why `fastnorm.kernels` cannot be imported; "" where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return NO_TRITON
+    try:
+        load_kernels()
+    except Exception as error:
+        return f"fastnorm.kernels cannot be imported: {type(error).__name__}: {error}"
+    return ""
+
+
+def _show(outcomes: Iterable[selfcheck.Outcome]) -> int:
+    """Print a line for each outcome; how many are wrong."""
+    wrong = 0
+    for found in outcomes:
+        tier, dtype = found.tier.replace("_", " "), str(found.dtype).removeprefix("torch.")
+        error = "raised" if found.message else f"{found.error:.1e}"
+        verdict = "ok" if found.ok else "WRONG"
+        print(COLUMNS.format(found.name, found.layout, tier, dtype, error, verdict), flush=True)
+        if found.message:
+            print(textwrap.indent(textwrap.fill(found.message, WIDTH - 4), " " * 4))
+        wrong += not found.ok
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""`python -m fastnorm`: what it prints, its exit codes, and that its checks find what is wrong."""
+
+import importlib.metadata
+import inspect
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastnorm
+from fastnorm import __main__ as main_module
+from fastnorm import aten, functional, kernels, selfcheck
+from tests.conftest import DEVICE
+
+FEW = ("batch-instance norm", "group norm + residual, ReLU", "add RMS norm")
+ON_GPU = DEVICE == "cuda"
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three of the checks, for a quick `python -m fastnorm` in this process."""
+    norms = tuple(norm for norm in selfcheck.NORMS if norm.name in FEW)
+    assert len(norms) == len(FEW)
+    monkeypatch.setattr(selfcheck, "NORMS", norms)
+    monkeypatch.setattr(sys, "argv", ["fastnorm"])
+
+
+def outcomes(output):
+    """(name, verdict) of each check's line."""
+    lines = output.splitlines()
+    return [(n, line.split()[-1]) for line in lines for n in FEW if line.startswith(f"  {n}  ")]
+
+
+def in_a_process(arguments, **environment):
+    """`python ARGUMENTS` in an environment without our variables but those given."""
+    env = {k: v for k, v in os.environ.items() if k not in main_module.VARIABLES}
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=280
+    )
+
+
+def test_report(few, capsys, monkeypatch):
+    """Versions, machine and settings; a line for each check; exit code 0."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/some/where")
+    monkeypatch.setenv("FASTNORM_BACKEND", "reference")  # read when fastnorm was imported
+    with fastnorm.use_backend("reference"):
+        assert main_module.main() == 0
+        assert fastnorm.get_backend() == "reference"
+    output = capsys.readouterr().out
+    facts = dict(line.strip().split(maxsplit=1) for line in output.split("\n\n")[0].splitlines())
+    assert facts["fastnorm"] == fastnorm.__version__
+    assert facts["python"] == platform.python_version() and facts["torch"] == torch.__version__
+    for package in ("numpy", "triton"):
+        assert facts[package] == importlib.metadata.version(package)
+    assert facts["TRITON_CACHE_DIR"] == "'/some/where'"
+    assert facts["FASTNORM_BACKEND"] == "'reference'" and facts["backend"] == "reference"
+    assert facts["auto"].startswith("is") and "aten for CPU tensors" in facts["auto"]
+    assert ("triton for CUDA tensors" in facts["auto"]) == ON_GPU
+    allowed = "" if kernels.tiers.state()[0] else "not "
+    assert facts["cooperative"] == f"kernels are {allowed}allowed"
+    assert ("GPU 0" in output and "capability" in output) if ON_GPU else "none" in facts["GPU"]
+    found = outcomes(output)
+    assert {name for name, _ in found} == set(FEW) and {verdict for _, verdict in found} == {"ok"}
+    assert "one program" in output and "streaming" in output and "channels last" in output
+    assert ("in Triton's interpreter" in output) == kernels.INTERPRETED
+    assert ("bfloat16" in output) == ON_GPU
+    assert output.endswith("\nall ok\n") and max(map(len, output.splitlines())) <= 100
+
+
+def test_every_function_is_checked(monkeypatch):
+    called = set()
+
+    def recorded(name, function):
+        def call(*args, **kwargs):
+            called.add(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    norms = [name for name, _ in inspect.getmembers(functional, inspect.isfunction)
+             if name.endswith("_norm") and not name.startswith("apply")]  # fmt: skip
+    assert set(functional.__all__) <= set(norms)
+    for name in norms:
+        monkeypatch.setattr(functional, name, recorded(name, getattr(functional, name)))
+    assert all(found.ok for found in selfcheck.run("aten", "cpu", (torch.float32,)))
+    assert called == set(norms)
+
+
+@pytest.mark.parametrize("backend", ["aten", "triton"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
+    """A thousandth off in one gradient or output is found, there alone."""
+    module = aten if backend == "aten" else kernels
+    attribute = "norm" if direction == "forward" else "norm_backward"
+    right = getattr(module, attribute)
+
+    def wrong(*args, norm, **kwargs):
+        first, *rest = right(*args, norm=norm, **kwargs)
+        return (first * 1.001 if norm == "batch_instance" else first, *rest)
+
+    monkeypatch.setattr(module, attribute, wrong)
+    assert main_module.main() == 1
+    output = capsys.readouterr().out
+    of_aten, of_triton = (outcomes(part) for part in output.split("\ntriton on the "))
+    for name, verdict in of_aten if backend == "aten" else of_triton:
+        assert (verdict == "WRONG") == (name == "batch-instance norm")
+    for _, verdict in of_triton if backend == "aten" else of_aten:
+        assert verdict == "ok"
+    wrong_lines = [line for line in output.splitlines() if line.endswith("WRONG")]
+    assert output.endswith(f"\n{len(wrong_lines)} wrong: see above\n")
+    assert len(wrong_lines) == 2 or backend == "triton"
+
+
+def test_nan_is_wrong(few, capsys, monkeypatch):
+    """One NaN, whatever the other results are."""
+    right = aten.norm_backward
+
+    def wrong(*args, **kwargs):
+        dx, *rest = right(*args, **kwargs)
+        dx[0, 0] = float("nan")
+        return dx, *rest
+
+    monkeypatch.setattr(aten, "norm_backward", wrong)
+    assert main_module.main() == 1
+    assert "nan  WRONG" in capsys.readouterr().out
+
+
+def test_error_is_shown(few, capsys, monkeypatch):
+    """A call that raises is one wrong line with its message; the other checks go on."""
+
+    def raises(*args, **kwargs):
+        raise RuntimeError("at 3:7:\n    x = tl.lod(ptr)\n\nno such thing as tl.lod")
+
+    monkeypatch.setattr(functional, "group_norm", raises)
+    assert main_module.main() == 1
+    output = capsys.readouterr().out
+    assert "    RuntimeError: at 3:7: ... no such thing as tl.lod\n" in output
+    for name, verdict in outcomes(output):
+        assert (verdict == "WRONG") == name.startswith("group norm")
+    assert "raised  WRONG" in output
+
+
+def test_kernels_have_to_run(monkeypatch):
+    """What another backend computed does not pass for a kernel's result."""
+    monkeypatch.setattr(selfcheck, "use_backend", lambda name: fastnorm.use_backend("aten"))
+    monkeypatch.setattr(selfcheck, "NORMS", selfcheck.NORMS[:1])
+    for found in selfcheck.run("triton", DEVICE, (torch.float32,)):
+        assert not found.ok and "no kernel was launched" in found.message
+
+
+def test_without_triton(few, capsys, monkeypatch):
+    """No fault where no GPU needs it; the report says so."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert main_module.main() == (1 if ON_GPU else 0)
+    output = capsys.readouterr().out
+    assert "no kernel was checked: triton is not installed" in output
+    assert len(outcomes(output)) == 5 and "cooperative" not in output
+
+
+def test_kernels_that_cannot_be_imported(few, capsys, monkeypatch):
+    def load_kernels():
+        raise ModuleNotFoundError("No module named 'fastnorm.kernels'")
+
+    monkeypatch.setattr(main_module, "load_kernels", load_kernels)
+    assert main_module.main() == 1
+    assert "ModuleNotFoundError: No module named 'fastnorm.kernels'" in capsys.readouterr().out
+
+
+def test_unknown_backend_in_the_environment():
+    """fastnorm cannot be imported: the last line says why."""
+    done = in_a_process(["-m", "fastnorm"], FASTNORM_BACKEND="tritn")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: unknown FASTNORM_BACKEND 'tritn'")
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--quick", 2)])
+def test_arguments(few, capsys, monkeypatch, argument, code):
+    monkeypatch.setattr(sys, "argv", ["fastnorm", argument])
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    assert ended.value.code == code and "python -m fastnorm" in "".join(capsys.readouterr())
+
+
+def test_the_interpreter_is_switched_on():
+    """In a fresh process, with nothing in the environment; what was found there is reported."""
+    done = in_a_process(
+        ["-c", "import sys; from fastnorm import __main__, selfcheck\n"
+         "assert 'triton' not in sys.modules\n"
+         "selfcheck.NORMS = selfcheck.NORMS[-1:]\n"
+         "sys.exit(__main__.main())"],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TRITON_INTERPRET  not set" in done.stdout and "triton on the" in done.stdout
+    assert ("in Triton's interpreter" in done.stdout) != ON_GPU
+
+
+@pytest.mark.slow  # 10 s alone on a core
+def test_all_of_it():
+    done = in_a_process(["-m", "fastnorm"], OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("  ok\n") > 60 and done.stdout.endswith("\nall ok\n")
