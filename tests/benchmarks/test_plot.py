@@ -131,7 +131,12 @@ def test_figure_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "cpu.jsonl").write_text("\n".join(rows[:4]))
     drawn = []
     barh = plot_cpu.plt.Axes.barh
-    monkeypatch.setattr(plot_cpu.plt.Axes, "barh", lambda *a, **k: drawn.extend(a[2]) or barh(*a, **k))
+
+    def spy(panel: Any, labels: list[str], values: list[float], **style: Any) -> Any:
+        drawn.extend(values)
+        return barh(panel, labels, values, **style)
+
+    monkeypatch.setattr(plot_cpu.plt.Axes, "barh", spy)
     monkeypatch.setattr(plot_cpu, "RESULTS", tmp_path)
     plot_cpu.main()
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
