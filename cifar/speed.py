@@ -171,7 +171,7 @@ def compare(config: SpeedConfig) -> None:
             console.print(
                 f"{norm:5s} {row['provider']:17s} {row['images_per_second']:9,.0f} images/s{ratio}"
             )
-        del rows
+        torch.compiler.reset()  # else the ninth compiled model would silently run eagerly
         gc.collect()  # compiled models hold themselves in cycles
 
 

@@ -27,6 +27,7 @@ from reporting.wording import (
     escape,
     label,
     learning_rates,
+    lengths,
     listing,
     seeds,
     several_seeds,
@@ -166,7 +167,7 @@ def draw_batch_sizes(study: Study) -> Picture:
         figure,
         alt="Bars of the test error of BN and GN at batch sizes " + listing([*map(str, sizes)]),
         caption=f"Test error by batch size, lower is better: {escape(runs[0].dataset)}, "
-        f"{runs[0].flags['epochs']} epochs each, {seeds(runs)}, {learning_rates(runs)}. "
+        f"{lengths(runs)} each, {seeds(runs)}, {learning_rates(runs)}. "
         f"{'A bar is the mean, a dot one seed. ' if several_seeds(runs) else ''}"
         f"Chance is {100 - 100 / len(runs[0].class_names()):.0f}%.",
     )

@@ -9,7 +9,7 @@ from reporting.comparisons import batch_runs, builtin_pairs, compare, finished_v
 from reporting.plot_style import Missing
 from reporting.speeds import speed_groups
 from reporting.study_files import Run, Study
-from reporting.wording import escape, label, listing, spread
+from reporting.wording import escape, label, lengths, listing, spread
 
 
 def in_short(study: Study) -> list[str]:
@@ -80,8 +80,8 @@ def small_batches(study: Study) -> str:
             for norm in BATCH_NORMS
         ]
         parts.append(f"{', '.join(scores)} at batch {size}")
-    epochs = found[sizes[0], BATCH_NORMS[0]][0].flags["epochs"]
-    return f"Test accuracy after {epochs} epochs: {'; '.join(parts)}."
+    length = lengths(found[sizes[0], BATCH_NORMS[0]])
+    return f"Test accuracy after {length}: {'; '.join(parts)}."
 
 
 def speed(study: Study) -> str:

@@ -23,11 +23,17 @@ def conditions(runs: Sequence[Run]) -> str:
     return ", ".join(
         [
             _values((escape(run.dataset) for run in runs), "{}"),
-            _values((run.flags["epochs"] for run in runs), "{} epochs"),
+            lengths(runs),
             _values((run.flags["batch_size"] for run in runs), "batch {}"),
             seeds(runs),
         ]
     )
+
+
+def lengths(runs: Iterable[Run]) -> str:
+    """1 epoch, 8 epochs, or every length that there is."""
+    found = [run.flags["epochs"] for run in runs]
+    return _values(found, "{} epoch" if max(found) == 1 else "{} epochs")
 
 
 def seeds(runs: Iterable[Run]) -> str:
