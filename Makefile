@@ -105,9 +105,10 @@ gpu-plot: fastnorm-importable  ## part 3 of gpu: figures and tables from OUT/row
 # continues; OUT gets it as study.tar.gz, to be unpacked into runs/ of another machine.
 STUDY := runs/gpu-study
 ifdef REHEARSE
-STUDY_FLAGS := --dataset digits --device cpu --epochs 1 --depth-n 1 --batch-sizes 128 --variants none bn gn
+STUDY_FLAGS := --parts variants batch --dataset digits --device cpu --epochs 1 --depth-n 1 \
+    --batch-sizes 128 --variants none bn gn
 else
-STUDY_FLAGS := --data-dir runs/data --dataset-label "CIFAR-10 (JPEG q75)" --device cuda \
+STUDY_FLAGS := --parts speed variants batch --data-dir runs/data --dataset-label "CIFAR-10 (JPEG q75)" --device cuda \
     --amp bf16 --channels-last --cuda-graph --batch-sizes 128 8
 endif
 STUDY_ARGS :=
@@ -117,8 +118,8 @@ gpu-study: fastnorm-importable  ## on a GPU, into OUT=DIR: CIFAR study of DATA=A
 ifndef REHEARSE
 	@test -d runs/data || $(PYTHON) cifar/pack.py $(DATA) runs/data
 endif
-	@$(PYTHON) cifar/study.py --output $(STUDY) --seeds 0 --parts speed variants batch \
-	    --seconds $$(($(PART_SECONDS) - 60)) $(STUDY_FLAGS) $(STUDY_ARGS); status=$$?; \
+	@$(PYTHON) cifar/study.py --output $(STUDY) --seeds 0 \
+	    --seconds $$(($(PART_SECONDS) - 120)) $(STUDY_FLAGS) $(STUDY_ARGS); status=$$?; \
 	    $(PYTHON) cifar/report.py $(STUDY) && cp $(STUDY)/report.html $(OUT); \
 	    tar czf $(OUT)/study.tar.gz -C $(dir $(STUDY)) $(notdir $(STUDY)) && exit $$status
 
