@@ -67,7 +67,8 @@ def test_make_help_is_complete():
     """A line of at most 100 columns for each target but the one that others need."""
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = shown.stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [["make", line.split()[1]] for line in lines]
     assert {line.split()[1] for line in lines} == targets - {"fastnorm-importable"}
