@@ -1,5 +1,6 @@
 """The command line of train.py, which is also the record saved with every run."""
 
+import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +103,8 @@ class TrainConfig(Setting):
             raise UserError(f"--groups is for --norm gn; leave it out with --norm {self.norm}")
         if self.groups is not None and 16 % self.groups:
             raise UserError(f"--groups is {self.groups}; it must divide 16, the fewest channels")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: its package is not installed; pip install tensorboard")
         if self.cuda_graph and self.amp == "fp16":
             raise UserError(
                 "--cuda-graph with --amp fp16: loss scaling asks the host at each step; use bf16"

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
-
 
 class Curves:
     """Writes rows of metrics.jsonl as scalars."""
@@ -21,11 +19,7 @@ class Curves:
 
 
 def open_curves(output: Path, epoch: int) -> Curves:
-    """Curves in OUTPUT/tensorboard that go on after `epoch`. UserError without tensorboard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "--tensorboard: the package tensorboard is not installed; pip install tensorboard"
-        ) from None
+    """Curves in OUTPUT/tensorboard that go on after `epoch`."""
+    from torch.utils.tensorboard import SummaryWriter  # needs a package that few runs do
+
     return Curves(SummaryWriter(str(output / "tensorboard"), purge_step=epoch + 1))

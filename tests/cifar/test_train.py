@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import config
 import pytest
 import torch
 from config import TrainConfig
@@ -185,6 +186,15 @@ def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Pa
 def test_bad_flags(run: Callable[..., Path], flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run("bad", **flags)
+
+
+def test_tensorboard_is_asked_for_before_anything_is_touched(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        run("run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
