@@ -11,16 +11,12 @@ import importlib.metadata
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
+from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from .convert import convert
 from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
 from .fusion import FusedActivation, fuse
 from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
 from .modules import (
-    AddLayerNorm,
-    AddRMSNorm,
-    BatchInstanceNorm1d,
-    BatchInstanceNorm2d,
-    BatchInstanceNorm3d,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -28,12 +24,11 @@ from .modules import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
-    LayerNorm,
-    RMSNorm,
 )
 from .moment_norm import MomentNorm, merge_moments
 from .report import Conversion
 from .revert import revert
+from .row_modules import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from .weight import initialise_weight_norm, weight_norm
 

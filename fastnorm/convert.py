@@ -11,10 +11,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from . import modules as ours
+from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from .distributed import SyncBatchNorm
 from .modules import _Activated
 from .moment_norm import MomentNorm
 from .report import Change, Conversion, Kept, label, type_name
+from .row_modules import LayerNorm, RMSNorm
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -24,21 +26,21 @@ OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.InstanceNorm1d: ours.InstanceNorm1d,
     nn.InstanceNorm2d: ours.InstanceNorm2d,
     nn.InstanceNorm3d: ours.InstanceNorm3d,
-    nn.LayerNorm: ours.LayerNorm,
-    nn.RMSNorm: ours.RMSNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.RMSNorm: RMSNorm,
     nn.GroupNorm: ours.GroupNorm,
 }
 TORCHS: dict[type[nn.Module], type[nn.Module]] = {new: old for old, new in OURS.items()}
 BATCH_INSTANCE_NORMS = (
-    ours.BatchInstanceNorm1d,
-    ours.BatchInstanceNorm2d,
-    ours.BatchInstanceNorm3d,
+    BatchInstanceNorm1d,
+    BatchInstanceNorm2d,
+    BatchInstanceNorm3d,
 )
 
 BATCH_NORMS = {
-    nn.BatchNorm1d: (ours.InstanceNorm1d, ours.BatchInstanceNorm1d),
-    nn.BatchNorm2d: (ours.InstanceNorm2d, ours.BatchInstanceNorm2d),
-    nn.BatchNorm3d: (ours.InstanceNorm3d, ours.BatchInstanceNorm3d),
+    nn.BatchNorm1d: (ours.InstanceNorm1d, BatchInstanceNorm1d),
+    nn.BatchNorm2d: (ours.InstanceNorm2d, BatchInstanceNorm2d),
+    nn.BatchNorm3d: (ours.InstanceNorm3d, BatchInstanceNorm3d),
     nn.SyncBatchNorm: None,  # any rank: which instance norm it would be is unknown
 }
 TARGETS = ("bn", "in", "gn", "ln", "bin")

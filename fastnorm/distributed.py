@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from torch.nn.modules.batchnorm import _NormBase
 
+from .batch_instance import _BatchInstanceNorm
 from .checks import check_channels, check_input, check_more_than_one_value
 from .collectives import group_moments, is_distributed
-from .modules import _BatchInstanceNorm, _BatchNorm, _bias_argument
+from .modules import _BatchNorm, _bias_argument
 from .moment_norm import Coefficients, moment_norm, update_running
 from .switchable import _SwitchableNorm
 

@@ -1,17 +1,17 @@
 """torch.nn's norm modules with a fused activation and residual: only `forward` is new.
 
+Batch, instance and group norm here; row_modules.py has layer and RMS norm.
+
 Each class takes torch.nn's arguments and a keyword-only `activation`: None, "relu", "silu" or
 "gelu". `forward(input, residual=None)` returns act(norm(input) + residual). repr, parameters,
 buffers and state_dict are torch.nn's: a checkpoint of either loads into the other.
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from . import functional as F
 from .checks import ACTIVATIONS, check_input, check_mask
@@ -180,107 +180,6 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """
 
 
-class _BatchInstanceNorm(_BatchNorm):
-    """y = act(weight * (rho * x_bn + (1 - rho) * x_in) + bias + residual), arXiv 1805.07925.
-
-    Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank; a batch norm's
-    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. It is no
-    torch.nn.BatchNorm itself: what looks for those to replace or fold them must pass it by. In eval
-    mode the batch part uses the running statistics, the instance part the input's own. Inputs with
-    one value per instance raise ValueError.
-
-    `rho`, shape (C,), is a leaf parameter that any optimizer trains. An optimizer's step may carry
-    it out of [0, 1]; whatever reads it next - `module.rho`, `forward`, `state_dict` - first clamps
-    it there in place. This is the projection its authors apply after each step, and no training
-    loop has to know of it. (A tensor taken from `parameters()` beforehand sees the step's raw
-    result until then.) The authors give rho 10 times the learning rate and no weight decay.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            bias=bias, activation=activation,
-        )  # fmt: skip
-        self.rho = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
-
-    def __getattr__(self, name: str) -> Any:
-        value: Any = super().__getattr__(name)
-        # Only the module's own parameter: what functional_call or FSDP put in its place is not ours
-        # to write to, and an exported program writes to no parameter. _norm projects those.
-        if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
-            # .data: the projection is idempotent between two steps, so a second forward before the
-            # backward of the first must not count as an in-place change of what autograd saved.
-            value.data.clamp_(0.0, 1.0)
-        return value
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if "rho" in self._parameters:  # a parametrized one is computed: it has no entry to project
-            _ = self.rho
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _mixing_rho(self) -> Tensor:
-        """rho in [0, 1], projected here where reading it does not."""
-        rho: Tensor = self.rho
-        own = isinstance(rho, nn.Parameter) and not torch.compiler.is_exporting()
-        return rho if own else _projected(rho)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if "rho" in self._parameters:  # not yet, when torch's constructor calls this
-            nn.init.ones_(self.rho)
-
-    def _norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        residual: Tensor | None,
-    ) -> Tensor:
-        rho = self._mixing_rho()
-        return F.batch_instance_norm(
-            input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
-            self.eps, activation=self.activation, residual=residual,
-        )  # fmt: skip
-
-
-class BatchInstanceNorm1d(_BatchInstanceNorm, _NormBase):
-    __doc__ = _BatchInstanceNorm.__doc__
-    _check_input_dim = nn.BatchNorm1d._check_input_dim
-
-
-class BatchInstanceNorm2d(_BatchInstanceNorm, _NormBase):
-    __doc__ = _BatchInstanceNorm.__doc__
-    _check_input_dim = nn.BatchNorm2d._check_input_dim
-
-
-class BatchInstanceNorm3d(_BatchInstanceNorm, _NormBase):
-    __doc__ = _BatchInstanceNorm.__doc__
-    _check_input_dim = nn.BatchNorm3d._check_input_dim
-
-
-def _projected(rho: Tensor) -> Tensor:
-    """rho clamped to [0, 1] for a rho that must not be written to.
-
-    Its gradient passes unchanged, as it does where a parameter was clamped in place: clamp's own is
-    0 outside the interval, and an optimizer's step out of it would freeze rho there.
-    """
-    return rho.detach().clamp(0.0, 1.0) + (rho - rho.detach())
-
-
 class _InstanceNorm(_Tracking):
     """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dim."""
 
@@ -355,108 +254,6 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
     See `fastnorm.functional.instance_norm` (arXiv 1607.08022).
     """
-
-
-class LayerNorm(_Activated, nn.LayerNorm):
-    """torch.nn.LayerNorm over the last dimensions, with a fused activation and residual.
-
-    See `fastnorm.functional.layer_norm` (arXiv 1607.06450).
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self._set_activation(activation)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return F.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps,
-            activation=self.activation, residual=residual,
-        )  # fmt: skip
-
-
-class RMSNorm(_Activated, nn.RMSNorm):
-    """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual.
-
-    See `fastnorm.functional.rms_norm` (arXiv 1910.07467).
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-        self._set_activation(activation)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # torch calls it x
-        return F.rms_norm(
-            x, self.normalized_shape, self.weight, self.eps,
-            activation=self.activation, residual=residual,
-        )  # fmt: skip
-
-
-class AddLayerNorm(LayerNorm):
-    """forward(input, residual) is (y, s): s = input + residual and y = layer_norm(s), fused.
-
-    Arguments and state_dict are LayerNorm's; there is no activation.
-
-    See `fastnorm.functional.add_layer_norm`.
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-
-    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(y, s), both contiguous and of the input's shape and dtype."""
-        return F.add_layer_norm(
-            input, residual, self.normalized_shape, self.weight, self.bias, self.eps
-        )
-
-
-class AddRMSNorm(RMSNorm):
-    """forward(x, residual) is (y, s): s = x + residual and y = rms_norm(s), fused.
-
-    Arguments and state_dict are RMSNorm's; there is no activation.
-
-    See `fastnorm.functional.add_rms_norm`.
-    """
-
-    def __init__(
-        self,
-        normalized_shape: int | Sequence[int],
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
-
-    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(y, s), both contiguous and of x's shape and dtype."""
-        return F.add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
 
 
 class GroupNorm(_Activated, nn.GroupNorm):

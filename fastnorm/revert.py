@@ -2,9 +2,10 @@
 
 from torch import nn
 
+from .batch_instance import _BatchInstanceNorm
 from .convert import TORCHS, subclass_of
 from .fusion import fused_activations
-from .modules import _Activated, _BatchInstanceNorm
+from .modules import _Activated
 from .report import Change, Conversion, Kept, label, type_name
 
 
