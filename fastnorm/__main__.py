@@ -24,6 +24,7 @@ VARIABLES = ("FASTNORM_BACKEND", "TRITON_INTERPRET", "TRITON_CACHE_DIR")
 WIDTH = 100
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of which CPUs check the first
 NO_TRITON = "triton is not installed"
+NO_NUMPY = "numpy, which Triton's interpreter needs, is not installed: pip install numpy"
 INTERPRETED = ", in Triton's interpreter: what it compiles for GPUs is NOT checked"
 COLUMNS = "  {:<29}  {:<13}  {:<11}  {:<8}  {:>13}  {}"
 HEADER = COLUMNS.format("", "layout", "tier", "dtype", "largest error", "").rstrip()
@@ -47,7 +48,7 @@ def main() -> int:
     wrong = _show(selfcheck.run("aten", "cpu", DTYPES[:1]))
     if problem:
         print(f"\nno kernel was checked: {problem}")
-        wrong += on_gpu or problem != NO_TRITON  # without either, auto calls none
+        wrong += on_gpu or problem not in (NO_TRITON, NO_NUMPY)  # without a GPU auto calls none
     elif on_gpu:
         print(f"\ntriton on the GPU{INTERPRETED if load_kernels().INTERPRETED else ''}\n{HEADER}")
         wrong += _show(selfcheck.run("triton", "cuda", DTYPES))
@@ -110,6 +111,8 @@ def _why_no_kernels() -> str:
     """Why `fastnorm.kernels` cannot be imported; "" where it can."""
     if importlib.util.find_spec("triton") is None:
         return NO_TRITON
+    if not torch.cuda.is_available() and importlib.util.find_spec("numpy") is None:
+        return NO_NUMPY
     try:
         load_kernels()
     except Exception as error:

@@ -152,6 +152,14 @@ def test_kernels_have_to_run(monkeypatch):
         assert not found.ok and "no kernel was launched" in found.message
 
 
+@pytest.mark.skipif(ON_GPU, reason="a GPU needs no interpreter")
+def test_without_numpy(few, capsys, monkeypatch):
+    """A core install on a machine without a GPU: nothing is wrong, and the remedy is named."""
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert main_module.main() == 0
+    assert "no kernel was checked: numpy, which Triton's interpreter" in capsys.readouterr().out
+
+
 def test_without_triton(few, capsys, monkeypatch):
     """No fault where no GPU needs it; the report says so."""
     monkeypatch.setitem(sys.modules, "triton", None)
