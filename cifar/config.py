@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from errors import UserError
-from recipes import Shortcut
+from recipes import RECIPES, Shortcut
 
 Norm = Literal["bn", "in", "bin", "ln", "gn", "rms", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
@@ -45,6 +45,14 @@ class Setting:
     """torch.compile the model for training."""
     cuda_graph: bool = False
     """Replay each step as a CUDA graph."""
+
+    def settings(self) -> dict[str, Any]:
+        """These flags alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Setting)}
+
+    def chosen_shortcut(self) -> Shortcut:
+        """The flag's, else the recipe's."""
+        return self.shortcut or RECIPES[self.recipe].shortcut
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,8 +100,7 @@ def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[Run]:
 def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> TrainConfig:
     """The flags of the training called `name`, nothing left open."""
     norm, *variant = name.split("-")
-    shared = {f.name: getattr(study, f.name) for f in fields(Setting)}
-    shared["shortcut"] = study.shortcut or RECIPES[study.recipe].shortcut
+    shared = study.settings() | {"shortcut": study.chosen_shortcut()}
     if norm == "wn":
         flags["lr"] = WN_RATE
     assert norm in get_args(Norm)

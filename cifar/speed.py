@@ -5,7 +5,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class SpeedConfig(Setting):
 
 def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
     """The runs that take turns, by name."""
-    shared = {f.name: getattr(config, f.name) for f in fields(Setting) if f.name != "compile"}
-    shared["shortcut"] = config.shortcut or RECIPES[config.recipe].shortcut
+    shared = config.settings() | {"shortcut": config.chosen_shortcut(), "compile": False}
     ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, epochs=1)
     found = {} if norm == "none" else {"fastnorm": ours}
     if norm not in MISSING:

@@ -44,7 +44,7 @@ def complete(config: TrainConfig, dataset: Dataset, interpreted: bool) -> TrainC
     return dataclasses.replace(
         config,
         epochs=config.epochs or default_epochs(config.recipe, dataset.key, interpreted),
-        shortcut=config.shortcut or RECIPES[config.recipe].shortcut,
+        shortcut=config.chosen_shortcut(),
         output=config.output
         or Path("runs") / f"{dataset.key}-{config.norm}-{config.backend}-seed{config.seed}",
     )

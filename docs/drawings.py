@@ -153,23 +153,18 @@ def tickets() -> Figure:
     """How the last of several programs is found without any waiting."""
     figure, axes = canvas(76)
     note(axes, 2, 4, "each program of a unit", weight="bold")
-    for i, (what, detail) in enumerate((
-        ("stores", "its (count, mean, M2) into its own slot of a table"),
-        ("adds 1", "to the unit's counter and sees the number before"),
-        ("leaves", "unless it saw members − 1: then it is the last"),
-    )):  # fmt: skip
-        y = 9 + 8 * i
-        box(axes, 2, y, 15, 6.5, GREY, what)
+    steps = (
+        (9, GREY, "stores", "its (count, mean, M2) into its own slot of a table"),
+        (17, GREY, "adds 1", "to the unit's counter and sees the number before"),
+        (25, GREY, "leaves", "unless it saw members − 1: then it is the last"),
+        (43, COMPUTE, "loads", "all slots, in the order of the table"),
+        (51, COMPUTE, "merges", "them: the same order, the same bits each time"),
+        (59, COMPUTE, "resets", "the counter to 0 for the next launch"),
+    )
+    for y, colour, what, detail in steps:
+        box(axes, 2, y, 15, 6.5, colour, what)
         note(axes, 20, y + 3.3, detail)
     note(axes, 2, 38, "the last one", weight="bold")
-    for i, (what, detail) in enumerate((
-        ("loads", "all slots, in the order of the table"),
-        ("merges", "them: the same order, the same bits each time"),
-        ("resets", "the counter to 0 for the next launch"),
-    )):  # fmt: skip
-        y = 43 + 8 * i
-        box(axes, 2, y, 15, 6.5, COMPUTE, what)
-        note(axes, 20, y + 3.3, detail)
     note(axes, 2, 72, "Which program is last changes from run to run; the result does not.")
     return figure
 
