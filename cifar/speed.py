@@ -31,7 +31,8 @@ class SpeedConfig(Setting):
     """Time the training loop of train.py with our norms, with torch.nn's, and with either compiled.
 
     The four take turns of --steps steps, --rounds times; what is kept are medians. Appends a row
-    for each to OUTPUT; norms that OUTPUT has already, of the same flags, are skipped.
+    for each to OUTPUT; norms that OUTPUT has already, of the same flags, data set and device, are
+    skipped.
     """
 
     output: Path = field(kw_only=True)
@@ -123,7 +124,7 @@ def measure(
         ratios = [builtin / seconds for builtin, seconds in pairs]
         rows.append(
             {
-                **key(config, norm),
+                **key(config, norm, dataset, device),
                 "provider": name,
                 "images_per_second": median,
                 "p20": rates[round(0.2 * (len(rates) - 1))],
@@ -133,8 +134,6 @@ def measure(
                 "peak_mib": contender.peak_mib,
                 "steps": config.steps,
                 "rounds": config.rounds,
-                "dataset": dataset.name,
-                "device": describe_device(device),
                 "threads": torch.get_num_threads() if device.type == "cpu" else None,
                 "versions": versions(),
                 "commit": commit(),
@@ -143,10 +142,11 @@ def measure(
     return rows
 
 
-def key(config: SpeedConfig, norm: Norm) -> dict[str, Any]:
+def key(config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """What rows must share to be of the same measurement."""
     names = ("batch_size", "depth_n", "recipe", "amp", "channels_last", "cuda_graph")
-    return {"norm": norm, **{name: getattr(config, name) for name in names}}
+    flags = {name: getattr(config, name) for name in names}
+    return {"norm": norm, **flags, "dataset": dataset.name, "device": describe_device(device)}
 
 
 def compare(config: SpeedConfig) -> None:
@@ -160,7 +160,7 @@ def compare(config: SpeedConfig) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     done = read_rows(config.output)
     for norm in config.norms:
-        wanted = key(config, norm)
+        wanted = key(config, norm, dataset, device)
         if any(all(row[name] == value for name, value in wanted.items()) for row in done):
             continue
         rows = measure(config, norm, dataset, device)

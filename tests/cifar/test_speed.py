@@ -62,5 +62,7 @@ def test_what_is_there_is_not_measured_again(
     assert (capsys.readouterr().out, output.read_bytes()) == ("", before)
     compare(dataclasses.replace(config, channels_last=True))
     assert len(read_rows(output)) == 4
+    compare(dataclasses.replace(config, dataset_label="another data set"))
+    assert len(read_rows(output)) == 6
     with pytest.raises(UserError, match="--batch-size is 999, of 44 images"):
         compare(dataclasses.replace(config, batch_size=999))
