@@ -1,9 +1,9 @@
 """Which folders are installed as which packages; everything else is static in pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
-    packages=["fastnorm", "fastnorm.kernels"],
+    packages=[*find_packages(include=["fastnorm", "fastnorm.*"]), "fastnorm.kernels"],
     package_dir={"fastnorm.kernels": "kernels"},
     package_data={"fastnorm": ["py.typed"]},
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnorm
-from fastnorm.moment_norm import Coefficients
+from fastnorm import Coefficients
 
 
 class RMSNorm2d(fastnorm.MomentNorm):

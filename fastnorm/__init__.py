@@ -11,12 +11,14 @@ import importlib.metadata
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
-from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
-from .convert import convert
-from .distributed import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
-from .fusion import FusedActivation, fuse
-from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
+from .conversion import Conversion, FusedActivation, convert, fuse, revert
+from .merges import Coefficients, merge_moments
 from .modules import (
+    AddLayerNorm,
+    AddRMSNorm,
+    BatchInstanceNorm1d,
+    BatchInstanceNorm2d,
+    BatchInstanceNorm3d,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -24,13 +26,21 @@ from .modules import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    LayerNorm,
+    MeanOnlyBatchNorm1d,
+    MeanOnlyBatchNorm2d,
+    MeanOnlyBatchNorm3d,
+    MomentNorm,
+    RMSNorm,
+    SwitchableNorm1d,
+    SwitchableNorm2d,
+    SwitchableNorm3d,
+    SyncBatchInstanceNorm,
+    SyncBatchNorm,
+    convert_sync_batchnorm,
+    initialise_weight_norm,
+    weight_norm,
 )
-from .moment_norm import MomentNorm, merge_moments
-from .report import Conversion
-from .revert import revert
-from .row_modules import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
-from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
-from .weight import initialise_weight_norm, weight_norm
 
 try:
     __version__ = importlib.metadata.version("fastnorm-triton")  # it is written in pyproject.toml
@@ -46,6 +56,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Coefficients",
     "Conversion",
     "FusedActivation",
     "GroupNorm",

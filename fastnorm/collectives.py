@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .moment_norm import merge_moments
+from .merges import merge_moments
 
 
 def is_distributed(process_group: Any) -> bool:

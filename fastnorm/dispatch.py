@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import aten, builtin, ops
+from . import aten, ops
+from .aten import builtin
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import functional, reference
 from .backend import load_kernels, use_backend
-from .moment_norm import Coefficients, merge_moments
+from .merges import Coefficients, merge_moments
 
 SHAPE = (3, 8, 8, 8)  # (N, C, H, W): a batch that fills no tile, rows that are read as vectors
 GROUPS = 2

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import aten, reference
-from .aten_stages import accumulated
+from .aten.operators import accumulated
 from .autograd import Tensors, transformed
 from .backend import backend_for, kernels_for
 from .dispatch import is_traced

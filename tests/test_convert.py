@@ -291,3 +291,13 @@ def test_revert_refuses_what_torch_cannot_say():
 
     report = fastnorm.revert(nn.Sequential(Mine(C)))
     assert not report.changed and "subclass of fastnorm.LayerNorm" in report.kept[0].reason
+
+
+def test_revert_keeps_norms_that_torch_lacks():
+    class Mine(fastnorm.MomentNorm):
+        pass
+
+    norms = fastnorm.MeanOnlyBatchNorm2d(C), fastnorm.AddLayerNorm(C), fastnorm.SwitchableNorm2d(C)
+    report = fastnorm.revert(nn.Sequential(*norms, Mine()))
+    assert not report.changed
+    assert [kept.reason for kept in report.kept] == ["torch.nn has no such norm"] * 4

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastnorm
-from fastnorm.moment_norm import moment_norm
+from fastnorm.functional import moment_norm
 from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, running
 from tests.kernels import traffic
 from tests.norms import Torch
@@ -280,5 +280,7 @@ def test_errors():
         module(x.long())
     with pytest.raises(ValueError, match="tanh"):
         moment_norm(x, module.merge, activation="tanh")
+    with pytest.raises(ValueError, match="tanh"):
+        fastnorm.MomentNorm(activation="tanh")
     with pytest.raises(NotImplementedError, match="merge"):
         fastnorm.MomentNorm()(x)

@@ -16,7 +16,7 @@ from fastnorm import reference
 
 
 class RootMeanSquareNorm(fastnorm.MomentNorm):
-    def merge(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, float, float]:
+    def merge(self, mean: Tensor, var: Tensor, count: int) -> fastnorm.Coefficients:
         return (mean.square() + var + 1e-6).rsqrt(), 0.0, 0.0
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from . import fusion
+from .converting import OURS
 from .report import Change, Conversion, Kept, type_name
 from .tracing import compare, trace
 
@@ -66,7 +67,7 @@ def _fuse(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change 
     """Fuse the pattern that starts with the norm that `node` calls, if one does."""
     name = str(node.target)
     norm = traced.get_submodule(name)
-    if not (fusion.is_plain_norm(norm) or type(norm) in fusion.OURS):
+    if not (fusion.is_plain_norm(norm) or type(norm) in OURS):
         return None
     pattern = _match(traced, node)
     if pattern is None:
@@ -126,7 +127,7 @@ def _reason_to_keep(
     traced: fx.GraphModule, pattern: _Pattern, norm: nn.Module, calls: Counter[Any]
 ) -> str | None:
     node, add, residual, last, _ = pattern
-    if type(norm) in fusion.OURS:
+    if type(norm) in OURS:
         return "torch's: call fastnorm.convert first"
     if calls[node.target] > 1:
         return "it is called more than once"

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..checks import check_channels, check_input, check_more_than_one_value
+from ..collectives import group_moments, is_distributed
+from ..functional import moment_norm
+from ..merges import Coefficients, update_running
+from .base import bias_argument
+from .batch import _BatchNorm
 from .batch_instance import _BatchInstanceNorm
-from .checks import check_channels, check_input, check_more_than_one_value
-from .collectives import group_moments, is_distributed
-from .modules import _BatchNorm, _bias_argument
-from .moment_norm import Coefficients, moment_norm, update_running
 from .switchable import _SwitchableNorm
 
 
@@ -90,7 +92,7 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
     ) -> None:
         TorchBatchNorm.__init__(
             self, num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            **_bias_argument(bias),
+            **bias_argument(bias),
         )  # fmt: skip
         self.process_group = process_group
         self._set_activation(activation)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional as F
-from .modules import _OverBatch
+from .. import functional as F
+from .base import _OverBatch
 
 
 class _MeanOnlyBatchNorm(_OverBatch):
@@ -56,11 +56,10 @@ class _MeanOnlyBatchNorm(_OverBatch):
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        own = (
+        return self._with_activation(
             f"{self.num_features}, momentum={self.momentum}, bias={self.bias is not None}, "
             f"track_running_stats={self.track_running_stats}"
         )
-        return own if self.activation is None else f"{own}, activation={self.activation!r}"
 
     def _norm(
         self,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional as F
-from .modules import _Activated
+from .. import functional as F
+from .base import _Activated
 
 
 class LayerNorm(_Activated, nn.LayerNorm):

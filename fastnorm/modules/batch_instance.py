@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import functional as F
-from .modules import _BatchNorm
+from .. import functional as F
+from .batch import _BatchNorm
 
 
 class _BatchInstanceNorm(_BatchNorm):

@@ -10,37 +10,33 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from . import modules as ours
-from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
-from .distributed import SyncBatchNorm
-from .modules import _Activated
-from .moment_norm import MomentNorm
+from .. import modules as ours
+from ..modules.base import _Activated
 from .report import Change, Conversion, Kept, label, type_name
-from .row_modules import LayerNorm, RMSNorm
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
     nn.BatchNorm2d: ours.BatchNorm2d,
     nn.BatchNorm3d: ours.BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
+    nn.SyncBatchNorm: ours.SyncBatchNorm,
     nn.InstanceNorm1d: ours.InstanceNorm1d,
     nn.InstanceNorm2d: ours.InstanceNorm2d,
     nn.InstanceNorm3d: ours.InstanceNorm3d,
-    nn.LayerNorm: LayerNorm,
-    nn.RMSNorm: RMSNorm,
+    nn.LayerNorm: ours.LayerNorm,
+    nn.RMSNorm: ours.RMSNorm,
     nn.GroupNorm: ours.GroupNorm,
 }
 TORCHS: dict[type[nn.Module], type[nn.Module]] = {new: old for old, new in OURS.items()}
 BATCH_INSTANCE_NORMS = (
-    BatchInstanceNorm1d,
-    BatchInstanceNorm2d,
-    BatchInstanceNorm3d,
+    ours.BatchInstanceNorm1d,
+    ours.BatchInstanceNorm2d,
+    ours.BatchInstanceNorm3d,
 )
 
 BATCH_NORMS = {
-    nn.BatchNorm1d: (ours.InstanceNorm1d, BatchInstanceNorm1d),
-    nn.BatchNorm2d: (ours.InstanceNorm2d, BatchInstanceNorm2d),
-    nn.BatchNorm3d: (ours.InstanceNorm3d, BatchInstanceNorm3d),
+    nn.BatchNorm1d: (ours.InstanceNorm1d, ours.BatchInstanceNorm1d),
+    nn.BatchNorm2d: (ours.InstanceNorm2d, ours.BatchInstanceNorm2d),
+    nn.BatchNorm3d: (ours.InstanceNorm3d, ours.BatchInstanceNorm3d),
     nn.SyncBatchNorm: None,  # any rank: which instance norm it would be is unknown
 }
 TARGETS = ("bn", "in", "gn", "ln", "bin")
@@ -107,9 +103,8 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
 
 def _reason_to_keep(module: nn.Module) -> str | None:
     """Why a module that is none of torch.nn's norms, yet looks like one, is not converted."""
-    if isinstance(module, _Activated | MomentNorm):
-        known = type(module).__module__.startswith("fastnorm.") or isinstance(module, MomentNorm)
-        return None if known else subclass_of(module)
+    if isinstance(module, _Activated):
+        return None if is_known(module) else subclass_of(module)
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
         return "lazy: convert it after its first forward"
     if isinstance(module, tuple(OURS)):
@@ -119,6 +114,11 @@ def _reason_to_keep(module: nn.Module) -> str | None:
     if "norm" in type(module).__name__.lower() and not module._modules:
         return "not one of torch.nn's norms that fastnorm has"
     return None
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether what it does is known: a norm of ours, or one by a merge of one's own."""
+    return type(module).__module__.startswith("fastnorm.") or isinstance(module, ours.MomentNorm)
 
 
 def subclass_of(module: nn.Module) -> str:

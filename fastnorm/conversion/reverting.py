@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from .batch_instance import _BatchInstanceNorm
-from .convert import TORCHS, subclass_of
-from .fusion import fused_activations
-from .modules import _Activated
+from ..modules.base import _Activated
+from ..modules.batch_instance import _BatchInstanceNorm
+from .converting import TORCHS, is_known, subclass_of
 from .report import Change, Conversion, Kept, label, type_name
+from .sequential_fusion import fused_activations
 
 
 def revert(model: nn.Module) -> Conversion:
@@ -14,7 +14,8 @@ def revert(model: nn.Module) -> Conversion:
 
     Norms stay the same objects, as in `convert`. Activations that `fuse` took out of a Sequential
     return to their places. What else cannot be undone is not: norms that `convert(to=...)` made
-    become torch's of their new kind, convolutions that `fuse(fold=True)` changed stay.
+    become torch's of their new kind, convolutions that `fuse(fold=True)` changed stay. Norms that
+    torch.nn lacks and `convert` never makes, SwitchableNorm for one, stay and are listed.
 
     Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
     norm, and an activation that `fuse` did not put there (or did in a traced model: go back to the
@@ -31,7 +32,8 @@ def revert(model: nn.Module) -> Conversion:
         if isinstance(module, _BatchInstanceNorm):
             refused.append(f"{label(name)}: torch.nn has no batch-instance norm")
         elif type(module) not in TORCHS:
-            kept.append(Kept(name, type_name(type(module)), subclass_of(module)))
+            reason = "torch.nn has no such norm" if is_known(module) else subclass_of(module)
+            kept.append(Kept(name, type_name(type(module)), reason))
         elif module.activation is not None and id(module) not in restored:
             refused.append(
                 f"{label(name)}: torch.nn's norm has no activation={module.activation!r}; set it "

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .convert import OURS
+from ..modules.base import _Activated
+from .converting import OURS
 from .fusion import has_hooks
-from .modules import _Activated
 from .report import type_name
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_more_than_one_value
-from .collectives import group_moments, is_distributed
-from .moment_norm import Coefficients, MomentNorm, merge_moments, update_running
+from ..checks import check_more_than_one_value
+from ..collectives import group_moments, is_distributed
+from ..merges import Coefficients, merge_moments, update_running
+from .moment import MomentNorm
 
 
 class _SwitchableNorm(MomentNorm):
@@ -147,12 +148,10 @@ class _SwitchableNorm(MomentNorm):
         update_running(self.running_mean, self.running_var, mean, var, n, share)
 
     def extra_repr(self) -> str:
-        parts = [
+        return self._with_activation(
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, using_bn={self.using_bn}",
-            super().extra_repr(),
-        ]
-        return ", ".join(part for part in parts if part)
+            f"affine={self.affine}, using_bn={self.using_bn}"
+        )
 
 
 class SwitchableNorm1d(_SwitchableNorm):

@@ -7,9 +7,9 @@ computed with in float64 throughout.
 import torch
 from torch import Tensor
 
-from . import aten_stages as stages
-from .aten import activate, activate_backward, relu_mask
-from .aten_stages import accumulated, canonical, is_far, laid_out_as, widened
+from . import operators
+from .activations import activate, activate_backward, relu_mask
+from .operators import accumulated, canonical, is_far, laid_out_as, widened
 
 __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
 
@@ -17,9 +17,9 @@ __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask"
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each (n, c) of an x with elements: two of (N, C), float64."""
     x = widened(canonical(x))
-    mean, var = stages.moments(x)
+    mean, var = operators.moments(x)
     if is_far(mean, var):
-        mean, var = stages.moments(x.double())
+        mean, var = operators.moments(x.double())
     return mean.double(), var.double()
 
 
@@ -37,7 +37,7 @@ def apply(
     shape, dtype = x.shape, x.dtype
     z = _apply(x, table).to(dtype).view(shape)
     y, _ = activate(z, residual, activation, ())
-    y = y.data  # no view, which autograd would forbid to write to: see aten.norm
+    y = y.data  # no view, which autograd would forbid to write to: see norms.norm
     return y, y if activation == "relu" else residual
 
 
@@ -47,7 +47,7 @@ def gradient_moments(
     """Sums of g = dy * act' and of g (x - center) over each (n, c): two of (N, C)."""
     g = _gradient(dy, x, side, table, activation)
     x = _wide(x, table)
-    return stages.gradient_moments(laid_out_as(x, g).to(x.dtype), x, table[0])
+    return operators.gradient_moments(laid_out_as(x, g).to(x.dtype), x, table[0])
 
 
 def apply_backward(
@@ -66,7 +66,7 @@ def apply_backward(
         wide = _wide(x, table)
         g = laid_out_as(wide, dresidual).to(wide.dtype)
         slope, level = slopes.to(table.dtype)
-        dx = stages.apply_backward(g, wide, table[0], table[1], slope, level)
+        dx = operators.apply_backward(g, wide, table[0], table[1], slope, level)
         dx = dx.to(x.dtype).view(x.shape)
     return dx, dresidual if needs[1] else None
 
@@ -79,7 +79,7 @@ def _wide(x: Tensor, table: Tensor) -> Tensor:
 
 def _apply(x: Tensor, table: Tensor) -> Tensor:
     center, scale, shift = table
-    return stages.apply(_wide(x, table), center, scale, shift)
+    return operators.apply(_wide(x, table), center, scale, shift)
 
 
 def _gradient(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
-from . import functional as F
+from .. import functional as F
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .aten import activate
-from .aten_stages import accumulated, accumulation, widened
-from .formula import NormSpec
+from .. import reference
+from ..formula import NormSpec
+from .activations import activate
+from .operators import accumulated, accumulation, broadcast, widened
 
 
 def is_best(x: Tensor, spec: NormSpec) -> bool:
@@ -80,9 +80,13 @@ def _of_channels(
     else:
         assert rho is not None, "batch_instance_norm requires it"
         instance = F.instance_norm(x, eps=spec.eps)
-        z = torch.lerp(instance, F.batch_norm(x, mean, var, None, None, *numbers), _column(rho, x))
-        z = z if weight is None else z * _column(weight, x)
-        z = z if bias is None else z + _column(bias, x)
+        z = torch.lerp(
+            instance,
+            F.batch_norm(x, mean, var, None, None, *numbers),
+            broadcast(rho.to(x.dtype), x),
+        )
+        z = z if weight is None else z * broadcast(weight.to(x.dtype), x)
+        z = z if bias is None else z + broadcast(bias.to(x.dtype), x)
     if spec.use_input_stats:
         for buffer, updated in ((running_mean, mean), (running_var, var)):
             if buffer is not None and updated is not None and updated is not buffer:
@@ -97,10 +101,6 @@ def _affine(
     torch 2.13's backwards do not know how to serve."""
     weight, bias = accumulation(weight, x), accumulation(bias, x)
     return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias
-
-
-def _column(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:

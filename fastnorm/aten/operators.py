@@ -1,6 +1,6 @@
 """The three stages on a CPU: moments, merge and apply of (N, C, S) tensors from ATen's operators.
 
-`aten.py` says which operator serves which stage, and composes the norms.
+The package's docstring says which operator serves which stage, `channels.py` composes the norms.
 """
 
 import math

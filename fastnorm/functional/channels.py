@@ -1,50 +1,18 @@
-"""The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
-
-Every function of channels or rows, but for the two that add, takes two keyword-only extras::
-
-    activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
-    residual     a tensor of input's shape, dtype and device, added before the activation
-
-Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
-gradients come in their own. Output and gradient have the input's dtype and, channels last included,
-its memory format (layer norm, as in torch, and RMS norm always answer contiguously). A call that
-raises has written nothing: running statistics are as before.
-"""
-
-from collections.abc import Sequence
+"""Norms of (N, C, ...): statistics and parameters of channels."""
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .add_norm import add_layer_norm, add_rms_norm, default_eps
-from .checks import (
+from ..checks import (
     check_channels,
     check_input,
     check_momentum,
     check_more_than_one_value,
-    check_rows,
     check_running,
     check_running_mean,
-    check_weight_norm,
 )
-from .dispatch import autocast, normalise
-from .formula import NormSpec
-from .moment_norm import moment_norm
-from .weight_autograd import apply_weight_norm
-
-__all__ = [
-    "add_layer_norm",
-    "add_rms_norm",
-    "batch_instance_norm",
-    "batch_norm",
-    "group_norm",
-    "instance_norm",
-    "layer_norm",
-    "mean_only_batch_norm",
-    "moment_norm",
-    "rms_norm",
-    "weight_norm",
-]
+from ..dispatch import autocast, normalise
+from ..formula import NormSpec
 
 
 def batch_norm(
@@ -212,74 +180,6 @@ def batch_instance_norm(
     return normalise(input, residual, weight, bias, rho, running_mean, running_var, spec)
 
 
-def layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
-
-    weight and bias have shape `normalized_shape` or are None.
-
-    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
-    another, NotImplementedError for dtypes without kernels.
-    """
-    if has_torch_function_variadic(input, weight, bias, residual):
-        return handle_torch_function(
-            layer_norm, (input, weight, bias, residual),
-            input, normalized_shape, weight, bias, eps,
-            activation=activation, residual=residual,
-        )  # fmt: skip
-    shape = tuple(normalized_shape)
-    input, residual = autocast(input, residual, "layer")
-    check_input("layer_norm", input, 1, activation, residual)
-    check_rows("layer_norm", input, shape, weight, bias)
-    spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
-    return normalise(input, residual, weight, bias, None, None, None, spec)
-
-
-def rms_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
-
-    weight has shape `normalized_shape` or is None. Without eps it is torch's: the machine epsilon
-    of what the statistics are computed in, float64's for float64 and float32's for all others.
-    Source: arXiv 1910.07467, equation 4.
-
-    Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
-    ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
-    """
-    if has_torch_function_variadic(input, weight, residual):
-        return handle_torch_function(
-            rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
-            activation=activation, residual=residual,
-        )  # fmt: skip
-    shape = tuple(normalized_shape)
-    if input.dim() < len(shape):
-        raise ValueError(
-            f"rms_norm got normalized_shape={list(shape)} for an input of shape "
-            f"{tuple(input.shape)}, which has fewer dimensions"
-        )
-    input, residual = autocast(input, residual, "rms")
-    check_input("rms_norm", input, 1, activation, residual)
-    check_rows("rms_norm", input, shape, weight)
-    eps = default_eps(input) if eps is None else eps
-    spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
-    return normalise(input, residual, weight, None, None, None, None, spec)
-
-
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -317,19 +217,3 @@ def group_norm(
     check_channels("group_norm", input, weight, bias)
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(input, residual, weight, bias, None, None, None, spec)
-
-
-def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
-    """Weight normalisation g * v / ||v|| (arXiv 1602.07868, equation 2), in v's shape and dtype.
-
-    The norm is over all dimensions of v but `dim`, and g has v's shape with those of size 1; where
-    dim is None or -1, as in torch, it is that of the whole tensor and g has no dimensions. v is
-    float16, bfloat16, float32 or float64, g may be of another floating dtype. Where ||v|| is 0 the
-    result is NaN, as torch's.
-
-    Raises IndexError for a dim that v does not have, RuntimeError for a g of another shape,
-    NotImplementedError for dtypes without kernels.
-    """
-    if has_torch_function_variadic(v, g):
-        return handle_torch_function(weight_norm, (v, g), v, g, dim)
-    return apply_weight_norm(v, g, check_weight_norm(v, g, dim))

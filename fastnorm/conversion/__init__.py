@@ -1,0 +1,21 @@
+"""Models converted: norms exchanged, fused with what follows, folded, and the way back.
+
+    converting          torch.nn's norms for ours, batch norms for others, in place
+    reverting           the way back
+    fusing              norm and activation in one call, batch norms folded into convolutions
+    sequential_fusion   in a Sequential, in place
+    traced_fusion       in the graph that torch.fx traces
+    fusion              what can be fused or folded at all
+    tracing             that graph, or an error that says why it were another model
+    report              what was changed, what was kept and why
+
+Everything is checked before anything is written.
+"""
+
+from .converting import convert
+from .fusing import fuse
+from .report import Conversion
+from .reverting import revert
+from .sequential_fusion import FusedActivation
+
+__all__ = ["Conversion", "FusedActivation", "convert", "fuse", "revert"]

@@ -1,0 +1,37 @@
+"""The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
+
+Every function of channels or rows, but for the two that add, takes two keyword-only extras::
+
+    activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
+    residual     a tensor of input's shape, dtype and device, added before the activation
+
+Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
+gradients come in their own. Output and gradient have the input's dtype and, channels last included,
+its memory format (layer norm, as in torch, and RMS norm always answer contiguously). A call that
+raises has written nothing: running statistics are as before.
+"""
+
+from .channels import (
+    batch_instance_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    mean_only_batch_norm,
+)
+from .moments import moment_norm
+from .rows import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .weight import weight_norm
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "batch_instance_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "mean_only_batch_norm",
+    "moment_norm",
+    "rms_norm",
+    "weight_norm",
+]

@@ -1,0 +1,87 @@
+"""Norms of your own: a merge in plain PyTorch between the fused moments and the fused apply."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .. import aten, dispatch, reference
+from ..aten.operators import accumulated, broadcast, positions
+from ..autograd import transformed
+from ..backend import backend_for, kernels_for
+from ..checks import check_input
+from ..merges import Coefficients
+from ..moment_autograd import Apply, Call, Moments, summed
+
+Merge = Callable[[Tensor, Tensor, int], Coefficients]
+
+
+def moment_norm(
+    input: Tensor,
+    merge: Merge,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act((x - center) * scale + shift + residual) of input (N, C, ...), by a merge of your own.
+
+    `merge(mean, var, count)` gets the mean and the biased variance of each (n, c), float64 tensors
+    of shape (N, C), and the number of positions that they are over; it returns (scale, center,
+    shift), each a number or a tensor that broadcasts to (N, C). It is called once a forward and
+    autograd runs through it, so parameters, statistics over other sets (`merge_moments`),
+    collectives and buffers may be used as in any module. float64 keeps it simple: differences of
+    means cost no digits, and the tensors are tiny.
+
+    x is read once for its moments and once more to be normalised: 3 S forward and 5 S backward, S
+    the bytes of x (with a residual and an activation 4 S and 6 S). Derivatives of second order run
+    through plain PyTorch, forward-mode ones and traced programs from the start.
+
+    Raises RuntimeError for an input of less than 2 dimensions or a residual unlike it,
+    NotImplementedError for dtypes without kernels, ValueError for an unknown activation.
+    """
+    if has_torch_function_variadic(input, residual):
+        return handle_torch_function(
+            moment_norm, (input, residual), input, merge, activation=activation, residual=residual
+        )
+    input, residual = dispatch.autocast(input, residual, "moment")
+    check_input("moment_norm", input, 2, activation, residual)
+    backend = backend_for(input)
+    plain = (
+        backend == "reference" or dispatch.is_traced(input) or transformed() or input.numel() == 0
+    )
+    if plain or forward_ad._current_level >= 0:
+        return _formula(input, merge, activation, residual)
+    call = Call(kernels_for(input).stages if backend == "triton" else aten.stages, activation)
+    mean, var, link = Moments.apply(input, residual, call)
+    scale, center, shift = _expanded(merge(mean, var, positions(input)), mean)
+    # Relative to the instance's own mean, a constant here: it cancels, and no digits are lost.
+    origin = mean.detach()
+    shift = shift + scale * (origin - center)
+    return Apply.apply(link, input, residual, origin, scale, shift, call)
+
+
+def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor | None) -> Tensor:
+    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64."""
+    wide, dims = x.to(accumulated(x)), tuple(range(2, x.dim()))
+    if x.numel() == 0 or not dims:  # nothing to average, or one value each
+        mean = summed(wide)
+        var = torch.zeros_like(mean)
+    else:
+        var, mean = torch.var_mean(wide, dims, correction=0)
+    mean, var = mean.double(), var.double()
+    scale, center, shift = _expanded(merge(mean, var, positions(x)), mean)
+    shift = shift + scale * (mean - center)
+    origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (mean, scale, shift))
+    y = (wide - origin) * scale + shift
+    y = y if residual is None else y + residual
+    return reference.activate(y, activation).to(x.dtype)
+
+
+def _expanded(found: Coefficients, mean: Tensor) -> tuple[Tensor, ...]:
+    """The merge's coefficients as tensors like mean."""
+    return tuple(
+        torch.as_tensor(value, dtype=mean.dtype, device=mean.device).expand_as(mean)
+        for value in found
+    )

@@ -1,0 +1,148 @@
+"""Norms of rows, the last dimensions: of an input, or of the sum that a residual stream becomes.
+
+The adding ones return (y, s), s = input + residual and y the norm of s. Both are differentiable:
+input and residual have one gradient between them, that of s through y and its own added up.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..checks import check_input, check_rows
+from ..dispatch import add_normalise, autocast, normalise
+from ..formula import NormSpec
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
+
+    weight and bias have shape `normalized_shape` or are None.
+
+    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
+    another, NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return handle_torch_function(
+            layer_norm, (input, weight, bias, residual),
+            input, normalized_shape, weight, bias, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    shape = tuple(normalized_shape)
+    input, residual = autocast(input, residual, "layer")
+    check_input("layer_norm", input, 1, activation, residual)
+    check_rows("layer_norm", input, shape, weight, bias)
+    spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
+    return normalise(input, residual, weight, bias, None, None, None, spec)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
+
+    weight has shape `normalized_shape` or is None. Without eps it is torch's: the machine epsilon
+    of what the statistics are computed in, float64's for float64 and float32's for all others.
+    Source: arXiv 1910.07467, equation 4.
+
+    Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
+    ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
+    """
+    if has_torch_function_variadic(input, weight, residual):
+        return handle_torch_function(
+            rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
+            activation=activation, residual=residual,
+        )  # fmt: skip
+    shape = tuple(normalized_shape)
+    if input.dim() < len(shape):
+        raise ValueError(
+            f"rms_norm got normalized_shape={list(shape)} for an input of shape "
+            f"{tuple(input.shape)}, which has fewer dimensions"
+        )
+    input, residual = autocast(input, residual, "rms")
+    check_input("rms_norm", input, 1, activation, residual)
+    check_rows("rms_norm", input, shape, weight)
+    eps = _default_eps(input) if eps is None else eps
+    spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
+    return normalise(input, residual, weight, None, None, None, None, spec)
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) of s = input + residual, s rounded to the input's dtype first.
+
+    residual has the input's shape, dtype and device; weight and bias have shape `normalized_shape`
+    or are None. Both results are contiguous and of the input's dtype.
+
+    Raises what layer_norm raises.
+    """
+    if has_torch_function_variadic(input, residual, weight, bias):
+        return handle_torch_function(
+            add_layer_norm, (input, residual, weight, bias),
+            input, residual, normalized_shape, weight, bias, eps,
+        )  # fmt: skip
+    spec = NormSpec("layer", len(normalized_shape), eps=eps)
+    return _add_norm("add_layer_norm", input, residual, normalized_shape, weight, bias, spec)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(s), s) of s = input + residual, as add_layer_norm; eps and errors as rms_norm's."""
+    if has_torch_function_variadic(input, residual, weight):
+        return handle_torch_function(
+            add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps
+        )
+    spec = NormSpec("rms", len(normalized_shape), eps=_default_eps(input) if eps is None else eps)
+    return _add_norm("add_rms_norm", input, residual, normalized_shape, weight, None, spec)
+
+
+def _add_norm(
+    op: str,
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+) -> tuple[Tensor, Tensor]:
+    x, shortcut = autocast(input, residual, spec.norm)
+    assert shortcut is not None
+    check_input(op, x, 1, None, shortcut)
+    check_rows(op, x, tuple(normalized_shape), weight, bias)
+    if x.dtype != input.dtype == residual.dtype:
+        # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
+        total = input + residual
+        return normalise(total.to(x.dtype), None, weight, bias, None, None, None, spec), total
+    return add_normalise(x, shortcut, weight, bias, spec)
+
+
+def _default_eps(input: Tensor) -> float:
+    """torch's for RMS norm: the machine epsilon of what the statistics are computed in."""
+    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps

@@ -1,0 +1,46 @@
+"""The norms as torch.nn modules with a fused activation and residual.
+
+Where torch.nn has the norm, a class takes its arguments and a keyword-only `activation`: None,
+"relu", "silu" or "gelu". `forward(input, residual=None)` returns act(norm(input) + residual). repr,
+parameters, buffers and state_dict are torch.nn's: a checkpoint of either loads into the other.
+"""
+
+from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
+from .group import GroupNorm
+from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
+from .moment import MomentNorm
+from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
+from .synchronised import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
+from .weight import initialise_weight_norm, weight_norm
+
+__all__ = [
+    "AddLayerNorm",
+    "AddRMSNorm",
+    "BatchInstanceNorm1d",
+    "BatchInstanceNorm2d",
+    "BatchInstanceNorm3d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "MeanOnlyBatchNorm1d",
+    "MeanOnlyBatchNorm2d",
+    "MeanOnlyBatchNorm3d",
+    "MomentNorm",
+    "RMSNorm",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
+    "SyncBatchInstanceNorm",
+    "SyncBatchNorm",
+    "convert_sync_batchnorm",
+    "initialise_weight_norm",
+    "weight_norm",
+]

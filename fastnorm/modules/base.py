@@ -1,0 +1,100 @@
+"""What norm modules share: the fused activation, running statistics, the forward of batch norms."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..checks import ACTIVATIONS
+
+
+class _Activated(nn.Module):
+    """A norm that knows the activation it is fused with."""
+
+    activation: str | None
+
+    def _set_activation(self, activation: str | None) -> None:
+        if activation is not None and activation not in ACTIVATIONS:
+            raise ValueError(
+                f"{type(self).__name__} got activation={activation!r}: choose None or one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        return self._with_activation(super().extra_repr())
+
+    def _with_activation(self, own: str) -> str:
+        """The representation `own`, and the activation where there is one."""
+        fused = "" if self.activation is None else f"activation={self.activation!r}"
+        return ", ".join(part for part in (own, fused) if part)
+
+
+class _Tracking(_Activated):
+    """A norm with running statistics, to be mixed into one of torch.nn's."""
+
+    if TYPE_CHECKING:  # what torch.nn's class brings
+        num_features: int
+        eps: float
+        momentum: float | None
+        affine: bool
+        track_running_stats: bool
+        weight: nn.Parameter  # so torch types it, though without affine it is None
+        bias: nn.Parameter
+        running_mean: Tensor | None
+        running_var: Tensor | None
+        num_batches_tracked: Tensor | None
+
+        def _check_input_dim(self, input: Tensor) -> None: ...
+
+        def reset_parameters(self) -> None: ...
+
+
+class _OverBatch(_Tracking):
+    """The forward of norms over the batch, which keeps their running statistics."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        tracked = self.training and self.track_running_stats
+        used = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if used else (None, None)
+        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        if tracked and self.momentum is None and mean is not None:
+            # Copies, which a batch without values leaves as they are.
+            batch_mean, batch_var = mean.clone(), None if var is None else var.clone()
+            y = self._norm(input, batch_mean, batch_var, batch_stats, 1.0, residual)
+            self._average((mean, var), (batch_mean, batch_var))
+        else:
+            momentum = 0.0 if self.momentum is None else self.momentum
+            y = self._norm(input, mean, var, batch_stats, momentum, residual)
+        if tracked and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
+        return y
+
+    def _average(
+        self, running: tuple[Tensor | None, ...], batch: tuple[Tensor | None, ...]
+    ) -> None:
+        """The cumulative average of the running statistics and this batch's.
+
+        Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
+        """
+        assert self.num_batches_tracked is not None, "it comes with the running statistics"
+        share = 1.0 / (self.num_batches_tracked + 1).double()
+        for buffer, new in zip(running, batch, strict=True):
+            if buffer is not None and new is not None:
+                buffer.lerp_(new, share.to(buffer.dtype))
+
+    def _norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+def bias_argument(bias: bool) -> dict[str, bool]:
+    """torch 2.11 knows no `bias` here: named only where it says something, any version works."""
+    return {} if bias else {"bias": False}
