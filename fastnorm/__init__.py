@@ -4,7 +4,22 @@
     norm = fastnorm.GroupNorm(8, 64, activation="relu").cuda()
     y = norm(x, residual=shortcut)
 
-`fastnorm.functional` has the norms as functions, `fastnorm.reference` their formulas.
+A call goes down this list, and imports go down it too:
+
+    conversion          a model's norms exchanged, fused, folded, and back
+    modules             the norms as torch.nn modules
+    functional          the norms as functions: arguments are checked here (checks)
+    dispatch            which backend computes a call, by which way
+    ops                 the kernels as operators, for traced programs
+    autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
+    batching            torch.func.vmap
+    backend             the choice: auto, triton, aten or reference
+    kernels             Triton; the map is in its own docstring
+    aten                the same three stages from ATen's operators
+    formula, reference  each norm in plain PyTorch: the definition, and every higher derivative
+
+merges and collectives are what norms of one's own and synchronised ones merge moments with;
+`python -m fastnorm` runs selfcheck.
 """
 
 import importlib.metadata

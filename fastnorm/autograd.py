@@ -87,10 +87,11 @@ def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
     """The backend, or for the dy of is_grads_batched one that PyTorch calls for each in turn."""
     from . import ops  # it imports this module
 
-    return ops if _batched(dy) and backend.__name__ == "fastnorm.kernels" else backend
+    return ops if batched(dy) and backend.__name__ == "fastnorm.kernels" else backend
 
 
-def _batched(dy: Tensor | None) -> bool:
+def batched(dy: Tensor | None) -> bool:
+    """Whether dy is the batch of is_grads_batched, which no kernel can read."""
     return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
@@ -218,7 +219,7 @@ class AddNorm(torch.autograd.Function):
         needs = (of[0] or of[1], of[2], of[3])
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif torch.is_grad_enabled() or transformed() or _batched(dy) or _batched(dsum):
+        elif torch.is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
             inputs = (total, None, weight, bias, None, None, None)
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)

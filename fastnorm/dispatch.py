@@ -5,15 +5,18 @@ the registered operator instead, or, where the backend is aten, torch's own. For
 derivatives come from the formula under every backend.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import aten, ops
+from . import aten, ops, reference
 from .aten import builtin
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
+from .weight_autograd import WeightNorm
 
 
 def normalise(
@@ -55,6 +58,34 @@ def add_normalise(
             return apply_add_norm(x, residual, weight, bias, spec, kernels_for(x))
     total = (x + residual).contiguous()
     return normalise(total, None, weight, bias, None, None, None, spec), total
+
+
+def stages_for(x: Tensor) -> ModuleType | None:
+    """The backend's moments and apply, for a merge in plain PyTorch; None: all in plain PyTorch."""
+    name = backend_for(x)
+    if name == "reference" or is_traced(x) or transformed() or x.numel() == 0:
+        return None
+    if forward_ad._current_level >= 0:
+        return None
+    stages: ModuleType = (kernels_for(x) if name == "triton" else aten).stages
+    return stages
+
+
+def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+
+    A traced program holds torch's own operator whatever the backend, but for `reference`: compilers
+    know it, and make of it what the kernel is.
+    """
+    name = backend_for(v)
+    special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
+    if name == "reference" or special:
+        return reference.weight_norm(v, g, dim)
+    if is_traced(v):
+        wide = torch.promote_types(v.dtype, torch.float32)
+        return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
+    w: Tensor = WeightNorm.apply(v, g, dim, kernels_for(v) if name == "triton" else aten)
+    return w
 
 
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 import fastnorm
 import fastnorm.functional as F
-from fastnorm import weight_autograd
+from fastnorm import dispatch
 from fastnorm.kernels import launch
 from tests.conftest import (
     BACKENDS,
@@ -276,7 +276,7 @@ def test_traffic(monkeypatch):
     v, g, dw = tensors_of((64, 16, 8, 8), 0, torch.float32, requires_grad=True)
     v, dw = (t.detach().to(memory_format=torch.channels_last) for t in (v, dw))
     v.requires_grad_()
-    monkeypatch.setattr(weight_autograd, "is_traced", lambda x: False)  # the meter is a mode
+    monkeypatch.setattr(dispatch, "is_traced", lambda x: False)  # the meter is a mode
     with running("triton"):
         with traffic.meter() as forward:
             w = F.weight_norm(v, g)

@@ -4,14 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import aten, dispatch, reference
+from .. import reference
 from ..aten.operators import accumulated, broadcast, positions
-from ..autograd import transformed
-from ..backend import backend_for, kernels_for
 from ..checks import check_input
+from ..dispatch import autocast, stages_for
 from ..merges import Coefficients
 from ..moment_autograd import Apply, Call, Moments, summed
 
@@ -45,15 +43,12 @@ def moment_norm(
         return handle_torch_function(
             moment_norm, (input, residual), input, merge, activation=activation, residual=residual
         )
-    input, residual = dispatch.autocast(input, residual, "moment")
+    input, residual = autocast(input, residual, "moment")
     check_input("moment_norm", input, 2, activation, residual)
-    backend = backend_for(input)
-    plain = (
-        backend == "reference" or dispatch.is_traced(input) or transformed() or input.numel() == 0
-    )
-    if plain or forward_ad._current_level >= 0:
+    stages = stages_for(input)
+    if stages is None:
         return _formula(input, merge, activation, residual)
-    call = Call(kernels_for(input).stages if backend == "triton" else aten.stages, activation)
+    call = Call(stages, activation)
     mean, var, link = Moments.apply(input, residual, call)
     scale, center, shift = _expanded(merge(mean, var, positions(input)), mean)
     # Relative to the instance's own mean, a constant here: it cancels, and no digits are lost.

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..checks import check_weight_norm
-from ..weight_autograd import apply_weight_norm
+from ..dispatch import normalise_weight
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
@@ -20,4 +20,4 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     """
     if has_torch_function_variadic(v, g):
         return handle_torch_function(weight_norm, (v, g), v, g, dim)
-    return apply_weight_norm(v, g, check_weight_norm(v, g, dim))
+    return normalise_weight(v, g, check_weight_norm(v, g, dim))
