@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..formula import NormSpec
 from .activations import activate
-from .operators import accumulated, accumulation, broadcast, widened
+from .operators import accumulated, accumulation, broadcast, laid_out_as, widened
 
 
 def is_best(x: Tensor, spec: NormSpec) -> bool:
@@ -48,15 +48,15 @@ def norm(
         # Contiguous for the sake of the same crash.
         wide = widened(x).contiguous()
         z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
-        z = _laid_out_as(x, z)
+        z = laid_out_as(x, z)
     elif spec.norm == "mean_only_batch":
         wide = widened(x)
         numbers = spec.use_input_stats, spec.momentum
-        z = _laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
+        z = laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
     else:
         wide = x.to(accumulated(x))
         affine = _affine(wide, weight, bias)
-        z = _laid_out_as(x, _of_channels(spec, wide, *affine, rho, running_mean, running_var))
+        z = laid_out_as(x, _of_channels(spec, wide, *affine, rho, running_mean, running_var))
     return activate(z.to(x.dtype), residual, spec.activation, ())[0]
 
 
@@ -101,10 +101,3 @@ def _affine(
     torch 2.13's backwards do not know how to serve."""
     weight, bias = accumulation(weight, x), accumulation(bias, x)
     return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias
-
-
-def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
-    """z in memory as a contiguous or channels_last x is, which not all of torch's norms keep."""
-    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
-        return z.contiguous()
-    return z.movedim(1, -1).contiguous().movedim(-1, 1)

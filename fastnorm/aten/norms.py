@@ -8,10 +8,12 @@ from . import channels
 from .activations import activate, activate_backward
 from .channels import Stats, Tensors
 from .operators import (
+    HALF,
     LONGEST_INSTANCE,
     Running,
     accumulation,
     canonical,
+    canonical_as,
     laid_out_as,
     positions,
     widened,
@@ -40,14 +42,14 @@ def norm(
     The signature is the kernels', the mask is y itself. norm is batch, instance, batch_instance,
     mean_only_batch or group.
     """
-    shape, dtype = x.shape, x.dtype
-    x = widened(canonical(x))
     running = (running_mean, running_var, momentum)
     arguments = (weight, bias, rho, groups, running, use_input_stats, eps)
-    result = _forward(norm, x, *arguments) or _forward(norm, x.double(), *arguments)
+    seen = _seen(norm, x)
+    result = _forward(norm, seen, *arguments) or _forward(norm, seen.double(), *arguments)
     assert result is not None, "is_far never asks for more than float64"
     z, *stats = result
-    y, kept = activate(z.to(dtype).view(shape), residual, activation, tuple(stats))
+    z = laid_out_as(x, z.to(x.dtype).view(x.shape))
+    y, kept = activate(z, residual, activation, tuple(stats))
     # .data: the same memory as no view, for autograd forbids writing to a view that comes from a
     # Function, and models write to what a norm answers: ReLU(inplace=True), y += shortcut.
     y = y.data
@@ -70,24 +72,34 @@ def norm_backward(
     activation: str | None,
 ) -> Tensors:
     """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
-    shape = x.shape
     dresidual = activate_backward(dy, side, stats, activation)
     needs_dx, needs_dresidual, *needs_parameters = needs
     grads: Tensors = (None,) * 4
     if needs_dx or any(needs_parameters):
-        x = widened(canonical(x))
-        g = laid_out_as(x, dresidual).to(x.dtype)
+        seen = _seen(norm, x)
+        g = canonical_as(seen, dresidual).to(seen.dtype)
         if stats[0].dtype == torch.float64:  # forward took float64 for the sake of a far mean
-            x, g = x.double(), g.double()
+            seen, g = seen.double(), g.double()
         asked = [needs_dx, *needs_parameters]
-        grads = _backward(norm, g, x, weight, rho, groups, stats, use_input_stats, asked)
+        grads = _backward(norm, g, seen, weight, rho, groups, stats, use_input_stats, asked)
     dx, *totals = grads
+    if needs_dx and dx is not None:
+        dx = laid_out_as(x, dx.to(dy.dtype).view(x.shape))
     parameters = zip(totals, (weight, bias, rho), needs_parameters, strict=True)
     return (
-        dx.to(dy.dtype).view(shape) if needs_dx and dx is not None else None,
+        dx if needs_dx else None,
         dresidual if needs_dresidual else None,
         *(_gradient(total, parameter, needed) for total, parameter, needed in parameters),
     )
+
+
+def _seen(norm: str, x: Tensor) -> Tensor:
+    """x as the norm computes with it: channels last where ATen's kernels are the faster there.
+
+    They are none for instances, and group norm's are slow in half precision: a copy pays.
+    """
+    slow = norm in ("instance", "batch_instance") or (norm == "group" and x.dtype in HALF)
+    return widened(x.contiguous() if slow else canonical(x))
 
 
 def _forward(
@@ -109,7 +121,7 @@ def _forward(
         return channels.batch_norm(x, gamma, beta, running, use_input_stats, eps)
     if norm == "mean_only_batch":
         return channels.mean_only_norm(x, beta, running, use_input_stats)
-    if norm == "instance" and x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
+    if norm == "instance" and positions(x) <= LONGEST_INSTANCE:
         return channels.instance_norm(x, gamma, beta, running, eps)
     return channels.mixed_norm(x, gamma, beta, accumulation(rho, x), running, use_input_stats, eps)
 
@@ -134,7 +146,7 @@ def _backward(
     if norm == "mean_only_batch":
         dx, dbeta = channels.mean_only_norm_backward(g, use_input_stats)
         return dx, None, dbeta, None
-    if norm == "instance" and x.is_contiguous():
+    if norm == "instance":
         return *channels.instance_norm_backward(g, x, weight, stats, needs[:3]), None
     return channels.mixed_norm_backward(g, x, weight, rho, stats, use_input_stats, needs[0])
 

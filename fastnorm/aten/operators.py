@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HALF = (torch.float16, torch.bfloat16)
 Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
 aten: Any = torch.ops.aten
 
@@ -26,11 +27,18 @@ def canonical(x: Tensor) -> Tensor:
     return _channels_last_view(x)
 
 
-def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+def canonical_as(x: Tensor, other: Tensor) -> Tensor:
     """`other`, of the shape x had before canonical, in x's shape and layout."""
     if x.is_contiguous():
         return other.contiguous()
     return _channels_last_view(other.movedim(1, -1).contiguous().movedim(-1, 1))
+
+
+def laid_out_as(x: Tensor, z: Tensor) -> Tensor:
+    """z, of x's shape, in memory as a contiguous or channels_last x is; else contiguous."""
+    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
+        return z.contiguous()
+    return z.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _channels_last_view(x: Tensor) -> Tensor:
@@ -42,7 +50,7 @@ def _channels_last_view(x: Tensor) -> Tensor:
 def widened(x: Tensor) -> Tensor:
     """x in float32 where it is half precision off the CPU: ATen's other kernels want parameters of
     x's own dtype, and statistics belong in float32."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
+    half = x.dtype in HALF
     return x.float() if half and x.device.type != "cpu" else x
 
 
@@ -62,7 +70,7 @@ def full_precision(
     gamma: Tensor | None, beta: Tensor | None, x: Tensor, shape: tuple[int, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """float32 parameters for float16 and bfloat16 x: with them ATen keeps float32 statistics."""
-    if x.dtype not in (torch.float16, torch.bfloat16):
+    if x.dtype not in HALF:
         return gamma, beta
     gamma = torch.ones(shape, device=x.device) if gamma is None else gamma
     return gamma, torch.zeros(shape, device=x.device) if beta is None else beta
@@ -90,9 +98,9 @@ def is_far(mean: Tensor, var: Tensor) -> bool:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each instance: two tensors of shape (N, C)."""
+    """Mean and biased variance of each instance of a contiguous x: two tensors of shape (N, C)."""
     N, C = x.shape[:2]
-    if x.is_contiguous() and positions(x) <= LONGEST_INSTANCE:
+    if positions(x) <= LONGEST_INSTANCE:
         gamma, beta = full_precision(None, None, x, (C,))
         _, mean, rstd = torch.native_group_norm(x, gamma, beta, N, C, positions(x), C, 0.0)
         return mean.view(N, C), rstd.view(N, C).pow(-2)
@@ -128,11 +136,8 @@ def update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> N
 
 
 def apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """(x - center) * scale + shift with coefficients of shape (N, C)."""
-    if not x.is_contiguous():
-        z = (x - broadcast(center, x)).mul_(broadcast(scale, x))
-        return (z if shift is None else z.add_(broadcast(shift, x))).to(x.dtype)
-    if shift is None and x.dtype in (torch.float16, torch.bfloat16):
+    """(x - center) * scale + shift of a contiguous x, with coefficients of shape (N, C)."""
+    if shift is None and x.dtype in HALF:
         shift = torch.zeros_like(scale)
     y = torch.native_batch_norm(
         per_instance(x), scale.flatten(), None if shift is None else shift.flatten(),
@@ -142,10 +147,7 @@ def apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Ten
 
 
 def gradient_moments(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """sum g and sum g (x - center) of each instance: two tensors of shape (N, C)."""
-    if not x.is_contiguous():
-        g = g.to(center.dtype)
-        return g.sum((2, 3)), (x - broadcast(center, x)).mul_(g).sum((2, 3))
+    """sum g and sum g (x - center) of each instance of the contiguous x: two of shape (N, C)."""
     mean, ones = center.flatten(), torch.ones_like(center).flatten()
     _, sum_gx, sum_g = aten.native_batch_norm_backward(
         per_instance(g), per_instance(x), ones, mean, None, mean, ones, True, 0.0,
@@ -157,8 +159,8 @@ def gradient_moments(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tens
 def apply_backward(
     g: Tensor, x: Tensor, center: Tensor, scale: Tensor, slope: Tensor, level: Tensor
 ) -> Tensor:
-    """scale * g + slope * (x - center) + level, rounded to x's dtype once."""
-    if x.is_contiguous() and x.dtype in (torch.float32, torch.float64):
+    """scale * g + slope * (x - center) + level of a contiguous x, rounded to its dtype once."""
+    if x.dtype in (torch.float32, torch.float64):
         return apply(x, center, slope, level).addcmul_(g, broadcast(scale, x))
     dx = (x - broadcast(center, x)).mul_(broadcast(slope, x)).add_(broadcast(level, x))
     return dx.add_(g * broadcast(scale, x)).to(x.dtype)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from . import operators
 from .activations import activate, activate_backward, relu_mask
-from .operators import accumulated, canonical, is_far, laid_out_as, widened
+from .operators import accumulated, is_far, laid_out_as, widened
 
 __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each (n, c) of an x with elements: two of (N, C), float64."""
-    x = widened(canonical(x))
+    x = widened(x.contiguous())
     mean, var = operators.moments(x)
     if is_far(mean, var):
         mean, var = operators.moments(x.double())
@@ -34,9 +34,7 @@ def apply(
     x: Tensor, residual: Tensor | None, table: Tensor, activation: str | None, differentiable: bool
 ) -> tuple[Tensor, Tensor | None]:
     """y, and what backward needs beside x and the table: y itself for ReLU, else the residual."""
-    shape, dtype = x.shape, x.dtype
-    z = _apply(x, table).to(dtype).view(shape)
-    y, _ = activate(z, residual, activation, ())
+    y, _ = activate(_apply(x, table), residual, activation, ())
     y = y.data  # no view, which autograd would forbid to write to: see norms.norm
     return y, y if activation == "relu" else residual
 
@@ -45,9 +43,9 @@ def gradient_moments(
     dy: Tensor, x: Tensor, side: Tensor | None, table: Tensor, activation: str | None
 ) -> tuple[Tensor, Tensor]:
     """Sums of g = dy * act' and of g (x - center) over each (n, c): two of (N, C)."""
-    g = _gradient(dy, x, side, table, activation)
+    g = _gradient(dy, x, side, table, activation).contiguous()
     x = _wide(x, table)
-    return operators.gradient_moments(laid_out_as(x, g).to(x.dtype), x, table[0])
+    return operators.gradient_moments(g.to(x.dtype), x, table[0])
 
 
 def apply_backward(
@@ -64,22 +62,23 @@ def apply_backward(
     dx = None
     if needs[0]:
         wide = _wide(x, table)
-        g = laid_out_as(wide, dresidual).to(wide.dtype)
+        g = dresidual.contiguous().to(wide.dtype)
         slope, level = slopes.to(table.dtype)
         dx = operators.apply_backward(g, wide, table[0], table[1], slope, level)
-        dx = dx.to(x.dtype).view(x.shape)
+        dx = laid_out_as(x, dx.to(x.dtype))
     return dx, dresidual if needs[1] else None
 
 
 def _wide(x: Tensor, table: Tensor) -> Tensor:
-    """x as it is computed with beside this table."""
-    x = widened(canonical(x))
+    """x as it is computed with beside this table: contiguous, ATen has no other fast kernels."""
+    x = widened(x.contiguous())
     return x.double() if table.dtype == torch.float64 else x
 
 
 def _apply(x: Tensor, table: Tensor) -> Tensor:
+    """(x - center) * scale + shift in x's dtype and layout."""
     center, scale, shift = table
-    return operators.apply(_wide(x, table), center, scale, shift)
+    return laid_out_as(x, operators.apply(_wide(x, table), center, scale, shift).to(x.dtype))
 
 
 def _gradient(
@@ -88,6 +87,6 @@ def _gradient(
     """g = dy * act'(z), z recomputed for the smooth activations."""
     if activation is None or activation == "relu":
         return activate_backward(dy, side, (), activation)
-    z = _apply(x, table).to(x.dtype).view(x.shape)
+    z = _apply(x, table)
     z = z if side is None else z.add_(side)
     return activate_backward(dy, None, (z,), activation)
