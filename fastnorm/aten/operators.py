@@ -160,7 +160,5 @@ def apply_backward(
     g: Tensor, x: Tensor, center: Tensor, scale: Tensor, slope: Tensor, level: Tensor
 ) -> Tensor:
     """scale * g + slope * (x - center) + level of a contiguous x, rounded to its dtype once."""
-    if x.dtype in (torch.float32, torch.float64):
-        return apply(x, center, slope, level).addcmul_(g, broadcast(scale, x))
-    dx = (x - broadcast(center, x)).mul_(broadcast(slope, x)).add_(broadcast(level, x))
-    return dx.add_(g * broadcast(scale, x)).to(x.dtype)
+    wide = x.to(accumulated(x))
+    return apply(wide, center, slope, level).addcmul_(g, broadcast(scale, x)).to(x.dtype)
