@@ -129,10 +129,12 @@ gpu-wheels:  ## with a network: fetch into .wheels what gpu-study may lack on a 
 fastnorm-importable:
 	@test -n "$(OUT)" || { echo "say where to: make gpu OUT=DIR" >&2; exit 1; }
 	@mkdir -p $(OUT)
+	@$(PYTHON) -c 'import torch' 2>/dev/null || \
+	    { echo "'$(PYTHON)' has no torch; PYTHON= names another, after make env .venv/bin/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import fastnorm.kernels' 2>/dev/null || \
 	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 
 clean:  ## remove .venv and everything generated but data and runs
-	rm -rf .venv .triton .wheels build dist *.egg-info
+	rm -rf .venv .triton .wheels build dist docs/_build *.egg-info
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

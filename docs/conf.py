@@ -14,6 +14,7 @@ release = fastnorm.__version__
 extensions = ["mathml", "myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = False
+highlight_language = "text"  # docstrings' literal blocks are tables more often than code
 default_role = "py:obj"  # docstrings write `name`: a link where that is public, else code
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

@@ -75,6 +75,15 @@ def test_make_help_is_complete():
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.parametrize(
+    "missing, words",
+    [("say where to", ["PYTHON=true"]), ("'false' has no torch", ["OUT=.", "PYTHON=false"])],
+)
+def test_gpu_targets_say_what_is_missing(missing, words):
+    done = subprocess.run(["make", "gpu-plot", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and missing in done.stderr
+
+
 @pytest.mark.slow
 def test_wheel_holds_the_package_alone(wheel):
     modules = {f"fastnorm/{path.name}" for path in (ROOT / "fastnorm").glob("*.py")}
