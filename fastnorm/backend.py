@@ -19,6 +19,12 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("auto", "triton", "aten", "reference")
+REMEDIES = {
+    "fastnorm.kernels": "this fastnorm is a source tree, whose kernels lie elsewhere. Start Python "
+    "outside of it to use the installed one, or install the tree: pip install -e .",
+    "numpy": "Triton's interpreter needs it: pip install numpy",
+    "triton": "pip install triton (Linux alone has it), or fastnorm.set_backend('aten')",
+}
 
 
 def set_backend(name: str) -> None:
@@ -69,8 +75,17 @@ def kernels_for(x: torch.Tensor) -> ModuleType:
 
 @functools.cache
 def load_kernels() -> ModuleType:
-    """Imported at the first call that needs it: importing fastnorm alone does not import Triton."""
-    return importlib.import_module("fastnorm.kernels")
+    """Imported at the first call that needs it: importing fastnorm alone does not import Triton.
+
+    Raises ModuleNotFoundError where the kernels or what they need are not installed.
+    """
+    try:
+        return importlib.import_module("fastnorm.kernels")
+    except ModuleNotFoundError as error:
+        if error.name not in REMEDIES:
+            raise
+        message = f"backend 'triton' found no module '{error.name}': {REMEDIES[error.name]}"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 def _checked(name: str, source: str) -> str:

@@ -1,6 +1,8 @@
 """Which implementation serves a call: the setting, its scope, the environment, the refusals."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import torch
 
 import fastnorm
 import fastnorm.functional as F
+from fastnorm import backend
 from fastnorm.kernels import launch
 from tests.conftest import DEVICE, make_input
 
@@ -159,3 +162,17 @@ def test_autograd_runs_on_the_forward_backend():
         with launch.record() as launched:
             y.backward(torch.ones_like(y))
         assert bool(launched) == (name == "triton")
+
+
+@pytest.mark.parametrize(
+    "missing, remedy",
+    [("fastnorm.kernels", "pip install -e"), ("numpy", "pip install numpy"), ("triton", "'aten'")],
+)
+def test_missing_kernels_say_what_to_do(missing, remedy, monkeypatch):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(remedy)) as caught:
+        backend.load_kernels.__wrapped__()
+    assert caught.value.name == missing
