@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import tyro
-from archives import CIFAR10, CLASSES
-from errors import UserError, run_script
 from PIL import Image
+
+from harness.archives import CIFAR10, CLASSES
+from harness.errors import UserError, run_script
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 import tyro
-from backends import commit, describe_device, select_backend, select_device, versions
-from batches import Batch
-from config import Norm, Setting, TrainConfig
-from data import Dataset, load_dataset
-from errors import UserError, run_script
-from files import append_rows, read_rows
-from model import MISSING
-from recipes import RECIPES
 from rich.console import Console
-from training import Training
-from world import ALONE
+
+from harness.batches import Batch
+from harness.config import Norm, Setting, TrainConfig
+from harness.datasets import Dataset, load_dataset
+from harness.environment import commit, describe_device, select_backend, select_device, versions
+from harness.errors import UserError, run_script
+from harness.files import append_rows, read_rows
+from harness.model import MISSING
+from harness.recipes import RECIPES
+from harness.training import Training
+from harness.world import ALONE
 
 WARM_UP = 5  # steps: compilation, memory, three eager ones before a CUDA graph
 

@@ -7,19 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import files
 import numpy as np
-from errors import UserError
-from plan import BATCH_NORMS, BUILTIN, Variant
+
+from harness import files
+from harness.errors import UserError
+from harness.plan import BATCH_NORMS, BUILTIN, Variant
 
 Row = dict[str, Any]
 
 # What config.json must hold.
-CONDITIONS = ("config", "dataset", "class_names", "images", "parameters", "device", "versions")
+CONDITIONS = (
+    *("config", "dataset", "class_names", "images", "parameters", "device", "threads"),
+    *("interpreter", "versions", "commit"),
+)
 
 VARIANTS = get_args(Variant)
 TWINS = ("bn", *(name.removesuffix("-builtin") for name in BUILTIN))  # torch's is NORM-builtin
 BATCH_NAME = re.compile(rf"(?:{'|'.join(BATCH_NORMS)})-batch(\d+)")
+
+
+class Missing(Exception):
+    """What a section of the report lacks; the message is the line that it shows instead."""
 
 
 @dataclass(frozen=True)

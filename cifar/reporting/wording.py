@@ -55,6 +55,13 @@ def learning_rates(runs: Sequence[Run]) -> str:
     return f"learning rate {', '.join(parts)}"
 
 
+def device_name(device: str, threads: int | None) -> str:
+    """A GPU's own name, or CPU, 2 threads."""
+    if device != "cpu":
+        return device
+    return f"CPU, {threads} thread{'s' * (threads != 1)}"
+
+
 def several_seeds(runs: Iterable[Run]) -> bool:
     """Whether a mean over seeds is one of more than one value."""
     return len({run.seed for run in runs}) > 1

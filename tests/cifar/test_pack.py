@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import CLASSES
-from data import load_dataset
-from errors import UserError
 from pack import PackConfig, pack
 from PIL import Image
+
+from harness.archives import CLASSES
+from harness.datasets import load_dataset
+from harness.errors import UserError
 
 
 def png(value: int, size: tuple[int, int] = (32, 32)) -> bytes:

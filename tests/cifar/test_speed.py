@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from data import load_dataset
-from errors import UserError
-from files import read_rows
 from speed import SpeedConfig, compare, measure, providers
+
+from harness.datasets import load_dataset
+from harness.errors import UserError
+from harness.files import read_rows
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from errors import UserError
+
+from harness.config import flag
+from harness.errors import UserError
 
 TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
 
@@ -132,7 +134,7 @@ class RunFolder:
         """Raises UserError naming the flags that differ."""
         names = sorted(found.keys() | config.keys())
         changed = [
-            f"--{name.replace('_', '-')} (there {found.get(name)}, here {config.get(name)})"
+            f"{flag(name)} (there {found.get(name)}, here {config.get(name)})"
             for name in names
             if found.get(name) != config.get(name)
         ]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from errors import UserError
 from rich.progress import Progress
+
+from harness.errors import UserError
 
 CACHE = Path("~/.cache/fastnorm")
 TIMEOUT = 5.0  # seconds without an answer after which the machine counts as offline

@@ -9,13 +9,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import archives
 import numpy as np
 import pytest
 import torch
-from archives import ARCHIVES, CIFAR10, CIFAR100
-from data import Dataset, load_dataset
-from errors import UserError
+
+from harness import archives
+from harness.archives import ARCHIVES, CIFAR10, CIFAR100
+from harness.datasets import Dataset, load_dataset
+from harness.errors import UserError
 
 from .conftest import ROWS, ROWS_100, tiny_batches, tiny_batches_100
 
