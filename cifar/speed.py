@@ -151,8 +151,12 @@ def key(config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device)
 
 
 def compare(config: SpeedConfig) -> None:
-    """Measure what OUTPUT lacks."""
-    device = select_device(config.device)
+    """Measure what OUTPUT lacks. Raises UserError for flags that no measurement can have."""
+    config.require_counts("steps", "rounds")
+    for norm in config.norms:
+        for run in providers(config, norm).values():
+            run.check()
+    device = select_device(config.device, config.cuda_graph)
     select_backend("auto", device)
     share = RECIPES[config.recipe].validation_share
     dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,3 +68,22 @@ def test_what_is_there_is_not_measured_again(
     assert len(read_rows(output)) == 6
     with pytest.raises(UserError, match="--batch-size is 999, of 44 images"):
         compare(dataclasses.replace(config, batch_size=999))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"steps": 0}, "--steps is 0; it must be at least 1"),
+        ({"rounds": 0}, "--rounds is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"depth_n": 0}, "--depth-n is 0"),
+        ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
+        ({"cuda_graph": True, "device": "cpu"}, "--cuda-graph: there is no GPU here"),
+    ],
+)
+def test_bad_flags(flags: dict[str, Any], message: str, tiny_cifar: Path, tmp_path: Path) -> None:
+    output = tmp_path / "speed.jsonl"
+    values = {"data_dir": tiny_cifar, "batch_size": 8, "depth_n": 1, "steps": 1, **flags}
+    with pytest.raises(UserError, match=message):
+        compare(SpeedConfig(output=output, compile=False, norms=("none",), **values))
+    assert not output.exists()
