@@ -20,6 +20,7 @@ from harness.environment import commit, describe_device, select_backend, select_
 from harness.errors import UserError, run_script
 from harness.files import append_rows, read_rows
 from harness.model import MISSING
+from harness.plan import learning_rate
 from harness.recipes import RECIPES
 from harness.training import Training
 from harness.world import ALONE
@@ -50,7 +51,8 @@ class SpeedConfig(Setting):
 def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
     """The runs that take turns, by name."""
     shared = config.settings() | {"shortcut": config.chosen_shortcut(), "compile": False}
-    ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, epochs=1)
+    lr = learning_rate(norm)
+    ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, lr=lr, epochs=1)
     found = {} if norm == "none" else {"fastnorm": ours}
     if norm not in MISSING:
         found["builtin"] = replace(ours, backend="builtin")

@@ -16,9 +16,14 @@ Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "s
 SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
 BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven
 BATCH_NORMS = ("bn", "gn")
-WN_RATE = 0.03  # 0.1 diverges
 BATCH = 128
 RATE = 0.1
+WN_RATE = 0.03  # 0.1 diverges
+
+
+def learning_rate(norm: str) -> float:
+    """Of all that is trained or timed to be compared, at batches of 128."""
+    return WN_RATE if norm == "wn" else RATE
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,6 @@ def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> Trai
     """The flags of the training called `name`, nothing left open."""
     norm, *variant = name.split("-")
     shared = study.settings() | {"shortcut": study.chosen_shortcut()}
-    if norm == "wn":
-        flags["lr"] = WN_RATE
     assert norm in get_args(Norm)
     return TrainConfig(
         **shared,
@@ -109,5 +112,5 @@ def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> Trai
         seed=seed,
         output=study.output / "runs" / name / f"seed{seed}",
         resume=True,
-        **flags,
+        **{"lr": learning_rate(norm), **flags},
     )

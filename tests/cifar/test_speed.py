@@ -26,6 +26,13 @@ def test_who_is_measured() -> None:
         assert (run.backend == "builtin") == name.startswith("builtin")
 
 
+def test_weight_norm_is_timed_at_the_rate_that_it_trains_at() -> None:
+    """With 0.1 the loss is infinite before the first turn ends, and nothing is measured."""
+    config = SpeedConfig(output=Path("x"))
+    rates = {norm: providers(config, norm)["fastnorm"].lr for norm in ("wn", "bn")}
+    assert rates == {"wn": 0.03, "bn": 0.1}
+
+
 def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of one second a turn, but two for torch's: 2 steps of 8 images."""
     dataset = load_dataset("cifar10", tiny_cifar, "tiny", 0.2)
