@@ -59,7 +59,7 @@ def check_output(config: PredictConfig, checkpoint: Path) -> None:
     if config.images.is_dir():
         inputs += png_files(config.images)
     if config.output.resolve() in (file.resolve() for file in inputs):
-        raise UserError(f"--output {config.output} would overwrite an input")
+        raise UserError(f"--output {config.output} would overwrite an input; give another file")
     if config.output.is_dir():
         raise UserError(f"--output {config.output} is a folder; give a file")
 

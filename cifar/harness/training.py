@@ -172,7 +172,10 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """Be where the run was that saved `state`."""
         if (state["mean"], state["std"]) != (self.mean, self.std):
-            raise UserError("--resume: the images are not those that the run began with")
+            raise UserError(
+                "--resume: the images are not those that the run began with; "
+                "give the same --data-dir, or another --output"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
