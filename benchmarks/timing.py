@@ -223,7 +223,7 @@ def clock() -> Clock:
 
 def versions() -> dict[str, object]:
     """What a measurement depends on beside its case; `gpu` is None on a CPU, and only there."""
-    import triton
+    import triton  # not at the top: the CPU's pairs do without it
 
     on_gpu = torch.cuda.is_available()
     return {

@@ -12,6 +12,7 @@ from rich.panel import Panel
 
 from harness import archives
 from harness.archives import ARCHIVES, Archive
+from harness.download import Offline, download
 from harness.errors import UserError
 
 DIGITS_NAME = "sklearn-digits-32x32"
@@ -70,8 +71,8 @@ def load_dataset(
     if data_dir is not None:
         return load_archive(archive, data_dir, label, validation_share)
     try:
-        data_dir = archives.download(archive)
-    except archives.Offline as error:
+        data_dir = download(archive)
+    except Offline as error:
         if dataset == "auto":
             announce_digits(str(error))
             return load_digits()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -90,8 +90,8 @@ class Study:
 
     folder: Path
     plan: dict[str, Any]  # study.json
-    runs: list[Run] = field(default_factory=list)
-    speed: list[Row] = field(default_factory=list)
+    runs: list[Run]  # by name and seed
+    speed: list[Row]  # speed.jsonl
 
     def finished(self, name: str) -> list[Run]:
         """The finished runs of this name, by seed."""
