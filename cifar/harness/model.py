@@ -48,7 +48,7 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
     modules: Any = builtin_norms
     if backend != "builtin":
-        import fastnorm  # not at the top: backends.select_backend prepares the environment for it
+        import fastnorm  # not at the top: select_backend has to come before it
 
         modules = fastnorm
     elif norm in MISSING:
