@@ -1,1 +1,17 @@
-"""Timings of fastnorm against torch's own operators; nothing here is installed."""
+"""Timings of fastnorm against torch's own operators, and reports on its compiled kernels.
+
+    shapes, inputs        the cases and their least traffic; their tensors
+    providers             who computes a case: fastnorm, torch eager and compiled, other packages
+    check                 a provider's results against float64, before any timing
+    timing, allocator     the clocks of a GPU and of a CPU; malloc kept out of them
+    measure, run          one case; `python -m benchmarks.run`, which writes the rows
+    summary, plot         the goals, reached or not; `python -m benchmarks.plot`, the figures
+    cpu, plot_cpu         `python -m benchmarks.cpu`, pairs on a CPU; results/cpu.png of its rows
+    test_norms            the same cases with pytest-benchmark
+    compile_only          kernels compiled for a GPU that is not there
+    machine_code          what a compiled kernel does to memory, read from its code
+    codegen               `python -m benchmarks.codegen`: a report and a verdict on every kernel
+    recompilations        `python -m benchmarks.recompilations`: kernels that batch sizes need
+
+Nothing here is installed.
+"""

@@ -15,7 +15,7 @@ import ast
 import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -26,50 +26,14 @@ import torch
 import triton
 
 from benchmarks import shapes
-from benchmarks.compile_only import Launch, compile_launches, set_target
-from benchmarks.inputs import FLOAT32_PARAMETERS, Inputs
+from benchmarks.compile_only import Launch, compile_launches, launches_of, set_target
 from benchmarks.machine_code import Access, Code, read
-from benchmarks.providers import Provider, load
+from benchmarks.providers import OURS, Provider, load
 from benchmarks.shapes import Case
 from fastnorm.kernels.occupancy import LIMITS, occupancy
 
 # float64 instructions that a kernel may have, for momentum and eps; no case's tensors are float64.
 FEW_DOUBLES = 4
-# Providers that launch fastnorm's kernels, those of them that this version has.
-OURS = ("fastnorm", "fastnorm-coop")
-
-
-def shapes_alone(case: Case) -> Inputs:
-    """The case's tensors on the meta device: no memory, no values."""
-    form = torch.contiguous_format
-    if case.layout == "channels_last":
-        form = torch.channels_last if len(case.shape) == 4 else torch.channels_last_3d
-    x, dy, residual = (
-        torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=form)
-        for _ in range(3)
-    )
-    dtype = torch.float32 if case.op in FLOAT32_PARAMETERS else case.dtype
-    weight, bias, rho, mean, var = (
-        torch.empty(case.shape[1], dtype=dtype, device="meta") for _ in range(5)
-    )
-    for leaf in (x, residual, weight, bias, rho):
-        leaf.requires_grad_()
-    return Inputs(x, dy, residual if case.has_residual else None, weight, bias, rho, mean, var)
-
-
-def calls(
-    case: Case, provider: Provider, launches: list[Launch]
-) -> Iterator[tuple[str, list[Launch]]]:
-    """("forward", its launches), then ("backward", its launches); empties `launches`."""
-    inputs = shapes_alone(case)
-    with provider.setting():
-        launches.clear()
-        y = provider.bind(case)(inputs)
-        yield "forward", launches.copy()
-        launches.clear()
-        torch.autograd.grad(y, list(inputs.leaves(case.op).values()), inputs.dy)
-        yield "backward", launches.copy()
-
 
 # Functions that read one value of each row of x, by their name: no tiles, whatever the number.
 GATHERS = {"load_pivot"}
@@ -221,7 +185,7 @@ def compiled(
     for case, provider in product(cases, providers):
         name = case.name if provider.name == OURS[0] else f"{case.name} ({provider.name})"
         try:
-            for direction, made in calls(case, provider, launches):
+            for direction, made in launches_of(case, provider, launches):
                 for launch in made:
                     kernel = kernels.get(launch.kernel.hash)
                     if kernel is None:

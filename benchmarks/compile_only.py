@@ -10,6 +10,7 @@ under TRITON_INTERPRET=1 cannot be compiled.
 
 import importlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import fastnorm
+from benchmarks.inputs import shapes_alone
+from benchmarks.providers import Provider
+from benchmarks.shapes import Case
 from fastnorm import dispatch
 
 
@@ -96,3 +100,17 @@ def compile_launches(capability: int) -> list[Launch]:
 
     JITFunction.run = compile_instead
     return launches
+
+
+def launches_of(
+    case: Case, provider: Provider, launches: list[Launch]
+) -> Iterator[tuple[str, list[Launch]]]:
+    """("forward", its launches), then ("backward", its launches); empties `launches`."""
+    inputs = shapes_alone(case)
+    with provider.setting():
+        launches.clear()
+        y = provider.bind(case)(inputs)
+        yield "forward", launches.copy()
+        launches.clear()
+        torch.autograd.grad(y, list(inputs.leaves(case.op).values()), inputs.dy)
+        yield "backward", launches.copy()

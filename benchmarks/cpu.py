@@ -12,7 +12,6 @@ thread spins on the very core that the other needs, and a call of 2 ms takes 30.
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from benchmarks.check import check, step
 from benchmarks.inputs import make_inputs
 from benchmarks.providers import eager, ours
 from benchmarks.shapes import Case, paired
-from benchmarks.timing import Spread, cpu_model
+from benchmarks.timing import Spread, cpu_model, wall_us
 
 WARM_UP = 10
 CASES = paired()
@@ -53,11 +52,11 @@ class Result:
         return "pass" if self.ratio.p50 <= self.goal else "MISS"
 
 
-def summarise(case: Case, seconds: dict[str, list[float]]) -> Result:
-    """Percentiles of paired timings; seconds[provider][k] belong to the k-th pair."""
-    ratios = [b / a for a, b in zip(seconds["torch"], seconds["fastnorm"], strict=True)]
-    us = {name: Spread.of([1e6 * s for s in values]) for name, values in seconds.items()}
-    return Result(case, us, Spread.of(ratios))
+def summarise(case: Case, us: dict[str, list[float]]) -> Result:
+    """Percentiles of paired timings; us[provider][k] belong to the k-th pair."""
+    ratios = [b / a for a, b in zip(us["torch"], us["fastnorm"], strict=True)]
+    spreads = {name: Spread.of(values) for name, values in us.items()}
+    return Result(case, spreads, Spread.of(ratios))
 
 
 def steps(case: Case) -> dict[str, Callable[[], object]]:
@@ -73,22 +72,15 @@ def steps(case: Case) -> dict[str, Callable[[], object]]:
     }
 
 
-def time_call(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def measure(case: Case, rounds: int) -> Result:
     """Check ours against float64, warm up, then time `rounds` pairs."""
     check(case, partial(ours, case))
     pair = steps(case)
-    seconds: dict[str, list[float]] = {name: [] for name in pair}
+    us: dict[str, list[float]] = {name: [] for name in pair}
     for _ in range(WARM_UP + rounds):
         for name, call in pair.items():
-            seconds[name].append(time_call(call))
-    return summarise(case, {name: values[WARM_UP:] for name, values in seconds.items()})
+            us[name].append(wall_us(call, 1))
+    return summarise(case, {name: values[WARM_UP:] for name, values in us.items()})
 
 
 def rows(result: Result) -> list[dict[str, object]]:

@@ -42,26 +42,44 @@ class Inputs(NamedTuple):
         return found
 
 
-def _laid_out(x: Tensor, layout: str) -> Tensor:
-    if layout == "contiguous":
-        return x
-    form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    return x.contiguous(memory_format=form)
+def _memory_format(case: Case) -> torch.memory_format:
+    if case.layout == "contiguous":
+        return torch.contiguous_format
+    return torch.channels_last if len(case.shape) == 4 else torch.channels_last_3d
+
+
+def _parameters_dtype(case: Case) -> torch.dtype:
+    return torch.float32 if case.op in FLOAT32_PARAMETERS else case.dtype
+
+
+def shapes_alone(case: Case) -> Inputs:
+    """The case's tensors on the meta device: no memory, no values."""
+    form = _memory_format(case)
+    x, dy, residual = (
+        torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=form)
+        for _ in range(3)
+    )
+    dtype = _parameters_dtype(case)
+    weight, bias, rho, mean, var = (
+        torch.empty(case.shape[1], dtype=dtype, device="meta") for _ in range(5)
+    )
+    for leaf in (x, residual, weight, bias, rho):
+        leaf.requires_grad_()
+    return Inputs(x, dy, residual if case.has_residual else None, weight, bias, rho, mean, var)
 
 
 def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Inputs:
     """Random inputs with mean 0.5 and std 2, parameters near their initial values."""
     generator = torch.Generator(device).manual_seed(seed)
-    parameters = torch.float32 if case.op in FLOAT32_PARAMETERS else case.dtype
     channels = case.shape[1]
 
     def normal(std: float = 1.0, mean: float = 0.0) -> Tensor:
         x = torch.randn(case.shape, generator=generator, dtype=case.dtype, device=device)
-        return _laid_out(x.mul_(std).add_(mean), case.layout)
+        return x.mul_(std).add_(mean).contiguous(memory_format=_memory_format(case))
 
     def uniform(low: float, high: float) -> Tensor:
         u = torch.rand(channels, generator=generator, dtype=torch.float32, device=device)
-        return (low + (high - low) * u).to(parameters)
+        return (low + (high - low) * u).to(_parameters_dtype(case))
 
     return Inputs(
         x=normal(std=2.0, mean=0.5).requires_grad_(),

@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +44,7 @@ class Access:
 
     @property
     def numel(self) -> int:
-        numel = 1
-        for size in self.shape:
-            numel *= size
-        return numel
+        return prod(self.shape)
 
     @property
     def is_tile(self) -> bool:
@@ -126,10 +124,7 @@ def accesses(ttir: str, ptx: str) -> list[Access]:
         inlined = [i for i in here if found[i].position.caller == position.caller]
         for i in inlined or here:
             bits[i].append(width)
-    return [
-        Access(a.kind, a.shape, a.itemsize, a.argument, a.position, tuple(bits[i]))
-        for i, a in enumerate(found)
-    ]
+    return [replace(access, bits=tuple(bits[i])) for i, access in enumerate(found)]
 
 
 _TTIR_ACCESS = re.compile(

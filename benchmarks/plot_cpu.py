@@ -1,24 +1,25 @@
 """`python -m benchmarks.plot_cpu`: results/cpu.png, the rows of results/cpu.jsonl as a figure."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 
+from benchmarks import summary
 from benchmarks.plot import COLOURS
-
-mpl.use("Agg")
+from benchmarks.summary import Row
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = {"in": "instance norm", "bn": "batch norm", "gn": "group norm", "ln": "layer norm"} | {
-    "bin": "batch-instance norm*"
+NAMES = {
+    "in": "instance norm",
+    "bn": "batch norm",
+    "gn": "group norm",
+    "ln": "layer norm",
+    "bin": "batch-instance norm*",
 }
 
 
-def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(rows: Sequence[Row], file: Path) -> None:
     """Time of forward + backward as a share of torch's, one bar a norm and shape."""
     ours = [row for row in rows if row["provider"] == "fastnorm"]
     figure, panel = plt.subplots(figsize=(8.6, 5.2), layout="constrained")
@@ -45,8 +46,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    text = (RESULTS / "cpu.jsonl").read_text()
-    draw([json.loads(line) for line in text.splitlines()], RESULTS / "cpu.png")
+    draw(summary.read(RESULTS / "cpu.jsonl"), RESULTS / "cpu.png")
 
 
 if __name__ == "__main__":

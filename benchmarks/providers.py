@@ -19,6 +19,8 @@ from benchmarks.shapes import Case
 
 Forward = Callable[[Inputs], Tensor]
 EPS = 1e-5
+# The providers that launch fastnorm's kernels; the latter with those that wait for one another.
+OURS = ("fastnorm", "fastnorm-coop")
 
 
 class Unavailable(Exception):
@@ -37,7 +39,7 @@ class Provider:
 
     @property
     def is_ours(self) -> bool:
-        return self.name.startswith("fastnorm")
+        return self.name in OURS
 
 
 def torch_norm(case: Case, i: Inputs) -> Tensor:
@@ -96,7 +98,8 @@ def ours(case: Case, i: Inputs) -> Tensor:
     )
 
 
-def _bound(function: Callable[[Case, Inputs], Tensor]) -> Callable[[Case], Forward]:
+def bound(function: Callable[[Case, Inputs], Tensor]) -> Callable[[Case], Forward]:
+    """`bind` of a provider that computes every case by one function."""
     return lambda case: functools.partial(function, case)
 
 
@@ -104,7 +107,7 @@ def _cooperative() -> Provider:
     tiers = importlib.import_module("fastnorm.kernels.tiers")
     if not hasattr(tiers, "cooperative"):
         raise Unavailable("fastnorm.kernels.tiers has no `cooperative`")
-    return Provider("fastnorm-coop", _bound(ours), setting=lambda: tiers.cooperative(True))
+    return Provider("fastnorm-coop", bound(ours), setting=lambda: tiers.cooperative(True))
 
 
 def _compiled() -> Provider:
@@ -135,7 +138,7 @@ def _liger() -> Provider:
     def forward(case: Case, i: Inputs) -> Tensor:
         return _followed(case, layer_norm(i.x, i.weight, i.bias, EPS), i)
 
-    return Provider("liger", _bound(forward), _is_rows)
+    return Provider("liger", bound(forward), _is_rows)
 
 
 def _quack() -> Provider:
@@ -160,7 +163,7 @@ def _quack() -> Provider:
     def forward(case: Case, i: Inputs) -> Tensor:
         return _followed(case, LayerNorm.apply(i.x, i.weight, i.bias), i)
 
-    return Provider("quack", _bound(forward), _is_rows)
+    return Provider("quack", bound(forward), _is_rows)
 
 
 def _flag_gems() -> Provider:
@@ -171,14 +174,14 @@ def _flag_gems() -> Provider:
         return case.op in ("ln", "gn")
 
     return Provider(
-        "flag_gems", _bound(eager), served, setting=lambda: flag_gems.use_gems(include=names)
+        "flag_gems", bound(eager), served, setting=lambda: flag_gems.use_gems(include=names)
     )
 
 
 FACTORIES: dict[str, Callable[[], Provider]] = {
-    "fastnorm": lambda: Provider("fastnorm", _bound(ours)),
+    "fastnorm": lambda: Provider("fastnorm", bound(ours)),
     "fastnorm-coop": _cooperative,
-    "eager": lambda: Provider("eager", _bound(eager), checked=False),
+    "eager": lambda: Provider("eager", bound(eager), checked=False),
     "compile": _compiled,
     "liger": _liger,
     "quack": _quack,

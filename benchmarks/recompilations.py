@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import shapes
-from benchmarks.codegen import OURS, calls
-from benchmarks.compile_only import Launch, compile_launches
-from benchmarks.providers import Provider, load
+from benchmarks.compile_only import Launch, compile_launches, launches_of
+from benchmarks.providers import OURS, Provider, load
 from benchmarks.shapes import Case
 from fastnorm.kernels.occupancy import LIMITS
 
@@ -31,7 +30,7 @@ def needed(
     for batch in batches:
         case = Case(op, (batch, *shape), torch.bfloat16, fused="residual_relu")
         for provider in providers:
-            for direction, made in calls(case, provider, launches):
+            for direction, made in launches_of(case, provider, launches):
                 for launch in made:
                     found[direction].setdefault(launch.name, set()).add(launch.kernel.hash)
     return {

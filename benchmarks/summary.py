@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.providers import OURS
 from benchmarks.shapes import DIRECTIONS, OPS
 
 Row = dict[str, Any]
@@ -66,7 +67,7 @@ GOALS = (
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file that run.py wrote."""
+    """The rows of a file that run.py or cpu.py wrote."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -78,7 +79,7 @@ def timed(rows: Iterable[Row], provider: str | None = None) -> list[Row]:
 def ours(rows: Iterable[Row]) -> list[str]:
     """Those of fastnorm's providers that the rows have times of."""
     names = dict.fromkeys(row["provider"] for row in timed(rows))
-    return [name for name in names if name.startswith("fastnorm")]
+    return [name for name in names if name in OURS]
 
 
 def measured_as(row: Row) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ class Clock(Protocol):
         """Microseconds until the host has issued one call to an idle device."""
 
 
-def _wall_us(call: Call, count: int) -> float:
+def wall_us(call: Call, count: int) -> float:
     """Microseconds of the host for each of `count` calls."""
     start = time.perf_counter()
     for _ in range(count):
@@ -177,7 +177,7 @@ class CudaClock:
         try:
             while len(samples) < self.BURSTS and time.perf_counter() - begin < 0.2:
                 torch.cuda.synchronize()
-                samples.append(_wall_us(call, self.BURST))
+                samples.append(wall_us(call, self.BURST))
         finally:
             gc.enable()
         torch.cuda.synchronize()
@@ -203,17 +203,17 @@ class CpuClock:
     def copy_gbps(self) -> float:
         source = torch.randn(self.COPY_BYTES // 4)
         target = torch.empty_like(source)
-        return 2 * self.COPY_BYTES / _wall_us(lambda: target.copy_(source), 10) / 1e3
+        return 2 * self.COPY_BYTES / wall_us(lambda: target.copy_(source), 10) / 1e3
 
     def device_us(self, calls: Sequence[Call]) -> tuple[str, list[float]]:
         calls[0]()
-        return "cpu", [_wall_us(calls[k % len(calls)], 1) for k in range(self.SAMPLES)]
+        return "cpu", [wall_us(calls[k % len(calls)], 1) for k in range(self.SAMPLES)]
 
     def eager_us(self, call: Call) -> float:
-        return _wall_us(call, 1)
+        return wall_us(call, 1)
 
     def host_us(self, call: Call) -> float:
-        return _wall_us(call, 1)
+        return wall_us(call, 1)
 
 
 def clock() -> Clock:
@@ -223,7 +223,7 @@ def clock() -> Clock:
 
 def versions() -> dict[str, object]:
     """What a measurement depends on beside its case; `gpu` is None on a CPU, and only there."""
-    import triton
+    import triton  # not at the top: the CPU's pairs do without it
 
     on_gpu = torch.cuda.is_available()
     return {

@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import tyro
-from archives import CIFAR10, CLASSES
-from errors import UserError, run_script
 from PIL import Image
+
+from harness.archives import CIFAR10, CLASSES
+from harness.errors import UserError, run_script
+from harness.image_files import rgb_values
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def decode(archive: Path, name: str, content: bytes) -> np.ndarray:
     """uint8 (32, 32, 3)."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = rgb_values(image)
     except (OSError, SyntaxError, ValueError) as error:  # whatever Pillow's readers raise
         raise UserError(f"{archive}: {name} cannot be read as an image: {error}") from None
     if pixels.shape[:2] != (32, 32):

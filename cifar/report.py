@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 import tyro
-from errors import run_script
-from files import write_atomic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+
+from harness.errors import run_script
+from harness.files import write_atomic
 from reporting.figures import draw_accuracy, draw_batch_sizes, draw_builtin, draw_speed
 from reporting.figures_errors import draw_confusion, draw_confusion_change, draw_misclassified
 from reporting.figures_inside import PLACES, draw_features, draw_rho, draw_switch
 from reporting.in_short import in_short
 from reporting.overview import cautions, conditions_table, progress_table
-from reporting.plot_style import DPI, Missing, Picture
-from reporting.study_files import Study, read_study
+from reporting.plot_style import DPI, Picture
+from reporting.study_files import Missing, Study, read_study
 from reporting.tables import batch_table, builtin_table, scores_table, significance, speed_tables
 from reporting.wording import escape, listing
 

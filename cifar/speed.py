@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 import tyro
-from backends import commit, describe_device, select_backend, select_device, versions
-from batches import Batch
-from config import Norm, Setting, TrainConfig
-from data import Dataset, load_dataset
-from errors import UserError, run_script
-from files import append_rows, read_rows
-from model import MISSING
-from recipes import RECIPES
 from rich.console import Console
-from training import Training
-from world import ALONE
+
+from harness.batches import Batch
+from harness.config import Norm, Setting, TrainConfig
+from harness.datasets import Dataset, load_dataset
+from harness.environment import commit, describe_device, select_backend, select_device, versions
+from harness.errors import UserError, run_script
+from harness.files import append_rows, read_rows
+from harness.model import MISSING
+from harness.plan import learning_rate
+from harness.recipes import RECIPES
+from harness.training import Training
+from harness.world import ALONE
 
 WARM_UP = 5  # steps: compilation, memory, three eager ones before a CUDA graph
 
@@ -49,7 +51,8 @@ class SpeedConfig(Setting):
 def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
     """The runs that take turns, by name."""
     shared = config.settings() | {"shortcut": config.chosen_shortcut(), "compile": False}
-    ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, epochs=1)
+    lr = learning_rate(norm)
+    ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, lr=lr, epochs=1)
     found = {} if norm == "none" else {"fastnorm": ours}
     if norm not in MISSING:
         found["builtin"] = replace(ours, backend="builtin")
@@ -150,8 +153,12 @@ def key(config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device)
 
 
 def compare(config: SpeedConfig) -> None:
-    """Measure what OUTPUT lacks."""
-    device = select_device(config.device)
+    """Measure what OUTPUT lacks. Raises UserError for flags that no measurement can have."""
+    config.require_counts("steps", "rounds")
+    for norm in config.norms:
+        for run in providers(config, norm).values():
+            run.check()
+    device = select_device(config.device, config.cuda_graph)
     select_backend("auto", device)
     share = RECIPES[config.recipe].validation_share
     dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)

@@ -4,17 +4,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tyro
-from backends import commit
-from config import TrainConfig
-from errors import UserError, run_script
-from files import RunFolder, write_json
-from plan import Run, StudyConfig, planned
 from rich.console import Console
+
+from harness.config import flag_words
+from harness.environment import commit
+from harness.errors import UserError, run_script
+from harness.files import RunFolder, write_json
+from harness.plan import PlannedRun, StudyConfig, planned
 
 HERE = Path(__file__).parent
 POLL = 0.2  # seconds
@@ -22,22 +23,8 @@ STOPPED = 3  # the exit code of a study that --seconds ended: call again
 
 
 def command_line(script: str, flags: dict[str, Any]) -> list[str]:
-    """The flags of a tyro dataclass, as a user would type them; None is left to the default."""
-    words = [sys.executable, str(HERE / script)]
-    for name, value in flags.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
-            words += [f"--{flag}", *map(str, value)]
-        elif value is not None:
-            words += [f"--{flag}", str(value)]
-    return words
-
-
-def train_flags(config: TrainConfig) -> dict[str, Any]:
-    """All fields of a run."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}
+    """What runs another script of this folder."""
+    return [sys.executable, str(HERE / script), *flag_words(flags)]
 
 
 def speed_flags(study: StudyConfig) -> dict[str, Any]:
@@ -67,8 +54,8 @@ class Job:
         return f"{self.name}: FAILED, {seconds}: {lines[-1] if lines else 'no word'}"
 
 
-class Study:
-    """What is left to do, and a few jobs that do it."""
+class Jobs:
+    """Those at work, at most --jobs at a time, until --seconds are over."""
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
@@ -111,20 +98,20 @@ class Study:
         for job in self.running:
             job.process.wait()
 
-    def run(self, runs: list[Run]) -> bool:
+    def run(self, runs: list[PlannedRun]) -> bool:
         """Measure speed, alone, then train all of `runs`; False if time was up before the end."""
         if "speed" in self.config.parts:
             self.start("speed", command_line("speed.py", speed_flags(self.config)))
             self.finish()
         for run in runs:
             name = f"{run.name}-seed{run.config.seed}"
-            if not self.start(name, command_line("train.py", train_flags(run.config))):
+            if not self.start(name, command_line("train.py", vars(run.config))):
                 return False
         self.finish()
         return not self.running
 
 
-def left(runs: list[Run]) -> list[Run]:
+def left(runs: list[PlannedRun]) -> list[PlannedRun]:
     """Those that are not finished. Raises UserError where another study's run is in the way."""
     found = []
     for run in runs:
@@ -135,7 +122,7 @@ def left(runs: list[Run]) -> list[Run]:
     return found
 
 
-def describe(config: StudyConfig, runs: list[Run]) -> dict[str, Any]:
+def describe(config: StudyConfig, runs: list[PlannedRun]) -> dict[str, Any]:
     """study.json: what was asked for, which the report holds against what is there."""
     flags = {
         name: value
@@ -158,18 +145,18 @@ def main() -> None:
     write_json(config.output / "study.json", describe(config, runs))
     # `timeout` and batch systems end a study so; as an exception it ends the runs as well.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
-    study = Study(config)
-    study.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    jobs = Jobs(config)
+    jobs.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     try:
-        complete = study.run(todo)
+        complete = jobs.run(todo)
     finally:
-        study.stop()
-    if study.failed:
-        raise UserError(f"failed: {', '.join(study.failed)}; see {config.output / 'logs'}")
+        jobs.stop()
+    if jobs.failed:
+        raise UserError(f"failed: {', '.join(jobs.failed)}; see {config.output / 'logs'}")
     if not complete:
-        study.console.print("time is up; call again to go on")
+        jobs.console.print("time is up; call again to go on")
         sys.exit(STOPPED)
-    study.console.print(f"finished; now: python cifar/report.py {config.output}")
+    jobs.console.print(f"finished; now: python cifar/report.py {config.output}")
 
 
 if __name__ == "__main__":

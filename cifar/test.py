@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 import tyro
-from backends import select_backend, select_device
-from batches import Normalise, predict
-from config import Backend, Device
-from errors import UserError, run_script
-from files import load_checkpoint, write_atomic
-from images import png_files, read_batches
-from model import Architecture, ResNet, make_model
+
+from harness.batches import Normalise
+from harness.config import Backend, Device
+from harness.environment import select_backend, select_device
+from harness.errors import UserError, run_script
+from harness.evaluation import predict
+from harness.files import load_checkpoint, write_atomic
+from harness.image_files import png_files, read_batches
+from harness.model import Architecture, ResNet, make_model
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def check_output(config: PredictConfig, checkpoint: Path) -> None:
     if config.images.is_dir():
         inputs += png_files(config.images)
     if config.output.resolve() in (file.resolve() for file in inputs):
-        raise UserError(f"--output {config.output} would overwrite an input")
+        raise UserError(f"--output {config.output} would overwrite an input; give another file")
     if config.output.is_dir():
         raise UserError(f"--output {config.output} is a folder; give a file")
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 import tyro
-from backends import commit, describe_device, select_backend, select_device, versions
-from config import TrainConfig
-from curves import open_curves
-from data import Dataset, load_dataset
-from errors import UserError, run_script
-from files import RunFolder, write_arrays, write_json, write_torch
-from progress import Progress
-from recipes import RECIPES, default_epochs
-from training import Training
-from world import join, leave
+
+from harness.config import TrainConfig
+from harness.datasets import Dataset, load_dataset
+from harness.environment import commit, describe_device, select_backend, select_device, versions
+from harness.errors import UserError, run_script
+from harness.files import RunFolder, write_arrays, write_json, write_torch
+from harness.progress import Progress
+from harness.recipes import RECIPES, default_epochs
+from harness.tensorboard import open_curves
+from harness.training import Training
+from harness.world import join, leave
 
 
 def describe(training: Training, interpreted: bool) -> dict[str, Any]:
@@ -83,9 +84,7 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
 def train(config: TrainConfig) -> Path:
     """Run `config` from the data to results.json; returns the folder with the results."""
     config.check()
-    device = select_device(config.device)
-    if config.cuda_graph and device.type == "cpu":
-        raise UserError("--cuda-graph: there is no GPU here; leave it out")
+    device = select_device(config.device, config.cuda_graph)
     world = join(device)
     if config.cuda_graph and world.size > 1:
         raise UserError("--cuda-graph is for one process; leave it out under torchrun")

@@ -28,7 +28,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced")
 TESTS = Path(__file__).parent
 # Where a test that runs kernels without a GPU, if there is one, has "triton" in its name.
 NO_KERNELS = (
-    "benchmarks/test_paired.py",
+    "benchmarks/test_cpu.py",
     "benchmarks/test_plot.py",
     "benchmarks/test_shapes.py",
     "benchmarks/test_timing.py",

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from errors import UserError
-from plan import BATCH_NORMS
 
-from reporting.plot_style import Missing
+from harness.errors import UserError
+from harness.plan import BATCH_NORMS
 from reporting.significance import Pair, discordant, holm, indistinct_groups, mcnemar, welch
-from reporting.study_files import TWINS, VARIANTS, Run, Study
+from reporting.study_files import TWINS, VARIANTS, Missing, Run, Study
 
 LEVEL = 0.05
 

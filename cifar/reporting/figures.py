@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from plan import BATCH_NORMS
 
+from harness.plan import BATCH_NORMS
 from reporting.comparisons import batch_runs
 from reporting.plot_style import (
     COLOURS,
-    Missing,
     Picture,
     colour,
     line_style,
@@ -21,7 +20,7 @@ from reporting.plot_style import (
     new_figure,
 )
 from reporting.speeds import NO_SPEEDS, provider_name, speed_groups
-from reporting.study_files import TWINS, VARIANTS, Run, Study
+from reporting.study_files import TWINS, VARIANTS, Missing, Run, Study
 from reporting.wording import (
     conditions,
     escape,

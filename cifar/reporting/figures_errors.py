@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from data import DIGITS_NAME, Split, load_dataset, load_digits
-from errors import UserError
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from recipes import RECIPES
 from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]
 
-from reporting.plot_style import Missing, Picture, new_figure
-from reporting.study_files import VARIANTS, Run, Study
+from harness.datasets import DIGITS_NAME, Split, load_dataset, load_digits
+from harness.errors import UserError
+from harness.recipes import RECIPES
+from reporting.plot_style import Picture, new_figure
+from reporting.study_files import VARIANTS, Missing, Run, Study
 from reporting.wording import NO_NORM, conditions, escape, label
 
 SHOWN, COLUMNS = 24, 8  # misclassified images

@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reporting.plot_style import COLOURS, Missing, Picture, grid_of_panels, new_figure
-from reporting.study_files import VARIANTS, Run, Study
+from reporting.plot_style import COLOURS, Picture, grid_of_panels, new_figure
+from reporting.study_files import VARIANTS, Missing, Run, Study
 from reporting.wording import NO_NORM, conditions, label, unfinished_note
 
 PLACES = {

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from plan import BATCH_NORMS
 
+from harness.plan import BATCH_NORMS
 from reporting.comparisons import batch_runs, builtin_pairs, compare, finished_variants
-from reporting.plot_style import Missing
 from reporting.speeds import speed_groups
-from reporting.study_files import Run, Study
+from reporting.study_files import Missing, Run, Study
 from reporting.wording import escape, label, lengths, listing, spread
 
 

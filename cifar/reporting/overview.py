@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from plan import StudyConfig
-from recipes import RECIPES
-from study import command_line
-
+from harness.config import flag_words
+from harness.plan import StudyConfig
+from harness.recipes import RECIPES
 from reporting.comparisons import finished_variants
-from reporting.plot_style import Missing
-from reporting.study_files import VARIANTS, Run, Study
-from reporting.wording import escape, label, listing, table
+from reporting.study_files import VARIANTS, Missing, Run, Study
+from reporting.wording import device_name, escape, label, listing, table
 
 ORIGINAL = "CIFAR-10"
 AUTHORS = {"study": "of the published study", "he": "of He et al. (arXiv 1512.03385)"}
@@ -82,7 +80,7 @@ def conditions_table(study: Study) -> str:
         ["further flags", values(_further_flags)],
         ["hardware", values(_hardware)],
         ["versions", values(_versions)],
-        ["commit", values(lambda run: run.description.get("commit") or "unknown")],
+        ["commit", values(lambda run: run.description["commit"] or "unknown")],
     ]
     if study.plan:
         rows.append(["command", escape(command(study))])
@@ -97,7 +95,7 @@ def command(study: Study) -> str:
         if field.name in study.plan and study.plan[field.name] != as_json(field.default)
     }
     lists = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    words = command_line("study.py", {"output": study.folder, **lists})[2:]
+    words = flag_words({"output": study.folder, **lists})
     return f"python cifar/study.py {shlex.join(words)}"
 
 
@@ -135,11 +133,8 @@ def _further_flags(run: Run) -> str:
 
 
 def _hardware(run: Run) -> str:
-    device, threads = run.description["device"], run.description.get("threads")
-    if device == "cpu" and threads:
-        device = f"CPU, {threads} thread{'s' * (threads != 1)}"
-    interpreted = run.description.get("interpreter")
-    return device + (", kernels in Triton's interpreter" if interpreted else "")
+    device = device_name(run.description["device"], run.description["threads"])
+    return device + ", kernels in Triton's interpreter" * run.description["interpreter"]
 
 
 def _versions(run: Run) -> str:

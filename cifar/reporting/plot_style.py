@@ -44,10 +44,6 @@ mpl.rcParams.update(
 )
 
 
-class Missing(Exception):
-    """What a section of the report lacks; the message is the line that it shows instead."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """A figure, the name of its file, its alternative text and its caption (Markdown)."""

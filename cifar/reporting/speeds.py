@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from reporting.study_files import Row
+from reporting.wording import device_name
 
 NO_SPEEDS = "speed.jsonl is missing or empty: nothing is known of the cost."
 PROVIDERS = {
@@ -20,12 +21,8 @@ def provider_name(row: Row) -> str:
 
 def speed_conditions(row: Row) -> str:
     """Device, model, batch size and how a step is run, in words."""
-    device = row["device"]
-    if device == "cpu":
-        threads = row["threads"]
-        device = f"CPU, {threads} thread{'s' * (threads != 1)}"
     parts = [
-        device,
+        device_name(row["device"], row["threads"]),
         f"ResNet-{6 * row['depth_n'] + 2}",
         f"batch {row['batch_size']}",
         "float32" if row["amp"] == "off" else f"autocast to {row['amp']}",

@@ -2,24 +2,32 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import files
 import numpy as np
-from errors import UserError
-from plan import BATCH_NORMS, BUILTIN, Variant
+
+from harness import files
+from harness.errors import UserError
+from harness.plan import BATCH_NORMS, BUILTIN, Variant
 
 Row = dict[str, Any]
 
 # What config.json must hold.
-CONDITIONS = ("config", "dataset", "class_names", "images", "parameters", "device", "versions")
+CONDITIONS = (
+    *("config", "dataset", "class_names", "images", "parameters", "device", "threads"),
+    *("interpreter", "versions", "commit"),
+)
 
 VARIANTS = get_args(Variant)
 TWINS = ("bn", *(name.removesuffix("-builtin") for name in BUILTIN))  # torch's is NORM-builtin
 BATCH_NAME = re.compile(rf"(?:{'|'.join(BATCH_NORMS)})-batch(\d+)")
+
+
+class Missing(Exception):
+    """What a section of the report lacks; the message is the line that it shows instead."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ class Study:
 
     folder: Path
     plan: dict[str, Any]  # study.json
-    runs: list[Run] = field(default_factory=list)
-    speed: list[Row] = field(default_factory=list)
+    runs: list[Run]  # by name and seed
+    speed: list[Row]  # speed.jsonl
 
     def finished(self, name: str) -> list[Run]:
         """The finished runs of this name, by seed."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from plan import BATCH_NORMS
-
+from harness.plan import BATCH_NORMS
 from reporting.comparisons import (
     Comparison,
     batch_runs,
@@ -13,10 +12,10 @@ from reporting.comparisons import (
     finished_variants,
     pooled_counts,
 )
-from reporting.plot_style import COLOURS, Missing
+from reporting.plot_style import COLOURS
 from reporting.significance import Pair, mcnemar
 from reporting.speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
-from reporting.study_files import Row, Run, Study
+from reporting.study_files import Missing, Row, Run, Study
 from reporting.wording import escape, label, listing, p_value, spread, table
 
 # Accuracies of the training, validation and test split in the published study. Its BIN's rho never

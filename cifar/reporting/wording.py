@@ -55,6 +55,13 @@ def learning_rates(runs: Sequence[Run]) -> str:
     return f"learning rate {', '.join(parts)}"
 
 
+def device_name(device: str, threads: int | None) -> str:
+    """A GPU's own name, or CPU, 2 threads."""
+    if device != "cpu":
+        return device
+    return f"CPU, {threads} thread{'s' * (threads != 1)}"
+
+
 def several_seeds(runs: Iterable[Run]) -> bool:
     """Whether a mean over seeds is one of more than one value."""
     return len({run.seed for run in runs}) > 1
@@ -74,10 +81,10 @@ def unfinished_note(runs: Iterable[Run]) -> str:
     return f" Unfinished: {', '.join(parts)}." if parts else ""
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation (n-1), which no line break parts; of one value the value alone."""
-    text = f"{mean(values):.{digits}f}"
-    return f"{text}\u00a0±\u00a0{stdev(values):.{digits}f}" if len(values) > 1 else text
+    text = f"{mean(values):.3f}"
+    return f"{text}\u00a0±\u00a0{stdev(values):.3f}" if len(values) > 1 else text
 
 
 def p_value(p: float) -> str:

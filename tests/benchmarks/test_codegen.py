@@ -27,9 +27,8 @@ from benchmarks.machine_code import (
     declared_stack,
     sass_counts,
 )
-from benchmarks.providers import load
+from benchmarks.providers import OURS, load
 from benchmarks.shapes import OPS, Case
-from fastnorm.kernels.occupancy import occupancy
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,36 +40,6 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-
-
-# --- occupancy ---
-
-
-@pytest.mark.parametrize(
-    ("capability", "registers", "shared", "warps", "blocks"),
-    [
-        (80, 32, 0, 8, 8),  # all 64 warps
-        (80, 33, 0, 8, 6),  # 40 registers: 51 warps, of which 48 lie evenly on the schedulers
-        (80, 40, 0, 2, 24),
-        (90, 128, 0, 4, 4),
-        (90, 128, 0, 16, 1),
-        (90, 255, 0, 8, 1),
-        (90, 168, 0, 4, 3),  # 12 warps
-        (90, 168, 0, 8, 1),  # 12 warps again, but 8 at a time
-        (90, 16, 0, 1, 32),  # the most blocks
-        (90, 16, 0, 32, 2),
-        (80, 32, 163 * 1024, 4, 1),  # the most that a block may have
-        (80, 32, 81 * 1024, 4, 2),  # 1 KiB more than asked for is taken: 2 * 82 = 164
-        (80, 32, 81 * 1024 + 1, 4, 1),
-        (90, 32, 227 * 1024, 4, 1),
-        (90, 32, 45568, 4, 5),  # 5 * 364 * 128 of the 1824 * 128 bytes
-        (90, 32, 45569, 4, 4),
-        (100, 32, 75 * 1024, 4, 3),  # 3 * 76 = 228
-        (100, 32, 228 * 1024, 4, 0),
-    ],
-)
-def test_known_occupancies(capability, registers, shared, warps, blocks):
-    assert occupancy(capability, registers, shared, warps) == (blocks, blocks * warps)
 
 
 # --- the parsers on text ---
@@ -288,8 +257,8 @@ def test_a_case_that_does_not_compile_is_a_problem(monkeypatch):
         raise ValueError("at 3:7:\nx = y\n    ^\nno y")
 
     monkeypatch.setattr(codegen, "set_target", lambda arch: None)
-    monkeypatch.setattr(codegen, "calls", broken)
-    found = codegen.compiled(90, [IMAGES], load(codegen.OURS[:1]), [])
+    monkeypatch.setattr(codegen, "launches_of", broken)
+    found = codegen.compiled(90, [IMAGES], load(OURS[:1]), [])
     assert found.kernels == []
     assert found.problems() == [f"sm_90 {IMAGES.name}: ValueError: at 3:7: ... no y"]
 

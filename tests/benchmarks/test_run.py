@@ -1,8 +1,8 @@
 """`python -m benchmarks.run --tiny` end to end on this machine, and what it does with failures."""
 
 import importlib
-import json
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import providers, run, shapes, timing
+from benchmarks import providers, run, shapes, summary, timing
 from benchmarks.inputs import Inputs
 from benchmarks.providers import Provider
 from benchmarks.shapes import Case
@@ -18,8 +18,12 @@ from benchmarks.shapes import Case
 TIMES = ("us_p20", "us_p50", "us_p80", "gbps", "pct_copy", "host_us", "eager_us")
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[[Case, Inputs], Tensor]
+) -> None:
+    """Let `function` compute what the provider `name` is asked for."""
+    made = Provider(name, providers.bound(function))
+    monkeypatch.setitem(providers.FACTORIES, name, lambda: made)
 
 
 def rehearse(out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -27,7 +31,7 @@ def rehearse(out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     names = ("fastnorm", "eager") if "--providers" not in arguments else ()
     chosen = ["--providers", *names] if names else []
     code = run.main(["--tiny", "--out", str(out), *chosen, *arguments])
-    return code, rows_of(out)
+    return code, summary.read(out)
 
 
 def test_every_timing_of_a_case_has_a_row(
@@ -61,8 +65,7 @@ def test_a_wrong_result_is_marked_and_nothing_of_its_case_is_timed(
     def wrong_for_bn(case: Case, i: Inputs) -> Tensor:
         return right(case, i) * (1.01 if case.op == "bn" else 1.0)
 
-    wrong = Provider("fastnorm", providers._bound(wrong_for_bn))
-    monkeypatch.setitem(providers.FACTORIES, "fastnorm", lambda: wrong)
+    stand_in(monkeypatch, "fastnorm", wrong_for_bn)
     code, rows = rehearse(tmp_path / "rows.jsonl", "--ops", "bn", "bn_eval")
     assert code == 1
     (marked,) = [row for row in rows if row["op"] == "bn"]
@@ -78,8 +81,7 @@ def test_another_package_that_raises_costs_its_own_rows_alone(
     def broken(case: Case, i: Inputs) -> Tensor:
         raise RuntimeError("no kernel for this\nand more")
 
-    factory = lambda: Provider("liger", providers._bound(broken))  # noqa: E731
-    monkeypatch.setitem(providers.FACTORIES, "liger", factory)
+    stand_in(monkeypatch, "liger", broken)
     out = tmp_path / "rows.jsonl"
     code, rows = rehearse(out, "--ops", "bn_eval", "--providers", "fastnorm", "liger")
     assert code == 0
@@ -94,8 +96,7 @@ def test_cooperative_kernels_that_are_wrong_leave_the_others_timed(
     def wrong(case: Case, i: Inputs) -> Tensor:
         return providers.ours(case, i) + 1
 
-    factory = lambda: Provider("fastnorm-coop", providers._bound(wrong))  # noqa: E731
-    monkeypatch.setitem(providers.FACTORIES, "fastnorm-coop", factory)
+    stand_in(monkeypatch, "fastnorm-coop", wrong)
     names = ["fastnorm", "fastnorm-coop", "eager"]
     out = tmp_path / "rows.jsonl"
     code, rows = rehearse(out, "--ops", "bn_eval", "--providers", *names)
@@ -116,13 +117,12 @@ def test_a_broken_device_ends_the_run_after_the_row_that_says_so(
     def synchronize(self: object) -> None:
         raise RuntimeError("illegal memory access, still")
 
-    factory = lambda: Provider("fastnorm", providers._bound(broken))  # noqa: E731
-    monkeypatch.setitem(providers.FACTORIES, "fastnorm", factory)
+    stand_in(monkeypatch, "fastnorm", broken)
     monkeypatch.setattr(type(timing.clock()), "synchronize", synchronize)
     out = tmp_path / "rows.jsonl"
     with pytest.raises(RuntimeError, match="still"):
         rehearse(out, "--ops", "bn_eval")
-    assert [row["error"] for row in rows_of(out)] == ["RuntimeError: illegal memory access"]
+    assert [row["error"] for row in summary.read(out)] == ["RuntimeError: illegal memory access"]
 
 
 def test_a_run_stops_before_its_budget(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_measured(tmp_path: Path) -> None:
         try:
             run.write(interrupted(), {}, file)
         finally:
-            assert rows_of(out) == [{"op": "bn"}]
+            assert summary.read(out) == [{"op": "bn"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -1,4 +1,4 @@
-"""The scripts' folder on sys.path (they import one another by bare names) and tiny data sets."""
+"""cifar/ on sys.path, as its scripts have it; tiny data sets, and what runs a script on them."""
 
 import importlib.util
 import os
@@ -95,15 +95,30 @@ def predict_script() -> ModuleType:
     return module
 
 
+def run_python(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` on one thread, with these environment variables."""
+    # The parent's choice of interpreter must not reach a script, which makes its own.
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+
 @pytest.fixture
 def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs cifar/NAME as a user would, its flags as strings, on one thread."""
+    """Runs cifar/NAME as a user would, with its flags."""
+    return lambda name, *flags: run_python(CIFAR / name, *flags)
 
-    def run(name: str, *flags: object) -> subprocess.CompletedProcess[str]:
-        # The parent's choice of interpreter must not reach the script, which makes its own.
-        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        env["OMP_NUM_THREADS"] = "1"
-        command = [sys.executable, str(CIFAR / name), *map(str, flags)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
 
-    return run
+@pytest.fixture
+def run(tiny_cifar: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Trains in this process on the tiny CIFAR-10; small, unless the flags say otherwise."""
+    from train import train
+
+    from harness.config import TrainConfig
+
+    def start(output: str = "run", **flags: Any) -> Path:
+        values = {"epochs": 2, "batch_size": 16, "depth_n": 1, "data_dir": tiny_cifar, **flags}
+        return train(TrainConfig(output=tmp_path / output, **values))
+
+    return start

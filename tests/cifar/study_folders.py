@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plan import StudyConfig, planned
 from study import describe
+
+from harness.archives import CLASSES
+from harness.plan import StudyConfig, planned
 
 VARIANTS = {"bn-builtin": 0.88, "none": 0.80, "bn": 0.878, "in": 0.84, "bin": 0.885} | {
     "ln": 0.842, "gn": 0.86, "sn": 0.875, "wn": 0.83,
@@ -19,7 +21,6 @@ LAYERS = [
     *(f"blocks.{block}.norm{k}" for block in range(6) for k in (1, 2)),
     *(f"blocks.{block}.shortcut.1" for block in (2, 4)),
 ]
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 class StudyFolder:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from batches import Normalise, TrainBatches, predict
-from data import Split
-from model import Architecture, build_model
+
+from harness.batches import Normalise, TrainBatches
+from harness.datasets import Split
 
 CPU = torch.device("cpu")
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), CPU)  # leaves the values as they are
@@ -67,14 +67,3 @@ def test_normalise() -> None:
     # A channel of std 0 is only shifted: it cannot be scaled to 1.
     expected = torch.tensor([[-1.0, -1.0, 0.0], [1.0, 3.0, 255.0]])
     torch.testing.assert_close(y.view(2, 3), expected)
-
-
-def test_predict_takes_each_image_by_itself() -> None:
-    """In eval mode: a batch norm that used, or updated, batch statistics would show."""
-    model = build_model(Architecture("bn", depth_n=1), "builtin", seed=0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = random_split(6).images * torch.arange(6, dtype=torch.uint8).view(-1, 1, 1, 1)
-    together = predict(model, images, RAW, CPU)
-    alone = [predict(model, image[None], RAW, CPU).item() for image in images]
-    assert together.tolist() == alone
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

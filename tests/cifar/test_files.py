@@ -1,16 +1,15 @@
 """Files that appear whole or not at all, whenever their writer is killed."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import files
 import pytest
-from errors import UserError
-from files import RunFolder, read_rows, write_json
 
-CIFAR = Path(__file__).parents[2] / "cifar"
+from harness import files
+from harness.errors import UserError
+from harness.files import RunFolder, read_rows, write_json
+
+from .conftest import CIFAR, run_python
 
 # Children that save without end, each killed after a random while: what is under the name must load
 # and be one checkpoint, not the mixture of two.
@@ -18,7 +17,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from files import load_checkpoint, write_torch
+from harness.files import load_checkpoint, write_torch
 
 path, most = Path(sys.argv[1]), int(sys.argv[2])
 rest = dict.fromkeys(("architecture", "config", "mean", "std", "class_names"), 0)
@@ -53,11 +52,7 @@ print(len(finished), len(temporary))
 
 
 def test_a_process_killed_while_it_saves(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "checkpoint.pt"), "400"],
-        env=os.environ | {"PYTHONPATH": str(CIFAR), "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_python("-c", KILLED, tmp_path / "checkpoint.pt", 400, PYTHONPATH=str(CIFAR))
     assert done.returncode == 0, done.stderr
     finished, temporary = map(int, done.stdout.split())
     assert finished >= 2 and temporary >= 2, "the kills missed what they were meant to hit"
@@ -135,8 +130,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from errors import run_script
-from files import write_torch
+from harness.errors import run_script
+from harness.files import write_torch
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes past the limit raise OSError instead
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -147,11 +142,7 @@ run_script(lambda: write_torch(Path(sys.argv[1]), {"model": torch.zeros(100_000)
 def test_a_full_disk_is_one_line_and_overwrites_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the same OSError out of write."""
     (tmp_path / "checkpoint.pt").write_text("earlier")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "checkpoint.pt")],
-        env=os.environ | {"PYTHONPATH": str(CIFAR), "OMP_NUM_THREADS": "1"}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_python("-c", FULL, tmp_path / "checkpoint.pt", PYTHONPATH=str(CIFAR))
     assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert (tmp_path / "checkpoint.pt").read_text() == "earlier"

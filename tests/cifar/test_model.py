@@ -1,13 +1,20 @@
 """The network: its size, and that a norm's backend changes nothing but who computes it."""
 
-import builtin_norms
 import pytest
 import torch
-from errors import UserError
-from model import Architecture, PadShortcut, build_model, initialise, make_model, synchronise
 from torch import nn
 
 import fastnorm
+from harness import builtin_norms
+from harness.errors import UserError
+from harness.model import (
+    Architecture,
+    PadShortcut,
+    build_model,
+    initialise,
+    make_model,
+    synchronise,
+)
 
 NORMS_OF_TORCH = ("bn", "in", "ln", "gn", "none")
 

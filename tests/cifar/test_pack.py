@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import CLASSES
-from data import load_dataset
-from errors import UserError
 from pack import PackConfig, pack
 from PIL import Image
+
+from harness.archives import CLASSES
+from harness.datasets import load_dataset
+from harness.errors import UserError
 
 
 def png(value: int, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -48,6 +49,15 @@ def test_packed_images_load_with_their_labels(tmp_path: Path) -> None:
         int(image[1, 5, 5]): int(n) for image, n in zip(*vars(found.test).values(), strict=True)
     }
     assert test == {100: CLASSES.index("ship"), 101: CLASSES.index("cat")}
+
+
+def test_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 0x40FF, np.uint16)).save(file, "PNG")
+    files = train_images(5) | {"test/cat/0.png": file.getvalue()}
+    pack(PackConfig(write(tmp_path / "a.tar.xz", files), tmp_path / "data"))
+    (image,) = load_dataset("cifar10", tmp_path / "data", "tiny", 0.2).test.images
+    assert (image == 0x40).all()
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,24 @@
 """torchrun with several processes is one process with the same batches."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from files import read_rows
-from world import World
 
-CIFAR = Path(__file__).parents[2] / "cifar"
+from harness.files import read_rows
+from harness.world import World
+
+from .conftest import CIFAR, run_python
+
 FLAGS = ["--epochs=2", "--batch-size=15", "--depth-n=1", "--device=cpu"]
 
 
 def run(output: Path, processes: int, *flags: str) -> subprocess.CompletedProcess[str]:
     """A run in `processes` processes, each on one thread."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher * (processes > 1), str(CIFAR / "train.py")]
-    return subprocess.run(
-        [*command, f"--output={output}", *FLAGS, *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    command = [*launcher * (processes > 1), CIFAR / "train.py"]
+    return run_python(*command, f"--output={output}", *FLAGS, *flags)
 
 
 def losses(folder: Path) -> torch.Tensor:

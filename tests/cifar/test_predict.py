@@ -6,16 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import images
 import numpy as np
 import pytest
 import torch
-from config import TrainConfig
-from data import Split, load_dataset
-from errors import UserError
-from images import parse_row, read_batches, read_png
 from PIL import Image
 from train import train
+
+from harness import image_files
+from harness.config import TrainConfig
+from harness.datasets import Split, load_dataset
+from harness.errors import UserError
+from harness.image_files import parse_row, read_batches, read_png
 
 Predict = Callable[..., None]
 
@@ -89,7 +90,7 @@ def test_batches_do_not_change_the_labels(
     predict: Predict, checkpoint: Path, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(checkpoint, csv, tmp_path / "one")
-    monkeypatch.setattr(images, "EVAL_BATCH", 10)  # of 44 images
+    monkeypatch.setattr(image_files, "EVAL_BATCH", 10)  # of 44 images
     assert [len(batch) for _, batch in read_batches(csv)] == [10, 10, 10, 10, 4]
     predict(checkpoint, csv, tmp_path / "five")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "five").read_bytes()
@@ -235,7 +236,7 @@ def test_bad_images_of_later_batches_are_named_too(
     csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches before the first one are yielded, none after it."""
-    monkeypatch.setattr(images, "EVAL_BATCH", 10)
+    monkeypatch.setattr(image_files, "EVAL_BATCH", 10)
     rows = csv.read_text().splitlines()
     rows[12] = rows[35] = "bad"
     csv.write_text("\n".join(rows))

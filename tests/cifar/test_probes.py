@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from batches import Normalise
-from data import Split
-from model import Architecture, build_model
-from probes import IMAGES, FeatureProbe, describe_rho, mixing, percentiles
 from torch import nn
 
 import fastnorm
+from harness.batches import Normalise
+from harness.datasets import Split
+from harness.model import Architecture, build_model
+from harness.probes import IMAGES, FeatureProbe, describe_rho, mixing, percentiles
 
 CPU = torch.device("cpu")
 PLAIN = Normalise((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), CPU)

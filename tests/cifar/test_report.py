@@ -9,16 +9,17 @@ from statistics import stdev
 
 import numpy as np
 import pytest
-from archives import CIFAR10, read_folder
-from errors import UserError
 from report import Report, ReportConfig, report
+
+from harness.archives import CIFAR10, read_folder
+from harness.errors import UserError
 from reporting.figures import draw_accuracy
 from reporting.figures_errors import best_variant, draw_confusion, draw_misclassified
 from reporting.figures_inside import draw_features, round_values
 from reporting.in_short import in_short
 from reporting.overview import cautions, conditions_table
-from reporting.plot_style import COLOURS, Missing
-from reporting.study_files import read_study
+from reporting.plot_style import COLOURS
+from reporting.study_files import Missing, read_study
 from reporting.tables import significance, speed_tables
 
 from .study_folders import StudyFolder, whole_study

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 import train as train_script
-from config import TrainConfig
-from errors import UserError
-from files import RunFolder, read_rows
 from torch.utils._pytree import tree_map_only
-from train import train
+
+from harness.errors import UserError
+from harness.files import RunFolder, read_rows
 
 FLAGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "depth_n": 1, "backend": "aten"}
 TIMES = ("images_per_second", "seconds")
@@ -29,12 +28,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def start(tiny_cifar: Path, tmp_path: Path) -> Callable[..., Path]:
-    def run(output: str, **flags: Any) -> Path:
-        values = FLAGS | {"data_dir": tiny_cifar} | flags
-        return train(TrainConfig(output=tmp_path / output, **values))
-
-    return run
+def start(run: Callable[..., Path]) -> Callable[..., Path]:
+    return lambda output, **flags: run(output, **FLAGS | flags)
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:

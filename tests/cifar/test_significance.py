@@ -5,8 +5,9 @@ from statistics import mean, variance
 
 import numpy as np
 import pytest
-from reporting.significance import discordant, holm, indistinct_groups, mcnemar, welch
 from scipy import integrate
+
+from reporting.significance import discordant, holm, indistinct_groups, mcnemar, welch
 
 
 @pytest.mark.parametrize("counts", [(0, 1), (3, 3), (0, 6), (5, 14), (130, 96)])

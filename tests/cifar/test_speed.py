@@ -2,13 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from data import load_dataset
-from errors import UserError
-from files import read_rows
 from speed import SpeedConfig, compare, measure, providers
+
+from harness.datasets import load_dataset
+from harness.errors import UserError
+from harness.files import read_rows
 
 CPU = torch.device("cpu")
 
@@ -22,6 +24,13 @@ def test_who_is_measured() -> None:
     for name, run in providers(config, "gn").items():
         assert run.compile == name.endswith("compile") and run.amp == "bf16"
         assert (run.backend == "builtin") == name.startswith("builtin")
+
+
+def test_weight_norm_is_timed_at_the_rate_that_it_trains_at() -> None:
+    """With 0.1 the loss is infinite before the first turn ends, and nothing is measured."""
+    config = SpeedConfig(output=Path("x"))
+    rates = {norm: providers(config, norm)["fastnorm"].lr for norm in ("wn", "bn")}
+    assert rates == {"wn": 0.03, "bn": 0.1}
 
 
 def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +75,22 @@ def test_what_is_there_is_not_measured_again(
     assert len(read_rows(output)) == 6
     with pytest.raises(UserError, match="--batch-size is 999, of 44 images"):
         compare(dataclasses.replace(config, batch_size=999))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"steps": 0}, "--steps is 0; it must be at least 1"),
+        ({"rounds": 0}, "--rounds is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"depth_n": 0}, "--depth-n is 0"),
+        ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
+        ({"cuda_graph": True, "device": "cpu"}, "--cuda-graph: there is no GPU here"),
+    ],
+)
+def test_bad_flags(flags: dict[str, Any], message: str, tiny_cifar: Path, tmp_path: Path) -> None:
+    output = tmp_path / "speed.jsonl"
+    values = {"data_dir": tiny_cifar, "batch_size": 8, "depth_n": 1, "steps": 1, **flags}
+    with pytest.raises(UserError, match=message):
+        compare(SpeedConfig(output=output, compile=False, norms=("none",), **values))
+    assert not output.exists()

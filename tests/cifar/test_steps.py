@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import Batch
-from steps import EagerStep, GraphedStep
 from torch import nn
+
+from harness.batches import Batch
+from harness.steps import EagerStep, GraphedStep
 
 CPU = torch.device("cpu")
 

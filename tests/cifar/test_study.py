@@ -5,7 +5,6 @@ import itertools
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 
 import pytest
 import tyro
-from config import TrainConfig
-from errors import UserError
-from files import read_rows
-from plan import SEVEN, StudyConfig, planned
 from speed import SpeedConfig
-from study import command_line, left, speed_flags, train_flags
+from study import command_line, left, speed_flags
+
+from harness.config import TrainConfig, flag_words
+from harness.errors import UserError
+from harness.files import read_rows
+from harness.plan import SEVEN, StudyConfig, planned
 
 SMALL = ("--seeds", 0, "--epochs", 1, "--depth-n", 1, "--device", "cpu", "--variants", "none", "gn")
 
@@ -72,9 +72,8 @@ def test_scripts_get_the_flags_that_were_meant() -> None:
         amp="bf16", channels_last=True, depth_n=3, variants=("bn-builtin", "bn", "sn"),
     )  # fmt: skip
     for run in planned(study):
-        words = command_line("train.py", train_flags(run.config))
-        assert tyro.cli(TrainConfig, args=words[2:]) == run.config
-    speed = tyro.cli(SpeedConfig, args=command_line("speed.py", speed_flags(study))[2:])
+        assert tyro.cli(TrainConfig, args=flag_words(vars(run.config))) == run.config
+    speed = tyro.cli(SpeedConfig, args=flag_words(speed_flags(study)))
     assert speed.norms == ("bn", "sn") and speed.output == Path("out dir/speed.jsonl")
     for field in dataclasses.fields(speed):
         if field.name not in ("norms", "output", "compile") and hasattr(study, field.name):
@@ -84,7 +83,7 @@ def test_scripts_get_the_flags_that_were_meant() -> None:
 def test_a_study_from_the_command_line(
     run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
 ) -> None:
-    """Two runs and their speed; then there is nothing to do; then another seed is in its way."""
+    """Two runs and their speed; then there is nothing to do; then a study of other flags."""
     flags = ("--output", tmp_path, "--data-dir", tiny_cifar, *SMALL)
     done = run_script("study.py", *flags, "--parts", "variants", "--jobs", 2)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -124,9 +123,8 @@ def test_time_is_up(
 
 
 def test_a_terminated_study_leaves_no_run_behind(tiny_cifar: Path, tmp_path: Path) -> None:
-    script = Path(command_line("study.py", {})[1])
     flags = [*map(str, SMALL), "--parts", "variants", "--data-dir", str(tiny_cifar)]
-    command = [sys.executable, str(script), "--output", str(tmp_path), *flags, "--epochs", "500"]
+    command = [*command_line("study.py", {"output": tmp_path}), *flags, "--epochs", "500"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as study:
         wait_for(lambda: list(tmp_path.glob("runs/*/*/unfinished/metrics.jsonl")), study)
         (metrics,) = tmp_path.glob("runs/*/*/unfinished/metrics.jsonl")

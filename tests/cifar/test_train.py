@@ -6,38 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import config
 import pytest
 import torch
-from config import TrainConfig
-from errors import UserError
-from model import Architecture, build_model
-from recipes import RECIPES, default_epochs
-from train import train
-from training import make_optimizer
+
+from harness.errors import UserError
+from harness.files import read_rows
+from harness.model import Architecture, build_model
+from harness.recipes import RECIPES, default_epochs
+from harness.training import make_optimizer
 
 FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.npz", "results.json"} | {
     "steps.jsonl"
 }
 
 
-@pytest.fixture
-def run(tiny_cifar: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Trains in this process on the tiny CIFAR-10; small, unless the flags say otherwise."""
-
-    def start(output: str = "run", **flags: Any) -> Path:
-        values = {"epochs": 2, "batch_size": 16, "depth_n": 1, "data_dir": tiny_cifar, **flags}
-        return train(TrainConfig(output=tmp_path / output, **values))
-
-    return start
-
-
-def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
 def losses(folder: Path) -> torch.Tensor:
-    return torch.tensor([row["loss"] for row in rows(folder, "steps.jsonl")])
+    return torch.tensor([row["loss"] for row in read_rows(folder / "steps.jsonl")])
 
 
 def assert_same_training(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -53,7 +37,7 @@ def assert_same_training(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def test_writes_its_files(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(backend="builtin", dataset_label="tiny")
     assert {path.name for path in folder.iterdir()} == FILES
-    metrics, steps = rows(folder, "metrics.jsonl"), rows(folder, "steps.jsonl")
+    metrics, steps = read_rows(folder / "metrics.jsonl"), read_rows(folder / "steps.jsonl")
     assert [row["epoch"] for row in metrics] == [1, 2]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]  # 44 images, batches of 16
     assert metrics[0]["train_loss"] == pytest.approx(sum(r["loss"] for r in steps[:3]) / 3)
@@ -111,7 +95,7 @@ def test_trains_with_every_norm(run: Callable[..., Path], norm: str) -> None:
 @pytest.mark.parametrize("backend", ["aten", "reference"])
 def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> None:
     folder = run(norm="bin", backend=backend, epochs=3)
-    metrics = rows(folder, "metrics.jsonl")
+    metrics = read_rows(folder / "metrics.jsonl")
     assert metrics[-1]["rho_min"] < 0.99  # it started at 1
     assert metrics[-1]["rho_mean"] != metrics[0]["rho_mean"]
     assert all(0 <= row["rho_min"] <= row["rho_max"] <= 1 for row in metrics)
@@ -140,7 +124,7 @@ def test_learning_rate_falls_when_the_recipes_say() -> None:
 
 
 def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
-    metrics = rows(run(epochs=4, backend="builtin"), "metrics.jsonl")
+    metrics = read_rows(run(epochs=4, backend="builtin") / "metrics.jsonl")
     assert [row["lr"] for row in metrics] == pytest.approx([0.1, 0.1, 0.1, 0.01])
 
 
@@ -151,7 +135,7 @@ def test_default_epochs() -> None:
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(run: Callable[..., Path]) -> None:
     folder = run(max_steps=4, epochs=9, backend="builtin")
-    assert [row["epoch"] for row in rows(folder, "steps.jsonl")] == [1, 1, 1, 2]
+    assert [row["epoch"] for row in read_rows(folder / "steps.jsonl")] == [1, 1, 1, 2]
 
 
 def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Path]) -> None:
@@ -186,15 +170,6 @@ def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Pa
 def test_bad_flags(run: Callable[..., Path], flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run("bad", **flags)
-
-
-def test_tensorboard_is_asked_for_before_anything_is_touched(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(config.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
-        run("run", tensorboard=True)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from batches import EVAL_BATCH
-from errors import UserError
 from PIL import Image, UnidentifiedImageError
+
+from harness.errors import UserError
+from harness.evaluation import EVAL_BATCH
 
 PIXELS = 3 * 32 * 32
 

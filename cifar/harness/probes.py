@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from batches import Normalise
-from data import Split
-from model import ResNet
+
+from harness.batches import Normalise
+from harness.datasets import Split
+from harness.model import ResNet
 
 PERCENTILES = (0.01, 0.2, 0.8, 0.99)
 IMAGES = 512
@@ -65,7 +66,8 @@ def mixing(model: torch.nn.Module) -> dict[str, Any]:
     row: dict[str, Any] = {"switch": switch} if switch else {}
     if rho:
         layers = {name: describe_rho(values) for name, values in rho.items()}
-        row |= {"rho": layers, **prefixed("rho_", describe_rho(torch.cat(list(rho.values()))))}
+        together = describe_rho(torch.cat(list(rho.values())))
+        row |= {"rho": layers} | {f"rho_{name}": value for name, value in together.items()}
     return row
 
 
@@ -77,8 +79,3 @@ def describe_rho(rho: torch.Tensor) -> dict[str, Any]:
         "max": rho.max().item(),
         "histogram": torch.histc(rho, RHO_BINS, 0, 1).int().tolist(),
     }
-
-
-def prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The same values under longer names."""
-    return {prefix + name: value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Which device and which implementation a script runs on; decided before fastnorm is imported."""
+"""Where a script runs: device, backend (chosen before fastnorm is imported), versions, commit."""
 
 import importlib.util
 import os
@@ -8,16 +8,20 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from config import Backend, Device
-from errors import UserError
+
+from harness.config import Backend, Device
+from harness.errors import UserError
 
 
-def select_device(name: Device) -> torch.device:
-    """auto is the GPU where there is one. Raises UserError for a GPU that is not there."""
+def select_device(name: Device, cuda_graph: bool = False) -> torch.device:
+    """auto is the GPU where there is one. Raises UserError if what needs a GPU gets none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    device = torch.device("cuda" if available and name != "cpu" else "cpu")
+    if cuda_graph and device.type == "cpu":
+        raise UserError("--cuda-graph: there is no GPU here; leave it out")
+    return device
 
 
 def select_backend(backend: Backend, device: torch.device) -> bool:

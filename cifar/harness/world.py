@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from errors import UserError
+
+from harness.errors import UserError
 
 
 @dataclass(frozen=True)

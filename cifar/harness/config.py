@@ -1,12 +1,13 @@
-"""The command line of train.py, which is also the record saved with every run."""
+"""The command line of train.py, which is also the record saved with every run; flags as words."""
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from errors import UserError
-from recipes import RECIPES, Shortcut
+from harness.errors import UserError
+from harness.recipes import RECIPES, Shortcut
 
 Norm = Literal["bn", "in", "bin", "ln", "gn", "rms", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
@@ -15,6 +16,24 @@ Amp = Literal["off", "bf16", "fp16"]
 
 # They say where things lie on one machine or how they are shown, not what was computed.
 NOT_RECORDED = ("data_dir", "output", "resume", "tensorboard")
+
+
+def flag(name: str) -> str:
+    """What a user types for a field: --batch-size for batch_size."""
+    return f"--{name.replace('_', '-')}"
+
+
+def flag_words(values: Mapping[str, Any]) -> list[str]:
+    """The fields of a command line, as a user would type them; None is left to the default."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, tuple):
+            words += [flag(name), *map(str, value)]
+        elif value is not None:
+            words += [flag(name), str(value)]
+    return words
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,13 @@ class Setting:
     def chosen_shortcut(self) -> Shortcut:
         """The flag's, else the recipe's."""
         return self.shortcut or RECIPES[self.recipe].shortcut
+
+    def require_counts(self, *names: str) -> None:
+        """Raises UserError for one of these flags that is given and below 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{flag(name)} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,10 +119,7 @@ class TrainConfig(Setting):
 
     def check(self) -> None:
         """Raises UserError for values that no run can have."""
-        for name in ("depth_n", "groups", "epochs", "batch_size", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        self.require_counts("depth_n", "groups", "epochs", "batch_size", "max_steps")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr is {self.lr}; it must be positive and finite")
         if not 0 <= self.seed < 2**63:

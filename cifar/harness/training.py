@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import Batch, Normalise, TrainBatches, predict
-from config import TrainConfig
-from data import Dataset
-from errors import UserError
-from metrics import scores
-from model import Architecture, ResNet, build_model, initialise, synchronise
-from probes import FeatureProbe, mixing
-from progress import Progress
-from recipes import RECIPES, Recipe
-from steps import EagerStep, GraphedStep, Outcome
 from torch import nn
-from world import World
+
+from harness.batches import Batch, Normalise, TrainBatches
+from harness.config import TrainConfig
+from harness.datasets import Dataset
+from harness.errors import UserError
+from harness.evaluation import predict, scores
+from harness.model import Architecture, ResNet, build_model, initialise, synchronise
+from harness.probes import FeatureProbe, mixing
+from harness.progress import Progress
+from harness.recipes import RECIPES, Recipe
+from harness.steps import EagerStep, GraphedStep, Outcome
+from harness.world import World
 
 Row = dict[str, Any]
 
@@ -171,7 +172,10 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """Be where the run was that saved `state`."""
         if (state["mean"], state["std"]) != (self.mean, self.std):
-            raise UserError("--resume: the images are not those that the run began with")
+            raise UserError(
+                "--resume: the images are not those that the run began with; "
+                "give the same --data-dir, or another --output"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from data import Split, Triple
-from world import ALONE, World
+
+from harness.datasets import Split, Triple
+from harness.world import ALONE, World
 
 PADDING = 4
-EVAL_BATCH = 512
 
 
 class Normalise:
@@ -90,13 +90,3 @@ class TrainBatches:
             index = chosen[:, None, None], rows[part, :, None], columns[part, None, :]
             images = self.normalise(self.pixels[index].permute(0, 3, 1, 2))
             yield Batch(images, self.labels[chosen], whole)
-
-
-@torch.inference_mode()
-def predict(
-    model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
-) -> torch.Tensor:
-    """Labels int64 (N,), on the CPU, that the model in eval mode gives to images (N, 3, 32, 32)."""
-    model.eval()
-    parts = [model(normalise(part.to(device))).argmax(1) for part in images.split(EVAL_BATCH)]
-    return torch.cat(parts).cpu()

@@ -9,13 +9,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import archives
 import numpy as np
 import pytest
 import torch
-from archives import ARCHIVES, CIFAR10, CIFAR100
-from data import Dataset, load_dataset
-from errors import UserError
+
+from harness import archives, download
+from harness.archives import ARCHIVES, CIFAR10, CIFAR100
+from harness.datasets import Dataset, load_dataset
+from harness.errors import UserError
 
 from .conftest import ROWS, ROWS_100, tiny_batches, tiny_batches_100
 
@@ -198,7 +199,7 @@ def archive(
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
     local = dataclasses.replace(ARCHIVES[key], url=file.as_uri(), md5=md5)
     monkeypatch.setitem(ARCHIVES, key, local)
-    monkeypatch.setattr(archives, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
     return key, file
 
 
@@ -208,7 +209,7 @@ def test_download_is_cached(archive: tuple[str, Path]) -> None:
     assert first.key == key
     file.unlink()
     assert torch.equal(load(key).train.images, first.train.images)
-    assert [path.name for path in archives.CACHE.iterdir()] == [ARCHIVES[key].folder]
+    assert [path.name for path in download.CACHE.iterdir()] == [ARCHIVES[key].folder]
 
 
 def test_download_with_another_md5_is_refused(
@@ -218,7 +219,7 @@ def test_download_with_another_md5_is_refused(
     monkeypatch.setitem(ARCHIVES, key, dataclasses.replace(ARCHIVES[key], md5="0" * 32))
     with pytest.raises(UserError, match="MD5"):
         load(key)
-    assert list(archives.CACHE.iterdir()) == []
+    assert list(download.CACHE.iterdir()) == []
 
 
 def test_offline_names_the_remedy(archive: tuple[str, Path]) -> None:
@@ -234,6 +235,6 @@ def test_auto_downloads_or_means_digits_and_says_so(
 ) -> None:
     assert load().key == "cifar10"
     archive[1].unlink()
-    shutil.rmtree(archives.CACHE)
+    shutil.rmtree(download.CACHE)
     assert load().name == "sklearn-digits-32x32"
     assert "NOT CIFAR-10" in capfd.readouterr().err

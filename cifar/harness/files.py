@@ -10,7 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from errors import UserError
+
+from harness.config import flag
+from harness.errors import UserError
 
 TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
 
@@ -95,11 +97,11 @@ class RunFolder:
     So a run that fails leaves an earlier run's files as they are, and its own to go on from.
     """
 
+    CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
+    OF_EPOCHS = ("steps.jsonl", "metrics.jsonl")
+    OF_THE_END = ("predictions.npz", RESULTS)
     # In the order in which they move: results.json, the mark of a finished run, comes last.
-    NAMES = (
-        *("checkpoint.pt", "config.json", "steps.jsonl", "metrics.jsonl", "predictions.npz"),
-        "results.json",
-    )
+    NAMES = (CHECKPOINT, "config.json", *OF_EPOCHS, *OF_THE_END)
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -109,19 +111,21 @@ class RunFolder:
 
     def finished(self, config: dict[str, Any]) -> bool:
         """Whether OUTPUT holds this very run. Raises UserError if it holds another one."""
-        results = self.output / self.NAMES[-1]
+        results = self.output / self.RESULTS
         if not results.exists():
             return False
         try:
             found = json.loads(results.read_text())["config"]
         except (ValueError, KeyError):
-            raise UserError(f"--resume: {results} is not the results of a run") from None
+            raise UserError(
+                f"--resume: {results} is not the results of a run; give another --output"
+            ) from None
         self.require_same(found, config)
         return True
 
     def saved(self, config: dict[str, Any]) -> dict[str, Any] | None:
         """The checkpoint to go on from, None without any. UserError if it is another run's."""
-        path = self.unfinished / self.NAMES[0]
+        path = self.unfinished / self.CHECKPOINT
         if not path.exists():
             return None
         checkpoint = load_checkpoint(path)
@@ -132,7 +136,7 @@ class RunFolder:
         """Raises UserError naming the flags that differ."""
         names = sorted(found.keys() | config.keys())
         changed = [
-            f"--{name.replace('_', '-')} (there {found.get(name)}, here {config.get(name)})"
+            f"{flag(name)} (there {found.get(name)}, here {config.get(name)})"
             for name in names
             if found.get(name) != config.get(name)
         ]
@@ -148,8 +152,8 @@ class RunFolder:
 
     def go_on(self, epoch: int) -> None:
         """Forget what was written after the checkpoint of `epoch`."""
-        self.clear(set(self.NAMES[4:]))
-        for name in ("steps.jsonl", "metrics.jsonl"):
+        self.clear(set(self.OF_THE_END))
+        for name in self.OF_EPOCHS:
             rows = [row for row in read_rows(self.unfinished / name) if row["epoch"] <= epoch]
             write_rows(self.unfinished / name, rows)
 
@@ -166,7 +170,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
-        (self.output / self.NAMES[-1]).unlink(missing_ok=True)  # no mark beside a mixture of runs
+        (self.output / self.RESULTS).unlink(missing_ok=True)  # no mark beside a mixture of runs
         for name in self.NAMES:
             os.replace(self.unfinished / name, self.output / name)
         self.unfinished.rmdir()

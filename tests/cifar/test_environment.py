@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from backends import select_backend, select_device
-from errors import UserError
 
 import fastnorm
+from harness.environment import select_backend, select_device
+from harness.errors import UserError
 
 CPU = torch.device("cpu")
 

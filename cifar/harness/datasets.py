@@ -4,14 +4,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import archives
 import numpy as np
 import torch
 import torch.nn.functional as F
-from archives import ARCHIVES, Archive
-from errors import UserError
 from rich.console import Console
 from rich.panel import Panel
+
+from harness import archives
+from harness.archives import ARCHIVES, Archive
+from harness.download import Offline, download
+from harness.errors import UserError
 
 DIGITS_NAME = "sklearn-digits-32x32"
 DIGITS_HELD_OUT = 300  # of 1,797 for validation and as many for the test: CIFAR-10's 1/6 and 1/6
@@ -69,8 +71,8 @@ def load_dataset(
     if data_dir is not None:
         return load_archive(archive, data_dir, label, validation_share)
     try:
-        data_dir = archives.download(archive)
-    except archives.Offline as error:
+        data_dir = download(archive)
+    except Offline as error:
         if dataset == "auto":
             announce_digits(str(error))
             return load_digits()

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from batches import Batch
-from config import Amp
-from world import ALONE, World
+
+from harness.batches import Batch
+from harness.config import Amp
+from harness.world import ALONE, World
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import builtin_norms
 import torch
 import torch.nn.functional as F
-from config import Backend, Norm
-from errors import UserError
-from recipes import Shortcut
 from torch import nn
+
+from harness import builtin_norms
+from harness.config import Backend, Norm
+from harness.errors import UserError
+from harness.recipes import Shortcut
 
 NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -> norm(x, residual)
 
@@ -47,7 +48,7 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
     modules: Any = builtin_norms
     if backend != "builtin":
-        import fastnorm  # not at the top: backends.select_backend prepares the environment for it
+        import fastnorm  # not at the top: select_backend has to come before it
 
         modules = fastnorm
     elif norm in MISSING:
@@ -67,7 +68,7 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
 
 def make_rms(channels: int, activation: str | None) -> nn.Module:
     """RMS norm over C, H, W."""
-    from rms import RMSNorm2d  # not at the top, as fastnorm
+    from harness.rms import RMSNorm2d  # not at the top, as fastnorm
 
     return RMSNorm2d(channels, activation=activation)
 

@@ -1,7 +1,21 @@
-"""Scores of predicted labels."""
+"""The labels that a model gives to images, and their scores."""
 
 import torch
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
+
+from harness.batches import Normalise
+
+EVAL_BATCH = 512
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
+) -> torch.Tensor:
+    """Labels int64 (N,), on the CPU, that the model in eval mode gives to images (N, 3, 32, 32)."""
+    model.eval()
+    parts = [model(normalise(part.to(device))).argmax(1) for part in images.split(EVAL_BATCH)]
+    return torch.cat(parts).cpu()
 
 
 def scores(labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, float]:

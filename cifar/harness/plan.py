@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from config import Norm, Setting, TrainConfig
-from errors import UserError
-from recipes import RECIPES
+from harness.config import Norm, Setting, TrainConfig, flag
+from harness.errors import UserError
+from harness.recipes import RECIPES
 
 Part = Literal["variants", "builtin", "batch", "speed"]
 Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "sn", "wn"]
@@ -16,9 +16,14 @@ Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "s
 SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
 BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven
 BATCH_NORMS = ("bn", "gn")
-WN_RATE = 0.03  # 0.1 diverges
 BATCH = 128
 RATE = 0.1
+WN_RATE = 0.03  # 0.1 diverges
+
+
+def learning_rate(norm: str) -> float:
+    """Of all that is trained or timed to be compared, at batches of 128."""
+    return WN_RATE if norm == "wn" else RATE
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,17 @@ class StudyConfig(Setting):
 
     def check(self) -> None:
         """Raises UserError for values that no study can have; those of runs are train.py's."""
-        for name in ("epochs", "batch_epochs", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        self.require_counts("epochs", "batch_epochs", "jobs")
         for name in ("seeds", "parts", "variants", "batch_sizes"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must name at least one, and none twice; got {values}")
+                raise UserError(
+                    f"{flag(name)} must name at least one, and none twice; got {values}"
+                )
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training of the study."""
 
     part: Part
@@ -72,13 +75,13 @@ class Run:
     config: TrainConfig
 
 
-def planned(study: StudyConfig) -> list[Run]:
+def planned(study: StudyConfig) -> list[PlannedRun]:
     """All trainings, a whole seed before the next, in the order of StudyConfig.parts."""
     parts = itertools.product(study.seeds, study.parts)
     return [run for seed, part in parts for run in plan_part(study, part, seed)]
 
 
-def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[Run]:
+def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[PlannedRun]:
     """The trainings of one part and seed."""
     epochs = study.epochs or RECIPES[study.recipe].epochs
     names: dict[str, dict[str, Any]] = {}
@@ -94,15 +97,13 @@ def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[Run]:
             for norm in BATCH_NORMS
         }
     for name, flags in names.items():
-        yield Run(part, name, train_config(study, name, seed, **flags))
+        yield PlannedRun(part, name, train_config(study, name, seed, **flags))
 
 
 def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> TrainConfig:
     """The flags of the training called `name`, nothing left open."""
     norm, *variant = name.split("-")
     shared = study.settings() | {"shortcut": study.chosen_shortcut()}
-    if norm == "wn":
-        flags["lr"] = WN_RATE
     assert norm in get_args(Norm)
     return TrainConfig(
         **shared,
@@ -111,5 +112,5 @@ def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> Trai
         seed=seed,
         output=study.output / "runs" / name / f"seed{seed}",
         resume=True,
-        **flags,
+        **{"lr": learning_rate(norm), **flags},
     )
