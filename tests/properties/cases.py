@@ -14,8 +14,8 @@ import torch
 
 from fastnorm.kernels import tiers
 from tests.conftest import DEVICE, with_layout
+from tests.kernels.tilings import tiny_tilings
 from tests.norms import EPS, NORMS, OF_ROWS, Params
-from tests.tilings import tiny_tilings
 
 # norms.NORMS, and instance norm that keeps running statistics.
 CALLS = (*NORMS, "in_running")

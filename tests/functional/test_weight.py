@@ -22,7 +22,7 @@ from tests.conftest import (
     make_input,
     running,
 )
-from tests.tilings import tiny_tilings
+from tests.kernels.tilings import tiny_tilings
 
 FORWARD, BACKWARD = "weight_norm_kernel", "weight_norm_backward_kernel"
 # (shape of v, dim)

@@ -23,7 +23,7 @@ from tests.conftest import (
     running,
     with_layout,
 )
-from tests.tilings import tiny_tilings
+from tests.kernels.tilings import tiny_tilings
 
 NORMS = ("layer_norm", "rms_norm")
 SHAPE = (3, 4, 5)

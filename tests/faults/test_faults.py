@@ -17,7 +17,7 @@ import fastnorm.functional as F
 from fastnorm.kernels import channels, geometry, launch, tiers
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 C = 4
 SHAPE = (3, C, 3, 5)
 WRITERS = ("BatchNorm2d", "InstanceNorm2d", "BatchInstanceNorm2d")  # of running statistics

@@ -9,7 +9,7 @@ from torch.nn import functional as TF
 
 import fastnorm
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-from tests.models import C, assert_same_results, fingerprint, images, small_net
+from tests.conversion.models import C, assert_same_results, fingerprint, images, small_net
 
 # --- fuse, in place ---
 

@@ -8,8 +8,8 @@ import torch
 import fastnorm.functional as F
 from fastnorm.kernels import geometry, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.kernels.tilings import tiny_tilings
 from tests.norms import OF_ROWS, Torch, call, double, grad_targets, make_params
-from tests.tilings import tiny_tilings
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
 

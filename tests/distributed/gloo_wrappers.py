@@ -1,8 +1,8 @@
-"""Two processes that train one model under each of torch's wrappers; tests/test_distributed.py.
+"""Two processes that train one model under each of torch's wrappers; test_wrappers.py judges them.
 
-`python -m tests.gloo_pair RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each case the
-parameters and buffers after training. An exception ends the process, and with it its partner's
-collective call: neither waits for the other longer than processes.TIMEOUT.
+`python -m tests.distributed.gloo_wrappers RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each
+case the parameters and buffers after training. An exception ends the process, and with it its
+partner's collective call: neither waits for the other longer than processes.TIMEOUT.
 """
 
 import sys
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import fastnorm
-from tests.processes import join
+from tests.distributed.processes import join
 
 RANKS, STEPS = 2, 3
 WRAPPERS = ("ddp", "fsdp1", "fsdp1 original parameters", "fully_shard")

@@ -1,7 +1,7 @@
-"""Norms with the statistics of a process group; tests/test_synchronised.py judges them.
+"""Norms with the statistics of a process group; test_statistics.py judges them.
 
-`python -m tests.gloo_sync RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each case this rank's
-output, gradients and buffers.
+`python -m tests.distributed.gloo_statistics RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each
+case this rank's output, gradients and buffers.
 """
 
 import sys
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import fastnorm
 from fastnorm import collectives
-from tests.processes import join
+from tests.distributed.processes import join
 
 C, SPATIAL, STEPS = 4, (3, 2), 2
 # Four interpreters on a machine's few cores would take a minute to show what two do.

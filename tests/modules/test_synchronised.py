@@ -1,7 +1,6 @@
-"""Several processes: DDP, FSDP and SyncBatchNorm, and what converters make of a mixed model.
+"""Modules with a process group's statistics, and their converter: what one process can tell.
 
-One pair of gloo processes runs all cases (tests/gloo_pair.py); the tests here judge what it wrote.
-The truth is one process that plays both ranks with the formulas, without any wrapper.
+tests/distributed/ has what several compute.
 """
 
 import copy
@@ -11,74 +10,12 @@ import torch
 from torch import nn
 
 import fastnorm
-from tests import gloo_pair
 from tests.conftest import DEVICE, assert_close, make_input, running
-from tests.processes import run_ranks
 
 C = 4
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """What each rank wrote."""
-    return run_ranks("tests.gloo_pair", gloo_pair.RANKS, tmp_path_factory.mktemp("pair"))
-
-
-def play_both_ranks(projected):
-    """In one process: each rank has its replica's buffers, gradients are averaged.
-
-    Not `projected`, rho keeps what the steps made of it, and only the norm reads it projected.
-    """
-    replicas, raw = [gloo_pair.build() for _ in range(gloo_pair.RANKS)], []
-    for step in range(gloo_pair.STEPS):
-        for rank, model in enumerate(replicas):
-            model.zero_grad()
-            rho = dict(model.named_parameters())["5.rho"]
-            raw.append(rho.detach().clone())
-            gloo_pair.loss_of(model(gloo_pair.batch(rank, step))).backward()
-            if not projected:
-                rho.data.copy_(raw[-1])
-        for together in zip(*(model.parameters() for model in replicas), strict=True):
-            gradient = torch.stack([p.grad for p in together]).mean(0)
-            for p in together:
-                p.data -= gloo_pair.LEARNING_RATE * gradient
-    with torch.no_grad():
-        ys = [model.eval()(gloo_pair.batch(0, gloo_pair.STEPS)) for model in replicas]
-    # Else the tests would say nothing of rho.
-    assert min(map(torch.min, raw)) < 0 and max(map(torch.max, raw)) > 1, raw
-    return [{"state": m.state_dict(), "y": y} for m, y in zip(replicas, ys, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def alone():
-    """The truth, by whether the parameter rho is projected between the steps."""
-    with fastnorm.use_backend("reference"):
-        return {projected: play_both_ranks(projected) for projected in (True, False)}
-
-
-@pytest.mark.parametrize("wrapper", gloo_pair.WRAPPERS)
-@pytest.mark.parametrize("backend", gloo_pair.BACKENDS)
-def test_wrapped_models_train_as_one_process_does(pair, alone, backend, wrapper):
-    """Parameters on both ranks; statistics and the evaluation that uses them too, but with DDP,
-    which hands the first rank's buffers to the others.
-
-    A flat parameter of FSDP1 hides rho: nobody can project it there.
-    """
-    names = dict(gloo_pair.build().named_parameters())
-    for rank, results in enumerate(pair):
-        found, truth = results[backend, wrapper], alone[wrapper != "fsdp1"][rank]
-        own_buffers = rank == 0 or wrapper != "ddp"
-        for key in truth["state"] if own_buffers else names:
-            mine, exact = found["state"][key], truth["state"][key]
-            if exact.is_floating_point():
-                assert_close(mine, exact, f"{key} of rank {rank}", slack=1e-11)
-            else:
-                assert torch.equal(mine, exact), key
-        if own_buffers:
-            assert_close(found["y"], truth["y"], f"evaluation of rank {rank}", slack=1e-10)
-
-
-# --- converting a model, in one process ---
+# --- converting a model ---
 
 
 def mixed_model():
@@ -102,8 +39,6 @@ def mixed_model():
 
 BATCH_NORMS = ("0.0", "0.1", "4", "5", "6")  # in mixed_model
 MIXED = "0.2"
-
-
 CONVERTERS = {
     "function": fastnorm.convert_sync_batchnorm,
     "method": fastnorm.SyncBatchNorm.convert_sync_batchnorm,
@@ -203,7 +138,7 @@ def test_torchs_converter_drops_the_activation():
     assert (theirs(x) < 0).any() and torch.equal(ours(x), norm(x))
 
 
-# --- the module, in one process ---
+# --- the module ---
 
 
 def test_sync_batch_norm_is_a_batch_norm_like_torchs():

@@ -10,9 +10,9 @@ import fastnorm
 from fastnorm.functional import moment_norm
 from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, running
 from tests.kernels import traffic
+from tests.kernels.tilings import tiny_tilings
+from tests.modules.own_norms import OWN_NORMS, BatchInstanceNorm, FilterResponseNorm
 from tests.norms import Torch
-from tests.own_norms import OWN_NORMS, BatchInstanceNorm, FilterResponseNorm
-from tests.tilings import tiny_tilings
 
 SHAPE = (3, 4, 5, 3)
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 import fastnorm
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-from tests.models import (
+from tests.conversion.models import (
     C,
     assert_same_results,
     fingerprint,

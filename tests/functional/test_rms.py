@@ -49,7 +49,7 @@ def test_shapes(backend, shape, normalized, eps):
         grads = torch.autograd.grad(y, (x, weight), dy)
     assert_close(y, exact)
     for ours, theirs in zip(grads, torch.autograd.grad(exact, (x, weight), dy), strict=True):
-        # of one value dx is 0 but for eps: see test_functional.test_layer_norm_shapes
+        # of one value dx is 0 but for eps: see test_forward.test_layer_norm_shapes
         assert_close(ours, theirs, slack=1e-12 if normalized == (1,) else 0.0)
 
 
