@@ -7,6 +7,8 @@ in the environment before any kernel is imported, hence the assignment right bel
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,23 @@ def assert_close(
         assert error <= bound, f"{what}: error {error:.3e} exceeds {bound:.3e}"
 
 
+def assert_no_worse(
+    actual: torch.Tensor, torchs: torch.Tensor, truth: torch.Tensor, what: str = ""
+) -> None:
+    """THE rule of precision: our error <= 2 x torch's own at that dtype + the table's term."""
+    torchs_error = (torchs.detach().double() - truth.detach().double()).abs().max().item()
+    assert_close(actual, truth, f"{what}, torch's own error {torchs_error:.3e}", 2 * torchs_error)
+
+
+def raised_by(function: Callable[[], Any]) -> Exception:
+    """The exception that function() raises; failing if it raises none."""
+    try:
+        function()
+    except Exception as error:
+        return error
+    pytest.fail("nothing was raised")
+
+
 def with_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
     """The values of x (N, C, ...) laid out anew; rank 2 has no channels_last form of its own."""
     if layout == "contiguous":
@@ -128,6 +147,27 @@ def make_input(
         return one.to(DEVICE, dtype).expand(tuple(shape))
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * std + mean
     return with_layout(x.to(DEVICE, dtype), layout).detach().requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def autocast_of_cuda() -> Iterator[None]:
+    """CUDA's autocast without a GPU, which torch.autocast would not switch on: for fake tensors."""
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in an environment without fastnorm's variables but those given."""
+    from fastnorm.__main__ import VARIABLES
+
+    env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=280
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""convert and revert: what is shared, what is left alone, and that results stay the same."""
+"""convert, and revert after it: what is shared, what is left alone; results stay the same."""
 
 import copy
 
@@ -18,6 +18,7 @@ from tests.conversion.models import (
     small_net,
     tensors_of,
 )
+from tests.modules.cases import SHAPES
 
 # class name -> arguments: every one that torch.nn and fastnorm share
 TWINS = {
@@ -27,7 +28,6 @@ TWINS = {
     "GroupNorm": (2, C),
     "SyncBatchNorm": (C,),
 }
-SHAPES = {1: (3, C, 5), 2: (3, C, 4, 3), 3: (2, C, 3, 2, 2)}
 
 
 # --- convert ---
@@ -270,34 +270,3 @@ def test_errors_leave_the_model_untouched(arguments, words):
     with pytest.raises(ValueError, match=words):
         fastnorm.convert(model, *arguments)
     assert fingerprint(model) == before
-
-
-# --- revert ---
-
-
-def test_revert_refuses_what_torch_cannot_say():
-    model = nn.Sequential(
-        fastnorm.LayerNorm(C),
-        fastnorm.BatchInstanceNorm2d(C),
-        fastnorm.BatchNorm2d(C, activation="relu"),
-    )
-    before = fingerprint(model)
-    with pytest.raises(ValueError, match=r"1: torch.nn has no batch-inst[^\0]*2: .*'relu'"):
-        fastnorm.revert(model)
-    assert fingerprint(model) == before
-
-    class Mine(fastnorm.LayerNorm):
-        pass
-
-    report = fastnorm.revert(nn.Sequential(Mine(C)))
-    assert not report.changed and "subclass of fastnorm.LayerNorm" in report.kept[0].reason
-
-
-def test_revert_keeps_norms_that_torch_lacks():
-    class Mine(fastnorm.MomentNorm):
-        pass
-
-    norms = fastnorm.MeanOnlyBatchNorm2d(C), fastnorm.AddLayerNorm(C), fastnorm.SwitchableNorm2d(C)
-    report = fastnorm.revert(nn.Sequential(*norms, Mine()))
-    assert not report.changed
-    assert [kept.reason for kept in report.kept] == ["torch.nn has no such norm"] * 4

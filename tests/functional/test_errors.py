@@ -11,7 +11,7 @@ import torch.nn.functional as TF
 
 import fastnorm
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, DEVICE, make_input
+from tests.conftest import BACKENDS, DEVICE, make_input, raised_by
 from tests.norms import Torch
 
 
@@ -115,15 +115,6 @@ def attempt(functional, op, shape, arguments):
     return getattr(functional, op)(x_of(*shape), **made)
 
 
-def raised_by(function):
-    """The exception that function() raises; failing if it raises none."""
-    try:
-        function()
-    except Exception as error:
-        return error
-    pytest.fail("nothing was raised")
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_class_as_torch(backend, case):
@@ -199,7 +190,7 @@ def test_residual_mismatch(backend, op, residual):
     """No broadcasting, no promotion: shape, dtype and device are x's; nothing is written."""
     make, words = RESIDUALS[residual]
     mean, var = stats(6)
-    with fastnorm.use_backend(backend), pytest.raises((RuntimeError, ValueError)) as caught:
+    with fastnorm.use_backend(backend), pytest.raises(RuntimeError) as caught:
         call_with(op, x_of(2, 6, 4), mean=mean, var=var, residual=make())
     for word in ("residual", *words):
         assert word in str(caught.value)
@@ -243,60 +234,3 @@ def test_errors_come_before_any_write(backend, case):
     with fastnorm.use_backend(backend):
         raised_by(lambda: BAD_TRAINING[case](mean, var))
     assert (mean == 2).all() and (var == 3).all()
-
-
-MODULES = {
-    "BatchNorm1d": ((6,), [(2, 6, 4, 4), (6,), (2, 5, 4), (1, 6)]),
-    "BatchNorm2d": ((6,), [(2, 6, 4), (2, 5, 4, 4), (1, 6, 1, 1)]),
-    "BatchNorm3d": ((6,), [(2, 6, 4, 4), (2, 5, 4, 4, 4)]),
-    "InstanceNorm1d": ((6, 1e-5, 0.1, True), [(2, 6, 4, 4), (2, 5, 4), (2, 6, 1)]),
-    "InstanceNorm2d": ((6, 1e-5, 0.1, True), [(2, 6), (2, 5, 4, 4), (2, 6, 1, 1)]),
-    "InstanceNorm3d": ((6, 1e-5, 0.1, True), [(2, 6, 4), (2, 5, 4, 4, 4)]),
-    "LayerNorm": (((6, 4),), [(2, 4, 6), (4,)]),
-    "RMSNorm": (((6, 4),), [(2, 4, 6), (4,)]),
-    "GroupNorm": ((2, 6), [(2, 5, 4), (6,)]),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "shape"),
-    [(name, args, shape) for name, (args, shapes) in MODULES.items() for shape in shapes],
-    ids=str,
-)
-def test_modules_refuse_as_torch(name, args, shape):
-    """Rank and channel checks of each module, with running statistics as they were."""
-    ours, theirs = (
-        getattr(fastnorm, name)(*args, device=DEVICE),
-        getattr(torch.nn, name)(*args, device=DEVICE),
-    )
-    expected = raised_by(lambda: theirs(x_of(*shape)))
-    found = raised_by(lambda: ours(x_of(*shape)))
-    assert isinstance(found, type(expected)) and isinstance(expected, type(found)), (
-        found,
-        expected,
-    )
-    if getattr(ours, "running_mean", None) is not None:
-        assert (ours.running_mean == 0).all() and (ours.running_var == 1).all()
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 4), (2, 5, 4, 4), (2, 6, 1, 1), (2, 6)], ids=str)
-def test_batch_instance_norm_module_refuses(shape):
-    module = fastnorm.BatchInstanceNorm2d(6, device=DEVICE)
-    with pytest.raises((ValueError, RuntimeError)):
-        module(x_of(*shape))
-    assert (module.running_mean == 0).all() and (module.running_var == 1).all()
-
-
-@pytest.mark.parametrize("args", [(3, 4), (0, 4)], ids=str)
-def test_group_norm_constructor(args):
-    """Refused when built. At zero groups torch divides by zero, a ValueError will do."""
-    theirs = raised_by(lambda: torch.nn.GroupNorm(*args))
-    ours = raised_by(lambda: fastnorm.GroupNorm(*args))
-    assert isinstance(ours, type(theirs) if args[0] else (ZeroDivisionError, ValueError))
-
-
-def test_module_residual_of_another_shape():
-    """The instance-norm modules add a batch to x; the residual is judged as the caller gave it."""
-    module = fastnorm.InstanceNorm2d(6, device=DEVICE)
-    with pytest.raises((RuntimeError, ValueError), match="residual"):
-        module(x_of(6, 4, 4), x_of(1, 6, 4, 4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, assert_close, make_input, running
+from tests.conftest import BACKENDS, LAYOUTS, assert_close, make_input, running
 from tests.norms import (
     ACTIVATIONS,
     NORMS,
@@ -52,8 +52,8 @@ def test_fused_equals_composed(backend, norm, with_residual, activation):
             assert y.stride() == x.stride()
 
 
-@pytest.mark.parametrize("residual_layout", ["contiguous", "channels_last", "sliced", "expanded"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("residual_layout", [*LAYOUTS, "expanded"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_residual_in_any_layout(backend, layout, residual_layout):
     shape = (2, 6, 5, 3)

@@ -9,7 +9,7 @@ import fastnorm.functional as F
 from fastnorm.kernels import geometry, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.kernels.tilings import tiny_tilings
-from tests.norms import OF_ROWS, Torch, call, double, grad_targets, make_params
+from tests.norms import OF_ROWS, STATS, Torch, call, double, grad_targets, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
 
@@ -117,7 +117,7 @@ def check(case, fusion, tier=None):
         # the gradient of rho is a sum of differences of nearly equal x_hat: it cancels
         slack = torch.finfo(x.dtype).eps * x.numel() if name == "rho" else 0.0
         assert_close(ours[name], exact, name, slack)
-    for name in ("running_mean", "running_var"):
+    for name in STATS:
         if p[name] is not None:
             assert_close(p[name], theirs[name], name)
     return launched

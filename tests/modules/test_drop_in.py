@@ -11,9 +11,8 @@ from torch import nn
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.modules.cases import SHAPES, C
 
-C = 4
-SHAPES = {1: (3, C, 5), 2: (3, C, 4, 3), 3: (2, C, 3, 2, 2)}
 # class name, arguments, rank of the spatial part
 DIMENSIONAL = [
     (f"{kind}{d}d", (C,), d) for kind in ("BatchNorm", "InstanceNorm") for d in (1, 2, 3)
@@ -136,11 +135,10 @@ def test_activation_and_residual(backend, name, args, d):
         assert_close(plain(x, residual=residual), before + residual)
 
 
-def test_unknown_activation_is_refused_at_construction_or_call():
-    with pytest.raises(ValueError, match="swoosh"):
-        fastnorm.BatchNorm1d(C, activation="swoosh", device=DEVICE)(
-            make_input((3, C), dtype=torch.float32)
-        )
+@pytest.mark.parametrize(("name", "args", "d"), [*CASES, *BIN])
+def test_unknown_activation_is_refused_at_construction(name, args, d):
+    with pytest.raises(ValueError, match=f"{name} got activation='swoosh'"):
+        getattr(fastnorm, name)(*args, activation="swoosh")
 
 
 @pytest.mark.parametrize(("name", "args", "d"), [c for c in DIMENSIONAL if "Instance" in c[0]])
@@ -250,19 +248,46 @@ def test_batch_instance_norm_equals_functional(backend, training, kwargs):
         assert_close(module.running_var, theirs.running_var)
 
 
-def test_batch_norm_checkpoint_plus_rho():
-    """A BIN state_dict is BN's and rho; loaded strictly, it comes back."""
-    module = bin_module()
-    assert set(module.state_dict()) == {*nn.BatchNorm2d(C).state_dict(), "rho"}
-    module.rho.data.fill_(0.5)
-    other = bin_module()
-    other.load_state_dict(module.state_dict())
-    assert torch.equal(other.rho, module.rho)
-    missing = other.load_state_dict(nn.BatchNorm2d(C).state_dict(), strict=False)
-    assert missing.missing_keys == ["rho"] and not missing.unexpected_keys
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_batch_instance_norm_is_no_batch_norm(d):
+    """What torch looks for when it replaces, folds or synchronises batch norms."""
+    module = getattr(fastnorm, f"BatchInstanceNorm{d}d")(C)
+    assert not isinstance(module, nn.modules.batchnorm._BatchNorm)
+    assert isinstance(module, nn.modules.batchnorm._NormBase)
+    theirs = getattr(nn, f"BatchNorm{d}d")(C)
+    mine, exact = repr(module), repr(theirs)
+    assert mine.removeprefix("BatchInstanceNorm") == exact.removeprefix("BatchNorm")
+    for rank in range(1, 7):
+        x = torch.zeros((2,) * rank)
+        refusals = []
+        for each in (module, theirs):
+            try:
+                each._check_input_dim(x)
+                refusals.append(None)
+            except ValueError as error:
+                refusals.append(str(error))
+        assert refusals[0] == refusals[1], rank
 
 
 def test_functional_and_module_agree_on_defaults():
     x = make_input(SHAPES[2])
     assert torch.equal(fastnorm.InstanceNorm2d(C)(x), F.instance_norm(x))
     assert torch.equal(fastnorm.GroupNorm(2, C, affine=False)(x), F.group_norm(x, 2))
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_of_a_sum(backend, name):
+    """torch.nn's parameters, repr aside the name, and checkpoints, both ways."""
+    theirs = getattr(nn, name)(5, device=DEVICE, dtype=torch.float64)
+    for i, p in enumerate(theirs.parameters()):
+        p.data.copy_(make_input(p.shape, seed=i) * 0.3 + 1)
+    ours = getattr(fastnorm, f"Add{name}")(5, device=DEVICE, dtype=torch.float64)
+    assert isinstance(ours, type(theirs)) and repr(ours) == f"Add{theirs!r}"
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x, residual = (make_input((3, 4, 5), seed=s) for s in (0, 7))
+    with running(backend):
+        y, total = ours(x, residual)
+    assert_close(y, theirs(x + residual))
+    assert_close(total, x + residual)

@@ -13,9 +13,7 @@ from torch import nn
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-
-C = 4
-SHAPES = {1: (3, C, 5), 2: (3, C, 4, 3), 3: (2, C, 3, 2, 2)}
+from tests.modules.cases import SHAPES, C
 
 
 def module_of(d=2, **kwargs):

@@ -39,7 +39,7 @@ def check_against_definition(cls, backend, layout, activation, with_residual, dt
     also_x = x.detach().double().requires_grad_()
     also_residual = None if residual is None else residual.detach().double().requires_grad_()
     truth = results(
-        lambda: Torch._finish(exact.definition(also_x), activation, also_residual),
+        lambda: Torch.finish(exact.definition(also_x), activation, also_residual),
         exact, also_x, also_residual, dy.double(),
     )  # fmt: skip
     with running(backend) as launched:

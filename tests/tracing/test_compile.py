@@ -1,81 +1,25 @@
-"""torch.compile, export, make_fx, jit.trace, meta and fake tensors: no break, no difference."""
+"""torch.compile: no break, no second compilation, no difference."""
 
 import copy
-import io
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import fastnorm
 import fastnorm.functional as F
-from fastnorm.kernels import launch
 from tests.conftest import DEVICE, make_input, running, slow_unless
-
-MODULES = {
-    "bn": lambda: fastnorm.BatchNorm2d(6, activation="relu"),
-    "bn_cumulative": lambda: fastnorm.BatchNorm2d(6, momentum=None),
-    "bn_plain": lambda: fastnorm.BatchNorm2d(6, affine=False, track_running_stats=False),
-    "in": lambda: fastnorm.InstanceNorm2d(6, affine=True),
-    "in_tracked": lambda: fastnorm.InstanceNorm2d(6, track_running_stats=True),
-    "bin": lambda: fastnorm.BatchInstanceNorm2d(6),
-    "mean_only": lambda: fastnorm.MeanOnlyBatchNorm2d(6, momentum=None, activation="relu"),
-    "ln": lambda: fastnorm.LayerNorm([5, 3], activation="gelu"),
-    "rms": lambda: fastnorm.RMSNorm([5, 3], activation="relu"),
-    "gn": lambda: fastnorm.GroupNorm(2, 6, activation="silu"),
-}
-SHAPE = (4, 6, 5, 3)
-# Compiled, the aten backend is torch's own operators: float32 in another order of operations.
-DIFFERENCE = {"triton": 0.0, "aten": 1e-5, "reference": 1e-5}
-
-
-class Net(torch.nn.Module):
-    """Every norm after a convolution, with a residual, in a model that can be exported."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 6, 3)
-        self.bn = fastnorm.BatchNorm2d(6, activation="relu")
-        self.gn = fastnorm.GroupNorm(2, 6, activation="relu")
-        self.bin = fastnorm.BatchInstanceNorm2d(6)
-        self.inorm = fastnorm.InstanceNorm2d(6, affine=True)
-        self.ln = fastnorm.LayerNorm(6)
-
-    def forward(self, x):
-        y = self.inorm(self.bn(self.conv(x)))
-        y = self.bin(self.gn(y, residual=y))
-        return self.ln(y.mean((2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
-
-
-def image(batch, requires_grad=False):
-    return make_input(
-        (batch, 3, 9, 9), dtype=torch.float32, seed=batch, requires_grad=requires_grad
-    )
-
-
-def state_and_gradients(module):
-    return [*(p.grad for p in module.parameters()), *module.buffers()]
-
-
-def loss(y):
-    """Whose gradient is not nearly 0 after a norm, as that of the mean square is."""
-    return (y * torch.arange(y.numel(), device=y.device).sin().view_as(y)).mean()
-
-
-def difference(ours, others):
-    pairs = zip(ours, others, strict=True)
-    return max(((a.detach() - b.detach()).abs().max().item() for a, b in pairs), default=0.0)
+from tests.tracing.nets import (
+    DIFFERENCE,
+    MODULES,
+    SHAPE,
+    Net,
+    difference,
+    image,
+    loss,
+    state_and_gradients,
+)
 
 
 def train_side_by_side(module, compiled, batches, sample):
@@ -201,89 +145,6 @@ def test_rho_is_projected_in_compiled_training(backend):
     rho, also_rho = (dict(m.named_parameters())["rho"] for m in (module, twin))
     assert rho.max() > 1.0, "no step left [0, 1]: the test says nothing"
     assert difference([rho], [also_rho]) <= DIFFERENCE[backend]
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("backend", ["triton", "aten"])
-def test_export(backend, train, strict):
-    """A dynamic batch, saved and loaded; five operators, or under aten none of ours."""
-    model = Net().to(DEVICE).train(train)
-    batch = torch.export.Dim("batch", min=2, max=64)
-    with fastnorm.use_backend(backend):
-        program = torch.export.export(
-            model, (image(4),), dynamic_shapes=({0: batch},), strict=strict
-        )
-        program.run_decompositions()
-    ours = [n for n in program.graph.nodes if "fastnorm" in str(n.target)]
-    assert len(ours) == (5 if backend == "triton" else 0)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    with running(backend) if backend == "triton" else fastnorm.use_backend(backend):
-        found = loaded(image(7))
-    with fastnorm.use_backend(backend):
-        expected = model(image(7))
-    assert difference([found], [expected]) <= DIFFERENCE[backend]
-    if train:
-        named = dict(loaded.named_buffers())
-        for name, buffer in model.named_buffers():
-            assert difference([named[name].double()], [buffer.double()]) <= 1e-6, name
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@pytest.mark.parametrize("backend", ["triton", "aten"])
-def test_make_fx(backend, mode):
-    def program(x, weight):
-        y = F.batch_norm(x, None, None, weight, weight, True, activation="relu")
-        return torch.autograd.grad(y.square().sum(), [x, weight])
-
-    weight = make_input((6,), dtype=torch.float32, requires_grad=True)
-    x, other = (
-        make_input(s, dtype=torch.float32, requires_grad=True)
-        for s in (SHAPE, SHAPE if mode != "symbolic" else (7, *SHAPE[1:]))
-    )
-    with fastnorm.use_backend(backend):
-        traced = make_fx(program, tracing_mode=mode)(x, weight)
-        targets = [str(n.target) for n in traced.graph.nodes if "fastnorm" in str(n.target)]
-        expected = program(other, weight)
-    names = ["fastnorm.norm_forward.default", "fastnorm.norm_backward.default"]
-    assert targets == (names if backend == "triton" else [])
-    with launch.record() as launched:
-        found = traced(other, weight)
-    assert bool(launched) == (backend == "triton")
-    scale = max(t.abs().max().item() for t in expected)
-    assert difference(found, expected) <= scale * DIFFERENCE[backend]
-
-
-@pytest.mark.parametrize("backend", ["triton", "aten"])
-def test_jit_trace(backend):
-    """Deprecated, still used: what it records must compute, for other batches too."""
-    model = Net().to(DEVICE).eval()
-    with fastnorm.use_backend(backend):
-        traced = torch.jit.trace(model, image(4))
-        assert difference([traced(image(5))], [model(image(5))]) <= DIFFERENCE[backend]
-
-
-@pytest.mark.parametrize("backend", ["auto", "triton", "aten", "reference"])
-def test_meta_and_fake_tensors(backend):
-    """Shapes, strides and gradients without data, without a launch."""
-    with fastnorm.use_backend(backend), launch.record() as launched:
-        model = Net().to("meta")
-        x = torch.empty(4, 3, 9, 9, device="meta", requires_grad=True)
-        model(x).sum().backward()
-        assert x.grad.shape == x.shape and model.bn.weight.grad.shape == (6,)
-        with FakeTensorMode():
-            for layout in (torch.contiguous_format, torch.channels_last):
-                x = torch.empty(SHAPE).to(memory_format=layout)
-                assert F.group_norm(x, 2).stride() == x.stride()
-            with torch.no_grad():
-                x = torch.empty(SHAPE, device="cuda").to(memory_format=torch.channels_last)
-                y = F.batch_norm(x, None, None, training=True, residual=x)
-        assert y.device.type == "cuda"
-        assert y.stride() == x.stride()
-    assert not launched
 
 
 @pytest.mark.parametrize("name", ["grad", "vmap", "per_sample", "jvp", "second"])
