@@ -43,6 +43,9 @@ NO_KERNELS = (
 # float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 
+# For tests with the traffic meter of kernels/traffic.py.
+metered = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what another version of Triton cannot change: `make test-matrix` leaves it out."""
@@ -86,8 +89,14 @@ def epsilon_term(dtype: torch.dtype, truth: torch.Tensor) -> float:
 def assert_close(
     actual: torch.Tensor, truth: torch.Tensor, what: str = "", slack: float = 0.0
 ) -> None:
-    """|actual - truth| <= the table's term for actual's dtype + slack, element by element."""
+    """|actual - truth| <= the table's term for actual's dtype + slack, element by element.
+
+    Integers, as a state_dict has them, are equal.
+    """
     assert actual.shape == truth.shape, f"{what}: shape {actual.shape}, expected {truth.shape}"
+    if not truth.is_floating_point():
+        assert torch.equal(actual, truth), f"{what}: {actual}, expected {truth}"
+        return
     exact = truth.detach().double()
     bound = epsilon_term(actual.dtype, exact) + slack
     if exact.numel():

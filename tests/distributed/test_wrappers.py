@@ -67,9 +67,6 @@ def test_wrapped_models_train_as_one_process_does(pair, alone, backend, wrapper)
         own_buffers = rank == 0 or wrapper != "ddp"
         for key in truth["state"] if own_buffers else names:
             mine, exact = found["state"][key], truth["state"][key]
-            if exact.is_floating_point():
-                assert_close(mine, exact, f"{key} of rank {rank}", slack=1e-11)
-            else:
-                assert torch.equal(mine, exact), key
+            assert_close(mine, exact, f"{key} of rank {rank}", slack=1e-11)
         if own_buffers:
             assert_close(found["y"], truth["y"], f"evaluation of rank {rank}", slack=1e-10)

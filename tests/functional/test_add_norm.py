@@ -32,7 +32,7 @@ from tests.functional.sums import (
     make,
     results,
 )
-from tests.kernels.tilings import tiny_tilings
+from tests.kernels.tilings import interpreted, tiny_tilings
 
 
 @pytest.mark.parametrize("use", [(True, True), (True, False), (False, True)], ids=str)
@@ -72,6 +72,7 @@ KERNELS = {
 }
 
 
+@interpreted
 @pytest.mark.parametrize("tier", TINY)
 @each_norm
 def test_every_tier(norm, tier):

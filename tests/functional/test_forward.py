@@ -1,4 +1,4 @@
-"""Forward values against the definition in float64 numpy: shapes, layouts, dtypes."""
+"""Values against the definition in float64 numpy, or torch: shapes, layouts, dtypes, arguments."""
 
 import math
 
@@ -47,7 +47,7 @@ def has_one_value(norm, shape):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forward_equals_definition(backend, norm, shape):
     if has_one_value(norm, shape):
-        pytest.skip("an error: test_errors")
+        pytest.skip("an error: test_errors.py")
     p = make_params(norm, shape)
     for layout in LAYOUTS:
         x = make_input(shape, layout)
@@ -231,6 +231,44 @@ def test_worked_example(backend):
     assert torch.allclose(ours["bn"], expected(*bn), atol=2e-3)
     assert torch.allclose(ours["ln"], expected(*ln), atol=2e-3)
     assert torch.allclose(ours["gn"], expected(*gn, (3, 4, 1)), atol=2e-3)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_instance_norm_ends_are_its_parts(backend, training, rho):
+    """rho = 1 is batch norm, rho = 0 instance norm, in between a mix; without statistics too."""
+    shape = (3, 5, 4, 2)
+    x, p = make_input(shape), make_params("bin_eval", shape)
+    stats, theirs = ([p[name].clone() for name in STATS] for _ in range(2))
+    mix = torch.full((5,), rho, dtype=torch.float64, device=DEVICE)
+    parts = TF.batch_norm(x, *theirs, training=training), TF.instance_norm(x)
+    with running(backend):
+        y = F.batch_instance_norm(x, *stats, mix, training=training)
+        stateless = F.batch_instance_norm(x, None, None, mix, training=True)
+    assert_close(y, rho * parts[0] + (1 - rho) * parts[1])
+    over_batch = TF.batch_norm(x, None, None, training=True)
+    assert_close(stateless, rho * over_batch + (1 - rho) * parts[1])
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eps(backend, eps):
+    """eps is added to the variance, under the root; 0 is allowed wherever torch allows it."""
+    x, p = make_input((3, 5, 4, 2)), make_params("bn_eval", (3, 5, 4, 2))
+    stats = [p[name] for name in STATS]
+    with running(backend):
+        pairs = [
+            (F.batch_norm(x, *stats, eps=eps), TF.batch_norm(x, *stats, eps=eps)),
+            (F.instance_norm(x, eps=eps), TF.instance_norm(x, eps=eps)),
+            (F.layer_norm(x, (4, 2), eps=eps), TF.layer_norm(x, (4, 2), eps=eps)),
+            (F.group_norm(x, 5, eps=eps), TF.group_norm(x, 5, eps=eps)),
+        ]
+        if eps > 0:
+            ours = F.batch_norm(x, None, None, training=True, eps=eps)
+            pairs.append((ours, TF.batch_norm(x, None, None, training=True, eps=eps)))
+    for ours, theirs in pairs:
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -20,9 +20,11 @@ from tests.conftest import (
     assert_close,
     assert_no_worse,
     make_input,
+    metered,
     running,
 )
-from tests.kernels.tilings import tiny_tilings
+from tests.kernels import traffic
+from tests.kernels.tilings import interpreted, tiny_tilings
 
 FORWARD, BACKWARD = "weight_norm_kernel", "weight_norm_backward_kernel"
 # (shape of v, dim)
@@ -166,7 +168,7 @@ def test_layouts(backend, layout, dim):
         assert ours["w"].stride() == ours["v"].stride() == v.stride()
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_tiny_tiles(dtype):
     """Many programs of several rows, the last with a remainder; rows of several tiles."""
@@ -267,11 +269,9 @@ def test_torch_function_is_called():
         assert not launched
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
+@metered
 def test_traffic(monkeypatch):
     """Forward reads v and writes w; backward reads dw and v and writes dv: rows of one tile."""
-    from tests.kernels import traffic
-
     v, g, dw = tensors_of((64, 16, 8, 8), 0, torch.float32, requires_grad=True)
     v, dw = (t.detach().to(memory_format=torch.channels_last) for t in (v, dw))
     v.requires_grad_()

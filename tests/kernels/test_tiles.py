@@ -7,11 +7,11 @@ import torch
 
 import fastnorm.functional as F
 from fastnorm.kernels import geometry, tiers
-from tests.conftest import DEVICE, assert_close, make_input, running
-from tests.kernels.tilings import tiny_tilings
+from tests.conftest import assert_close, make_input, running
+from tests.kernels.tilings import interpreted, tiny_tilings
 from tests.norms import OF_ROWS, STATS, Torch, call, double, grad_targets, make_params
 
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
+pytestmark = interpreted
 
 
 class Case(NamedTuple):

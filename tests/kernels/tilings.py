@@ -21,6 +21,7 @@ from fastnorm.kernels import (
     tiers,
     weight,
 )
+from tests.conftest import DEVICE
 
 PLANS = (
     channels.forward_plan,
@@ -36,6 +37,8 @@ ROW_SIZES = {
     "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": 64, "TILE": 32, "BACKWARD_TILE": 64,
     "SLICE": 32, "BACKWARD_SLICE": 16,
 }  # fmt: skip
+
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
 
 
 @contextlib.contextmanager

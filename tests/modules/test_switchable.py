@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnorm
-from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, running
+from tests.conftest import BACKENDS, DEVICE, LAYOUTS, assert_close, make_input, metered, running
 from tests.kernels import traffic
 
 SHAPE = (3, 4, 5, 3)
@@ -96,6 +96,7 @@ def test_running_statistics(backend, momentum):
     assert module.num_batches_tracked == 0 and (module.running_var == 1).all()
 
 
+@metered
 def test_one_pass_for_three_statistics():
     """3 S forward and 5 S backward, as for any one of them."""
     shape = (8, 16, 32, 32)
