@@ -88,9 +88,10 @@ def test_gpu_targets_say_what_is_missing(missing, words):
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_alone(wheel):
-    modules = {f"fastnorm/{path.name}" for path in (ROOT / "fastnorm").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastnorm").rglob("*.py")}
     kernels = {f"fastnorm/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    assert "fastnorm/__main__.py" in modules and "fastnorm/kernels/launch.py" in kernels
+    assert modules >= {"fastnorm/__main__.py", "fastnorm/modules/batch.py"}
+    assert "fastnorm/kernels/launch.py" in kernels
     info = ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")
     expected = modules | kernels | {"fastnorm/py.typed"} | {f"{NAME}.dist-info/{n}" for n in info}
     assert set(contents(wheel)) == expected
