@@ -33,7 +33,7 @@ test-all: env  ## run all tests
 # without Triton (no_kernel: tests/conftest.py marks them) would show what make test does.
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
-SMOKE := tests/test_functional.py tests/test_modules.py tests/kernels/test_compile.py
+SMOKE := tests/functional/test_forward.py tests/modules/test_drop_in.py tests/kernels/test_compile.py
 test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels' tests with an older Triton, some with the oldest
 	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
 	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
@@ -77,7 +77,7 @@ PART_SECONDS := 580
 ifdef REHEARSE
 export TRITON_INTERPRET := 1
 export OMP_NUM_THREADS := 1
-GPU_TESTS := -n 2 tests/test_functional.py
+GPU_TESTS := -n 2 tests/functional/test_forward.py
 GPU_CASES := --tiny
 GPU_PLOT := --rehearsal
 else

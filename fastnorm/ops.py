@@ -175,6 +175,7 @@ def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable(*args: Any) -> Tensor:
     tensors, spec = args[:7], NormSpec(*args[7:])
+    _refuse_bias("norm", spec, tensors[3])
     if transformed():  # a transform inside a compiled program: no Function of Python's can enter
         return formula(spec, *tensors)
     wanted = any(t is not None and t.requires_grad for t in tensors[:5])
@@ -186,6 +187,7 @@ def _differentiable(*args: Any) -> Tensor:
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     tensors, spec = args[:7], NormSpec(*args[7:])
+    _refuse_bias("norm", spec, tensors[3])
 
     def call(*inputs: Any) -> Tensor:
         *tensors, spec, _ = inputs
@@ -239,6 +241,7 @@ def _fake_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 def _differentiable_add(*args: Any) -> tuple[Tensor, Tensor]:
     tensors, (norm, groups, eps) = args[:4], args[4:]
     spec = NormSpec(norm, groups, eps=eps)
+    _refuse_bias("add_norm", spec, tensors[3])
     if transformed():
         return add_formula(spec, *tensors)
     wanted = any(t is not None and t.requires_grad for t in tensors)
@@ -252,11 +255,22 @@ def _batched_add(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     tensors, (norm, groups, eps) = args[:4], args[4:]
+    spec = NormSpec(norm, groups, eps=eps)
+    _refuse_bias("add_norm", spec, tensors[3])
 
     def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return add_formula(NormSpec(norm, groups, eps=eps), *tensors)
+        return add_formula(spec, *tensors)
 
     return torch.vmap(call, tuple(in_dims[:4]))(*tensors), (0, 0)
+
+
+def _refuse_bias(op: str, spec: NormSpec, bias: Tensor | None) -> None:
+    """Of what `fastnorm.functional` cannot ask for, the one thing with a gradient nobody writes."""
+    if spec.norm == "rms" and bias is not None:
+        raise RuntimeError(
+            f"fastnorm::{op} got a bias for norm='rms', which has none: pass bias=None and add the "
+            "bias to the result"
+        )
 
 
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ in the environment before any kernel is imported, hence the assignment right bel
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,9 @@ NO_KERNELS = (
 # is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
 # float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+
+# For tests with the traffic meter of kernels/traffic.py.
+metered = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,13 +89,36 @@ def epsilon_term(dtype: torch.dtype, truth: torch.Tensor) -> float:
 def assert_close(
     actual: torch.Tensor, truth: torch.Tensor, what: str = "", slack: float = 0.0
 ) -> None:
-    """|actual - truth| <= the table's term for actual's dtype + slack, element by element."""
+    """|actual - truth| <= the table's term for actual's dtype + slack, element by element.
+
+    Integers, as a state_dict has them, are equal.
+    """
     assert actual.shape == truth.shape, f"{what}: shape {actual.shape}, expected {truth.shape}"
+    if not truth.is_floating_point():
+        assert torch.equal(actual, truth), f"{what}: {actual}, expected {truth}"
+        return
     exact = truth.detach().double()
     bound = epsilon_term(actual.dtype, exact) + slack
     if exact.numel():
         error = (actual.detach().double() - exact).abs().max().item()
         assert error <= bound, f"{what}: error {error:.3e} exceeds {bound:.3e}"
+
+
+def assert_no_worse(
+    actual: torch.Tensor, torchs: torch.Tensor, truth: torch.Tensor, what: str = ""
+) -> None:
+    """THE rule of precision: our error <= 2 x torch's own at that dtype + the table's term."""
+    torchs_error = (torchs.detach().double() - truth.detach().double()).abs().max().item()
+    assert_close(actual, truth, f"{what}, torch's own error {torchs_error:.3e}", 2 * torchs_error)
+
+
+def raised_by(function: Callable[[], Any]) -> Exception:
+    """The exception that function() raises; failing if it raises none."""
+    try:
+        function()
+    except Exception as error:
+        return error
+    pytest.fail("nothing was raised")
 
 
 def with_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
@@ -128,6 +156,27 @@ def make_input(
         return one.to(DEVICE, dtype).expand(tuple(shape))
     x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * std + mean
     return with_layout(x.to(DEVICE, dtype), layout).detach().requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def autocast_of_cuda() -> Iterator[None]:
+    """CUDA's autocast without a GPU, which torch.autocast would not switch on: for fake tensors."""
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in an environment without fastnorm's variables but those given."""
+    from fastnorm.__main__ import VARIABLES
+
+    env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=280
+    )
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ AFFINE = ("full", "weight", "none")
 ACTIVATIONS = ("relu", "silu", "gelu")
 EPS = 1e-5
 GRADS = ("weight", "bias", "rho")  # the parameters that have a gradient
+STATS = ("running_mean", "running_var")
 Params = dict[str, torch.Tensor | None]
 
 
@@ -40,7 +41,7 @@ class Torch:
     """torch.nn.functional plus `activation`, `residual`, batch-instance norm: step by step."""
 
     @staticmethod
-    def _finish(
+    def finish(
         y: torch.Tensor, activation: str | None, residual: torch.Tensor | None
     ) -> torch.Tensor:
         y = y if residual is None else y + residual
@@ -48,25 +49,25 @@ class Torch:
 
     @classmethod
     def batch_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
-        return cls._finish(TF.batch_norm(*args, **kwargs), activation, residual)
+        return cls.finish(TF.batch_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def instance_norm(
         cls, *args: Any, activation=None, residual=None, **kwargs: Any
     ) -> torch.Tensor:
-        return cls._finish(TF.instance_norm(*args, **kwargs), activation, residual)
+        return cls.finish(TF.instance_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def layer_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
-        return cls._finish(TF.layer_norm(*args, **kwargs), activation, residual)
+        return cls.finish(TF.layer_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def rms_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
-        return cls._finish(TF.rms_norm(*args, **kwargs), activation, residual)
+        return cls.finish(TF.rms_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def group_norm(cls, *args: Any, activation=None, residual=None, **kwargs: Any) -> torch.Tensor:
-        return cls._finish(TF.group_norm(*args, **kwargs), activation, residual)
+        return cls.finish(TF.group_norm(*args, **kwargs), activation, residual)
 
     @classmethod
     def mean_only_batch_norm(
@@ -86,7 +87,7 @@ class Torch:
             running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
         y = x - mean.view(per_channel)
         y = y if bias is None else y + bias.view(per_channel)
-        return cls._finish(y.to(x.dtype), activation, residual)
+        return cls.finish(y.to(x.dtype), activation, residual)
 
     @classmethod
     def batch_instance_norm(
@@ -113,7 +114,7 @@ class Torch:
         y = mix * over_batch + (1 - mix) * over_instance
         y = y if weight is None else y * weight.view(per_channel)
         y = y if bias is None else y + bias.view(per_channel)
-        return cls._finish(y.to(x.dtype), activation, residual)
+        return cls.finish(y.to(x.dtype), activation, residual)
 
 
 def groups_of(channels: int) -> int:
@@ -136,7 +137,7 @@ def make_params(
     def draw(offset: int, size: tuple[int, ...]) -> torch.Tensor:
         return make_input(size, dtype=dtype, seed=seed + offset)
 
-    params: Params = dict.fromkeys(("weight", "bias", "rho", "running_mean", "running_var"))
+    params: Params = dict.fromkeys((*GRADS, *STATS))
     if affine in ("full", "weight") and not norm.startswith("mean"):
         params["weight"] = draw(1, per_element) * 0.3 + 1.1
     if affine == "full" and norm != "rms":
@@ -198,7 +199,7 @@ def numpy_norm(norm: str, x: torch.Tensor, p: Params, eps: float = EPS) -> torch
         return centred / np.sqrt((centred**2).mean(axis=axes, keepdims=True) + eps)
 
     def by_stats() -> np.ndarray:
-        mean, var = (arrays[k][None, :, None] for k in ("running_mean", "running_var"))
+        mean, var = (arrays[k][None, :, None] for k in STATS)
         return (flat - mean) / np.sqrt(var + eps)
 
     if norm in ("bn_train", "bn_no_stats"):

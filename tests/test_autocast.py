@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnorm
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.conftest import BACKENDS, DEVICE, assert_close, autocast_of_cuda, make_input, running
 from tests.norms import NORMS, OF_ROWS, Torch, call, make_params
 
 SHAPE = (4, 6, 5, 3)
@@ -39,22 +39,16 @@ def test_dtypes_are_torchs(backend, norm, dtype):
 @pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "ln", "rms", "gn"])
 def test_cuda_rules(norm, dtype):
     """CUDA's lists on any machine: shapes and dtypes are all that a fake tensor has."""
-    parameters = ("weight", "bias", "rho", "running_mean", "running_var")
     p = make_params(norm, SHAPE, torch.float32)
     with FakeTensorMode():
         x = torch.empty(SHAPE, dtype=dtype, device="cuda")
-        p = {
-            k: None if p[k] is None else torch.empty(p[k].shape, device="cuda") for k in parameters
-        }
-        torch.set_autocast_enabled("cuda", True)  # torch.autocast would not without a GPU
-        try:
+        p = {k: None if t is None else torch.empty(t.shape, device="cuda") for k, t in p.items()}
+        with autocast_of_cuda():
             with fastnorm.use_backend("auto"):
                 y = call(F, norm, x, p, residual=x)
             # torch's own fake batch norm cannot update running statistics on a missing GPU.
             p.update(running_mean=None, running_var=None)
             expected = call(Torch, norm, x, p, residual=x) if norm[:3] != "bin" else x
-        finally:
-            torch.set_autocast_enabled("cuda", False)
     assert y.dtype == expected.dtype
     assert (y.dtype == torch.float32) == (norm in (*OF_ROWS, "gn"))
 

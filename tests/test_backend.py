@@ -1,10 +1,7 @@
 """Which implementation serves a call: the setting, its scope, the environment, the refusals."""
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ import fastnorm
 import fastnorm.functional as F
 from fastnorm import backend
 from fastnorm.kernels import launch
-from tests.conftest import DEVICE, make_input
+from tests.conftest import DEVICE, in_a_process, make_input
 
 NAMES = ("auto", "triton", "aten", "reference")
 
@@ -26,19 +23,9 @@ def restored():
     fastnorm.set_backend(before)
 
 
-def in_a_process(code, **environment):
-    """stdout of `code` run by a fresh interpreter; None as a value unsets the variable."""
-    env = {k: v for k, v in os.environ.items() if k not in ("FASTNORM_BACKEND", "TRITON_INTERPRET")}
-    env |= {k: v for k, v in environment.items() if v is not None}
-    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def printed_by(code, **environment):
+    """stdout of `code` run by a fresh interpreter."""
+    done = in_a_process("-c", code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -102,8 +89,8 @@ def test_reference_namespace_ignores_the_setting():
 
 def test_the_initial_backend():
     code = "import fastnorm; print(fastnorm.get_backend())"
-    assert in_a_process(code) == "auto"
-    assert in_a_process(code, FASTNORM_BACKEND="reference") == "reference"
+    assert printed_by(code) == "auto"
+    assert printed_by(code, FASTNORM_BACKEND="reference") == "reference"
 
 
 def test_unknown_backend_in_the_environment():
@@ -112,7 +99,7 @@ def test_unknown_backend_in_the_environment():
         "try:\n import torch, fastnorm\n fastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
         "except ValueError as e: print(e)"
     )
-    message = in_a_process(code, FASTNORM_BACKEND="tritn")
+    message = printed_by(code, FASTNORM_BACKEND="tritn")
     assert "tritn" in message and "aten" in message
 
 
@@ -123,7 +110,7 @@ def test_triton_on_the_cpu_needs_the_interpreter():
         "try: fastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
         "except RuntimeError as e: print(e)"
     )
-    message = in_a_process(code)
+    message = printed_by(code)
     assert "TRITON_INTERPRET=1" in message and "aten" in message
 
 
@@ -133,13 +120,13 @@ def test_import_loads_no_kernel():
         "import sys, torch, fastnorm\nfastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
         "print([m for m in sys.modules if m.startswith('fastnorm.kernels.')])"
     )
-    assert in_a_process(code) == "[]"
+    assert printed_by(code) == "[]"
     code = (
         "import os, torch, fastnorm\nos.environ['TRITON_INTERPRET'] = '1'\n"
         "fastnorm.set_backend('triton')\n"
         "print(fastnorm.functional.layer_norm(torch.ones(2, 3), (3,)).abs().max().item())"
     )
-    assert in_a_process(code) == "0.0"
+    assert printed_by(code) == "0.0"
 
 
 def test_record_nests():

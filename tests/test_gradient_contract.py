@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, assert_close, make_input, running
+from tests.conftest import BACKENDS, LAYOUTS, assert_close, make_input, running
 from tests.norms import (
     GRADS,
     NORMS,
@@ -133,7 +133,7 @@ def test_dx_keeps_memory_format(backend, norm, shape):
     """
     p = make_params(norm, shape, requires_grad=True)
     for layout in ("contiguous", "channels_last"):
-        for dy_layout in ("contiguous", "channels_last", "sliced"):
+        for dy_layout in LAYOUTS:
             x = make_input(shape, layout, requires_grad=True)
             dy = make_input(shape, dy_layout, seed=8)
             with running(backend):
@@ -145,7 +145,7 @@ def test_dx_keeps_memory_format(backend, norm, shape):
                 assert_close(ours[name], exact, f"{name} of {layout} x and {dy_layout} dy")
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_expanded_dy(backend, norm, layout):

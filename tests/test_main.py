@@ -2,9 +2,7 @@
 
 import importlib.metadata
 import inspect
-import os
 import platform
-import subprocess
 import sys
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 import fastnorm
 from fastnorm import __main__ as main_module
 from fastnorm import aten, functional, kernels, selfcheck
-from tests.conftest import DEVICE
+from tests.conftest import DEVICE, in_a_process
 
 FEW = ("batch-instance norm", "group norm + residual, ReLU", "add RMS norm")
 ON_GPU = DEVICE == "cuda"
@@ -32,15 +30,6 @@ def outcomes(output):
     """(name, verdict) of each check's line."""
     lines = output.splitlines()
     return [(n, line.split()[-1]) for line in lines for n in FEW if line.startswith(f"  {n}  ")]
-
-
-def in_a_process(arguments, **environment):
-    """`python ARGUMENTS` in an environment without our variables but those given."""
-    env = {k: v for k, v in os.environ.items() if k not in main_module.VARIABLES}
-    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
-    return subprocess.run(
-        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=280
-    )
 
 
 def test_report(few, capsys, monkeypatch):
@@ -180,7 +169,7 @@ def test_kernels_that_cannot_be_imported(few, capsys, monkeypatch):
 
 def test_unknown_backend_in_the_environment():
     """fastnorm cannot be imported: the last line says why."""
-    done = in_a_process(["-m", "fastnorm"], FASTNORM_BACKEND="tritn")
+    done = in_a_process("-m", "fastnorm", FASTNORM_BACKEND="tritn")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ValueError: unknown FASTNORM_BACKEND 'tritn'")
 
@@ -196,11 +185,12 @@ def test_arguments(few, capsys, monkeypatch, argument, code):
 def test_the_interpreter_is_switched_on():
     """In a fresh process, with nothing in the environment; what was found there is reported."""
     done = in_a_process(
-        ["-c", "import sys; from fastnorm import __main__, selfcheck\n"
-         "assert 'triton' not in sys.modules\n"
-         "selfcheck.NORMS = selfcheck.NORMS[-1:]\n"
-         "sys.exit(__main__.main())"],
-    )  # fmt: skip
+        "-c",
+        "import sys; from fastnorm import __main__, selfcheck\n"
+        "assert 'triton' not in sys.modules\n"
+        "selfcheck.NORMS = selfcheck.NORMS[-1:]\n"
+        "sys.exit(__main__.main())",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TRITON_INTERPRET  not set" in done.stdout and "triton on the" in done.stdout
     assert ("in Triton's interpreter" in done.stdout) != ON_GPU
@@ -208,6 +198,6 @@ def test_the_interpreter_is_switched_on():
 
 @pytest.mark.slow  # 10 s alone on a core
 def test_all_of_it():
-    done = in_a_process(["-m", "fastnorm"], OMP_NUM_THREADS="1")
+    done = in_a_process("-m", "fastnorm", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("  ok\n") > 60 and done.stdout.endswith("\nall ok\n")

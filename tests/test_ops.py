@@ -148,3 +148,27 @@ def test_counters_are_the_calls_own(monkeypatch):
     assert launched and not launch._counters
     fastnorm.functional.instance_norm(args[0], *args[5:7])
     assert launch._counters, "this norm uses no counters: the test says nothing"
+
+
+def test_a_bias_of_rms_norm_is_refused():
+    """A call by hand: the kernel would add it, the formula not, and nobody writes its gradient."""
+    x, bias = make_input(SHAPE, dtype=torch.float32), torch.ones(SHAPE[2:], device=DEVICE)
+    args = list(arguments("rms", True, None, False, "contiguous", False))
+    args[3] = bias
+    calls = {
+        "norm": lambda x, bias: torch.ops.fastnorm.norm(x, *args[1:3], bias, *args[4:]),
+        "add_norm": lambda x, bias: torch.ops.fastnorm.add_norm(x, x, None, bias, "rms", 2, EPS),
+    }
+    for name, call in calls.items():
+        transforms = {
+            "plain": lambda call=call: call(x, bias),
+            "differentiable": lambda call=call: call(x.clone().requires_grad_(), bias),
+            "vmap": lambda call=call: torch.vmap(call, (0, None))(x[None], bias),
+            "vmap of biases": lambda call=call: torch.vmap(call)(x[None], bias[None]),
+        }
+        for how, transformed in transforms.items():
+            with launch.record() as launched, pytest.raises(RuntimeError) as caught:
+                transformed()
+            message = f"fastnorm::{name} got a bias for norm='rms', which has none"
+            assert message in str(caught.value) and "bias=None" in str(caught.value), (name, how)
+            assert not launched

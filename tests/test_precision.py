@@ -17,11 +17,21 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, DEVICE, combinations, epsilon_term, make_input, running
+from tests.conftest import (
+    BACKENDS,
+    DEVICE,
+    LAYOUTS,
+    assert_no_worse,
+    combinations,
+    make_input,
+    running,
+)
 from tests.norms import (
     EPS,
+    GRADS,
     NORMS,
     OF_ROWS,
+    STATS,
     Params,
     Torch,
     double,
@@ -31,13 +41,12 @@ from tests.norms import (
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINING = ("bn_train", "in", "bin_train", "ln", "rms", "gn")
-STATS = ("running_mean", "running_var")
 SHAPE = (2, 6, 8, 5)
 
 
 def copy_params(p: Params, dtype: torch.dtype | None = None) -> Params:
     copied = {k: None if v is None else v.detach().clone() for k, v in p.items()}
-    for name in ("weight", "bias", "rho"):
+    for name in GRADS:
         if copied[name] is not None:
             copied[name] = copied[name].to(dtype or copied[name].dtype).requires_grad_()
     return copied
@@ -71,11 +80,7 @@ def check(backend, norm, x, dy, **kwargs):
         ours = results(F, norm, x, copy_params(p), dy, **kwargs)
     for name, exact in truth.items():
         assert ours[name].dtype == (x.dtype if name in ("y", "x") else torch.float32), name
-        error, theirs = ((r[name].double() - exact).abs().max().item() for r in (ours, torchs))
-        allowed = 2 * theirs + epsilon_term(ours[name].dtype, exact)
-        assert error <= allowed, (
-            f"{name}: error {error:.3e}, torch's own {theirs:.3e}, allowed {allowed:.3e}"
-        )
+        assert_no_worse(ours[name], torchs[name], exact, name)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_mean_over_std(backend, norm, dtype, ratio):
     check(backend, norm, x, dy)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_sums_do_not_overflow(backend, norm, layout):

@@ -6,7 +6,7 @@ import torch
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
-from tests.norms import NORMS, Torch, call, double, forward_backward, make_params
+from tests.norms import NORMS, STATS, Torch, call, double, forward_backward, make_params
 
 SHAPE = (2, 6, 4, 3)
 
@@ -149,7 +149,7 @@ def test_bfloat16_parameters_beside_float64(norm):
         ours = forward_backward(F, norm, x, p, dy)
     for name, exact in forward_backward(Torch, norm, x, theirs, dy).items():
         assert_close(ours[name], exact, name)
-    for name in ("running_mean", "running_var"):
+    for name in STATS:
         if p[name] is not None:
             assert_close(p[name], theirs[name], name)
 

@@ -9,7 +9,7 @@ import fastnorm
 import fastnorm.functional as F
 from fastnorm.kernels import launch
 from tests.conftest import BACKENDS, assert_close, make_input, running
-from tests.norms import NORMS, OF_ROWS, Torch, call, make_params
+from tests.norms import GRADS, NORMS, OF_ROWS, STATS, Torch, call, make_params
 
 SHAPE = (4, 6, 5)
 B = 3
@@ -19,7 +19,7 @@ FUSED = {"activation": "silu"}
 def tensors_of(norm, batched=()):
     """x, weight, bias and rho (where the norm has one), those in `batched` B times."""
     params = make_params(norm, SHAPE)
-    params = {k: v for k, v in params.items() if k in ("weight", "bias", "rho") and v is not None}
+    params = {k: v for k, v in params.items() if k in GRADS and v is not None}
     shapes = {"x": SHAPE, **{name: tuple(p.shape) for name, p in params.items()}}
     return {
         name: make_input((B, *shape) if name in batched else shape, seed=seed) * 0.3 + 0.8
@@ -30,19 +30,15 @@ def tensors_of(norm, batched=()):
 def loss_of(functional, norm):
     """A scalar function of tensors_of's, statistics constants where the norm has them."""
     constants = make_params(norm, SHAPE)
-    stats = {k: constants[k] for k in ("running_mean", "running_var")}
-    if norm in (
-        "bn_train",
-        "bin_train",
-        "mean_train",
-    ):  # batched inputs may not write to them: tested apart
+    stats = {k: constants[k] for k in STATS}
+    if norm in ("bn_train", "bin_train", "mean_train"):  # batched inputs may not write: see below
         stats = dict.fromkeys(stats)
 
     names = list(tensors_of(norm))[1:]
 
     def loss(x, *parameters):
         given = dict(zip(names, parameters, strict=True))
-        p = {**dict.fromkeys(("weight", "bias", "rho")), **given, **stats}
+        p = {**dict.fromkeys(GRADS), **given, **stats}
         return call(functional, norm, x, p, **FUSED).square().mean()
 
     return loss

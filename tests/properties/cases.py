@@ -14,8 +14,8 @@ import torch
 
 from fastnorm.kernels import tiers
 from tests.conftest import DEVICE, with_layout
-from tests.norms import EPS, NORMS, OF_ROWS, Params
-from tests.tilings import tiny_tilings
+from tests.kernels.tilings import tiny_tilings
+from tests.norms import EPS, GRADS, NORMS, OF_ROWS, STATS, Params
 
 # norms.NORMS, and instance norm that keeps running statistics.
 CALLS = (*NORMS, "in_running")
@@ -84,7 +84,7 @@ class Tensors:
     def leaves(self) -> dict[str, torch.Tensor]:
         """What can have a gradient, by name."""
         every = {"x": self.x, "residual": self.residual, **self.p}
-        names = ("x", "residual", "weight", "bias", "rho")
+        names = ("x", "residual", *GRADS)
         return {name: every[name] for name in names if every[name] is not None}
 
     def given(self) -> dict[str, torch.Tensor]:
@@ -227,7 +227,7 @@ def results(functional: Any, case: Case, t: Tensors) -> dict[str, torch.Tensor]:
     if wanted:
         grads = torch.autograd.grad(y, list(wanted.values()), t.dy)
         found.update(zip(wanted, grads, strict=True))
-    for name in ("running_mean", "running_var"):
+    for name in STATS:
         if t.p[name] is not None:
             found[name] = t.p[name].detach().clone()
     return found

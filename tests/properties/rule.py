@@ -6,18 +6,18 @@ largest result says nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 import fastnorm.functional as F
 from tests.conftest import epsilon_term, running
-from tests.norms import Torch
+from tests.norms import STATS, Torch
 from tests.properties.cases import WRITERS, Case, Tensors, results, tensors, tiled
 from tests.properties.truth import Array, Rounding, RoundingByStep, Truth, as_tensor
 
 ROUNDINGS = 32  # of each argument
-STATS = ("running_mean", "running_var")
 Results = dict[str, torch.Tensor]
 
 
@@ -121,6 +121,14 @@ def torchs(case: Case, t: Tensors) -> Results:
                 raise
     wanted = {name: tensor.dtype for name, tensor in t.given().items()} | {"y": case.dtype}
     return {name: value.to(wanted.get(name)) for name, value in found.items()}
+
+
+def error_of(function: Any) -> Exception | None:
+    try:
+        function()
+    except Exception as error:
+        return error
+    return None
 
 
 def with_weight(case: Case, t: Tensors) -> Tensors:

@@ -5,12 +5,11 @@ import torch
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import running
-from tests.norms import Torch
+from tests.norms import GRADS, Torch
 from tests.properties.cases import Case, results, tensors
 from tests.properties.holds import holds
-from tests.properties.rule import with_weight
+from tests.properties.rule import error_of, with_weight
 from tests.properties.strategies import empty_cases
-from tests.properties.test_running_stats import error_of
 
 
 @holds(case=empty_cases())
@@ -30,7 +29,7 @@ def test_empty(backend: str, case: Case) -> None:
         with running(backend, launches=False):
             ours = results(F, case, t)
         for name, value in ours.items():
-            if name not in before or name in ("weight", "bias", "rho"):
+            if name not in before or name in GRADS:
                 assert value.shape == theirs[name].shape, name
                 assert torch.equal(value.to(wide), theirs[name].nan_to_num()), name
     for name, values in before.items():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import fastnorm.functional as F
 from tests.conftest import running
-from tests.norms import OF_ROWS, Torch
+from tests.norms import OF_ROWS, STATS, Torch
 from tests.properties.cases import WRITERS, Case, call, tensors, tiled
 from tests.properties.holds import holds
 from tests.properties.rule import Judged
@@ -88,7 +88,7 @@ def test_nan_and_inf_stay_in_their_set(
     spared = ~affected(case, target is t.x, index)
     slack = 64 * torch.finfo(y.dtype).eps  # of values about 1
     assert torch.allclose(y[spared].to(wide), unspoilt[spared], slack, slack)
-    for name in ("running_mean", "running_var"):
+    for name in STATS:
         if t.p[name] is not None:
             assert torch.equal(t.p[name].isfinite(), theirs_t.p[name].isfinite()), name
 

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 import fastnorm
 import fastnorm.functional as F
 from tests.conftest import DEVICE, running
-from tests.norms import Torch
+from tests.norms import STATS, Torch
 from tests.properties.cases import WITH_STATS, WRITERS, Case, Tensors, call, tensors, tiled
 from tests.properties.holds import holds
-from tests.properties.rule import Judged
+from tests.properties.rule import Judged, error_of
 from tests.properties.strategies import cases
-
-STATS = ("running_mean", "running_var")
 
 
 @holds(case=cases(norms=WRITERS, needs=(), activation=None, residual=None))
@@ -84,11 +82,3 @@ def refused(backend: str, case: Case, t: Tensors, other: dict[str, Any]) -> None
     if ours is not None:
         for name, values in before.items():
             assert torch.equal(t.p[name], values), f"{name} was written by a call that raised"
-
-
-def error_of(function: Any) -> Exception | None:
-    try:
-        function()
-    except Exception as error:
-        return error
-    return None

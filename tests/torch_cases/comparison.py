@@ -25,7 +25,7 @@ def marks(backend: str, x: Tensor, layout: str, dtype: str) -> list[pytest.MarkD
     """Slow are, in the interpreter alone: programs by the hundred, gaps, formats beside the dtypes.
 
     What stays is every class, option, mode and dtype on both backends, and channels last in fp32;
-    gaps are read by test_functional and test_gradient_contract too.
+    gaps are read by functional/test_forward and test_gradient_contract too.
     """
     large = x.dim() > 0 and (x.shape[0] > 100 or x.numel() > 10_000)
     ordinary = layout == "contiguous" or (layout == "channels_last" and dtype == "fp32")

@@ -1,0 +1,58 @@
+"""Launches that fail: before any of their programs has run, or between two of them."""
+
+import pytest
+
+from fastnorm.kernels import channels, geometry, launch
+from tests.faults.modules import LaunchError
+
+PLANS = (channels.forward_plan, channels.backward_plan)
+
+
+@pytest.fixture
+def fail_at(monkeypatch):
+    """fail_at(n): the nth launch from now on raises before any of its programs runs."""
+    original = launch.Launch.__call__
+
+    def arm(n):
+        left = [n]
+
+        def call(self, *args):
+            left[0] -= 1
+            if left[0] == 0:
+                raise LaunchError(self.name)
+            original(self, *args)
+
+        monkeypatch.setattr(launch.Launch, "__call__", call)
+
+    return arm
+
+
+@pytest.fixture
+def fail_at_program(monkeypatch):
+    """arm(n, i), disarm(): of the nth launch from now on the programs before i run, i raises."""
+    if not launch.INTERPRETED:
+        pytest.skip("only the interpreter stops between two programs")
+    monkeypatch.setattr(geometry, "INTERPRETER_TILE", 128)  # several programs in every launch
+    for plan in PLANS:
+        plan.cache_clear()
+    from triton.runtime.interpreter import interpreter_builder
+
+    original = interpreter_builder.set_grid_idx
+
+    def arm(n, program):
+        left = [n]
+
+        def set_grid_idx(x, y, z):
+            left[0] -= x == 0
+            if left[0] == 0 and x == program:
+                raise KeyboardInterrupt
+            original(x, y, z)
+
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+
+    def disarm():
+        monkeypatch.setattr(interpreter_builder, "set_grid_idx", original)
+
+    yield arm, disarm
+    for plan in PLANS:
+        plan.cache_clear()

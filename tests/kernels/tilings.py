@@ -1,0 +1,86 @@
+"""The interpreter with a GPU's tilings, tiny: many units, members, pieces and tiles in each tier.
+
+The interpreter's own tilings are as large as they can be, for speed, so that the merges of tiles
+and of programs would otherwise never run without a GPU. On a GPU every test runs them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastnorm.kernels import (
+    channels,
+    clusters,
+    geometry,
+    row_geometry,
+    row_plans,
+    rows,
+    tiers,
+    weight,
+)
+from tests.conftest import DEVICE
+
+PLANS = (
+    channels.forward_plan,
+    channels.backward_plan,
+    row_plans.forward_plan,
+    row_plans.backward_plan,
+    row_plans.sum_launch,
+    weight.weight_launch,
+)
+CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
+MULTIPROCESSORS = 2
+ROW_SIZES = {
+    "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": 64, "TILE": 32, "BACKWARD_TILE": 64,
+    "SLICE": 32, "BACKWARD_SLICE": 16,
+}  # fmt: skip
+
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
+
+
+@contextlib.contextmanager
+def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
+    """A GPU's tilings with tiny tiles; yields the tier and geometry of each plan that is made.
+
+    `sizes` are constants of kernels/geometry.py beside those that are tiny anyway.
+    """
+    gpu = SimpleNamespace(INTERPRETED=False)
+    tiny = {"ONE_PROGRAM_TILES": {256: 4, 512: 4, 1024: 4}, "WIDEST_ROW": 16, **sizes}
+    found: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (geometry, row_geometry):
+            patch.setattr(module, "launch", gpu)
+        for name, value in tiny.items():
+            patch.setattr(geometry, name, value)
+        for name, value in ROW_SIZES.items():
+            patch.setattr(row_geometry, name, value)
+        patch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
+        patch.setattr(clusters.ClusterLaunch, "_plan", _few_clusters)
+        for module in (tiers, row_plans):
+            patch.setattr(module, "choose", _recorded(module.choose, found))
+        _forget_plans()
+        try:
+            yield found
+        finally:
+            _forget_plans()
+
+
+def _few_clusters(self, x, tensors, floats):
+    count = max(min(CLUSTERS, self.geometry.units - 1), 1)
+    return count, [self._launch(count, half) for half in (1, 2)]
+
+
+def _recorded(choose, found):
+    def choose_and_record(*args):
+        found.append(choose(*args))
+        return found[-1]
+
+    return choose_and_record
+
+
+def _forget_plans():
+    for plan in PLANS:
+        plan.cache_clear()
