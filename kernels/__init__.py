@@ -20,9 +20,9 @@ imported; `INTERPRETED` says which.
 """
 
 from . import launch, stages, tiers
-from .channels import relu_mask, side_input
+from .channels import side_input
 from .launch import INTERPRETED
-from .norms import add_norm, add_norm_backward, like, norm, norm_backward
+from .norms import add_norm, add_norm_backward, like, norm, norm_backward, relu_mask
 from .weight import weight_norm, weight_norm_backward
 
 __all__ = [

@@ -189,16 +189,21 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
     return "mask" if activation == "relu" else "residual"
 
 
-def relu_mask(side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def channel_relu_mask(side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The booleans that the forward for x packed into `side`, in x's shape."""
     N, C = x.shape[:2]
     view = view_of(x.shape, dense(x).is_contiguous(), x.element_size(), False)
     rows, length = (view.N * view.S, C) if view.channels_last else (N * C, view.S)
-    shifts = torch.arange(8, dtype=torch.uint8, device=x.device)
-    bits = (side.view(rows, -1, 1) >> shifts & 1).view(rows, -1)[:, :length].bool()
+    bits = unpacked(side, rows, length)
     if view.channels_last:
         return bits.view(N, *x.shape[2:], C).movedim(-1, 1)
     return bits.view(x.shape)
+
+
+def unpacked(side: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """The booleans (rows, length) of a mask whose rows are whole bytes."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=side.device)
+    return (side.view(rows, -1, 1) >> shifts & 1).view(rows, -1)[:, :length].bool()
 
 
 def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:

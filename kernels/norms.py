@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from .channels import channel_norm, channel_norm_backward, dense
+from .channels import channel_norm, channel_norm_backward, channel_relu_mask, dense
 from .launch import Tensors, accumulation
 from .plans import Norm, kept_sizes
 from .row_plans import stats_planes
-from .rows import ROW_NORMS, row_add_norm, row_norm, row_norm_backward
+from .rows import ROW_NORMS, row_add_norm, row_norm, row_norm_backward, row_relu_mask
 
 
 def norm(
@@ -84,6 +84,13 @@ def norm_backward(
         dy, x, side, weight, bias, rho, stats, needs, norm=norm, groups=groups,
         use_input_stats=use_input_stats, activation=activation,
     )  # fmt: skip
+
+
+def relu_mask(side: torch.Tensor, x: torch.Tensor, norm: str, groups: int) -> torch.Tensor:
+    """The booleans that the forward of `norm` for x packed into `side`, in x's shape."""
+    if norm in ROW_NORMS:
+        return row_relu_mask(side, x, groups)
+    return channel_relu_mask(side, x)
 
 
 def add_norm(

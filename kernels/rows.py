@@ -9,6 +9,7 @@ import math
 import torch
 
 from . import tiers
+from .channels import unpacked
 from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import Tensors, contiguous, counters, dtypes_of, multiprocessors, statistics
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
@@ -161,6 +162,11 @@ def _backward(
             add = sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
             add((partial, dweight, dbias))
     return dx, dy if needs[1] and activation is None else dresidual, dweight, dbias
+
+
+def row_relu_mask(side: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
+    """The booleans that the forward for x packed into `side`, in x's shape."""
+    return unpacked(side, *_rows(x, normalized_ndim)).view(x.shape)
 
 
 def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:

@@ -7,8 +7,9 @@ and shifts: y = act((x - center) * scale + shift + residual).
 import torch
 
 from . import tiers
-from .channels import dense, laid_out_as, relu_mask, side_input
+from .channels import dense, laid_out_as, side_input
 from .launch import accumulation, counters, dtypes_of, statistics
+from .norms import relu_mask
 from .plans import Norm, Plan, backward_plan, forward_plan
 
 __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
