@@ -61,7 +61,7 @@ class Norm(torch.autograd.Function):
         if torch.is_grad_enabled() or transformed():
             if ctx.side == "mask":
                 # A constant, which is exact: ReLU's second derivative is 0.
-                dy = torch.where(ctx.backend.relu_mask(side, x), dy, 0.0)
+                dy = torch.where(ctx.backend.relu_mask(side, x, spec.norm, spec.groups), dy, 0.0)
                 side, spec = None, spec._replace(activation=None)
             inputs = (x, side, weight, bias, rho, mean, var)
             grads = _gradients(dy, inputs, spec, needs, ctx.backend)
@@ -239,7 +239,6 @@ def _gradients(
     dy: Tensor, inputs: Sequence[Tensor | None], spec: NormSpec, needs: Any, backend: ModuleType
 ) -> Tensors:
     """The gradients of the forward's first five inputs, differentiable functions of all."""
-    needs = tuple(n and t is not None for n, t in zip(needs, inputs, strict=False))
     fused = spec.activation is not None
     asked = (needs[0], needs[1] and fused, *needs[2:])
     grads: Tensors = (None,) * 5

@@ -119,7 +119,7 @@ def _plain_gradients(
     deviation = x.to(center.dtype) - broadcast(center, x)
     g = dy.to(center.dtype)
     if call.activation == "relu" and side is not None:
-        g = torch.where(call.stages.relu_mask(side, x), g, 0.0)
+        g = torch.where(call.stages.relu_mask(side, x, "given", 1), g, 0.0)
     elif call.activation is not None:
         z = deviation * broadcast(scale, x) + broadcast(shift, x)
         z = z if residual is None else z + residual

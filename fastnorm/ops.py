@@ -119,8 +119,8 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
     return load_kernels().side_input(activation, has_residual)
 
 
-def relu_mask(side: Tensor, x: Tensor) -> Tensor:
-    return load_kernels().relu_mask(side, x)
+def relu_mask(side: Tensor, x: Tensor, norm: str, groups: int) -> Tensor:
+    return load_kernels().relu_mask(side, x, norm, groups)
 
 
 def _run(*args: Any) -> Tensor:

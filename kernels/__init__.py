@@ -1,28 +1,41 @@
 """Triton kernels of fastnorm and their launchers. Nothing here knows autograd or dispatch.
 
-    launch             compiled handles, shared counters, the record of launches
-    device             arithmetic: moments and their merge, activations
-    tiles, geometry    where tiles lie: on the device, and chosen on the host
-    tiers              which of three ways a norm takes, by the size of its sets
-    merge, gradients   stage two: sets merged, forward and backward, and the coefficients
-    resident*          one launch: the tensor stays in registers from statistics to output
-    streaming*         two launches: moments, then apply
-    sync, clusters     tickets and barriers; launching programs that wait for one another
-    plans              the launches of a norm at one size
-    channels           batch, instance, batch-instance and group norm on all of these
-    rows, row_*        layer and RMS norm: statistics of each row
-    weight             weight normalisation: norms of rows
-    stages             moments and apply by themselves, for merges made elsewhere
-    norms              either, behind one pair of functions
+    norms            any norm: a function for each direction, which takes one of two engines
+    stages           moments and apply by themselves, for merges made elsewhere
+    weight           weight normalisation, on the tiles of rows
+
+The engine of channels sees x as (N, C, S) and serves batch, instance, batch-instance, mean-only and
+group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
+
+                     channels                         rows
+    calls            channels                         rows
+    their launches   plans                            row_plans
+    chosen sizes     geometry, tilings                row_geometry
+    one launch       resident, resident_backward      row_resident
+    two launches     streaming, streaming_backward    row_streaming
+    a tile           tiles                            row_tiles
+    stage two        merge, gradients                 row_statistics
+
+One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
+two merges what programs found. Under both engines:
+
+    tiers            which of three ways a norm takes, by the size of its sets
+    activation       a tile's output, ReLU's mask of bits, the gradient of what is activated
+    arithmetic       moments and their merge, rounding
+    tables           where statistics lie, and what programs leave for one another
+    sync             tickets and barriers
+    clusters         launching programs that wait for one another, as many as `occupancy` allows
+    launch           compiled handles, shared counters, the record of launches
+    tensors, masks   on the host: layouts and dtypes; who keeps a mask of bits, and its size
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.
 """
 
 from . import launch, stages, tiers
-from .channels import relu_mask, side_input
 from .launch import INTERPRETED
-from .norms import add_norm, add_norm_backward, like, norm, norm_backward
+from .masks import side_input
+from .norms import add_norm, add_norm_backward, like, norm, norm_backward, relu_mask
 from .weight import weight_norm, weight_norm_backward
 
 __all__ = [

@@ -1,16 +1,16 @@
 """Norms of (N, C, S) tensors, forward and backward, in the launches of the tier that fits them."""
 
-from typing import TypeVar
-
 import torch
 
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .geometry import view_of
-from .launch import Tensors, contiguous, counters, dtypes_of, statistics
+from .launch import counters
+from .masks import side_input, unpacked
 from .plans import Norm, Plan, backward_plan, forward_plan
+from .tensors import Tensors, accumulators, contiguous, dense, dtypes_of, laid_out_as
 
-MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+Outputs = tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]
 
 
 def channel_norm(
@@ -29,7 +29,7 @@ def channel_norm(
     eps: float,
     activation: str | None,
     differentiable: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+) -> Outputs:
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, mean_only_batch,
     group.
 
@@ -43,17 +43,16 @@ def channel_norm(
     parameters = (contiguous(weight), contiguous(bias), contiguous(rho))
     running = (contiguous(running_mean), contiguous(running_var))
     spec = Norm(norm, groups, use_input_stats, activation)
-    dtypes = dtypes_of((x, residual, *parameters, *running))
-    masked = differentiable and side_input(activation, residual is not None) == "mask"
-    averaged = running_mean is not None or running_var is not None
-    key = (x.shape, x.is_contiguous(), (*dtypes, masked), spec, averaged)
     shared = (x, residual, *parameters)
-    plan = forward_plan(*key, tiers.state())
-    result = _forward_or_nothing(plan, shared, running, masked, momentum, eps)
-    if result is None:
-        plan = forward_plan(*key, tiers.WITHOUT_CLUSTERS)
-        result = _forward_or_nothing(plan, shared, running, masked, momentum, eps)
-        assert result is not None
+    masked = differentiable and side_input(activation, residual is not None) == "mask"
+    dtypes = (*dtypes_of((*shared, *running)), torch.uint8 if masked else None)
+    averaged = running_mean is not None or running_var is not None
+    key = (x.shape, x.is_contiguous(), dtypes, spec, averaged)
+    result = tiers.with_fallback(
+        lambda state: _forward_undone_if_it_fails(
+            forward_plan(*key, state), shared, running, masked, momentum, eps
+        )
+    )
     if use_input_stats:
         for buffer, updated in zip((running_mean, running_var), running, strict=True):
             if buffer is not None and updated is not None:
@@ -61,9 +60,9 @@ def channel_norm(
     return result
 
 
-def _forward_or_nothing(
+def _forward_undone_if_it_fails(
     plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
+) -> Outputs | None:
     """_forward, which where it raises leaves the running statistics as they were.
 
     A first launch updates them, so copies are kept where something may fail after it: a second
@@ -85,14 +84,14 @@ def _forward_or_nothing(
 
 def _forward(
     plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]] | None:
+) -> Outputs | None:
     """What channel_norm returns, by one plan; None, with nothing done, where a cluster is too large
     for the device."""
     x = shared[0]
     assert x is not None
     y = torch.empty_like(x)
     bits = x.new_empty(plan.bits, dtype=torch.uint8) if masked else None
-    stats, table = statistics(x, plan.stats), statistics(x, plan.table)
+    stats, table = accumulators(x, plan.stats), accumulators(x, plan.table)
     tickets = counters(x, "tickets", plan.tickets)
     if plan.tier != "streaming":
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
@@ -140,11 +139,9 @@ def channel_norm_backward(
     spec = Norm(norm, groups, use_input_stats, activation)
     inputs = (x, dy, residual, side if masked else None, weight, bias, rho, *stats)
     key = (x.shape, x.is_contiguous(), dtypes_of(inputs), spec, needs)
-    result = _backward(backward_plan(*key, tiers.state()), inputs, needs)
-    if result is None:
-        result = _backward(backward_plan(*key, tiers.WITHOUT_CLUSTERS), inputs, needs)
-        assert result is not None
-    dx, dresidual, *parameters = result
+    dx, dresidual, *parameters = tiers.with_fallback(
+        lambda state: _backward(backward_plan(*key, state), inputs, needs)
+    )
     if needs[1] and activation is None:
         dresidual = dy
     return dx, dresidual, *parameters
@@ -160,7 +157,7 @@ def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors |
         torch.empty_like(parameter) if needed and parameter is not None else None
         for parameter, needed in zip((weight, bias, rho), needs[2:], strict=True)
     )
-    table = statistics(x, plan.table)
+    table = accumulators(x, plan.table)
     tickets = counters(x, "tickets", plan.tickets)
     if plan.tier != "streaming":
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
@@ -170,7 +167,7 @@ def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors |
         assert plan.first is not None
         plan.first(tensors)
     else:
-        sums = statistics(x, plan.sums)
+        sums = accumulators(x, plan.sums)
         if plan.first is not None:
             plan.first((*inputs, sums, *gradients, table, tickets))
         if plan.second is not None:
@@ -178,27 +175,14 @@ def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors |
     return dx, dresidual, *gradients
 
 
-def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What backward needs beside x to know act'(z): "mask", "residual" or nothing.
-
-    Without a residual z is recomputed from x. With one, a bit for each element says where ReLU let
-    it through; the smooth activations need z and so the residual itself.
-    """
-    if activation is None or not has_residual:
-        return None
-    return "mask" if activation == "relu" else "residual"
-
-
-def relu_mask(side: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The booleans that the forward for x packed into `side`, in x's shape."""
-    N, C = x.shape[:2]
+def channel_relu_mask(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The booleans of the mask that a forward kept for x, in x's shape."""
     view = view_of(x.shape, dense(x).is_contiguous(), x.element_size(), False)
-    rows, length = (view.N * view.S, C) if view.channels_last else (N * C, view.S)
-    shifts = torch.arange(8, dtype=torch.uint8, device=x.device)
-    bits = (side.view(rows, -1, 1) >> shifts & 1).view(rows, -1)[:, :length].bool()
+    active = unpacked(mask, *view.runs)
     if view.channels_last:
-        return bits.view(N, *x.shape[2:], C).movedim(-1, 1)
-    return bits.view(x.shape)
+        N, C = x.shape[:2]
+        return active.view(N, *x.shape[2:], C).movedim(-1, 1)
+    return active.view(x.shape)
 
 
 def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:
@@ -207,19 +191,3 @@ def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:
         torch.autograd.graph.increment_version(buffer)
     else:
         buffer.copy_(updated)
-
-
-def dense(x: torch.Tensor) -> torch.Tensor:
-    """x itself where it is contiguous or has its channels last in memory, else a copy."""
-    if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
-        return x
-    return x.contiguous()
-
-
-def laid_out_as(x: torch.Tensor, other: MaybeTensor) -> MaybeTensor:
-    """`other` in the memory layout of the dense x: itself where it has it, else a copy."""
-    if other is None or (x.is_contiguous() and other.is_contiguous()):
-        return other
-    if x.is_contiguous():
-        return other.contiguous()
-    return other.movedim(1, -1).contiguous().movedim(-1, 1)

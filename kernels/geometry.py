@@ -1,8 +1,6 @@
 """Which programs read what: units, tiles and pieces of a tensor seen as (N, C, S).
 
-The terms are those of `tiles.py`. Nothing that the compiler sees as a constant follows from the
-batch size: a tile has room for some instances, and a larger batch takes the next larger tile, the
-next tier, or more programs.
+The terms are those of `tiles.py`; `tilings.py` chooses the numbers.
 """
 
 import math
@@ -10,31 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-
-from . import launch
-
-# Elements of a tile that a program keeps where it holds whole sets, and its warps.
-ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
-# The same where each element is loaded by an address of its own: 8 a thread.
-UNALIGNED_TILES = {1024: 4}
-# Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as
-# much where lanes or a residual need registers too, a quarter where the lanes differ in statistics.
-CLUSTER_TILE_BYTES = 32768
-# Lanes of a contiguous member's tile: the statistics of more would leave it no registers.
-CLUSTER_LANES = 8
-# Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
-MOST_MEMBERS = 264
-# Elements of a tile that is read and left behind: 4 warps.
-STREAMING_TILE = 4096
-# Programs that a pass is split into when its units alone are too few: 3 for each of 132 SMs.
-ENOUGH_PROGRAMS = 396
-# In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
-INTERPRETER_TILE = 1 << 18
-# Channels of units with several sets in one tile.
-MOST_LANES = 256
-# Sets that share a tile, told apart by comparing each channel with each set.
-MOST_SETS = 32
-WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
 
 
 class View(NamedTuple):
@@ -45,6 +18,12 @@ class View(NamedTuple):
     S: int
     channels_last: bool
     itemsize: int
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """How many runs of neighbouring elements the layout has, and their length."""
+        N, C, S, channels_last, _ = self
+        return (N * S, C) if channels_last else (N * C, S)
 
 
 class Sets(NamedTuple):
@@ -57,6 +36,11 @@ class Sets(NamedTuple):
     batch: bool
     mix: bool
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether the batch's statistics are all there is: a mixture keeps each instance's too."""
+        return self.batch and not self.mix
+
 
 class Geometry(NamedTuple):
     """Units of W channels, tiles of BLOCK_N x BLOCK_C x BLOCK_S, `pieces` of `steps` tiles."""
@@ -64,7 +48,6 @@ class Geometry(NamedTuple):
     view: View
     sets: Sets
     W: int
-    SETS: int
     BLOCK_N: int
     BLOCK_C: int
     BLOCK_S: int
@@ -138,11 +121,17 @@ class Geometry(NamedTuple):
             "CHANNELS_LAST": self.view.channels_last,
             "ALIGN": align,
             "ALIGN_W": align_w,
-            "SETS": self.SETS,
+            "SETS": self._padded_sets,
             "BLOCK_N": self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
             "BLOCK_S": self.BLOCK_S,
         }
+
+    @property
+    def _padded_sets(self) -> int:
+        """The sets of a unit: 0 where each channel is one, else 1 or the next power of two."""
+        depth = self.sets.depth
+        return 0 if depth == 1 else triton.next_power_of_2(triton.cdiv(self.W, depth))
 
     def _alignment(self) -> tuple[int, int]:
         axis = self.view.C if self.view.channels_last else self.view.S
@@ -167,164 +156,3 @@ def view_of(shape: torch.Size, contiguous: bool, itemsize: int, merge_batch: boo
     if merge_batch and channels_last:
         N, S = 1, N * S
     return View(N, C, S, channels_last, itemsize)
-
-
-def one_program(view: View, sets: Sets) -> Geometry | None:
-    """Units that one program holds whole, or None where sets are too large for it."""
-    tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
-    for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
-        blocks = _whole_sets(view, sets, tile)
-        if blocks is not None:
-            W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
-            return Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, 1, 1, warps)
-    return None
-
-
-def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
-    """Units whose members hold a tile each, or None where a unit has more than MOST_MEMBERS."""
-    tile = CLUSTER_TILE_BYTES // view.itemsize
-    if sets.mix or view.channels_last:
-        tile //= 4
-    elif has_residual or sets.depth > 1:
-        tile //= 2
-    tile = INTERPRETER_TILE if launch.INTERPRETED else tile
-    for lanes in (64, 32, 16) if view.channels_last else (1,):
-        blocks = _parts_of_sets(view, sets, tile, lanes)
-        if blocks is None:
-            continue
-        W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
-        if view.channels_last and W < view.C and W % 8:
-            return None  # its members would write into each other's bytes of the ReLU mask
-        pieces = _tiles(view, sets, BLOCK_N, BLOCK_S)
-        found = Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, pieces, 1, 8)
-        if found.members <= MOST_MEMBERS:
-            return found
-    return None
-
-
-def streaming(view: View, sets: Sets) -> Geometry:
-    """Units in pieces, as few as keep the GPU busy; the mixture is streamed by its instances."""
-    sets = Sets(sets.depth, sets.batch and not sets.mix, sets.mix)
-    tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
-    tile = tile // 4 if _each_addressed(view) else tile
-    blocks = _parts_of_sets(view, sets, tile, 64)
-    assert blocks is not None, "only mixtures over the batch ask for whole instances"
-    W, BLOCK_N, BLOCK_C, BLOCK_S = blocks
-    tiles = _tiles(view, sets, BLOCK_N, BLOCK_S)
-    whole = Geometry(view, sets, W, _sets(W, sets), BLOCK_N, BLOCK_C, BLOCK_S, 1, tiles, 4)
-    wanted = 1 if launch.INTERPRETED else triton.cdiv(ENOUGH_PROGRAMS, whole.units * whole.members)
-    steps = triton.cdiv(tiles, min(wanted, tiles))
-    return whole._replace(pieces=triton.cdiv(tiles, steps), steps=steps)
-
-
-def pointwise(view: View, sets: Sets) -> Geometry:
-    """One tile a program, in the order of memory, whatever the sets."""
-    tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
-    tile = tile // 4 if _each_addressed(view) else tile
-    anywhere = Sets(1, False, sets.mix)
-    blocks = _parts_of_sets(view, anywhere, tile, 64)
-    assert blocks is not None
-    _, _, BLOCK_C, BLOCK_S = blocks
-    pieces = triton.cdiv(view.S, BLOCK_S)
-    return Geometry(view, sets._replace(batch=False), BLOCK_C, 0, 1, BLOCK_C, BLOCK_S, pieces, 1, 4)
-
-
-Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
-
-
-def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
-    """A tile that holds whole sets, as many as it has room for; None where it holds none."""
-    N, C, S, channels_last, itemsize = view
-    BLOCK_S = max(triton.next_power_of_2(S), 8)
-    if sets.batch:
-        for lanes in (64, 32, 16) if channels_last else (_channels_at_once(view, tile, BLOCK_S),):
-            BLOCK_C = min(lanes, max(triton.next_power_of_2(C), 8))
-            if channels_last and not sets.mix:  # N and S are one axis
-                BLOCK_S = _room(tile // BLOCK_C, S)
-            BLOCK_N = tile // (BLOCK_C * BLOCK_S)
-            if BLOCK_S >= S and BLOCK_N >= N:
-                return BLOCK_C, _room(BLOCK_N, N), BLOCK_C, BLOCK_S
-        return None
-    depth = sets.depth
-    most = min(tile // BLOCK_S // depth, C // depth, 64 if depth == 1 else MOST_SETS)
-    if channels_last and most < C // depth:
-        most -= most % _byte_groups(depth)
-        if most * depth * itemsize < 32:  # less than a sector of memory in one piece
-            return None
-    if most == 0:
-        return None
-    BLOCK_C = max(triton.next_power_of_2(most * depth), 8 if channels_last else 1)
-    return (most * depth, 1, BLOCK_C, BLOCK_S) if BLOCK_C * BLOCK_S <= tile else None
-
-
-def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | None:
-    """A tile of one set, or of neighbouring ones: up to about `lanes` channels.
-
-    None only for a mixture over the batch, of which a tile has to hold whole instances.
-    """
-    _, C, S, channels_last, _ = view
-    depth, whole = sets.depth, max(triton.next_power_of_2(S), 8)
-    if channels_last:
-        W = depth if depth > 1 else min(lanes, max(triton.next_power_of_2(C), 8))
-        if depth > 1:  # whole groups, and whole bytes of the ReLU mask
-            together = _byte_groups(depth)
-            W = min(together * triton.cdiv(lanes, together * depth) * depth, C)
-            W = depth if W > max(MOST_LANES, depth) else W  # rather one group, in row blocks
-        BLOCK_C = max(triton.next_power_of_2(W), 8)
-        if W == depth:
-            BLOCK_C = min(BLOCK_C, max(lanes, 8))
-        room = tile // BLOCK_C
-        BLOCK_S = room if sets.batch and not launch.INTERPRETED else min(room, whole)
-        if sets.batch and sets.mix:
-            if whole > room:
-                return None
-            return W, _room(room // whole, view.N), BLOCK_C, whole
-        return W, 1, BLOCK_C, BLOCK_S
-    BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
-    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
-        tile = min(tile, CLUSTER_LANES * BLOCK_S)
-    if sets.batch:
-        if sets.mix:
-            BLOCK_S = whole
-        if BLOCK_S > tile:
-            return None
-        BLOCK_C = _channels_at_once(view, tile, BLOCK_S)
-        return BLOCK_C, _room(tile // BLOCK_S // BLOCK_C, view.N), BLOCK_C, BLOCK_S
-    rows = triton.next_power_of_2(depth) if depth > 1 else min(lanes, triton.next_power_of_2(C))
-    BLOCK_C = min(tile // BLOCK_S, rows)
-    return depth if depth > 1 else BLOCK_C, 1, BLOCK_C, min(whole, tile // BLOCK_C)
-
-
-def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:
-    """Channels of a contiguous tile over the batch: one, but in the interpreter many."""
-    if not launch.INTERPRETED:
-        return 1
-    room = max(tile // (BLOCK_S * triton.next_power_of_2(view.N)), 1)
-    return min(room, triton.next_power_of_2(view.C))
-
-
-def _room(room: int, needed: int) -> int:
-    """`room`, whatever is needed of it: on a GPU a smaller one would be compiled anew."""
-    return min(room, triton.next_power_of_2(needed)) if launch.INTERPRETED else room
-
-
-def _byte_groups(depth: int) -> int:
-    """How many sets of `depth` channels make up whole bytes of a bit for each channel."""
-    return 8 // math.gcd(depth, 8)
-
-
-def _each_addressed(view: View) -> bool:
-    """Whether elements are loaded one by one, each by an address that takes registers too."""
-    axis = view.C if view.channels_last else view.S
-    return not launch.INTERPRETED and alignment(axis) * view.itemsize < 8
-
-
-def _sets(W: int, sets: Sets) -> int:
-    if sets.depth == 1:
-        return 0
-    return 1 if sets.depth == W else triton.next_power_of_2(W // sets.depth)
-
-
-def _tiles(view: View, sets: Sets, BLOCK_N: int, BLOCK_S: int) -> int:
-    s_blocks = triton.cdiv(view.S, BLOCK_S)
-    return s_blocks * triton.cdiv(view.N, BLOCK_N) if sets.batch else s_blocks

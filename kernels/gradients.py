@@ -10,48 +10,10 @@ With m the mean, r the inverse deviation of a set of `count` elements, and g wei
 import triton
 import triton.language as tl
 
-from .device import activate_backward, load_or, store_rounded
-from .merge import entries, load_stats, over_set, set_slot
-from .tiles import across, load_bits, unit_channels
-
-
-@triton.jit
-def masked_gradient(x, dy, residual, active, scale, shift, mask, ACTIVATION: tl.constexpr):
-    """g = dy * act'(z): in dy's dtype where that is exact, so that a 16-bit tile stays packed.
-
-    z is recomputed from the centred x. ReLU with a residual looks at its bits, `active`.
-    """
-    if ACTIVATION is None:
-        return dy
-    elif active is not None:
-        return tl.where(active, dy, 0.0).to(dy.dtype)
-    else:
-        z = x * scale + shift
-        if residual is not None:
-            z += residual.to(z.dtype)
-        if ACTIVATION == "relu":
-            return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
-        else:  # act'(z) of what is not there may be NaN
-            return tl.where(mask, activate_backward(dy.to(z.dtype), z, ACTIVATION), 0.0)
-
-
-@triton.jit
-def tile_gradient(
-    x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, n, u, r, start, N, W, C, S,
-    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """masked_gradient of a tile, with what the forward kept for it: the residual or ReLU's bits."""
-    residual, active = None, None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-    if bits_ptr is not None:
-        active = load_bits(
-            bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C,
-            BLOCK_S, INNER,
-        )  # fmt: skip
-    scale, shift = across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST)
-    return masked_gradient(x, dy, residual, active, scale, shift, mask, ACTIVATION)
+from .arithmetic import load_or, store_gradient
+from .merge import sum_set
+from .tables import load_stats, piece_sums, set_slot, table_rows
+from .tiles import unit_channels
 
 
 @triton.jit
@@ -78,25 +40,12 @@ def instance_weight(parameters, c, mask, MIX: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd):
-    """An instance's share in the mixture's sums: g, g (x - m_b), r_i g (x - m_i), and
-    r_b g (x - m_b) - r_i g (x - m_i), which nearly cancel."""
+    """(gx, hat, gap), an instance's share in the mixture's sums beside g: g (x - m_b),
+    r_i g (x - m_i), and r_b g (x - m_b) - r_i g (x - m_i), which nearly cancel."""
     to_batch = (b_center - center) + b_offset
     slope_gap = b_rstd - rstd
     level_gap = b_rstd * to_batch - rstd * offset
-    return g, gx - to_batch * g, rstd * (gx - offset * g), slope_gap * gx - level_gap * g
-
-
-@triton.jit
-def piece_sums(table_ptr, n, c, mask, C, pieces, BLOCK_C: tl.constexpr):
-    """A table's column sums over the pieces of one n, in order."""
-    BLOCK_P: tl.constexpr = entries(BLOCK_C)
-    total = tl.zeros([BLOCK_P, BLOCK_C], table_ptr.dtype.element_ty)
-    for first in range(0, pieces, BLOCK_P):
-        piece = first + tl.arange(0, BLOCK_P)
-        slot = (n * pieces + piece)[:, None] * C + c[None, :]
-        here = (piece < pieces)[:, None] & mask[None, :]
-        total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
-    return tl.sum(total, axis=0)
+    return gx - to_batch * g, rstd * (gx - offset * g), slope_gap * gx - level_gap * g
 
 
 @triton.jit
@@ -113,8 +62,8 @@ def unit_sums(
         weight = instance_weight(parameters, c, mask, MIX, ACC)
         c_g = piece_sums(table[0], n, c, mask, C, pieces, BLOCK_C)
         c_gx = piece_sums(table[1], n, c, mask, C, pieces, BLOCK_C)
-        g += over_set(weight * c_g, local, D, SETS)
-        gx += over_set(weight * c_gx, local, D, SETS)
+        g += sum_set(weight * c_g, local, D, SETS)
+        gx += sum_set(weight * c_gx, local, D, SETS)
     return g, gx
 
 
@@ -122,13 +71,13 @@ def unit_sums(
 def instance_sums(
     table, stats, batch, u, r, N, W, C, D, pieces, MIX: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Over all instances, in order, of each channel of a row block: the sums of mixed_terms; for
-    unmixed norms the first is dbeta and the third dgamma."""
+    """(g, gx, hat, gap) over all instances, in order, of each channel of a row block: sums of g and
+    of mixed_terms; for unmixed norms g and hat alone, dbeta and dgamma."""
     ACC: tl.constexpr = table[0].dtype.element_ty
-    BLOCK_P: tl.constexpr = entries(BLOCK_C)
+    BLOCK_P: tl.constexpr = table_rows(BLOCK_C)
     _local, c, c_mask = unit_channels(u, r, W, C, BLOCK_C)
     zero = tl.zeros([BLOCK_P, BLOCK_C], ACC)
-    t0, t1, t2, t3 = zero, zero, zero, zero
+    sum_g, sum_gx, sum_hat, sum_gap = zero, zero, zero, zero
     if MIX:
         b_center, b_offset, b_rstd = load_stats(batch, c[None, :], c_mask[None, :])
     for first in range(0, N * pieces, BLOCK_P):
@@ -140,14 +89,19 @@ def instance_sums(
         instance = set_slot(row // pieces, c[None, :], C, D, False)
         center, offset, rstd = load_stats(stats, instance, mask)
         if MIX:
-            s0, s1, s2, s3 = mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd)
-            t1 += tl.where(mask, s1, 0.0)
-            t3 += tl.where(mask, s3, 0.0)
+            b_gx, hat, gap = mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd)
+            sum_gx += tl.where(mask, b_gx, 0.0)
+            sum_gap += tl.where(mask, gap, 0.0)
         else:
-            s0, s2 = g, rstd * (gx - offset * g)
-        t0 += s0
-        t2 += s2
-    return tl.sum(t0, axis=0), tl.sum(t1, axis=0), tl.sum(t2, axis=0), tl.sum(t3, axis=0)
+            hat = rstd * (gx - offset * g)
+        sum_g += g
+        sum_hat += hat
+    return (
+        tl.sum(sum_g, axis=0),
+        tl.sum(sum_gx, axis=0),
+        tl.sum(sum_hat, axis=0),
+        tl.sum(sum_gap, axis=0),
+    )
 
 
 @triton.jit
@@ -159,43 +113,35 @@ def add_instances(
     over the batch."""
     for r in range(row_blocks):
         _local, c, mask = unit_channels(u, r, W, C, BLOCK_C)
-        t0, t1, t2, t3 = instance_sums(tables, stats, batch, u, r, N, W, C, D, pieces, MIX, BLOCK_C)
+        g, gx, hat, gap = instance_sums(
+            tables, stats, batch, u, r, N, W, C, D, pieces, MIX, BLOCK_C
+        )
         if MIX:
-            store_gradient(batch_sums[0], c, mask, t0)
-            store_gradient(batch_sums[1], c, mask, t1)
-            b_rstd = tl.load(batch[2] + c, mask=mask, other=0.0)
-            store_mixed_gradients(
-                t0, t1, t2, t3, parameters, b_rstd, gradients[0], gradients[1], gradients[2], c,
-                mask,
-            )  # fmt: skip
+            store_gradient(batch_sums[0], c, mask, g)
+            store_gradient(batch_sums[1], c, mask, gx)
+            store_mixed_gradients(g, gx, hat, gap, batch, parameters, gradients, c, mask)
         else:
-            store_gradient(gradients[0], c, mask, t2)
-            store_gradient(gradients[1], c, mask, t0)
+            store_gradient(gradients[0], c, mask, hat)
+            store_gradient(gradients[1], c, mask, g)
 
 
 @triton.jit
-def store_mixed_gradients(
-    t0, t1, t2, t3, parameters, b_rstd, dweight_ptr, dbias_ptr, drho_ptr, c, mask
-):
-    """dgamma, dbeta and drho of the mixture from the sums of mixed_terms."""
-    rho = load_or(parameters[2], c, mask, 0.0, t0.dtype)
-    gamma = load_or(parameters[0], c, mask, 1.0, t0.dtype)
-    store_gradient(dweight_ptr, c, mask, rho * (b_rstd * t1) + (1.0 - rho) * t2)
-    store_gradient(drho_ptr, c, mask, gamma * t3)
-    store_gradient(dbias_ptr, c, mask, t0)
+def store_mixed_gradients(g, gx, hat, gap, batch, parameters, gradients, c, mask):
+    """dgamma, dbeta and drho of the mixture from the sums of g and of mixed_terms."""
+    b_rstd = tl.load(batch[2] + c, mask=mask, other=0.0)
+    rho = load_or(parameters[2], c, mask, 0.0, g.dtype)
+    gamma = load_or(parameters[0], c, mask, 1.0, g.dtype)
+    store_gradient(gradients[0], c, mask, rho * (b_rstd * gx) + (1.0 - rho) * hat)
+    store_gradient(gradients[2], c, mask, gamma * gap)
+    store_gradient(gradients[1], c, mask, g)
 
 
 @triton.jit
-def store_gradient(ptr, c, mask, value):
-    if ptr is not None:
-        store_rounded(ptr + c, value, mask)
-
-
-@triton.jit
-def batch_gradient(batch, parameters, t0, t1, center, c, mask, count):
-    """(slope, level) that the mixture's batch statistics add for an instance's center."""
+def batch_gradient(batch, parameters, g, gx, center, c, mask, count):
+    """(slope, level) that the mixture's batch statistics add for an instance's center, from its
+    sums of g and g (x - m_b) over the batch."""
     gamma = load_or(parameters[0], c, mask, 1.0, center.dtype)
     rho = load_or(parameters[2], c, mask, 0.0, center.dtype)
     b_center, b_offset, b_rstd = load_stats(batch, c, mask)
     to_batch = (b_center - center) + b_offset
-    return set_gradient(b_rstd, to_batch, gamma * rho * t0, gamma * rho * t1, count)
+    return set_gradient(b_rstd, to_batch, gamma * rho * g, gamma * rho * gx, count)

@@ -12,6 +12,10 @@ import torch
 import triton
 from triton.runtime import driver
 
+from .tensors import Tensors
+
+PLANS = 1024  # sizes whose launches are remembered
+
 # Set by TRITON_INTERPRET=1 when this package, and with it every kernel, is first imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -24,8 +28,6 @@ if INTERPRETED:
         after_in_parent=_one_at_a_time.release,
         after_in_child=_one_at_a_time.release,
     )
-
-Tensors = tuple[torch.Tensor | None, ...]
 
 _recorded: list[str] | None = None
 
@@ -199,25 +201,6 @@ def _capturing(device: int) -> bool:
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
-
-
-def accumulation(x: torch.Tensor) -> torch.dtype:
-    """The dtype of statistics and partial sums: float64 for float64 tensors, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def statistics(x: torch.Tensor, elements: int) -> torch.Tensor | None:
-    """Room for so many statistics of x; None for none."""
-    return x.new_empty(elements, dtype=accumulation(x)) if elements else None
-
-
-def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor itself where it is contiguous, else a copy."""
-    return None if x is None else x.contiguous()
-
-
-def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
-    return tuple([None if tensor is None else tensor.dtype for tensor in tensors])
 
 
 @functools.cache

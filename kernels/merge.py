@@ -1,15 +1,14 @@
 """Stage two: merging what the programs of a unit found, and the coefficients that follow.
 
 Forward each channel of a program's piece left (count, mean, M2) of x - pivot, backward
-(sum g, sum g (x - center)), in tables (n, piece, c); n is 0 throughout where sets run over the
-batch. Whoever merges does it in the order of the table, so that results have the same bits each
-time. A norm is its sets: D neighbouring channels of one instance, or of all instances.
+(sum g, sum g (x - center)), in tables. A norm is its sets: D neighbouring channels of one instance,
+or of all instances.
 """
 
 import triton
 import triton.language as tl
 
-from .device import (
+from .arithmetic import (
     chan_merge,
     inverse_std,
     load_or,
@@ -17,17 +16,12 @@ from .device import (
     split_mean,
     update_running,
 )
+from .tables import load_stats, piece_moments, set_slot, table_rows, table_slot
 from .tiles import load_pivot, unit_channels
 
 
-@triton.constexpr_function
-def entries(BLOCK_C):
-    """Table entries of a channel that are loaded together: 1,024 for all channels of a block."""
-    return max(1024 // BLOCK_C, 1)
-
-
 @triton.jit
-def over_set(value, local, D, SETS: tl.constexpr):
+def sum_set(value, local, D, SETS: tl.constexpr):
     """The sum over each channel's set, for each of the channels (`local`: counted in the unit).
 
     SETS: 0 where each channel is a set, 1 where all make up one, else their number, padded.
@@ -84,23 +78,6 @@ def unit_moments(
 
 
 @triton.jit
-def piece_moments(table, n, c, mask, C, pieces, BLOCK_C: tl.constexpr):
-    """(count, mean, M2) of the channels c of one n: their pieces merged in order."""
-    BLOCK_P: tl.constexpr = entries(BLOCK_C)
-    zero = tl.zeros([BLOCK_P, BLOCK_C], table[0].dtype.element_ty)
-    count, mean, m2 = zero, zero, zero
-    for first in range(0, pieces, BLOCK_P):  # element by element: no barrier inside the loop
-        piece = first + tl.arange(0, BLOCK_P)
-        slot = (n * pieces + piece)[:, None] * C + c[None, :]
-        here = (piece < pieces)[:, None] & mask[None, :]
-        p_count = tl.load(table[0] + slot, mask=here, other=0.0, cache_modifier=".cg")
-        p_mean = tl.load(table[1] + slot, mask=here, other=0.0, cache_modifier=".cg")
-        p_m2 = tl.load(table[2] + slot, mask=here, other=0.0, cache_modifier=".cg")
-        count, mean, m2 = chan_merge(count, mean, m2, p_count, p_mean, p_m2)
-    return merge_along(count, mean, m2, 0)
-
-
-@triton.jit
 def batch_moments(
     x_ptr, table, u, N, W, C, S, pieces, CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -110,7 +87,7 @@ def batch_moments(
     The tables' means are relative to each instance's own pivot, the result to that of instance 0.
     """
     ACC: tl.constexpr = table[0].dtype.element_ty
-    BLOCK_P: tl.constexpr = (entries(BLOCK_C) + 1) // 2  # pivots take registers too
+    BLOCK_P: tl.constexpr = (table_rows(BLOCK_C) + 1) // 2  # pivots take registers too
     _, c, c_mask = unit_channels(u, 0, W, C, BLOCK_C)
     origin = load_pivot(x_ptr, tl.zeros([1], tl.int64), c, c_mask, 1, C, S, CHANNELS_LAST, ACC)
     zero = tl.zeros([BLOCK_P, BLOCK_C], ACC)
@@ -121,7 +98,7 @@ def batch_moments(
         pivot = load_pivot(x_ptr, n, c[None, :], mask, 1, C, S, CHANNELS_LAST, ACC)
         n_count, n_mean, n_m2 = zero, zero, zero
         for piece in range(pieces):
-            slot = (n * pieces + piece) * C + c[None, :]
+            slot = table_slot(n, piece, c[None, :], C, pieces)
             n_count, n_mean, n_m2 = chan_merge(
                 n_count, n_mean, n_m2,
                 tl.load(table[0] + slot, mask=mask, other=0.0, cache_modifier=".cg"),
@@ -133,60 +110,6 @@ def batch_moments(
         count, mean, m2 = chan_merge(count, mean, m2, n_count, n_mean, n_m2)
     count, mean, m2 = merge_along(count, mean, m2, 0)
     return origin, count, mean, m2, tl.sum(within, axis=0)
-
-
-@triton.jit
-def stat_planes(stats_ptr, N, C, D, BATCH: tl.constexpr, MIX: tl.constexpr):
-    """Pointers to (center, offset, rstd) of the sets and to those of a mixture's batch: one
-    allocation, plane after plane."""
-    if BATCH and not MIX:
-        plane = C.to(tl.int64)
-    else:
-        plane = N.to(tl.int64) * (C // D)
-    batch_ptr = stats_ptr + 3 * plane
-    return (stats_ptr, stats_ptr + plane, stats_ptr + 2 * plane), (
-        batch_ptr, batch_ptr + C, batch_ptr + 2 * C,
-    )  # fmt: skip
-
-
-@triton.jit
-def sum_planes(sums_ptr, N, C, D, BATCH: tl.constexpr):
-    """Pointers to each set's weighted sums of g and of g (x - mean), and to a mixture's unweighted
-    sums over the batch: one allocation, plane after plane."""
-    plane = C.to(tl.int64) if BATCH else N.to(tl.int64) * (C // D)
-    batch_ptr = sums_ptr + 2 * plane
-    return sums_ptr, sums_ptr + plane, batch_ptr, batch_ptr + C
-
-
-@triton.jit
-def table_planes(table_ptr, N, C, pieces, BATCH: tl.constexpr):
-    """Pointers to the planes of a table (plane, n, piece, c)."""
-    plane = tl.zeros([], tl.int64) + pieces * C if BATCH else N.to(tl.int64) * pieces * C
-    return table_ptr, table_ptr + plane, table_ptr + 2 * plane, table_ptr + 3 * plane
-
-
-@triton.jit
-def set_slot(n, c, C, D, BATCH: tl.constexpr):
-    """Where the statistics of the set of (n, c) are kept."""
-    if BATCH:
-        return c.to(tl.int64)
-    else:
-        return n * (C // D) + c // D
-
-
-@triton.jit
-def load_stats(stats, slot, mask):
-    """(center, offset, rstd) of sets: the mean is center + offset, a remainder below its digits."""
-    center = tl.load(stats[0] + slot, mask=mask, other=0.0)
-    offset = tl.load(stats[1] + slot, mask=mask, other=0.0)
-    return center, offset, tl.load(stats[2] + slot, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_stats(stats, slot, mask, center, offset, rstd):
-    tl.store(stats[0] + slot, center, mask=mask)
-    tl.store(stats[1] + slot, offset, mask=mask)
-    tl.store(stats[2] + slot, rstd, mask=mask)
 
 
 @triton.jit
@@ -202,17 +125,18 @@ def constant_stats(running_mean_ptr, running_var_ptr, c, mask, eps, ACC: tl.cons
 
 
 @triton.jit
-def batch_stats(
+def set_stats(
     pivot, count, mean, m2, running_mean_ptr, running_var_ptr, c, writes, momentum, eps,
-    VARIANCE: tl.constexpr,
+    BATCH: tl.constexpr, VARIANCE: tl.constexpr,
 ):  # fmt: skip
-    """(center, offset, rstd) of the batch; where `writes`, the running statistics too.
+    """(center, offset, rstd) of sets; for BATCH, where `writes`, the running statistics too.
 
     Without VARIANCE only means are taken: rstd is 1.
     """
     center, offset = split_mean(pivot, mean)
-    update_running(running_mean_ptr, c, writes, center, momentum)
-    update_running(running_var_ptr, c, writes, m2 / tl.maximum(count - 1.0, 1.0), momentum)
+    if BATCH:
+        update_running(running_mean_ptr, c, writes, center, momentum)
+        update_running(running_var_ptr, c, writes, m2 / tl.maximum(count - 1.0, 1.0), momentum)
     if VARIANCE:
         return center, offset, inverse_std(m2 / tl.maximum(count, 1.0), eps)
     else:
@@ -220,7 +144,7 @@ def batch_stats(
 
 
 @triton.jit
-def affine(center, offset, rstd, gamma, beta):
+def affine(offset, rstd, gamma, beta):
     """(scale, shift): y = (x - center) * scale + shift."""
     scale = gamma * rstd
     return scale, beta - scale * offset
@@ -247,8 +171,7 @@ def coefficients(
     """
     slot = set_slot(n, c, C, D, BATCH and not MIX)
     if GIVEN:
-        center, scale, shift = load_stats(stats, slot, mask)
-        return center, scale, shift
+        return load_stats(stats, slot, mask)
     center, offset, rstd = load_stats(stats, slot, mask)
     gamma = load_or(parameters[0], c, mask, 1.0, center.dtype)
     beta = load_or(parameters[1], c, mask, 0.0, center.dtype)
@@ -259,5 +182,21 @@ def coefficients(
             center, offset, rstd, b_center, b_offset, b_rstd, gamma, beta, rho
         )
     else:
-        scale, shift = affine(center, offset, rstd, gamma, beta)
+        scale, shift = affine(offset, rstd, gamma, beta)
     return center, scale, shift
+
+
+@triton.jit
+def average_instances(
+    x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S, pieces,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Running statistics of instance norm: the averages of the instances' means and of their
+    unbiased variances."""
+    _, channel, mask = unit_channels(u, 0, W, C, BLOCK_C)
+    pivot, count, mean, _, within = batch_moments(
+        x_ptr, tables, u, N, W, C, S, pieces, CHANNELS_LAST, BLOCK_C
+    )
+    unbiased = within / tl.maximum(count - N, 1.0)
+    update_running(running_mean_ptr, channel, mask, pivot + mean, momentum)
+    update_running(running_var_ptr, channel, mask, unbiased, momentum)

@@ -1,14 +1,20 @@
 """Any norm of the family, forward and backward: what `fastnorm.autograd` asks of a backend."""
 
-import math
-
 import torch
 
-from .channels import channel_norm, channel_norm_backward, dense
-from .launch import Tensors, accumulation
+from .channels import channel_norm, channel_norm_backward, channel_relu_mask
+from .masks import mask_bytes, side_input
 from .plans import Norm, kept_sizes
 from .row_plans import stats_planes
-from .rows import ROW_NORMS, row_add_norm, row_norm, row_norm_backward
+from .rows import (
+    ROW_NORMS,
+    row_add_norm,
+    row_norm,
+    row_norm_backward,
+    row_relu_mask,
+    row_sizes,
+)
+from .tensors import Tensors, accumulation, dense
 
 
 def norm(
@@ -86,6 +92,13 @@ def norm_backward(
     )  # fmt: skip
 
 
+def relu_mask(mask: torch.Tensor, x: torch.Tensor, norm: str, groups: int) -> torch.Tensor:
+    """The booleans of the mask that `norm` kept for x, in x's shape."""
+    if norm in ROW_NORMS:
+        return row_relu_mask(mask, x, groups)
+    return channel_relu_mask(mask, x)
+
+
 def add_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
@@ -151,14 +164,13 @@ def like(
     """
     if norm in ROW_NORMS:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        length = math.prod(x.shape[x.dim() - groups :])
-        rows = math.prod(x.shape[: x.dim() - groups])
-        kept, bits = stats_planes(norm) * rows, rows * -(-length // 8)
+        R, L = row_sizes(x, groups)
+        kept, bits = stats_planes(norm) * R, mask_bytes(R, L)
     else:
         x = dense(x)
         y = torch.empty_like(x)
         spec = Norm(norm, groups, use_input_stats, activation)
         kept, bits = kept_sizes(x.shape, x.is_contiguous(), spec)
-    masked = differentiable and activation == "relu" and residual is not None
+    masked = differentiable and side_input(activation, residual is not None) == "mask"
     mask = x.new_empty(bits, dtype=torch.uint8) if masked else None
     return y, mask, x.new_empty(kept, dtype=accumulation(x))

@@ -5,19 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import geometry as geometries
-from . import tiers
+from . import tiers, tilings
 from .clusters import ClusterLaunch
-from .geometry import Geometry, Sets, View, pointwise, view_of
-from .launch import Launch
+from .geometry import Geometry, Sets, View, view_of
+from .launch import PLANS, Launch
+from .masks import mask_bytes
 from .resident import resident_kernel
 from .resident_backward import resident_backward_kernel
 from .streaming import apply_kernel, moments_kernel
 from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 
-PLANS = 1024  # sizes whose launches are remembered
-STATS_PLANES = 3  # what a forward keeps of each set: merge.stat_planes
-SUMS_PLANES = 2  # and what a backward's first pass adds up: merge.sum_planes
+STATS_PLANES = 3  # what a forward keeps of each set: tables.stat_planes
+SUMS_PLANES = 2  # and what a backward's first pass adds up: tables.sum_planes
 OVER_BATCH = ("batch", "mean_only_batch")  # their sets run over the batch
 
 
@@ -37,8 +36,11 @@ class Norm(NamedTuple):
         over_batch = self.norm in OVER_BATCH or (mix and self.use_input_stats)
         return Sets(depth, over_batch, mix)
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self, sets: Sets, batch: bool) -> dict[str, Any]:
+        """The kernels' constants; BATCH where what a launch merges runs over the batch."""
         return {
+            "BATCH": batch,
+            "MIX": sets.mix,
             "ACTIVATION": self.activation,
             "TRAINING": self.use_input_stats,
             "GIVEN": self.norm == "given",
@@ -49,7 +51,6 @@ class Norm(NamedTuple):
 class Plan(NamedTuple):
     """The launches of one direction of a norm at one size, and the scratch memory they share."""
 
-    view: View
     tier: str
     first: Launch | ClusterLaunch | None  # None where the statistics are constants
     second: Launch | None  # None where the first does it all
@@ -75,30 +76,28 @@ def forward_plan(
     `dtypes` are those of the call's tensors: a launch is made for one pattern of them.
     """
     assert dtypes[0] is not None
-    plan, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
-    view = plan.view
-    constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
-    has_residual, each = dtypes[1] is not None, pointwise(view, sets)
-    registers = each.pointwise_registers(has_residual)
-    apply = _launch(apply_kernel, each, constants, registers)
-    if norm.norm == "given" or (sets.batch and not norm.use_input_stats):
-        return plan._replace(second=apply)
-    tier, geometry = tiers.choose(view, sets, has_residual, tier_state)
-    averages = running and not sets.batch and norm.use_input_stats
-    if tier == "streaming":
-        constants["BATCH"] = geometry.sets.batch
-        first = _launch(moments_kernel, geometry, constants, geometry.reducing_registers)
-        apply = _launch(apply_kernel, each, constants, registers)
-        return plan._replace(
-            tier=tier, first=first, second=apply, table=_table(geometry, 3),
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
+    has_residual = dtypes[1] is not None
+    streamed = norm.constants(sets, sets.of_batch)
+    constant_statistics = norm.norm == "given" or (sets.batch and not norm.use_input_stats)
+    if not constant_statistics:
+        tier, geometry = tilings.choose(view, sets, has_residual, tier_state)
+        if tier != "streaming":
+            averages = running and not sets.batch and norm.use_input_stats
+            return plan._replace(
+                tier=tier,
+                first=_resident(resident_kernel, tier, geometry, norm.constants(sets, sets.batch)),
+                table=_table(geometry, 3) if tier == "cluster" or averages else 0,
+                tickets=geometry.u_blocks if averages else 0,
+            )
+        plan = plan._replace(
+            first=_launch(moments_kernel, geometry, streamed, geometry.reducing_registers),
+            table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
-        )  # fmt: skip
-    return plan._replace(
-        tier=tier,
-        first=_resident(resident_kernel, tier, geometry, constants),
-        table=_table(geometry, 3) if tier == "cluster" or averages else 0,
-        tickets=geometry.u_blocks if averages else 0,
-    )
+        )
+    each = tilings.pointwise(view, sets)
+    registers = each.pointwise_registers(has_residual)
+    return plan._replace(second=_launch(apply_kernel, each, streamed, registers))
 
 
 @functools.lru_cache(PLANS)
@@ -112,62 +111,58 @@ def backward_plan(
 ) -> Plan:
     """The backward of `norm` for an x of this shape and layout; see forward_plan."""
     assert dtypes[0] is not None
-    plan, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
-    view = plan.view
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
     needs_dx, needs_dresidual = needs[0], needs[1] and norm.activation is not None
     plan = plan._replace(dresidual=needs_dresidual)
-    constants = {**norm.constants(), "BATCH": sets.batch, "MIX": sets.mix}
     parameters = any(needs[2:])
     slopes = needs_dx and (norm.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
-    tier, geometry = tiers.choose(view, sets, has_side, tier_state)
+    tier, geometry = tilings.choose(view, sets, has_side, tier_state)
     if slopes and tier != "streaming" and norm.norm != "given":
+        constants = norm.constants(sets, sets.batch)
         gathers = parameters and not sets.batch
+        published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
             first=_resident(resident_backward_kernel, tier, geometry, constants),
-            table=_table(geometry, 4 if sets.batch and sets.mix else 2)
-            if tier == "cluster" or gathers
-            else 0,
+            table=_table(geometry, published) if tier == "cluster" or gathers else 0,
             tickets=geometry.u_blocks if gathers else 0,
         )
-    geometry = geometries.streaming(view, sets)
-    constants["BATCH"] = geometry.sets.batch
-    first = second = None
+    geometry = tilings.streaming(view, sets)
+    constants = norm.constants(sets, sets.of_batch)
     if slopes or parameters:
         mixes = sets.mix and norm.use_input_stats and slopes
-        over_instances = not geometry.sets.batch and (parameters or mixes)
+        over_instances = not sets.of_batch and (parameters or mixes)
         sums_constants = {**constants, "OVER_INSTANCES": over_instances}
-        first = _launch(gradient_sums_kernel, geometry, sums_constants, geometry.reducing_registers)
+        registers = geometry.reducing_registers
+        plan = plan._replace(
+            first=_launch(gradient_sums_kernel, geometry, sums_constants, registers),
+            table=_table(geometry, 2),
+            tickets=geometry.units + geometry.u_blocks,
+        )
     if needs_dx or needs_dresidual:
-        each = pointwise(view, sets)
-        registers = each.pointwise_registers(has_side)
-        second = _launch(apply_backward_kernel, each, constants, registers)
-    return plan._replace(
-        first=first,
-        second=second,
-        sums=plan.sums if slopes else 0,
-        table=_table(geometry, 2) if first else 0,
-        tickets=geometry.units + geometry.u_blocks if first else 0,
-    )
+        each = tilings.pointwise(view, sets)
+        apply = _launch(apply_backward_kernel, each, constants, each.pointwise_registers(has_side))
+        plan = plan._replace(second=apply)
+    return plan._replace(sums=plan.sums if slopes else 0)
 
 
 def kept_sizes(shape: torch.Size, contiguous: bool, norm: Norm) -> tuple[int, int]:
     """Elements of the statistics that a forward keeps, and bytes of ReLU's mask."""
     sets = norm.sets(shape[1])
-    N, C, S, channels_last, _ = view_of(shape, contiguous, 0, False)
-    over_batch = C if sets.batch and not sets.mix else N * (C // sets.depth)
-    bits = N * S * -(-C // 8) if channels_last else N * C * -(-S // 8)
-    return STATS_PLANES * (over_batch + (C if sets.mix else 0)), bits
+    view = view_of(shape, contiguous, 0, False)
+    kept = view.C if sets.of_batch else view.N * (view.C // sets.depth)
+    return STATS_PLANES * (kept + (view.C if sets.mix else 0)), mask_bytes(*view.runs)
 
 
-def _sizes(shape: torch.Size, contiguous: bool, itemsize: int, norm: Norm) -> tuple[Plan, Sets]:
-    """A plan without launches, and the sets it is for."""
+def _sizes(
+    shape: torch.Size, contiguous: bool, itemsize: int, norm: Norm
+) -> tuple[Plan, View, Sets]:
+    """A plan without launches, the view that it is for and the sets in it."""
     sets = norm.sets(shape[1])
-    view = view_of(shape, contiguous, itemsize, sets.batch and not sets.mix)
+    view = view_of(shape, contiguous, itemsize, sets.of_batch)
     stats, bits = kept_sizes(shape, contiguous, norm)
     plan = Plan(
-        view,
         tier="streaming",
         first=None,
         second=None,
@@ -178,7 +173,7 @@ def _sizes(shape: torch.Size, contiguous: bool, itemsize: int, norm: Norm) -> tu
         bits=bits,
         dresidual=False,
     )
-    return plan, sets
+    return plan, view, sets
 
 
 def _table(geometry: Geometry, planes: int) -> int:

@@ -9,48 +9,41 @@ interpreter, which runs programs one after another: 1 is what comes before it, 2
 import triton
 import triton.language as tl
 
-from .device import (
+from .activation import store_output
+from .arithmetic import (
     accumulation_type,
     inverse_std,
     load_or,
     merge_along,
     split_mean,
     tile_moments,
-    update_running,
 )
 from .merge import (
     affine,
-    batch_moments,
-    batch_stats,
+    average_instances,
     constant_stats,
     merge_set,
     mixed_affine,
-    set_slot,
-    stat_planes,
-    store_stats,
-    table_planes,
+    set_stats,
     unit_moments,
 )
 from .sync import arrived_last, keep_packed, wait_for_members
+from .tables import publish_moments, set_slot, stat_planes, store_stats, table_planes
 from .tiles import (
+    SCALARS,
     across,
     by_channel,
     inner_positions,
     is_first,
     load_pivot,
+    place,
     sizes,
-    store_output,
     tile_lanes,
     tile_mask,
     tile_offsets,
     to_lanes,
     unit_channels,
 )
-
-SCALARS = [
-    "N", "C", "S", "D", "W", "u_blocks", "row_blocks", "s_blocks", "pieces", "steps", "units",
-    "clusters",
-]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -64,7 +57,7 @@ def resident_kernel(
     running_var_ptr,  # (C,) or None
     y_ptr,  # as x
     bits_ptr,  # ReLU's bits, or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
+    stats_ptr,  # planes of statistics: tables.stat_planes
     table_ptr,  # (3, n, piece, c), or None where nothing is published
     tickets_ptr,  # (u_blocks,) or None
     barriers_ptr,  # (clusters,) or None
@@ -126,10 +119,7 @@ def normalise_unit(
     x_ptr, residual_ptr, y_ptr, bits_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
-    unit_n = (unit // u_blocks).to(tl.int64)
-    u = unit % u_blocks
-    r = member // pieces
-    piece = member % pieces
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     first_n = unit_n + (piece // s_blocks) * BLOCK_N
     start = (piece % s_blocks).to(tl.int64) * BLOCK_S
     n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
@@ -158,38 +148,29 @@ def normalise_unit(
     if table_ptr is not None:
         tables = table_planes(table_ptr, N, C, pieces, BATCH)
     if table_ptr is not None and HALF != 2:
-        slot = (unit_n * pieces + piece) * C + channel
-        tl.store(tables[0] + slot, count, mask=channel_mask)
-        tl.store(tables[1] + slot, mean, mask=channel_mask)
-        tl.store(tables[2] + slot, m2, mask=channel_mask)
+        publish_moments(tables, unit_n, piece, channel, channel_mask, C, pieces, count, mean, m2)
     if CLUSTER and HALF == 0:
         wait_for_members(barriers_ptr + cluster, member, members)
 
     if HALF != 1:
         if CLUSTER:
             count, mean, m2 = unit_moments(
-                tables, unit_n, u, W, C, D, row_blocks, pieces, SETS,
-                BLOCK_C,
-            )  # fmt: skip
+                tables, unit_n, u, W, C, D, row_blocks, pieces, SETS, BLOCK_C
+            )
         else:
             count, mean, m2 = merge_set(count, mean, m2, local, D, SETS)
-        writes = (
-            channel_mask & (local % D == 0) & is_first(piece, local)
-        )  # the first channel of each set
+        first_of_set = local % D == 0
+        writes = channel_mask & first_of_set & is_first(piece, local)
         gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
         beta = load_or(parameters[1], channel, channel_mask, 0.0, ACC)
-        if BATCH:
-            center, offset, rstd = batch_stats(
-                origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes,
-                momentum, eps, VARIANCE,
-            )  # fmt: skip
-        else:
-            center, offset = split_mean(origin, mean)
-            rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
+        center, offset, rstd = set_stats(
+            origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum,
+            eps, BATCH, VARIANCE,
+        )  # fmt: skip
         if not MIX:
             slot = set_slot(unit_n, channel, C, D, BATCH)
             store_stats(stats, slot, writes, center, offset, rstd)
-            scale, shift = affine(center, offset, rstd, gamma, beta)
+            scale, shift = affine(offset, rstd, gamma, beta)
             center = to_lanes(center, BLOCK_N, BLOCK_C)
             scale, shift = to_lanes(scale, BLOCK_N, BLOCK_C), to_lanes(shift, BLOCK_N, BLOCK_C)
         else:
@@ -229,19 +210,3 @@ def normalise_unit(
                         x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S,
                         pieces, CHANNELS_LAST, BLOCK_C,
                     )  # fmt: skip
-
-
-@triton.jit
-def average_instances(
-    x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S, pieces,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Running statistics of instance norm: the averages of the instances' means and of their
-    unbiased variances."""
-    _, channel, mask = unit_channels(u, 0, W, C, BLOCK_C)
-    pivot, count, mean, _, within = batch_moments(
-        x_ptr, tables, u, N, W, C, S, pieces, CHANNELS_LAST, BLOCK_C
-    )
-    unbiased = within / tl.maximum(count - N, 1.0)
-    update_running(running_mean_ptr, channel, mask, pivot + mean, momentum)
-    update_running(running_var_ptr, channel, mask, unbiased, momentum)

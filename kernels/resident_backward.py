@@ -3,26 +3,26 @@
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, lane_sum, load_or
+from .activation import load_tiles, tile_gradient
+from .arithmetic import accumulation_type, lane_sum, load_or, store_gradient
 from .gradients import (
     add_instances,
     batch_gradient,
     instance_weight,
     mixed_terms,
-    piece_sums,
     set_gradient,
-    store_gradient,
     store_mixed_gradients,
-    tile_gradient,
     unit_sums,
 )
-from .merge import coefficients, load_stats, over_set, set_slot, stat_planes, table_planes
-from .resident import SCALARS
+from .merge import coefficients, sum_set
 from .sync import arrived_last, keep_packed, wait_for_members
+from .tables import load_stats, piece_sums, publish_sums, set_slot, stat_planes, table_planes
 from .tiles import (
+    SCALARS,
     across,
     inner_positions,
     is_first,
+    place,
     sizes,
     sum_channels,
     tile_lanes,
@@ -42,7 +42,7 @@ def resident_backward_kernel(
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
     rho_ptr,  # (C,) or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
+    stats_ptr,  # planes of statistics: tables.stat_planes
     dx_ptr,  # as x, or None
     dresidual_ptr,  # as x, or None
     dweight_ptr,  # (C,) or None
@@ -106,56 +106,49 @@ def differentiate_unit(
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
-    unit_n = (unit // u_blocks).to(tl.int64)
-    u = unit % u_blocks
-    r = member // pieces
-    piece = member % pieces
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     first_n = unit_n + (piece // s_blocks) * BLOCK_N
     start = (piece % s_blocks).to(tl.int64) * BLOCK_S
     n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
     mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
     offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
-    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
-    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
-    dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-    packed = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
+    packed, dy = load_tiles(x_ptr, dy_ptr, bits_ptr, offsets, mask, ACTIVATION, VARIANCE)
     center, scale, shift = coefficients(
         stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, False
     )
     x = packed.to(ACC) - across(center, CHANNELS_LAST)
     g = tile_gradient(
-        x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W, C,
-        S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+        x, dy, residual_ptr, bits_ptr, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST),
+        offsets, mask, first_n, u, r, start, N, W, C, S, ACTIVATION, CHANNELS_LAST, ALIGN_W,
+        BLOCK_N, BLOCK_C, BLOCK_S, INNER,
     )  # fmt: skip
     lane_g = lane_sum(g.to(ACC))
     lane_gx = lane_sum(g.to(ACC) * x)
 
     # What each channel contributes, over the tile's instances.
-    t0, t1, t2, t3 = lane_g, lane_gx, lane_g, lane_g
+    c_g, c_gx = lane_g, lane_gx
     if MIX and BATCH:
-        slot = n * C + c
-        i_center, offset, rstd = load_stats(stats, slot, lane_mask)
+        i_center, offset, rstd = load_stats(stats, n * C + c, lane_mask)
         b_center, b_offset, b_rstd = load_stats(batch, c, lane_mask)
-        i_g, i_gx = lane_g, lane_gx - offset * lane_g
-        t0, t1, t2, t3 = mixed_terms(
+        i_gx = lane_gx - offset * lane_g
+        b_gx, hat, gap = mixed_terms(
             lane_g, lane_gx, i_center, offset, rstd, b_center, b_offset, b_rstd
         )
-        t1 = sum_channels(tl.where(lane_mask, t1, 0.0), BLOCK_N, BLOCK_C)
-        t2 = sum_channels(t2, BLOCK_N, BLOCK_C)
-        t3 = sum_channels(tl.where(lane_mask, t3, 0.0), BLOCK_N, BLOCK_C)
-        t0 = sum_channels(t0, BLOCK_N, BLOCK_C)
+        c_gx = sum_channels(tl.where(lane_mask, b_gx, 0.0), BLOCK_N, BLOCK_C)
+        c_hat = sum_channels(hat, BLOCK_N, BLOCK_C)
+        c_gap = sum_channels(tl.where(lane_mask, gap, 0.0), BLOCK_N, BLOCK_C)
+        c_g = sum_channels(lane_g, BLOCK_N, BLOCK_C)
     elif BATCH:
-        t0, t1 = sum_channels(t0, BLOCK_N, BLOCK_C), sum_channels(t1, BLOCK_N, BLOCK_C)
+        c_g = sum_channels(lane_g, BLOCK_N, BLOCK_C)
+        c_gx = sum_channels(lane_gx, BLOCK_N, BLOCK_C)
     if table_ptr is not None:
         tables = table_planes(table_ptr, N, C, pieces, BATCH)
     if table_ptr is not None and HALF != 2:
-        slot = (unit_n * pieces + piece) * C + channel
-        tl.store(tables[0] + slot, t0, mask=channel_mask)
-        tl.store(tables[1] + slot, t1, mask=channel_mask)
+        publish_sums(tables, unit_n, piece, channel, channel_mask, C, pieces, c_g, c_gx)
         if MIX and BATCH:
-            tl.store(tables[2] + slot, t2, mask=channel_mask)
-            tl.store(tables[3] + slot, t3, mask=channel_mask)
+            mixed = (tables[2], tables[3])
+            publish_sums(mixed, unit_n, piece, channel, channel_mask, C, pieces, c_hat, c_gap)
     if CLUSTER and HALF == 0:
         wait_for_members(barriers_ptr + cluster, member, members)
 
@@ -164,42 +157,39 @@ def differentiate_unit(
         if BATCH:
             count = N.to(ACC) * S
             if CLUSTER:
-                t0 = piece_sums(tables[0], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
-                t1 = piece_sums(tables[1], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                c_g = piece_sums(tables[0], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                c_gx = piece_sums(tables[1], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
                 if MIX:
-                    t2 = piece_sums(tables[2], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
-                    t3 = piece_sums(tables[3], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                    c_hat = piece_sums(tables[2], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                    c_gap = piece_sums(tables[3], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
             if MIX:
-                c_b_rstd = tl.load(batch[2] + channel, mask=channel_mask, other=0.0)
                 store_mixed_gradients(
-                    t0, t1, t2, t3, parameters, c_b_rstd, gradients[0], gradients[1], gradients[2],
-                    channel, writes,
-                )  # fmt: skip
+                    c_g, c_gx, c_hat, c_gap, batch, parameters, gradients, channel, writes
+                )
                 weight = instance_weight(parameters, c, lane_mask, True, ACC)
-                slope, level = set_gradient(rstd, offset, weight * i_g, weight * i_gx, S)
+                slope, level = set_gradient(rstd, offset, weight * lane_g, weight * i_gx, S)
                 b_slope, b_level = batch_gradient(
-                    batch, parameters, to_lanes(t0, BLOCK_N, BLOCK_C),
-                    to_lanes(t1, BLOCK_N, BLOCK_C), i_center, c, lane_mask, count,
+                    batch, parameters, to_lanes(c_g, BLOCK_N, BLOCK_C),
+                    to_lanes(c_gx, BLOCK_N, BLOCK_C), i_center, c, lane_mask, count,
                 )  # fmt: skip
                 slope, level = slope + b_slope, level + b_level
             else:
                 _center, offset, rstd = load_stats(stats, channel, channel_mask)
-                gx = t1 - offset * t0
+                gx = c_gx - offset * c_g
                 store_gradient(gradients[0], channel, writes, rstd * gx)
-                store_gradient(gradients[1], channel, writes, t0)
+                store_gradient(gradients[1], channel, writes, c_g)
                 gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
-                slope, level = set_gradient(rstd, offset, gamma * t0, gamma * gx, count, VARIANCE)
+                slope, level = set_gradient(rstd, offset, gamma * c_g, gamma * gx, count, VARIANCE)
                 slope, level = to_lanes(slope, BLOCK_N, BLOCK_C), to_lanes(level, BLOCK_N, BLOCK_C)
         else:
             if CLUSTER:
                 set_g, set_gx = unit_sums(
-                    tables, parameters, unit_n, u, W, C, D, row_blocks, pieces, MIX,
-                    SETS, BLOCK_C,
-                )  # fmt: skip
+                    tables, parameters, unit_n, u, W, C, D, row_blocks, pieces, MIX, SETS, BLOCK_C
+                )
             else:
                 weight = instance_weight(parameters, channel, channel_mask, MIX, ACC)
-                set_g = over_set(weight * t0, local, D, SETS)
-                set_gx = over_set(weight * t1, local, D, SETS)
+                set_g = sum_set(weight * c_g, local, D, SETS)
+                set_gx = sum_set(weight * c_gx, local, D, SETS)
             slot = set_slot(unit_n, channel, C, D, False)
             _center, offset, rstd = load_stats(stats, slot, channel_mask)
             count = D.to(ACC) * S

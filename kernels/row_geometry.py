@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import triton
 
-from . import geometry, launch, tiers
+from . import launch, tiers, tilings
+from .geometry import alignment
 
 # Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns.
 LONGEST_ROW = 16384
@@ -16,6 +17,8 @@ BACKWARD_TILE = 8192
 SLICE = 8192
 BACKWARD_SLICE = 4096
 PARAMETERS_L = 64  # columns whose partial sums one program adds up
+# A limit for kernels that keep their tile, or two and sums of columns: 16 warps fill an SM.
+REGISTERS = 128
 
 
 class RowGeometry(NamedTuple):
@@ -36,37 +39,34 @@ class RowGeometry(NamedTuple):
         return triton.cdiv(self.L, self.BLOCK_L)
 
     @property
-    def resident_registers(self) -> int:
-        """A limit for kernels that keep their tile: 16 warps fill an SM."""
-        return 128
+    def sizes(self) -> tuple[int, int]:
+        """R, and L in multiples of ALIGN."""
+        return self.R, self.L // alignment(self.L)
 
     def scalars(self, clusters: int) -> tuple[int, ...]:
-        align = geometry.alignment(self.L)
-        return self.R, self.L // align, self.units, self.members, clusters
+        """The sizes, in the resident kernels' order."""
+        return *self.sizes, self.units, self.members, clusters
 
     def constants(self) -> dict[str, Any]:
-        align = geometry.alignment(self.L)
-        return {"ALIGN": align, "BLOCK_R": self.BLOCK_R, "BLOCK_L": self.BLOCK_L}
+        return {"ALIGN": alignment(self.L), "BLOCK_R": self.BLOCK_R, "BLOCK_L": self.BLOCK_L}
 
 
 def choose(R: int, L: int, backward: bool, state: tiers.State) -> tuple[str, RowGeometry]:
-    """The tier for rows of L elements, those of `tiers.choose`, and its geometry.
+    """The tier for rows of L elements and its geometry.
 
     one_program   rows up to 16,384 elements, backward 8,192
     cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
     streaming     any
     """
-    clusters, forced = state
-    candidates = {
-        "one_program": _one_program(R, L, backward),
-        "cluster": _cluster(R, L, backward) if clusters or forced else None,
-        "streaming": streaming(R, L, backward),
-    }
-    for tier in (forced,) if forced else tiers.TIERS:
-        found = candidates[tier]
-        if found is not None:
-            return tier, found
-    raise RuntimeError(f"tier {forced!r} has no room for {R} rows of {L} elements")
+    return tiers.first_with_room(
+        state,
+        {
+            "one_program": lambda: _one_program(R, L, backward),
+            "cluster": lambda: _cluster(R, L, backward),
+            "streaming": lambda: streaming(R, L, backward),
+        },
+        f"{R} rows of {L} elements",
+    )
 
 
 def streaming(R: int, L: int, backward: bool) -> RowGeometry:
@@ -88,7 +88,7 @@ def _cluster(R: int, L: int, backward: bool) -> RowGeometry | None:
     BLOCK_L = min(_padded(L), slice_)
     BLOCK_R = _rows(R, BACKWARD_TILE if backward else slice_, BLOCK_L)
     found = RowGeometry(R, L, BLOCK_R, BLOCK_L, 16 if backward else 8)
-    return found if found.members <= geometry.MOST_MEMBERS else None
+    return found if found.members <= tilings.MOST_MEMBERS else None
 
 
 def _padded(L: int) -> int:
@@ -98,5 +98,5 @@ def _padded(L: int) -> int:
 def _rows(R: int, tile: int, BLOCK_L: int) -> int:
     """Rows of a tile; in the interpreter, where a program costs more than an element, many."""
     if launch.INTERPRETED:
-        return min(geometry.INTERPRETER_TILE // BLOCK_L, triton.next_power_of_2(R))
+        return min(tilings.INTERPRETER_TILE // BLOCK_L, triton.next_power_of_2(R))
     return tile // BLOCK_L

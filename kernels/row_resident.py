@@ -8,18 +8,26 @@ the same rows, publish what they found in them, wait for one another and merge. 
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, inverse_std
+from .arithmetic import accumulation_type, inverse_std
 from .row_statistics import (
     load_row_stats,
     publish_moments,
     publish_sums,
     published_moments,
     published_sums,
+    row_gradient_sums,
     row_moments,
-    row_sums,
     store_row_stats,
 )
-from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_sum, row_tile
+from .row_tiles import (
+    add_partials,
+    plus_addend,
+    row_dx,
+    row_gradient,
+    row_output,
+    row_tile,
+    store_partials,
+)
 from .sync import keep_packed, wait_for_members
 from .tiles import is_first
 
@@ -65,7 +73,7 @@ def row_norm_kernel(
         first = tl.full([], BLOCK_R, tl.int64) * block
         packed, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         if addend_ptr is not None:
-            packed = row_sum(packed, addend_ptr, mask, offsets, ACC)
+            packed = plus_addend(packed, addend_ptr, mask, offsets, ACC)
             if HALF != 2:
                 tl.store(sum_ptr + offsets, packed, mask=mask)
         count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
@@ -134,7 +142,7 @@ def row_norm_backward_kernel(
             column, mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
         weighted = gamma * g.to(ACC)
-        row_g, row_gx = row_sums(weighted, x_hat, CENTRED)
+        row_g, row_gx = row_gradient_sums(weighted, x_hat, CENTRED)
         if partial_ptr is not None:
             dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
             if CENTRED:
@@ -153,11 +161,7 @@ def row_norm_backward_kernel(
                 mask, offsets,
             )  # fmt: skip
     if partial_ptr is not None:
-        column = start + tl.arange(0, BLOCK_L)
-        slot = group.to(tl.int64) * L + column
-        tl.store(partial_ptr + slot, dweight, mask=column < L)
-        if CENTRED:
-            tl.store(partial_ptr + clusters.to(tl.int64) * L + slot, dbias, mask=column < L)
+        store_partials(partial_ptr, dweight, dbias, start, group, clusters, L, CENTRED, BLOCK_L)
 
 
 @triton.jit(do_not_specialize=["groups", "L"])

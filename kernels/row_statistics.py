@@ -8,9 +8,8 @@ which the compiler does away with wherever it is subtracted.
 import triton
 import triton.language as tl
 
-from .device import chan_merge, tile_moments
-from .gradients import piece_sums
-from .merge import piece_moments
+from .arithmetic import chan_merge, tile_moments
+from .tables import piece_moments, piece_sums
 
 
 @triton.jit
@@ -77,7 +76,7 @@ def load_row_stats(stats_ptr, row, R, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def row_sums(weighted, x_hat, CENTRED: tl.constexpr):
+def row_gradient_sums(weighted, x_hat, CENTRED: tl.constexpr):
     """Of each row of a tile the sums of gamma g and gamma g x_hat; the first is the mean's."""
     gx = tl.sum(weighted * x_hat, axis=1)
     if CENTRED:

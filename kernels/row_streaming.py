@@ -6,7 +6,7 @@ The second walks backwards, so that it starts with what the first has left in th
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, inverse_std
+from .arithmetic import accumulation_type, inverse_std
 from .row_statistics import (
     load_row_stats,
     merge_rows,
@@ -14,11 +14,19 @@ from .row_statistics import (
     publish_sums,
     published_moments,
     published_sums,
+    row_gradient_sums,
     row_moments,
-    row_sums,
     store_row_stats,
 )
-from .row_tiles import add_partials, row_dx, row_gradient, row_output, row_sum, row_tile
+from .row_tiles import (
+    add_partials,
+    plus_addend,
+    row_dx,
+    row_gradient,
+    row_output,
+    row_tile,
+    store_partials,
+)
 from .sync import arrived_last
 
 SCALARS = ["R", "L", "row_blocks", "pieces", "steps", "groups"]
@@ -58,7 +66,7 @@ def row_moments_kernel(
     for start in range(begin, tl.minimum(begin + steps * BLOCK_L, L), BLOCK_L):
         x, _, _, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         if addend_ptr is not None:
-            x = row_sum(x, addend_ptr, mask, offsets, ACC)
+            x = plus_addend(x, addend_ptr, mask, offsets, ACC)
             tl.store(sum_ptr + offsets, x, mask=mask)
         tile_count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
         tile_mean, tile_m2 = row_moments(x.to(ACC), mask, tile_count, CENTRED)
@@ -94,10 +102,10 @@ def row_apply_kernel(
 ):
     """y = act((x - mean) * rstd * gamma + beta + residual), a tile a program."""
     L = L * ALIGN
-    columns = tl.cdiv(L, BLOCK_L)
-    program = row_blocks * columns - 1 - tl.program_id(0)
-    first = (program // columns).to(tl.int64) * BLOCK_R
-    start = (program % columns).to(tl.int64) * BLOCK_L
+    column_blocks = tl.cdiv(L, BLOCK_L)
+    program = row_blocks * column_blocks - 1 - tl.program_id(0)
+    first = (program // column_blocks).to(tl.int64) * BLOCK_R
+    start = (program % column_blocks).to(tl.int64) * BLOCK_L
     x, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
     mean, rstd = load_row_stats(stats_ptr, row, R, CENTRED)
     row_output(
@@ -115,7 +123,7 @@ def row_sums_kernel(
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
     stats_ptr,  # (2, R); for RMS norm (R,)
-    table_ptr,  # (2, columns, R), for RMS norm (columns, R): see publish_sums
+    table_ptr,  # (2, column_blocks, R), for RMS norm (column_blocks, R): see publish_sums
     partial_ptr,  # (2, groups, L), for RMS norm (groups, L); None where nobody asks
     R,
     L,
@@ -132,9 +140,9 @@ def row_sums_kernel(
     """Each program takes a slice of columns through a group of rows."""
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     L = L * ALIGN
-    columns = tl.cdiv(L, BLOCK_L)
-    group = tl.program_id(0) // columns
-    piece = tl.program_id(0) % columns
+    column_blocks = tl.cdiv(L, BLOCK_L)
+    group = tl.program_id(0) // column_blocks
+    piece = tl.program_id(0) % column_blocks
     start = piece.to(tl.int64) * BLOCK_L
     dweight = tl.zeros([BLOCK_L], ACC)
     dbias = tl.zeros([BLOCK_L], ACC)
@@ -148,17 +156,13 @@ def row_sums_kernel(
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
         weighted = gamma * g.to(ACC)
-        row_g, row_gx = row_sums(weighted, x_hat, CENTRED)
-        publish_sums(table_ptr, row_g, row_gx, piece, row, R, columns, CENTRED)
+        row_g, row_gx = row_gradient_sums(weighted, x_hat, CENTRED)
+        publish_sums(table_ptr, row_g, row_gx, piece, row, R, column_blocks, CENTRED)
         dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
         if CENTRED:
             dbias += tl.sum(g.to(ACC), axis=0)
     if partial_ptr is not None:
-        column = start + tl.arange(0, BLOCK_L)
-        slot = group.to(tl.int64) * L + column
-        tl.store(partial_ptr + slot, dweight, mask=column < L)
-        if CENTRED:
-            tl.store(partial_ptr + groups.to(tl.int64) * L + slot, dbias, mask=column < L)
+        store_partials(partial_ptr, dweight, dbias, start, group, groups, L, CENTRED, BLOCK_L)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -170,7 +174,7 @@ def row_dx_kernel(
     weight_ptr,  # (L,) or None
     bias_ptr,  # (L,) or None
     stats_ptr,  # (2, R); for RMS norm (R,)
-    table_ptr,  # (2, columns, R), for RMS norm (columns, R)
+    table_ptr,  # (2, column_blocks, R), for RMS norm (column_blocks, R)
     partial_ptr,  # (2, groups, L), for RMS norm (groups, L), or None
     dsum_ptr,  # (R, L) or None: a gradient that x has besides
     dx_ptr,  # (R, L) or None
@@ -192,7 +196,7 @@ def row_dx_kernel(
 ):
     """dx, a tile a program; the first programs add up the groups' dgamma and dbeta instead."""
     L = L * ALIGN
-    columns = tl.cdiv(L, BLOCK_L)
+    column_blocks = tl.cdiv(L, BLOCK_L)
     adders = tl.cdiv(L, PARAMETERS_L) if partial_ptr is not None else 0
     program = tl.program_id(0) - adders
     if program < 0:
@@ -201,9 +205,9 @@ def row_dx_kernel(
                 partial_ptr, dweight_ptr, dbias_ptr, tl.program_id(0), groups, L, PARAMETERS_L
             )
     else:
-        program = row_blocks * columns - 1 - program
-        first = (program // columns).to(tl.int64) * BLOCK_R
-        start = (program % columns).to(tl.int64) * BLOCK_L
+        program = row_blocks * column_blocks - 1 - program
+        first = (program // column_blocks).to(tl.int64) * BLOCK_R
+        start = (program % column_blocks).to(tl.int64) * BLOCK_L
         x, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
         mean, rstd = load_row_stats(stats_ptr, row, R, CENTRED)
@@ -211,7 +215,7 @@ def row_dx_kernel(
             x, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start, column,
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
-        row_g, row_gx = published_sums(table_ptr, row, R, columns, CENTRED, BLOCK_R)
+        row_g, row_gx = published_sums(table_ptr, row, R, column_blocks, CENTRED, BLOCK_R)
         row_dx(
             g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr, mask,
             offsets,

@@ -3,9 +3,14 @@
 import triton
 import triton.language as tl
 
-from .device import activate, load_or
-from .gradients import masked_gradient, store_gradient
-from .tiles import load_bits, position_mask, store_bits
+from .activation import store_output, tile_gradient
+from .arithmetic import load_or, store_gradient
+
+
+@triton.jit
+def column_mask(start, L, BLOCK_L: tl.constexpr):
+    """Which columns of the slice that begins at `start` there are."""
+    return tl.arange(0, BLOCK_L) < L - start
 
 
 @triton.jit
@@ -13,13 +18,13 @@ def row_tile(x_ptr, first, start, R, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.const
     """A (BLOCK_R, BLOCK_L) tile as it is stored, its rows, columns, mask and offsets."""
     row = first + tl.arange(0, BLOCK_R)
     column = start + tl.arange(0, BLOCK_L)
-    mask = (row < R)[:, None] & position_mask(start, L, BLOCK_L)[None, :]
+    mask = (row < R)[:, None] & column_mask(start, L, BLOCK_L)[None, :]
     offsets = (row * L + start)[:, None] + tl.arange(0, BLOCK_L)[None, :]
     return tl.load(x_ptr + offsets, mask=mask, other=0.0), row, column, mask, offsets
 
 
 @triton.jit
-def row_sum(x, addend_ptr, mask, offsets, ACC: tl.constexpr):
+def plus_addend(x, addend_ptr, mask, offsets, ACC: tl.constexpr):
     """A tile of x plus the addend's, rounded as x is: what is normalised is what is returned."""
     addend = tl.load(addend_ptr + offsets, mask=mask, other=0.0)
     return (x.to(ACC) + addend.to(ACC)).to(x.dtype)
@@ -28,7 +33,7 @@ def row_sum(x, addend_ptr, mask, offsets, ACC: tl.constexpr):
 @triton.jit
 def row_parameter(ptr, column, start, L, default, BLOCK_L: tl.constexpr, ACC: tl.constexpr):
     """A parameter's columns as a row, `default` where there is none."""
-    return load_or(ptr, column, position_mask(start, L, BLOCK_L), default, ACC)[None, :]
+    return load_or(ptr, column, column_mask(start, L, BLOCK_L), default, ACC)[None, :]
 
 
 @triton.jit
@@ -40,14 +45,10 @@ def row_output(
     gamma = row_parameter(weight_ptr, column, start, L, 1.0, BLOCK_L, mean.dtype)
     beta = row_parameter(bias_ptr, column, start, L, 0.0, BLOCK_L, mean.dtype)
     z = (x.to(mean.dtype) - mean[:, None]) * rstd[:, None] * gamma + beta
-    if residual_ptr is not None:
-        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(mean.dtype)
-    if bits_ptr is not None:
-        active = (z <= 0.0) == 0
-        store_bits(
-            bits_ptr, active, first, 0, 0, start, R, 1, 1, L, False, BLOCK_R, 1, BLOCK_L, BLOCK_L
-        )
-    tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)
+    store_output(  # as R instances of one channel
+        z, residual_ptr, y_ptr, bits_ptr, offsets, mask, first, 0, 0, start, R, 1, 1, L, ACTIVATION,
+        False, BLOCK_R, 1, BLOCK_L, BLOCK_L,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -59,15 +60,10 @@ def row_gradient(
     gamma = row_parameter(weight_ptr, column, start, L, 1.0, BLOCK_L, mean.dtype)
     beta = row_parameter(bias_ptr, column, start, L, 0.0, BLOCK_L, mean.dtype)
     x_hat = tl.where(mask, (x.to(mean.dtype) - mean[:, None]) * rstd[:, None], 0.0)
-    residual, active = None, None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0)
-    if bits_ptr is not None:
-        active = load_bits(
-            bits_ptr, first, 0, 0, start, R, 1, 1, L, False, 1, BLOCK_R, 1, BLOCK_L, BLOCK_L
-        )
-        active = tl.reshape(active, [BLOCK_R, BLOCK_L])
-    g = masked_gradient(x_hat, dy, residual, active, gamma, beta, mask, ACTIVATION)
+    g = tile_gradient(  # as R instances of one channel
+        x_hat, dy, residual_ptr, bits_ptr, gamma, beta, offsets, mask, first, 0, 0, start, R, 1, 1,
+        L, ACTIVATION, False, 1, BLOCK_R, 1, BLOCK_L, BLOCK_L,
+    )  # fmt: skip
     return g, x_hat, gamma
 
 
@@ -87,6 +83,19 @@ def row_dx(
         if dsum_ptr is not None:
             dx += tl.load(dsum_ptr + offsets, mask=mask, other=0.0).to(dx.dtype)
         tl.store(dx_ptr + offsets, dx, mask=mask)
+
+
+@triton.jit
+def store_partials(
+    partial_ptr, dweight, dbias, start, group, groups, L, CENTRED: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """A group's share of dgamma and dbeta into (2, groups, L); not CENTRED, (groups, L)."""
+    column = start + tl.arange(0, BLOCK_L)
+    slot = group.to(tl.int64) * L + column
+    tl.store(partial_ptr + slot, dweight, mask=column < L)
+    if CENTRED:
+        tl.store(partial_ptr + groups.to(tl.int64) * L + slot, dbias, mask=column < L)
 
 
 @triton.jit

@@ -10,10 +10,14 @@ import torch
 
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
-from .launch import Tensors, contiguous, counters, dtypes_of, multiprocessors, statistics
+from .launch import counters, multiprocessors
+from .masks import mask_bytes, side_input, unpacked
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
+from .tensors import Tensors, accumulators, contiguous, dtypes_of
 
 ROW_NORMS = ("layer", "rms")
+# y, the sum where there is an addend, ReLU's mask where it is kept, and the statistics.
+Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
 
 
 def row_norm(
@@ -32,7 +36,7 @@ def row_norm(
     statistics of each row that row_norm_backward takes, in the accumulation dtype."""
     x = x.contiguous()
     inputs = (x, None, contiguous(residual), contiguous(weight), contiguous(bias))
-    masked = differentiable and activation == "relu" and residual is not None
+    masked = differentiable and side_input(activation, residual is not None) == "mask"
     y, _, bits, stats = _norm(inputs, norm, normalized_ndim, eps, activation, masked)
     return y, bits, (stats,)
 
@@ -54,22 +58,16 @@ def row_add_norm(
     return y, total, (stats,)
 
 
-Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
-
-
 def _norm(
     inputs: Tensors, norm: str, ndim: int, eps: float, activation: str | None, masked: bool
 ) -> Outputs:
-    """y, the sum where there is an addend, ReLU's mask where `masked`, and the statistics."""
     x = inputs[0]
     assert x is not None
-    R, L = _rows(x, ndim)
+    R, L = row_sizes(x, ndim)
     key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), norm, activation)
-    result = _forward(forward_plan(*key, tiers.state()), inputs, masked, eps)
-    if result is None:
-        result = _forward(forward_plan(*key, tiers.WITHOUT_CLUSTERS), inputs, masked, eps)
-        assert result is not None
-    return result
+    return tiers.with_fallback(
+        lambda state: _forward(forward_plan(*key, state), inputs, masked, eps)
+    )
 
 
 def _forward(plan: RowPlan, inputs: Tensors, masked: bool, eps: float) -> Outputs | None:
@@ -79,8 +77,8 @@ def _forward(plan: RowPlan, inputs: Tensors, masked: bool, eps: float) -> Output
     R, L = plan.geometry.R, plan.geometry.L
     y = torch.empty_like(x)
     total = None if addend is None else torch.empty_like(x)
-    bits = x.new_empty(R * -(-L // 8), dtype=torch.uint8) if masked else None
-    stats, table = statistics(x, plan.planes * R), statistics(x, plan.table)
+    bits = x.new_empty(mask_bytes(R, L), dtype=torch.uint8) if masked else None
+    stats, table = accumulators(x, plan.planes * R), accumulators(x, plan.table)
     assert stats is not None
     if plan.second is not None:
         tickets = counters(x, "tickets", plan.tickets)
@@ -121,14 +119,11 @@ def row_norm_backward(
     sides = (None, side) if masked else (side, None)
     dsum = contiguous(dsum) if needs[0] else None
     inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats, dsum)
-    R, L = _rows(x, normalized_ndim)
+    R, L = row_sizes(x, normalized_ndim)
     key = (R, L, dtypes_of(inputs), norm, activation, needs, multiprocessors(x))
-    result = _backward(backward_plan(*key, tiers.state()), inputs, needs, activation)
-    if result is None:
-        plan = backward_plan(*key, tiers.WITHOUT_CLUSTERS)
-        result = _backward(plan, inputs, needs, activation)
-        assert result is not None
-    return result
+    return tiers.with_fallback(
+        lambda state: _backward(backward_plan(*key, state), inputs, needs, activation)
+    )
 
 
 def _backward(
@@ -142,20 +137,20 @@ def _backward(
     dweight = torch.empty_like(weight) if needs[2] and weight is not None else None
     dbias = torch.empty_like(bias) if needs[3] and bias is not None else None
     parameters, L = needs[2] or needs[3], plan.geometry.L
-    table, groups = statistics(x, plan.table), plan.groups
+    table, groups = accumulators(x, plan.table), plan.groups
     if plan.second is not None:
-        partial = statistics(x, plan.planes * groups * L) if parameters else None
+        partial = accumulators(x, plan.planes * groups * L) if parameters else None
         plan.first((*inputs[:-1], table, partial))
         plan.second((*inputs[:-1], table, partial, dsum, dx, dresidual, dweight, dbias))
     else:
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
         if isinstance(plan.first, ClusterLaunch):
-            model = statistics(x, 1) if parameters else None
+            model = accumulators(x, 1) if parameters else None
             tensors = (*inputs, dx, dresidual, model, table, barriers)
             groups = plan.first.clusters(tensors, ())
             if groups == 0:
                 return None
-        partial = statistics(x, plan.planes * groups * L) if parameters else None
+        partial = accumulators(x, plan.planes * groups * L) if parameters else None
         plan.first((*inputs, dx, dresidual, partial, table, barriers))
         if partial is not None:
             add = sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
@@ -163,6 +158,12 @@ def _backward(
     return dx, dy if needs[1] and activation is None else dresidual, dweight, dbias
 
 
-def _rows(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
-    L = math.prod(x.shape[x.dim() - normalized_ndim :])
-    return x.numel() // L, L
+def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
+    """The booleans of the mask that a forward kept for x, in x's shape."""
+    return unpacked(mask, *row_sizes(x, normalized_ndim)).view(x.shape)
+
+
+def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
+    """(R, L) of x, whose sizes may be symbolic: its rows are its last dimensions."""
+    leading = x.dim() - normalized_ndim
+    return math.prod(x.shape[:leading]), math.prod(x.shape[leading:])

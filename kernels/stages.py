@@ -7,9 +7,11 @@ and shifts: y = act((x - center) * scale + shift + residual).
 import torch
 
 from . import tiers
-from .channels import dense, laid_out_as, relu_mask, side_input
-from .launch import accumulation, counters, dtypes_of, statistics
+from .launch import counters
+from .masks import side_input
+from .norms import relu_mask
 from .plans import Norm, Plan, backward_plan, forward_plan
+from .tensors import Tensors, accumulation, accumulators, dense, dtypes_of, laid_out_as
 
 __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
 
@@ -21,7 +23,7 @@ def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = dense(x)
     spec = Norm("instance", 1, True, None)
     plan = forward_plan(x.shape, x.is_contiguous(), (x.dtype, None), spec, False, STREAMING)
-    stats, table = statistics(x, plan.stats), statistics(x, plan.table)
+    stats, table = accumulators(x, plan.stats), accumulators(x, plan.table)
     assert plan.first is not None and stats is not None
     plan.first((x, None, None, stats, table, counters(x, "tickets", plan.tickets)), (0.0, 0.0))
     center, offset, rstd = stats.view(3, *x.shape[:2]).double()
@@ -44,12 +46,12 @@ def apply(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y, and what backward needs beside x and the table: ReLU's mask, the residual or nothing."""
     x = dense(x)
-    residual = None if residual is None else laid_out_as(x, residual)
+    residual = laid_out_as(x, residual)
     side = side_input(activation, residual is not None)
     spec = Norm("given", 1, True, activation)
     masked = differentiable and side == "mask"
-    key = (x.shape, x.is_contiguous(), (*dtypes_of((x, residual)), masked), spec, False)
-    plan = forward_plan(*key, STREAMING)
+    dtypes = (*dtypes_of((x, residual)), torch.uint8 if masked else None)
+    plan = forward_plan(x.shape, x.is_contiguous(), dtypes, spec, False, STREAMING)
     y = torch.empty_like(x)
     bits = x.new_empty(plan.bits, dtype=torch.uint8) if masked else None
     assert plan.second is not None
@@ -67,7 +69,7 @@ def gradient_moments(
     """Sums of g = dy * act' and of g (x - center) over each (n, c): two of (N, C)."""
     inputs, x = _inputs(dy, x, side, table, activation)
     plan = _backward_plan(x, inputs, activation, (True, False, False, False, False))
-    sums, scratch = statistics(x, plan.sums), statistics(x, plan.table)
+    sums, scratch = accumulators(x, plan.sums), accumulators(x, plan.table)
     assert plan.first is not None and sums is not None
     tickets = counters(x, "tickets", plan.tickets)
     plan.first((*inputs, sums, None, None, None, scratch, tickets))
@@ -103,7 +105,7 @@ def _inputs(
     side: torch.Tensor | None,
     table: torch.Tensor,
     activation: str | None,
-) -> tuple[tuple[torch.Tensor | None, ...], torch.Tensor]:
+) -> tuple[Tensors, torch.Tensor]:
     """The backward kernels' inputs, and the dense x among them."""
     x = dense(x)
     masked = side is not None and activation == "relu"
@@ -114,7 +116,7 @@ def _inputs(
 
 def _backward_plan(
     x: torch.Tensor,
-    inputs: tuple[torch.Tensor | None, ...],
+    inputs: Tensors,
     activation: str | None,
     needs: tuple[bool, bool, bool, bool, bool],
 ) -> Plan:

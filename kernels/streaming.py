@@ -7,30 +7,21 @@ walking backwards, so that it starts with what the first has left in the L2 cach
 import triton
 import triton.language as tl
 
-from .device import (
-    accumulation_type,
-    chan_merge,
-    inverse_std,
-    load_or,
-    merge_along,
-    split_mean,
-    tile_moments,
-)
+from .activation import store_output
+from .arithmetic import accumulation_type, chan_merge, load_or, merge_along, tile_moments
 from .merge import (
     affine,
+    average_instances,
     batch_moments,
-    batch_stats,
     coefficients,
     constant_stats,
-    set_slot,
-    stat_planes,
-    store_stats,
-    table_planes,
+    set_stats,
     unit_moments,
 )
-from .resident import SCALARS, average_instances
 from .sync import arrived_last
+from .tables import publish_moments, set_slot, stat_planes, store_stats, table_planes
 from .tiles import (
+    SCALARS,
     across,
     by_channel,
     inner_positions,
@@ -38,11 +29,11 @@ from .tiles import (
     load_pivot,
     place,
     sizes,
-    store_output,
     tile_lanes,
     tile_mask,
     tile_offsets,
     unit_channels,
+    unit_member,
 )
 
 
@@ -51,7 +42,7 @@ def moments_kernel(
     x_ptr,  # (N, C, S) in either layout
     running_mean_ptr,  # (C,) or None
     running_var_ptr,  # (C,) or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
+    stats_ptr,  # planes of statistics: tables.stat_planes
     table_ptr,  # (3, n, piece, c)
     tickets_ptr,  # (units + u_blocks,)
     momentum: tl.float64,
@@ -85,7 +76,8 @@ def moments_kernel(
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
-    unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
+    unit, member = unit_member(tl.program_id(0), units, members, BATCH)
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     _local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
     _n, c, lanes = tile_lanes(unit_n, u, r, unit_n + BLOCK_N, W, C, BLOCK_N, BLOCK_C)
     pivot_n = unit_n + tl.zeros_like(c).to(tl.int64)
@@ -110,11 +102,8 @@ def moments_kernel(
             by_channel(count, BLOCK_N, BLOCK_C), by_channel(mean, BLOCK_N, BLOCK_C),
             by_channel(m2, BLOCK_N, BLOCK_C), 0,
         )  # fmt: skip
-    slot = (unit_n * pieces + piece) * C + channel
     tables = table_planes(table_ptr, N, C, pieces, BATCH)
-    tl.store(tables[0] + slot, count, mask=channel_mask)
-    tl.store(tables[1] + slot, mean, mask=channel_mask)
-    tl.store(tables[2] + slot, m2, mask=channel_mask)
+    publish_moments(tables, unit_n, piece, channel, channel_mask, C, pieces, count, mean, m2)
 
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     if arrived_last(tickets_ptr + (unit_n * u_blocks + u), members):
@@ -149,14 +138,10 @@ def finish_unit(
     set_n = n + tl.zeros_like(channel).to(tl.int64)
     pivot = load_pivot(x_ptr, set_n, channel, mask, D, C, S, CHANNELS_LAST, ACC)
     writes = mask & (local % D == 0)
-    if BATCH:
-        center, offset, rstd = batch_stats(
-            pivot, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum,
-            eps, VARIANCE,
-        )  # fmt: skip
-    else:
-        center, offset = split_mean(pivot, mean)
-        rstd = inverse_std(m2 / tl.maximum(count, 1.0), eps)
+    center, offset, rstd = set_stats(
+        pivot, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum, eps,
+        BATCH, VARIANCE,
+    )  # fmt: skip
     store_stats(stats, set_slot(set_n, channel, C, D, BATCH), writes, center, offset, rstd)
 
 
@@ -171,9 +156,9 @@ def mix_batch(
         pivot, count, mean, m2, _ = batch_moments(
             x_ptr, tables, u, N, W, C, S, pieces, CHANNELS_LAST, BLOCK_C
         )
-        center, offset, rstd = batch_stats(
+        center, offset, rstd = set_stats(
             pivot, count, mean, m2, running_mean_ptr, running_var_ptr, channel, mask, momentum,
-            eps, True,
+            eps, True, True,
         )  # fmt: skip
     else:
         ACC: tl.constexpr = tables[0].dtype.element_ty
@@ -194,7 +179,7 @@ def apply_kernel(
     running_var_ptr,  # (C,), None but in eval mode
     y_ptr,  # as x
     bits_ptr,  # ReLU's bits, or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
+    stats_ptr,  # planes of statistics: tables.stat_planes
     eps: tl.float64,
     N,
     C,
@@ -216,7 +201,6 @@ def apply_kernel(
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
-    SETS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -229,7 +213,8 @@ def apply_kernel(
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
-    unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
+    unit, member = unit_member(program, units, pieces, False)
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     n, c, lane_mask = tile_lanes(unit_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     start = piece.to(tl.int64) * BLOCK_S
     mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
@@ -243,9 +228,8 @@ def apply_kernel(
         )
         store_stats(stats, c, first, center, offset, rstd)
         gamma = load_or(weight_ptr, c, lane_mask, 1.0, ACC)
-        scale, shift = affine(
-            center, offset, rstd, gamma, load_or(bias_ptr, c, lane_mask, 0.0, ACC)
-        )
+        beta = load_or(bias_ptr, c, lane_mask, 0.0, ACC)
+        scale, shift = affine(offset, rstd, gamma, beta)
     else:
         center, scale, shift = coefficients(
             stats, batch, (weight_ptr, bias_ptr, rho_ptr), n, c, lane_mask, C, D, BATCH, MIX,

@@ -3,20 +3,22 @@
 import triton
 import triton.language as tl
 
-from .device import accumulation_type, lane_sum, load_or
-from .gradients import (
-    add_instances,
-    batch_gradient,
-    piece_sums,
-    set_gradient,
-    store_gradient,
-    tile_gradient,
-    unit_sums,
-)
-from .merge import coefficients, load_stats, set_slot, stat_planes, sum_planes, table_planes
-from .resident import SCALARS
+from .activation import load_tiles, tile_gradient
+from .arithmetic import accumulation_type, lane_sum, load_or, store_gradient
+from .gradients import add_instances, batch_gradient, set_gradient, unit_sums
+from .merge import coefficients
 from .sync import arrived_last
+from .tables import (
+    load_stats,
+    piece_sums,
+    publish_sums,
+    set_slot,
+    stat_planes,
+    sum_planes,
+    table_planes,
+)
 from .tiles import (
+    SCALARS,
     across,
     inner_positions,
     place,
@@ -26,6 +28,7 @@ from .tiles import (
     tile_mask,
     tile_offsets,
     unit_channels,
+    unit_member,
 )
 
 
@@ -38,8 +41,8 @@ def gradient_sums_kernel(
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
     rho_ptr,  # (C,) or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
-    sums_ptr,  # planes of sums (merge.sum_planes), or None where dx is not asked for
+    stats_ptr,  # planes of statistics: tables.stat_planes
+    sums_ptr,  # planes of sums (tables.sum_planes), or None where dx is not asked for
     dweight_ptr,  # (C,) or None
     dbias_ptr,  # (C,) or None
     drho_ptr,  # (C,) or None
@@ -72,13 +75,12 @@ def gradient_sums_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
-    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
-    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     members = row_blocks * pieces
-    unit_n, u, r, piece = place(tl.program_id(0), u_blocks, units, members, pieces, BATCH)
+    unit, member = unit_member(tl.program_id(0), units, members, BATCH)
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     _local, channel, channel_mask = unit_channels(u, r, W, C, BLOCK_C)
     stats, batch = stat_planes(stats_ptr, N, C, D, BATCH, MIX)
     tables = table_planes(table_ptr, N, C, pieces, BATCH)
@@ -96,18 +98,19 @@ def gradient_sums_kernel(
         n, c, lane_mask = tile_lanes(first_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
         mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
         offsets = tile_offsets(n, c, start, C, S, CHANNELS_LAST, BLOCK_S, INNER)
-        dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
+        x, dy = load_tiles(x_ptr, dy_ptr, bits_ptr, offsets, mask, ACTIVATION, VARIANCE)
         x = x.to(ACC) - across(center, CHANNELS_LAST)
         g = tile_gradient(
-            x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, first_n, u, r, start, N, W,
-            C, S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+            x, dy, residual_ptr, bits_ptr, across(scale, CHANNELS_LAST),
+            across(shift, CHANNELS_LAST), offsets, mask, first_n, u, r, start, N, W, C, S,
+            ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
         )  # fmt: skip
         lane_g += lane_sum(g.to(ACC))
         lane_gx += lane_sum(g.to(ACC) * x)
-    slot = (unit_n * pieces + piece) * C + channel
-    tl.store(tables[0] + slot, sum_channels(lane_g, BLOCK_N, BLOCK_C), mask=channel_mask)
-    tl.store(tables[1] + slot, sum_channels(lane_gx, BLOCK_N, BLOCK_C), mask=channel_mask)
+    publish_sums(
+        tables, unit_n, piece, channel, channel_mask, C, pieces,
+        sum_channels(lane_g, BLOCK_N, BLOCK_C), sum_channels(lane_gx, BLOCK_N, BLOCK_C),
+    )  # fmt: skip
 
     if arrived_last(tickets_ptr + (unit_n * u_blocks + u), members):
         sums = (sums_ptr, sums_ptr, sums_ptr, sums_ptr)
@@ -164,7 +167,7 @@ def apply_backward_kernel(
     weight_ptr,  # (C,) or None
     bias_ptr,  # (C,) or None
     rho_ptr,  # (C,) or None
-    stats_ptr,  # planes of statistics: merge.stat_planes
+    stats_ptr,  # planes of statistics: tables.stat_planes
     sums_ptr,  # planes of sums, or None where the statistics are constants
     dx_ptr,  # as x, or None
     dresidual_ptr,  # as x, or None
@@ -189,19 +192,17 @@ def apply_backward_kernel(
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
-    SETS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """dx = scale g + slope (x - center) + level, and g itself as the residual's gradient."""
-    # Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
-    READS_X: tl.constexpr = VARIANCE or (ACTIVATION is not None and bits_ptr is None)
     ACC: tl.constexpr = accumulation_type(x_ptr.dtype.element_ty)
     INNER: tl.constexpr = inner_positions(BLOCK_S, BLOCK_N * BLOCK_C, x_ptr.dtype.element_ty)
     C, S, W = sizes(C, S, W, CHANNELS_LAST, ALIGN, ALIGN_W)
     program = units * pieces - 1 - tl.program_id(0)
-    unit_n, u, r, piece = place(program, u_blocks, units, pieces, pieces, False)
+    unit, member = unit_member(program, units, pieces, False)
+    unit_n, u, r, piece = place(unit, member, u_blocks, pieces)
     n, c, lane_mask = tile_lanes(unit_n, u, r, N, W, C, BLOCK_N, BLOCK_C)
     start = piece.to(tl.int64) * BLOCK_S
     mask = tile_mask(lane_mask, start, S, CHANNELS_LAST, BLOCK_S, INNER)
@@ -211,12 +212,12 @@ def apply_backward_kernel(
     center, scale, shift = coefficients(
         stats, batch, parameters, n, c, lane_mask, C, D, BATCH, MIX, GIVEN
     )
-    dy = tl.load(dy_ptr + offsets, mask=mask, other=0.0)
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0) if READS_X else dy
+    x, dy = load_tiles(x_ptr, dy_ptr, bits_ptr, offsets, mask, ACTIVATION, VARIANCE)
     x = x.to(ACC) - across(center, CHANNELS_LAST)
     g = tile_gradient(
-        x, dy, residual_ptr, bits_ptr, scale, shift, offsets, mask, unit_n, u, r, start, N, W, C,
-        S, ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+        x, dy, residual_ptr, bits_ptr, across(scale, CHANNELS_LAST), across(shift, CHANNELS_LAST),
+        offsets, mask, unit_n, u, r, start, N, W, C, S, ACTIVATION, CHANNELS_LAST, ALIGN_W,
+        BLOCK_N, BLOCK_C, BLOCK_S, INNER,
     )  # fmt: skip
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, g, mask=mask)
@@ -236,11 +237,11 @@ def apply_backward_kernel(
                     rstd, offset, set_g, set_gx, batch_size * D * S, VARIANCE
                 )
             if MIX and TRAINING:
-                t0 = tl.load(sums[2] + c, mask=lane_mask, other=0.0)
-                t1 = tl.load(sums[3] + c, mask=lane_mask, other=0.0)
+                b_g = tl.load(sums[2] + c, mask=lane_mask, other=0.0)
+                b_gx = tl.load(sums[3] + c, mask=lane_mask, other=0.0)
                 count = N.to(ACC) * S
                 b_slope, b_level = batch_gradient(
-                    batch, parameters, t0, t1, center, c, lane_mask, count
+                    batch, parameters, b_g, b_gx, center, c, lane_mask, count
                 )
                 slope, level = slope + b_slope, level + b_level
             if VARIANCE:

@@ -1,4 +1,4 @@
-"""Which of three ways a norm of (N, C, S) takes, by the size of its reduction sets::
+"""Which of three ways a norm takes, by the size of its reduction sets::
 
     one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
                   of two. One launch; the tensor is read once
@@ -6,16 +6,19 @@
                   at most 32 KB. One cooperative launch; the tensor is read once
     streaming     any set. Two launches, the tensor is read twice, forward and backward
 
+For rows the sizes are others: `row_geometry.choose`.
+
 A cluster's programs wait for one another. That is safe only where all of them run at once, which
 the launch makes sure of; still the tier is off until asked for, because these kernels have been
 compiled and, in halves, interpreted, but never run on a GPU.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from . import geometry
-from .geometry import Geometry, Sets, View
+Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 TIERS = ("one_program", "cluster", "streaming")
 State = tuple[bool, str | None]  # whether clusters are allowed, and the tier forced
@@ -60,16 +63,24 @@ def state() -> State:
     return _cooperative, _forced
 
 
-def choose(view: View, sets: Sets, has_residual: bool, state: State) -> tuple[str, Geometry]:
-    """The tier for these sets and its geometry: the first that has room for them."""
+def first_with_room(
+    state: State, geometries: dict[str, Callable[[], Found | None]], what: str
+) -> tuple[str, Found]:
+    """The first tier that has a geometry for `what`, and that geometry."""
     clusters, forced = state
-    candidates = {
-        "one_program": geometry.one_program(view, sets),
-        "cluster": geometry.cluster(view, sets, has_residual) if clusters or forced else None,
-        "streaming": geometry.streaming(view, sets),
-    }
     for tier in (forced,) if forced else TIERS:
-        found = candidates[tier]
-        if found is not None:
-            return tier, found
-    raise RuntimeError(f"tier {forced!r} has no room for sets {sets} of a tensor {view}")
+        if tier != "cluster" or clusters or forced:
+            found = geometries[tier]()
+            if found is not None:
+                return tier, found
+    raise RuntimeError(f"tier {forced!r} has no room for {what}")
+
+
+def with_fallback(run: Callable[[State], Result | None]) -> Result:
+    """What `run` returns in the present state or, where it returns None, without clusters: a device
+    may turn out to be too small for the one it is asked to launch."""
+    result = run(state())
+    if result is None:
+        result = run(WITHOUT_CLUSTERS)
+        assert result is not None
+    return result

@@ -3,7 +3,7 @@
 x is (N, C, S), contiguous or with its channels last in memory (N, S, C). A *tile* is a register
 block of lanes and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels,
 channels fastest. A *unit* is what is merged together, one or several whole reduction sets of
-neighbouring channels; its *members* are the programs that share reading it. `geometry.py` chooses
+neighbouring channels; its *members* are the programs that share reading it. `tilings.py` chooses
 the numbers.
 
 Sizes come unspecialised, so that no batch size compiles anew; what 128-bit accesses need to know is
@@ -13,7 +13,11 @@ ALIGN, a power of two that divides the memory-contiguous axis (S, channels last 
 import triton
 import triton.language as tl
 
-from .device import activate
+# The sizes that every kernel of channels takes, in the order of `Geometry.scalars`.
+SCALARS = [
+    "N", "C", "S", "D", "W", "u_blocks", "row_blocks", "s_blocks", "pieces", "steps", "units",
+    "clusters",
+]  # fmt: skip
 
 
 @triton.jit
@@ -27,19 +31,22 @@ def sizes(C, S, W, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, ALIGN_W: tl
 
 
 @triton.jit
-def place(program, u_blocks, units, members, pieces, BATCH: tl.constexpr):
-    """(n, u, r, piece) of a program: the unit's instance and channel block, the member's row block
-    within the unit, and its piece of the positions.
+def unit_member(program, units, members, BATCH: tl.constexpr):
+    """(unit, member) of a program in a launch that has one for each member of each unit.
 
     Units that run over the batch are walked member by member, so that programs that run together
     read memory that lies together.
     """
     if BATCH:
-        unit = program % units
-        member = program // units
+        return program % units, program // units
     else:
-        unit = program // members
-        member = program % members
+        return program // members, program % members
+
+
+@triton.jit
+def place(unit, member, u_blocks, pieces):
+    """(n, u, r, piece): the unit's instance and channel block, the member's row block within the
+    unit, and its piece of the positions."""
     return (unit // u_blocks).to(tl.int64), unit % u_blocks, member // pieces, member % pieces
 
 
@@ -156,11 +163,6 @@ def is_first(index, lanes):
 
 
 @triton.jit
-def position_mask(start, S, BLOCK_S: tl.constexpr):
-    return tl.arange(0, BLOCK_S) < S - start
-
-
-@triton.jit
 def load_pivot(x_ptr, n, c, mask, D, C, S, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr):
     """The value that the statistics of a set are relative to: its first, in the instance n.
 
@@ -169,103 +171,3 @@ def load_pivot(x_ptr, n, c, mask, D, C, S, CHANNELS_LAST: tl.constexpr, ACC: tl.
     """
     offset = first_element(n, c - c % D, C, S, CHANNELS_LAST)
     return tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
-
-
-@triton.jit
-def bit_bytes(
-    n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """(offsets, mask) of a tile's bytes in the ReLU mask: bits of 8 neighbours on the contiguous
-    axis, (N, C, S / 8) or (N, S, C / 8), each last axis rounded up."""
-    if CHANNELS_LAST:
-        LANES: tl.constexpr = BLOCK_N * BLOCK_C // 8
-        lane = tl.arange(0, LANES) * 8
-        n = n + lane // BLOCK_C
-        local = r * BLOCK_C + lane % BLOCK_C
-        c = u * W + local
-        row_mask = (local < W) & (c < C) & (n < N)
-        row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(C, 8)
-        position = tl.arange(0, BLOCK_S)
-        offsets = ((n * S + start) * row_bytes + c // 8)[:, None] + (position * row_bytes)[None, :]
-        return offsets, row_mask[:, None] & (position < S - start)[None, :]
-    else:
-        n, c, row_mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-        outer = tl.arange(0, BLOCK_S // INNER) * (INNER // 8)
-        byte = outer[:, None, None] + tl.arange(0, INNER // 8)[None, None, :]
-        offsets = ((n * C + c) * tl.cdiv(S, 8) + start // 8)[None, :, None] + byte
-        return offsets, row_mask[None, :, None] & (byte * 8 < S - start)
-
-
-@triton.jit
-def store_bits(
-    bits_ptr, active, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """Keep one bit for each element of a tile: whether ReLU let it through."""
-    LANES: tl.constexpr = BLOCK_N * BLOCK_C
-    offsets, mask = bit_bytes(
-        n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
-    )
-    shift = tl.arange(0, 8)
-    if CHANNELS_LAST:
-        bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, BLOCK_S]) << shift[None, :, None]
-        byte = tl.sum(bits, axis=1)
-    else:
-        bits = tl.reshape(active.to(tl.int32), [BLOCK_S // INNER, LANES, INNER // 8, 8])
-        byte = tl.sum(bits << shift[None, None, None, :], axis=3)
-    tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
-
-
-@triton.jit
-def load_single_bits(
-    bits_ptr, n, u, r, start, N, W, C, S, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """load_bits where a unit's channels may begin inside a byte: a load for each bit."""
-    n, c, mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-    row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(C, 8)
-    position = tl.arange(0, BLOCK_S)
-    offsets = ((n * S + start) * row_bytes + c // 8)[:, None] + (position * row_bytes)[None, :]
-    mask = mask[:, None] & (position < S - start)[None, :]
-    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
-    return (byte >> (c % 8)[:, None]) & 1 != 0
-
-
-@triton.jit
-def load_bits(
-    bits_ptr, n, u, r, start, N, W, C, S, CHANNELS_LAST: tl.constexpr, ALIGN_W: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """The tile's bits again, as booleans; what is not there is False."""
-    LANES: tl.constexpr = BLOCK_N * BLOCK_C
-    if CHANNELS_LAST and ALIGN_W < 8:
-        return load_single_bits(bits_ptr, n, u, r, start, N, W, C, S, BLOCK_N, BLOCK_C, BLOCK_S)
-    offsets, mask = bit_bytes(
-        n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER
-    )
-    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
-    shift = tl.arange(0, 8)
-    if CHANNELS_LAST:
-        bits = (byte[:, None, :] >> shift[None, :, None]) & 1
-        return tl.reshape(bits, [LANES, BLOCK_S]) != 0
-    else:
-        bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
-        return tl.reshape(bits, [BLOCK_S // INNER, LANES, INNER]) != 0
-
-
-@triton.jit
-def store_output(
-    z, residual_ptr, y_ptr, bits_ptr, offsets, mask, n, u, r, start, N, W, C, S,
-    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """Store y = act(z + residual), and ReLU's bits where they are wanted."""
-    if residual_ptr is not None:
-        z += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(z.dtype)
-    if bits_ptr is not None:
-        store_bits(
-            bits_ptr, (z <= 0.0) == 0, n, u, r, start, N, W, C, S, CHANNELS_LAST, BLOCK_N, BLOCK_C,
-            BLOCK_S, INNER,
-        )  # fmt: skip
-    tl.store(y_ptr + offsets, activate(z, ACTIVATION), mask=mask)

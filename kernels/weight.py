@@ -6,16 +6,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .channels import dense, laid_out_as
-from .device import accumulation_type, store_rounded
-from .launch import Launch, Tensors, accumulation, contiguous, dtypes_of
-from .plans import PLANS
+from .arithmetic import accumulation_type, store_rounded
+from .launch import PLANS, Launch
 from .row_geometry import streaming
 from .row_tiles import row_tile
+from .tensors import Tensors, accumulation, contiguous, dense, dtypes_of, laid_out_as
 
 
 @triton.jit
-def row_norms(squares, row, R):
+def rooted_sums(squares, row, R):
     """The root of each row's sum; 1 for rows that are not there, which nothing divides by 0."""
     total = tl.where(row < R, tl.sum(squares, axis=1), 1.0)
     if total.dtype == tl.float64:
@@ -57,7 +56,7 @@ def weight_norm_kernel(
     for start in range(zero + BLOCK_L, L, BLOCK_L):
         more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         squares += more.to(ACC) * more.to(ACC)
-    norm = row_norms(squares, row, R)
+    norm = rooted_sums(squares, row, R)
     g = tl.load(g_ptr + row, mask=row < R, other=0.0).to(ACC)
     scale = (g / norm)[:, None]
     tl.store(norms_ptr + row, norm, mask=row < R)
@@ -113,9 +112,10 @@ def weight_launch(
     R: int, L: int, _dtypes: tuple[torch.dtype | None, ...], backward: bool
 ) -> Launch:
     """A launch is made for one pattern of dtypes and of tensors that are None."""
-    shape = streaming(R, L, backward)
+    geometry = streaming(R, L, backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
-    return Launch(kernel, shape.units, shape.scalars(0)[:2], shape.constants(), shape.num_warps)
+    warps = geometry.num_warps
+    return Launch(kernel, geometry.units, geometry.sizes, geometry.constants(), warps)
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

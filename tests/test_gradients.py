@@ -145,6 +145,30 @@ def test_gradgradcheck_fused(backend, norm):
         assert checked(norm, x, p, check=gradgradcheck, residual=residual, activation="silu")
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "layer_norm", "rms_norm"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_with_a_graph_are_those_without(backend, norm, layout, activation):
+    """Of a residual too, through ReLU's mask, which is laid out by channels or by rows."""
+    x, residual = (make_input((6, 3, 4, 5), layout, seed=s, requires_grad=True) for s in (0, 7))
+    dy = make_input(x.shape, layout, seed=8)
+    fused = {"activation": activation, "residual": residual}
+    cases = {
+        "batch_norm": [(None, None, None, None, True)],
+        "group_norm": [(3,)],
+        "layer_norm": [((5,),), ((4, 5),), ((3, 4, 5),)],
+        "rms_norm": [((5,),), ((4, 5),), ((3, 4, 5),)],
+    }
+    for arguments in cases[norm]:
+        with running(backend):
+            y = getattr(F, norm)(x, *arguments, **fused)
+            without_one = torch.autograd.grad(y, (x, residual), dy, retain_graph=True)
+            with_one = torch.autograd.grad(y, (x, residual), dy, create_graph=True)
+        for name, got, exact in zip(("x", "residual"), with_one, without_one, strict=True):
+            assert_close(got, exact, f"{name} {arguments}")
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_penalty_equals_torch(backend, norm):

@@ -18,7 +18,7 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
     return "residual" if activation is not None and has_residual else None
 
 
-def relu_mask(side: Tensor, x: Tensor) -> Tensor:
+def relu_mask(side: Tensor, x: Tensor, norm: str, groups: int) -> Tensor:
     """Where ReLU let through what became the output `side`, NaN included."""
     return ~(side <= 0)
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from fastnorm.kernels import channels, geometry, launch
+from fastnorm.kernels import launch, tilings
 from tests.faults.modules import LaunchError
-
-PLANS = (channels.forward_plan, channels.backward_plan)
+from tests.kernels.tilings import fresh_plans
 
 
 @pytest.fixture
@@ -32,9 +31,7 @@ def fail_at_program(monkeypatch):
     """arm(n, i), disarm(): of the nth launch from now on the programs before i run, i raises."""
     if not launch.INTERPRETED:
         pytest.skip("only the interpreter stops between two programs")
-    monkeypatch.setattr(geometry, "INTERPRETER_TILE", 128)  # several programs in every launch
-    for plan in PLANS:
-        plan.cache_clear()
+    monkeypatch.setattr(tilings, "INTERPRETER_TILE", 128)  # several programs in every launch
     from triton.runtime.interpreter import interpreter_builder
 
     original = interpreter_builder.set_grid_idx
@@ -53,6 +50,5 @@ def fail_at_program(monkeypatch):
     def disarm():
         monkeypatch.setattr(interpreter_builder, "set_grid_idx", original)
 
-    yield arm, disarm
-    for plan in PLANS:
-        plan.cache_clear()
+    with fresh_plans():
+        yield arm, disarm

@@ -11,18 +11,13 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, launch, occupancy, row_plans, tiers
+from fastnorm.kernels import clusters, launch, occupancy, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.kernels.tilings import fresh_plans
 from tests.norms import forward_backward, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU cannot be made up on a GPU")
 
-PLANS = (
-    channels.forward_plan,
-    channels.backward_plan,
-    row_plans.forward_plan,
-    row_plans.backward_plan,
-)
 SHAPES = {"bn_train": (3, 2, 400, 500), "gn": (1, 4, 500, 600), "ln": (3, 20000), "rms": (3, 20000)}
 ROWS = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2 + ["sum_partials_kernel"]
 CLUSTER = {
@@ -65,11 +60,8 @@ def gpu(monkeypatch):
         return count, [self._launch(count, half) for half in (1, 2)] if count else []
 
     monkeypatch.setattr(clusters.ClusterLaunch, "_plan", plan)
-    for each in PLANS:
-        each.cache_clear()
-    yield made_up
-    for each in PLANS:
-        each.cache_clear()
+    with fresh_plans():
+        yield made_up
 
 
 def results(norm):

@@ -4,14 +4,10 @@ The interpreter accepts much that the compiler does not; this is where a machine
 out. It runs in a process of its own, because this one's kernels may be interpreted.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kernels.compiling import output_of
+
 RESIDENT = {
     "resident_kernel",
     "resident_backward_kernel",
@@ -37,13 +33,8 @@ KERNELS = {
 
 def compiled(*arguments: str) -> list[tuple[str, int, int]]:
     """(name, registers, bytes of stack) of each kernel that compile_all.py compiled."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compile_all", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert output.returncode == 0, output.stderr[-3000:]
-    rows = [line.split() for line in output.stdout.splitlines()]
+    output = output_of("tests.kernels.compile_all", *arguments)
+    rows = [line.split() for line in output.splitlines()]
     return [(name, int(registers), int(stack)) for name, registers, stack in rows]
 
 

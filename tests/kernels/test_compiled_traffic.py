@@ -4,14 +4,11 @@ The interpreter runs the kernels of the cluster tier in halves, so test_traffic.
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kernels.compiling import output_of
+
 # What a pass loads and stores. The mask of bits is of an eighth of the elements.
 EXPECTED = {
     ("plain", "forward"): ["load x", "store y"],
@@ -27,13 +24,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def kernels():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.compiled_traffic"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(output_of("tests.kernels.compiled_traffic"))
 
 
 def test_each_tensor_is_touched_once(kernels):

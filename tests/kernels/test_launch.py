@@ -2,23 +2,20 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import channels, clusters, launch, row_plans, tiers
+from fastnorm.kernels import clusters, launch, tiers
 from fastnorm.kernels.launch import Launch
 from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.kernels.compiling import output_of
+from tests.kernels.tilings import fresh_plans
 from tests.norms import forward_backward, make_params
 
-ROOT = Path(__file__).parents[2]
 STREAM = 77
 
 
@@ -231,13 +228,7 @@ def test_a_failed_launch_leaves_no_counters(gpu):
 
 def test_the_fast_path_hands_over_what_triton_does():
     """Every kernel of every tier, argument by argument."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.fast_path"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    launches = json.loads(done.stdout)
+    launches = json.loads(output_of("tests.kernels.fast_path"))
     assert len({each["kernel"] for each in launches}) == 15
     for each in launches:
         assert each["fast"] == each["triton"], each["kernel"]
@@ -247,18 +238,9 @@ def test_the_fast_path_hands_over_what_triton_does():
 
 
 @pytest.fixture
-def fresh_plans():
-    plans = (
-        channels.forward_plan,
-        channels.backward_plan,
-        row_plans.forward_plan,
-        row_plans.backward_plan,
-    )
-    for plan in plans:
-        plan.cache_clear()
-    yield
-    for plan in plans:
-        plan.cache_clear()
+def no_plans():
+    with fresh_plans():
+        yield
 
 
 def test_force_refuses_what_is_no_tier():
@@ -290,7 +272,7 @@ def interpreted():
         pytest.skip("on a GPU the sizes are others")
 
 
-def test_a_forced_tier_without_room_says_so(interpreted, fresh_plans):
+def test_a_forced_tier_without_room_says_so(interpreted, no_plans):
     x = make_input(LARGE, dtype=torch.float32)
     with running("triton", launches=False), tiers.force("one_program"):
         with pytest.raises(RuntimeError, match=r"one_program.*no room"):
@@ -307,7 +289,7 @@ def test_a_forced_tier_without_room_says_so(interpreted, fresh_plans):
     ],
 )
 def test_large_sets_go_to_clusters_where_they_are_allowed(
-    interpreted, fresh_plans, monkeypatch, norm, shape, clustered, streamed
+    interpreted, no_plans, monkeypatch, norm, shape, clustered, streamed
 ):
     """Streamed otherwise, and where the device cannot hold a whole cluster at once."""
     x, dy = (make_input(shape, dtype=torch.float32, seed=seed) for seed in (0, 8))
@@ -334,7 +316,7 @@ def test_large_sets_go_to_clusters_where_they_are_allowed(
 
 
 @pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln", "rms"])
-def test_both_halves_of_a_cluster_equal_one_program(interpreted, fresh_plans, norm):
+def test_both_halves_of_a_cluster_equal_one_program(interpreted, no_plans, norm):
     """At the interpreter's own tilings; test_tiles.py has those of a GPU."""
     x, dy, residual = (make_input((3, 4, 5, 7), seed=seed) for seed in (0, 8, 7))
     x.requires_grad_()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import geometry, tiers
+from fastnorm.kernels import tiers, tilings
 from tests.conftest import assert_close, make_input, running
 from tests.kernels.tilings import interpreted, tiny_tilings
 from tests.norms import OF_ROWS, STATS, Torch, call, double, grad_targets, make_params
@@ -168,7 +168,7 @@ def test_one_program(chosen, case, fusion):
 @pytest.mark.parametrize(("case", "fusion"), with_fusions(PARTS))
 def test_cluster(chosen, monkeypatch, case, fusion):
     """A unit's members publish what they found, one half, and merge it, the other."""
-    monkeypatch.setattr(geometry, "CLUSTER_TILE_BYTES", case.cluster_bytes)
+    monkeypatch.setattr(tilings, "CLUSTER_TILE_BYTES", case.cluster_bytes)
     launched = check(case, fusion, "cluster")
     if case.norm in OF_ROWS:
         names = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2
@@ -188,8 +188,8 @@ def test_cluster(chosen, monkeypatch, case, fusion):
 def test_streaming(chosen, monkeypatch, case, pieces):
     """A unit's pieces are merged by the last of its programs to arrive."""
     programs = {"one piece": 1, "some pieces": case.enough, "a tile a piece": 10**6}[pieces]
-    monkeypatch.setattr(geometry, "STREAMING_TILE", case.streaming_tile)
-    monkeypatch.setattr(geometry, "ENOUGH_PROGRAMS", programs)
+    monkeypatch.setattr(tilings, "STREAMING_TILE", case.streaming_tile)
+    monkeypatch.setattr(tilings, "ENOUGH_PROGRAMS", programs)
     fusion = "relu residual" if pieces == "some pieces" else FUSED[str(case)]
     launched = check(case, fusion, "streaming")
     assert [tier for tier, _ in chosen] == ["streaming"] * 2
@@ -212,7 +212,7 @@ def test_streaming(chosen, monkeypatch, case, pieces):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_batch_norm_by_running_statistics(chosen, monkeypatch, layout):
     """No statistics to take: forward one launch, backward the sums for dgamma and dbeta."""
-    monkeypatch.setattr(geometry, "STREAMING_TILE", 128)
-    monkeypatch.setattr(geometry, "ENOUGH_PROGRAMS", 16)
+    monkeypatch.setattr(tilings, "STREAMING_TILE", 128)
+    monkeypatch.setattr(tilings, "ENOUGH_PROGRAMS", 16)
     launched = check(Case("bn_eval", layout, (3, 20, 5, 7)), "relu residual")
     assert launched == ["apply_kernel", "gradient_sums_kernel", "apply_backward_kernel"]

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import geometry, row_geometry, row_plans, tiers
+from fastnorm.kernels import row_geometry, tiers, tilings
 from tests.conftest import DEVICE, make_input, running, slow_unless
 from tests.kernels import traffic
+from tests.kernels.tilings import fresh_plans
 from tests.norms import OF_ROWS, Params, call, grad_targets, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
@@ -215,15 +216,11 @@ def test_added_rows(tier, norm, dtype):
 def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All rows in one block: what each reads of gamma and beta, and leaves of their gradients, is
     next to nothing."""
-    monkeypatch.setattr(geometry, "INTERPRETER_TILE", 1 << 18)
+    monkeypatch.setattr(tilings, "INTERPRETER_TILE", 1 << 18)
     for tile in ("TILE", "BACKWARD_TILE"):
         monkeypatch.setattr(row_geometry, tile, 2048)
-    plans = (row_plans.forward_plan, row_plans.backward_plan)
-    for plan in plans:
-        plan.cache_clear()
-    yield
-    for plan in plans:
-        plan.cache_clear()
+    with fresh_plans():
+        yield
 
 
 @each_fusion

@@ -11,21 +11,12 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import (
-    channels,
-    clusters,
-    geometry,
-    row_geometry,
-    row_plans,
-    rows,
-    tiers,
-    weight,
-)
+from fastnorm.kernels import clusters, plans, row_geometry, row_plans, rows, tilings, weight
 from tests.conftest import DEVICE
 
 PLANS = (
-    channels.forward_plan,
-    channels.backward_plan,
+    plans.forward_plan,
+    plans.backward_plan,
     row_plans.forward_plan,
     row_plans.backward_plan,
     row_plans.sum_launch,
@@ -42,30 +33,37 @@ interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilin
 
 
 @contextlib.contextmanager
+def fresh_plans() -> Iterator[None]:
+    """No plan of before the `with` block serves a call inside it, and none of its own one after."""
+    for plan in PLANS:
+        plan.cache_clear()
+    try:
+        yield
+    finally:
+        for plan in PLANS:
+            plan.cache_clear()
+
+
+@contextlib.contextmanager
 def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
     """A GPU's tilings with tiny tiles; yields the tier and geometry of each plan that is made.
 
-    `sizes` are constants of kernels/geometry.py beside those that are tiny anyway.
+    `sizes` are constants of kernels/tilings.py beside those that are tiny anyway.
     """
     gpu = SimpleNamespace(INTERPRETED=False)
     tiny = {"ONE_PROGRAM_TILES": {256: 4, 512: 4, 1024: 4}, "WIDEST_ROW": 16, **sizes}
     found: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (geometry, row_geometry):
+    with fresh_plans(), pytest.MonkeyPatch.context() as patch:
+        for module in (tilings, row_geometry):
             patch.setattr(module, "launch", gpu)
+            patch.setattr(module, "choose", _recorded(module.choose, found))
         for name, value in tiny.items():
-            patch.setattr(geometry, name, value)
+            patch.setattr(tilings, name, value)
         for name, value in ROW_SIZES.items():
             patch.setattr(row_geometry, name, value)
         patch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
         patch.setattr(clusters.ClusterLaunch, "_plan", _few_clusters)
-        for module in (tiers, row_plans):
-            patch.setattr(module, "choose", _recorded(module.choose, found))
-        _forget_plans()
-        try:
-            yield found
-        finally:
-            _forget_plans()
+        yield found
 
 
 def _few_clusters(self, x, tensors, floats):
@@ -79,8 +77,3 @@ def _recorded(choose, found):
         return found[-1]
 
     return choose_and_record
-
-
-def _forget_plans():
-    for plan in PLANS:
-        plan.cache_clear()

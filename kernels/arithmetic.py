@@ -1,10 +1,7 @@
-"""Arithmetic shared by every kernel: accumulation type, moments and their merge, activations."""
+"""Arithmetic shared by every kernel: the accumulation type, moments and their merge, rounding."""
 
 import triton
 import triton.language as tl
-
-INV_SQRT2 = tl.constexpr(0.7071067811865476)
-INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 
 
 @triton.constexpr_function
@@ -98,6 +95,13 @@ def store_rounded(ptrs, value, mask):
 
 
 @triton.jit
+def store_gradient(ptr, index, mask, value):
+    """Store the gradient of an optional parameter, where there is one that asks for it."""
+    if ptr is not None:
+        store_rounded(ptr + index, value, mask)
+
+
+@triton.jit
 def load_or(ptr, index, mask, default, ACC: tl.constexpr):
     """An optional parameter in the accumulation type; `default` everywhere where ptr is None."""
     if ptr is not None:
@@ -111,30 +115,3 @@ def split_mean(pivot, offset):
     """The mean pivot + offset as its rounded value and what the rounding left over."""
     center = pivot + offset
     return center, offset - (center - pivot)
-
-
-@triton.jit
-def activate(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.where(z <= 0.0, 0.0, z)  # not maximum: NaN has to go through
-    elif ACTIVATION == "silu":
-        return z / (1.0 + tl.exp(-z))
-    elif ACTIVATION == "gelu":
-        return 0.5 * z * (1.0 + tl.erf(z * INV_SQRT2))
-    else:
-        return z
-
-
-@triton.jit
-def activate_backward(dy, z, ACTIVATION: tl.constexpr):
-    """dy * act'(z); for ReLU z may be the output as well as the input."""
-    if ACTIVATION == "relu":
-        return tl.where(z <= 0.0, 0.0, dy)
-    elif ACTIVATION == "silu":
-        sigmoid = 1.0 / (1.0 + tl.exp(-z))
-        return dy * sigmoid * (1.0 + z * (1.0 - sigmoid))
-    elif ACTIVATION == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(z * INV_SQRT2))
-        return dy * (cdf + z * INV_SQRT_2PI * tl.exp(-0.5 * z * z))
-    else:
-        return dy
