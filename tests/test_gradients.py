@@ -4,8 +4,10 @@ gradcheck uses its fast mode (random projections of the Jacobian) except for fou
 contiguous x with every parameter: comparing each entry everywhere would take minutes.
 
 Slow are some of the kernels' combinations: fewer parameters in each layout, and each activation
-with and without a residual for each norm.
+with and without a residual for each norm; the smooth ones with a graph and in a batch.
 """
+
+import itertools
 
 import pytest
 import torch
@@ -145,28 +147,47 @@ def test_gradgradcheck_fused(backend, norm):
         assert checked(norm, x, p, check=gradgradcheck, residual=residual, activation="silu")
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "layer_norm", "rms_norm"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_with_a_graph_are_those_without(backend, norm, layout, activation):
-    """Of a residual too, through ReLU's mask, which is laid out by channels or by rows."""
-    x, residual = (make_input((6, 3, 4, 5), layout, seed=s, requires_grad=True) for s in (0, 7))
-    dy = make_input(x.shape, layout, seed=8)
-    fused = {"activation": activation, "residual": residual}
-    cases = {
-        "batch_norm": [(None, None, None, None, True)],
-        "group_norm": [(3,)],
-        "layer_norm": [((5,),), ((4, 5),), ((3, 4, 5),)],
-        "rms_norm": [((5,),), ((4, 5),), ((3, 4, 5),)],
-    }
-    for arguments in cases[norm]:
+@pytest.mark.parametrize(
+    ("backend", "norm", "activation"),
+    combinations(BACKENDS, NORMS, (None, *ACTIVATIONS), quick=lambda _, act: act in (None, "relu")),
+)
+def test_other_ways_to_the_same_gradients(backend, norm, activation):
+    """create_graph and is_grads_batched take ways of their own, where no gradient gets lost."""
+    shape = (4, 6, 4, 5)
+    for layout, residual in itertools.product(LAYOUTS, (False, True)):
+        x = make_input(shape, layout, requires_grad=True)
+        p = make_params(norm, shape, requires_grad=True)
+        targets = grad_targets(x, p)
+        if residual:
+            targets["residual"] = make_input(shape, layout, seed=7, requires_grad=True)
+        dy = make_input(shape, layout, seed=8)
+
+        def gradients(dy, targets=targets, x=x, p=p, **how):
+            y = call(F, norm, x, p, activation=activation, residual=targets.get("residual"))
+            return torch.autograd.grad(y, list(targets.values()), dy, **how)
+
         with running(backend):
-            y = getattr(F, norm)(x, *arguments, **fused)
+            plain = gradients(dy)
+            with_a_graph = gradients(dy, create_graph=True)
+            batched = gradients(torch.stack((-dy, dy)), is_grads_batched=True)
+        for name, exact, *found in zip(targets, plain, with_a_graph, batched, strict=True):
+            assert_close(found[0], exact, f"{name} with a graph, {layout}")
+            assert_close(found[1][1], exact, f"{name} in a batch, {layout}")
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_with_a_graph_through_the_mask_of_rows(backend, norm):
+    """ReLU's bits are packed by rows, which may be shorter than channels."""
+    x, residual = (make_input((6, 3, 4, 5), seed=s, requires_grad=True) for s in (0, 7))
+    dy = make_input(x.shape, seed=8)
+    for shape in ((5,), (4, 5), (3, 4, 5)):
+        with running(backend):
+            y = getattr(F, norm)(x, shape, activation="relu", residual=residual)
             without_one = torch.autograd.grad(y, (x, residual), dy, retain_graph=True)
             with_one = torch.autograd.grad(y, (x, residual), dy, create_graph=True)
         for name, got, exact in zip(("x", "residual"), with_one, without_one, strict=True):
-            assert_close(got, exact, f"{name} {arguments}")
+            assert_close(got, exact, f"{name} {shape}")
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -115,7 +115,7 @@ def instance_norm_backward(
     g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, mask: list[bool]
 ) -> Tensors:
     N, C = x.shape[:2]
-    mean, rstd = stats[0].flatten(), stats[1].flatten()
+    mean, rstd = stats[0].reshape(-1), stats[1].reshape(-1)
     gamma, _ = full_precision(accumulation(weight, x), None, x, (C,))
     dx, dgamma, dbeta = aten.native_batch_norm_backward(
         per_instance(g), per_instance(x), None if gamma is None else gamma.expand(N, C).reshape(-1),

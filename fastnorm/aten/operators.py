@@ -140,15 +140,15 @@ def apply(x: Tensor, center: Tensor, scale: Tensor, shift: Tensor | None) -> Ten
     if shift is None and x.dtype in HALF:
         shift = torch.zeros_like(scale)
     y = torch.native_batch_norm(
-        per_instance(x), scale.flatten(), None if shift is None else shift.flatten(),
-        center.flatten(), torch.ones_like(scale).flatten(), False, 0.0, 0.0,
+        per_instance(x), scale.reshape(-1), None if shift is None else shift.reshape(-1),
+        center.reshape(-1), torch.ones_like(scale).reshape(-1), False, 0.0, 0.0,
     )[0]  # fmt: skip
     return y.view_as(x)
 
 
 def gradient_moments(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     """sum g and sum g (x - center) of each instance of the contiguous x: two of shape (N, C)."""
-    mean, ones = center.flatten(), torch.ones_like(center).flatten()
+    mean, ones = center.reshape(-1), torch.ones_like(center).reshape(-1)
     _, sum_gx, sum_g = aten.native_batch_norm_backward(
         per_instance(g), per_instance(x), ones, mean, None, mean, ones, True, 0.0,
         [False, True, True],
