@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import reference
 from .aten.operators import broadcast, positions
+from .autograd import batched
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Apply(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, residual, side, table, scale, shift = ctx.saved_tensors
         call, stages = ctx.call, ctx.call.stages
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(dy):
             dx, g, *sums = _plain_gradients(
                 dy, x, residual, side, table[0].double(), scale, shift, call
             )

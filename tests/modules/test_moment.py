@@ -166,6 +166,25 @@ def test_moments_used_elsewhere(backend):
             assert_close(torch.autograd.grad(also, x)[0], right)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_ways_to_the_same_gradients(backend, activation):
+    """create_graph and is_grads_batched do without the shared pass over x."""
+    module = make(BatchInstanceNorm, activation=activation)
+    x, residual = (make_input(SHAPE, seed=s, requires_grad=True) for s in (0, 7))
+    targets = [x, residual, *module.parameters()]
+    dy = make_input(SHAPE, seed=8)
+    with running(backend):
+        plain = torch.autograd.grad(module(x, residual), targets, dy)
+        with_a_graph = torch.autograd.grad(module(x, residual), targets, dy, create_graph=True)
+        batched = torch.autograd.grad(
+            module(x, residual), targets, torch.stack((-dy, dy)), is_grads_batched=True
+        )
+    for exact, *found in zip(plain, with_a_graph, batched, strict=True):
+        assert_close(found[0], exact, "with a graph")
+        assert_close(found[1][1], exact, "in a batch")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_backwards(backend):
     """retain_graph: nothing of the first is left over for the second."""
