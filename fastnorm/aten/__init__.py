@@ -16,9 +16,9 @@ on a CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
 They need (N, C, S) contiguous: channels last, instance and batch-instance norm, and group norm in
-half precision, copy x and copy the result back. Batch norm's backward is ATen's own; contiguous
-group norm, layer and RMS norm are whole, and `builtin.py`'s. Statistics are float32, float64 for
-float64 tensors.
+half precision, copy x and copy the result back. Whole, `builtin.py`'s, are layer and RMS norm,
+contiguous group norm, and batch norm in training but for large float32 tensors. Statistics are
+float32, float64 for float64 tensors.
 """
 
 from . import builtin, stages

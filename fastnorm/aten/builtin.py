@@ -5,6 +5,9 @@ program: its own operators choose by the values, which a trace has not, while co
 exporters know torch's as they know them from torch.nn.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,13 +15,33 @@ from torch import Tensor
 from .. import reference
 from ..formula import NormSpec
 from .activations import activate
-from .operators import accumulated, accumulation, broadcast, laid_out_as, widened
+from .operators import (
+    HALF,
+    accumulated,
+    accumulation,
+    broadcast,
+    full_precision,
+    laid_out_as,
+    lies_channels_last,
+    positions,
+    widened,
+)
+
+# Batch norm's float32 moments by instances are faster than torch's own on tensors so large, with
+# instances so long; elsewhere Python, or the table of moments, is the larger cost (CPU, 2 threads).
+LARGE_BATCH = 2**20
+LONG_INSTANCE = 256
 
 
 def is_best(x: Tensor, spec: NormSpec) -> bool:
     """Whether no other operators serve better on untraced tensors."""
-    # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
-    return spec.of_rows or (spec.norm == "group" and x.is_contiguous())
+    if spec.norm == "group":
+        # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
+        return x.is_contiguous()
+    if spec.norm == "batch" and spec.use_input_stats:
+        large = x.numel() >= LARGE_BATCH and positions(x) >= LONG_INSTANCE
+        return not large or x.dtype in HALF or not x.is_contiguous()
+    return spec.of_rows
 
 
 def norm(
@@ -53,14 +76,33 @@ def norm(
         wide = widened(x)
         numbers = spec.use_input_stats, spec.momentum
         z = laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
+    elif spec.norm == "batch":
+        z = laid_out_as(x, _batch_norm(spec, x, weight, bias, running_mean, running_var))
     else:
         wide = x.to(accumulated(x))
         affine = _affine(wide, weight, bias)
-        z = laid_out_as(x, _of_channels(spec, wide, *affine, rho, running_mean, running_var))
+        z = laid_out_as(x, _of_instances(spec, wide, *affine, rho, running_mean, running_var))
     return activate(z.to(x.dtype), residual, spec.activation, ())[0]
 
 
-def _of_channels(
+def _batch_norm(
+    spec: NormSpec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> Tensor:
+    if x.dim() == 3 and lies_channels_last(x):  # whose layout torch keeps in four dimensions alone
+        x = x.unsqueeze(2)
+        return _batch_norm(spec, x, weight, bias, running_mean, running_var).squeeze(2)
+    wide = widened(x)
+    affine = full_precision(*_affine(wide, weight, bias), wide, wide.shape[1:2])
+    with _running(spec, wide, running_mean, running_var) as (mean, var):
+        return F.batch_norm(wide, mean, var, *affine, spec.use_input_stats, spec.momentum, spec.eps)
+
+
+def _of_instances(
     spec: NormSpec,
     x: Tensor,
     weight: Tensor | None,
@@ -69,29 +111,34 @@ def _of_channels(
     running_mean: Tensor | None,
     running_var: Tensor | None,
 ) -> Tensor:
-    """Batch, instance or batch-instance norm."""
-    mean = None if running_mean is None else running_mean.to(x.dtype)
-    var = None if running_var is None else running_var.to(x.dtype)
+    """Instance or batch-instance norm."""
     numbers = spec.use_input_stats, spec.momentum, spec.eps
-    if spec.norm == "batch":
-        z = F.batch_norm(x, mean, var, weight, bias, *numbers)
-    elif spec.norm == "instance":
-        z = F.instance_norm(x, mean, var, weight, bias, *numbers)
-    else:
-        assert rho is not None, "batch_instance_norm requires it"
-        instance = F.instance_norm(x, eps=spec.eps)
-        z = torch.lerp(
-            instance,
-            F.batch_norm(x, mean, var, None, None, *numbers),
-            broadcast(rho.to(x.dtype), x),
-        )
-        z = z if weight is None else z * broadcast(weight.to(x.dtype), x)
-        z = z if bias is None else z + broadcast(bias.to(x.dtype), x)
-    if spec.use_input_stats:
-        for buffer, updated in ((running_mean, mean), (running_var, var)):
-            if buffer is not None and updated is not None and updated is not buffer:
-                buffer.copy_(updated)
-    return z
+    with _running(spec, x, running_mean, running_var) as (mean, var):
+        if spec.norm == "instance":
+            return F.instance_norm(x, mean, var, weight, bias, *numbers)
+        batch = F.batch_norm(x, mean, var, None, None, *numbers)
+    assert rho is not None, "batch_instance_norm requires it"
+    z = torch.lerp(F.instance_norm(x, eps=spec.eps), batch, broadcast(rho.to(x.dtype), x))
+    z = z if weight is None else z * broadcast(weight.to(x.dtype), x)
+    return z if bias is None else z + broadcast(bias.to(x.dtype), x)
+
+
+@contextlib.contextmanager
+def _running(
+    spec: NormSpec, x: Tensor, mean: Tensor | None, var: Tensor | None
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """mean and var in the dtype that torch's norms want, and what those write to them.
+
+    They get copies to write to, for they do not tell autograd, which may have saved the two.
+    """
+    dtype, written = accumulated(x), spec.use_input_stats
+    wide_mean = None if mean is None else mean.to(dtype, copy=written)
+    wide_var = None if var is None else var.to(dtype, copy=written)
+    yield wide_mean, wide_var
+    if written and mean is not None and wide_mean is not None:
+        mean.copy_(wide_mean)
+    if written and var is not None and wide_var is not None:
+        var.copy_(wide_var)
 
 
 def _affine(

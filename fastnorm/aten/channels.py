@@ -30,9 +30,6 @@ from .operators import (
 Tensors = tuple[Tensor | None, ...]
 Stats = tuple[Tensor, ...]
 
-# Instances shorter than this make the table of moments, not the tensor, the larger cost.
-SHORTEST_INSTANCE = 32
-
 
 def batch_norm(
     x: Tensor,
@@ -44,20 +41,14 @@ def batch_norm(
 ) -> Stats | None:
     """(z, mean, rstd), statistics of shape (C,)."""
     gamma, beta = full_precision(gamma, beta, x, x.shape[1:2])
-    if not use_input_stats:
-        mean, var = running_statistics(running, x)
-    elif x.is_contiguous() and positions(x) >= SHORTEST_INSTANCE:
+    if use_input_stats:
         mean, var = moments(x)
         if is_far(mean, var):
             return None
         mean, var = merge(mean, var)
         update_running(running, mean, var, x.numel() // x.shape[1])
     else:
-        count = x.numel() // x.shape[1]
-        batch = torch.zeros(2, x.shape[1], dtype=accumulated(x), device=x.device)
-        z, mean, rstd = torch.native_batch_norm(x, gamma, beta, batch[0], batch[1], True, 1.0, eps)
-        update_running(running, mean, batch[1] * ((count - 1) / count), count)
-        return z, mean, rstd
+        mean, var = running_statistics(running, x)
     z = torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps)[0]
     return z, mean, (var + eps).rsqrt_()
 

@@ -22,9 +22,7 @@ FAR_MEAN = 16.0
 
 def canonical(x: Tensor) -> Tensor:
     """x contiguous, or where its channels lie last (N, C, 1, S) in ATen's channels_last format."""
-    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
-        return x.contiguous()
-    return _channels_last_view(x)
+    return _channels_last_view(x) if lies_channels_last(x) else x.contiguous()
 
 
 def canonical_as(x: Tensor, other: Tensor) -> Tensor:
@@ -36,9 +34,18 @@ def canonical_as(x: Tensor, other: Tensor) -> Tensor:
 
 def laid_out_as(x: Tensor, z: Tensor) -> Tensor:
     """z, of x's shape, in memory as a contiguous or channels_last x is; else contiguous."""
-    if x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
-        return z.contiguous()
-    return z.movedim(1, -1).contiguous().movedim(-1, 1)
+    if z.stride() == x.stride():
+        return z
+    return z.movedim(1, -1).contiguous().movedim(-1, 1) if lies_channels_last(x) else z.contiguous()
+
+
+def lies_channels_last(x: Tensor) -> bool:
+    """Whether x (N, C, ...) is dense with its channels last, and not contiguous as well."""
+    if x.is_contiguous():
+        return False
+    if x.dim() == 4:  # the quickest way to ask
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
 
 
 def _channels_last_view(x: Tensor) -> Tensor:
