@@ -38,9 +38,10 @@ def is_best(x: Tensor, spec: NormSpec) -> bool:
     if spec.norm == "group":
         # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
         return x.is_contiguous()
-    if spec.norm == "batch" and spec.use_input_stats:
+    if spec.norm == "batch":
         large = x.numel() >= LARGE_BATCH and positions(x) >= LONG_INSTANCE
-        return not large or x.dtype in HALF or not x.is_contiguous()
+        ours = spec.use_input_stats and large and x.dtype not in HALF and x.is_contiguous()
+        return not ours
     return spec.of_rows
 
 
@@ -129,11 +130,13 @@ def _running(
 ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
     """mean and var in the dtype that torch's norms want, and what those write to them.
 
-    They get copies to write to, for they do not tell autograd, which may have saved the two.
+    They get copies: to write to, for they do not tell autograd, which may have saved the two; and
+    to keep for backward, before which a batch may change them.
     """
     dtype, written = accumulated(x), spec.use_input_stats
-    wide_mean = None if mean is None else mean.to(dtype, copy=written)
-    wide_var = None if var is None else var.to(dtype, copy=written)
+    copy = written or not torch.compiler.is_compiling()  # who folds constants would not know them
+    wide_mean = None if mean is None else mean.to(dtype, copy=copy)
+    wide_var = None if var is None else var.to(dtype, copy=copy)
     yield wide_mean, wide_var
     if written and mean is not None and wide_mean is not None:
         mean.copy_(wide_mean)

@@ -32,35 +32,26 @@ Stats = tuple[Tensor, ...]
 
 
 def batch_norm(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    running: Running,
-    use_input_stats: bool,
-    eps: float,
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, running: Running, eps: float
 ) -> Stats | None:
-    """(z, mean, rstd), statistics of shape (C,)."""
+    """(z, mean, rstd) of the contiguous x by its own statistics, of shape (C,)."""
     gamma, beta = full_precision(gamma, beta, x, x.shape[1:2])
-    if use_input_stats:
-        mean, var = moments(x)
-        if is_far(mean, var):
-            return None
-        mean, var = merge(mean, var)
-        update_running(running, mean, var, x.numel() // x.shape[1])
-    else:
-        mean, var = running_statistics(running, x)
+    mean, var = moments(x)
+    if is_far(mean, var):
+        return None
+    mean, var = merge(mean, var)
+    update_running(running, mean, var, x.numel() // x.shape[1])
     z = torch.native_batch_norm(x, gamma, beta, mean, var, False, 0.0, eps)[0]
     return z, mean, (var + eps).rsqrt_()
 
 
 def batch_norm_backward(
-    g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, train: bool, mask: list[bool]
+    g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, mask: list[bool]
 ) -> Tensors:
+    """(dx, dgamma, dbeta) of batch_norm."""
     mean, rstd = stats[:2]
     gamma, _ = full_precision(accumulation(weight, x), None, x, x.shape[1:2])
-    # In eval mode the operator takes the running variance and eps: rstd^-2 and 0 say the same.
-    var = None if train else rstd.pow(-2)
-    return aten.native_batch_norm_backward(g, x, gamma, mean, var, mean, rstd, train, 0.0, mask)
+    return aten.native_batch_norm_backward(g, x, gamma, mean, None, mean, rstd, True, 0.0, mask)
 
 
 def mean_only_norm(

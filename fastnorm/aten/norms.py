@@ -1,5 +1,8 @@
 """Batch, instance, batch-instance, mean-only batch and group norm from a call to its pair of
-functions in `channels.py`: dtype, layout, residual and activation around them."""
+functions in `channels.py`: dtype, layout, residual and activation around them.
+
+`builtin.py` has the calls that torch's own serve better: all of batch norm but large ones, for one.
+"""
 
 import torch
 from torch import Tensor
@@ -98,8 +101,8 @@ def _seen(norm: str, x: Tensor) -> Tensor:
 
     They are none for instances, and group norm's are slow in half precision: a copy pays.
     """
-    slow = norm in ("instance", "batch_instance") or (norm == "group" and x.dtype in HALF)
-    return widened(x.contiguous() if slow else canonical(x))
+    native = norm == "mean_only_batch" or (norm == "group" and x.dtype not in HALF)
+    return widened(canonical(x) if native else x.contiguous())
 
 
 def _forward(
@@ -118,7 +121,7 @@ def _forward(
     if norm == "group":
         return channels.group_norm(x, gamma, beta, groups, eps)
     if norm == "batch":
-        return channels.batch_norm(x, gamma, beta, running, use_input_stats, eps)
+        return channels.batch_norm(x, gamma, beta, running, eps)
     if norm == "mean_only_batch":
         return channels.mean_only_norm(x, beta, running, use_input_stats)
     if norm == "instance" and positions(x) <= LONGEST_INSTANCE:
@@ -141,8 +144,7 @@ def _backward(
     if norm == "group":
         return *channels.group_norm_backward(g, x, weight, stats, groups), None
     if norm == "batch":
-        asked = needs[:3]
-        return *channels.batch_norm_backward(g, x, weight, stats, use_input_stats, asked), None
+        return *channels.batch_norm_backward(g, x, weight, stats, needs[:3]), None
     if norm == "mean_only_batch":
         dx, dbeta = channels.mean_only_norm_backward(g, use_input_stats)
         return dx, None, dbeta, None
