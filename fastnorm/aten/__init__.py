@@ -15,10 +15,10 @@ on a CPU ATen vectorises those operators and not the obvious ones (`var_mean`, `
     apply              native_batch_norm in eval mode, every (n, c) a channel of its own
     gradient moments   native_batch_norm_backward, likewise, asked only for dgamma and dbeta
 
-They need (N, C, S) contiguous: channels last, instance and batch-instance norm, and group norm in
-half precision, copy x and copy the result back. Whole, `builtin.py`'s, are layer and RMS norm,
-contiguous group norm, and batch norm in training but for large float32 tensors. Statistics are
-float32, float64 for float64 tensors.
+They need (N, C, S) contiguous: channels last, instance and batch-instance norm, and group norm of
+few channels in half precision, copy x and copy the result back. Whole, `builtin.py`'s, are layer
+and RMS norm, contiguous group norm, and batch norm but for the training on large contiguous
+float32 tensors. Statistics are float32, float64 for float64 tensors.
 """
 
 from . import builtin, stages
