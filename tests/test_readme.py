@@ -8,6 +8,7 @@ run. A block in another language, or a command that COMMANDS does not know, is a
 import argparse
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shlex
@@ -123,7 +124,9 @@ def check_pytest(words: list[str]) -> None:
     """The paths exist, and pytest with its plugins knows the flags."""
     assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
     parse = [sys.executable, "-m", "pytest", "--markers", *words]  # prints, collects nothing
-    subprocess.run(parse, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    # As from a shell: below a worker of xdist pytest-benchmark switches itself off.
+    shell = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    subprocess.run(parse, cwd=ROOT, env=shell, check=True, stdout=subprocess.DEVNULL)
 
 
 def check_exists(words: list[str]) -> None:
