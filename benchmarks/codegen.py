@@ -34,18 +34,20 @@ from fastnorm.kernels.occupancy import LIMITS, occupancy
 # float64 instructions that a kernel may have, for momentum and eps; no case's tensors are float64.
 FEW_DOUBLES = 4
 
-# Bytes that a thread of these spills at most, over all cases; those of shapes.quick() spill none.
-# 16 warps of 128 registers are all that an SM has, and the largest tile, 16,384 elements, is what
-# keeps the read of x single: backward and channels last, in 16 bits, it spills 208 bytes, which
-# stay in the L1 cache. So do a mixture's tiles, whose lanes have two sets of statistics (200), and
-# mostly by less than 100 a few more; a smaller tile would cost those a second read of the tensor,
-# more registers a quarter of the warps.
+# Bytes that a thread may spill, by kernel, over all cases; in those of shapes.quick() it is none.
+# An SM's registers are 128 for each of 16 warps. The largest tile, 16,384 elements, takes them all,
+# and in 16 bits, backward, channels last, spills up to 208 of these bytes for sm_90; so do clusters
+# of mixtures, with two sets of statistics for each lane (200). The others spill by less than 128.
+# A smaller tile would cost them a second read of the tensor, a wider limit a quarter of the warps;
+# what is spilled stays in the L1 cache. The figures leave some room for other architectures (240
+# for sm_80, 224 for sm_100) and assemblers.
 KNOWN_SPILLS = {
-    "resident_kernel": 88,
-    "resident_backward_kernel": 208,
-    "moments_kernel": 16,
-    "apply_kernel": 8,
-    "row_norm_kernel": 32,
+    "resident_kernel": 128,
+    "resident_backward_kernel": 256,
+    "row_norm_kernel": 64,
+    "row_norm_backward_kernel": 64,
+    "moments_kernel": 32,
+    "apply_kernel": 32,
 }
 
 # Functions that read one value of each row of x, by their name: no tiles, whatever the number.
