@@ -5,9 +5,9 @@ sm_100. A line a kernel: the first call that needed it, registers, spills, share
 blocks and warps resident on a multiprocessor, global accesses of the machine code by their width in
 bits, and the width of each tile's accesses (`machine_code.py` tells how they are found).
 
-Exits with 1 and a list where a case does not compile, a kernel spills or computes in float64, or a
-tile that carries traffic is not read or written 128 bits at a time although its rows are multiples
-of 16 bytes.
+Exits with 1 and a list where a case does not compile, a kernel spills (beyond KNOWN_SPILLS; with
+--quick, at all) or computes in float64, or a tile as large as x is not read or written 128 bits at
+a time although its rows are multiples of 16 bytes.
 """
 
 import argparse
@@ -15,14 +15,13 @@ import ast
 import functools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import triton
 
 from benchmarks import shapes
@@ -35,27 +34,42 @@ from fastnorm.kernels.occupancy import LIMITS, occupancy
 # float64 instructions that a kernel may have, for momentum and eps; no case's tensors are float64.
 FEW_DOUBLES = 4
 
+# Bytes that a thread may spill, by kernel, over all cases; in those of shapes.quick() it is none.
+# An SM's registers are 128 for each of 16 warps. The largest tile, 16,384 elements, takes them all,
+# and in 16 bits, backward, channels last, spills up to 208 of these bytes for sm_90; so do clusters
+# of mixtures, with two sets of statistics for each lane (200). The others spill by less than 128.
+# A smaller tile would cost them a second read of the tensor, a wider limit a quarter of the warps;
+# what is spilled stays in the L1 cache. The figures leave some room for other architectures (240
+# for sm_80, 224 for sm_100) and assemblers.
+KNOWN_SPILLS = {
+    "resident_kernel": 128,
+    "resident_backward_kernel": 256,
+    "row_norm_kernel": 64,
+    "row_norm_backward_kernel": 64,
+    "moments_kernel": 32,
+    "apply_kernel": 32,
+}
+
 # Functions that read one value of each row of x, by their name: no tiles, whatever the number.
 GATHERS = {"load_pivot"}
-MASK = torch.uint8  # eight elements a byte: too little traffic for its width to matter
 
 
 def carries_traffic(launch: Launch, access: Access, case: Case) -> bool:
-    """Whether a tile's width matters: masks, gathers and small tables aside, and rows aligned.
+    """Whether a tile's width matters: gathers aside, those as large as x, where rows are aligned.
 
-    The rows of x are S, C (channels last) or the normalised length; those of a table its last axis.
+    These are x, the residual, y and their gradients, read and written by every program; a row is S,
+    C (channels last) or the normalised length. Masks, statistics and the tables that programs
+    publish in are a part of x: one value for each S elements, or for each program's rows.
+    Neighbouring threads take neighbouring values of them, in whole sectors of memory at 32 bits a
+    thread too; what their width would change is the number of a few instructions.
     """
     file, line, _ = access.position.at
     if not access.is_tile or function_at(launch.folder / file, line) in GATHERS:
         return False
-    table = launch.tensors.get(access.argument)
-    if table is None or prod(table.shape) == prod(case.shape):
-        row = row_length(case)
-    elif table.dtype == MASK or 16 * table.bytes < case.nbytes:
+    shape = launch.shapes.get(access.argument)
+    if shape is not None and prod(shape) != prod(case.shape):
         return False
-    else:
-        row = table.shape[-1]
-    return row * access.itemsize % 16 == 0
+    return row_length(case) * access.itemsize % 16 == 0
 
 
 @functools.cache
@@ -99,10 +113,10 @@ class Kernel:
             if carries_traffic(launch, access, case):
                 self.wide.add(i)
 
-    def problems(self) -> list[str]:
+    def problems(self, known_spills: Mapping[str, int]) -> list[str]:
         """What the exit status is about, a line each."""
         found = []
-        if self.code.spilled:
+        if self.code.spilled > known_spills.get(self.launch.name, 0):
             found.append(
                 f"spills {self.code.spilled} bytes at {self.code.resources.registers} registers "
                 f"({self.code.sass.stack_loads} LDL, {self.code.sass.stack_stores} STL)"
@@ -171,8 +185,9 @@ class Compiled(NamedTuple):
     kernels: list[Kernel]
     failures: list[str]
 
-    def problems(self) -> list[str]:
-        return self.failures + [text for kernel in self.kernels for text in kernel.problems()]
+    def problems(self, known_spills: Mapping[str, int]) -> list[str]:
+        found = [text for kernel in self.kernels for text in kernel.problems(known_spills)]
+        return self.failures + found
 
 
 def compiled(
@@ -251,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(compiled(arch, cases, providers, launches))
         print(f"\nsm_{arch}", *map(text, found[-1].kernels), sep="\n", flush=True)
     kernels = [kernel for each in found for kernel in each.kernels]
-    problems = [problem for each in found for problem in each.problems()]
+    known_spills = {} if args.quick else KNOWN_SPILLS
+    problems = [problem for each in found for problem in each.problems(known_spills)]
     if args.json is not None:
         result = {"kernels": [kernel.as_row() for kernel in kernels], "problems": problems}
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -29,25 +29,13 @@ from fastnorm import dispatch
 
 
 @dataclass(frozen=True)
-class Table:
-    """A tensor that a kernel was launched with."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
 class Launch:
     """One launch that became a compilation, or found its kernel compiled already."""
 
     name: str
     folder: Path  # of the kernel's source
     kernel: Any  # triton's CompiledKernel
-    tensors: dict[str, Table]  # by the kernel's argument
+    shapes: dict[str, tuple[int, ...]]  # of the tensors, by the kernel's argument
 
 
 class CompilingDriver:
@@ -89,13 +77,13 @@ def compile_launches(capability: int) -> list[Launch]:
         self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
     ) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        tensors = {
-            name: Table(tuple(value.shape), value.dtype)
+        shapes = {
+            name: tuple(value.shape)
             for name, value in (dict(zip(self.arg_names, args, strict=False)) | kwargs).items()
             if isinstance(value, torch.Tensor)
         }
         folder = Path(inspect.getfile(self.fn)).parent
-        launches.append(Launch(self.fn.__name__, folder, kernel, tensors))
+        launches.append(Launch(self.fn.__name__, folder, kernel, shapes))
         return kernel
 
     JITFunction.run = compile_instead

@@ -67,14 +67,13 @@ class Geometry(NamedTuple):
     def members(self) -> int:
         return triton.cdiv(self.W, self.BLOCK_C) * self.pieces
 
-    @property
-    def resident_registers(self) -> int:
-        """A limit for kernels that keep their tile: 16 warps an SM, fewer for many short lanes.
+    def resident_registers(self, backward: bool) -> int:
+        """A limit for kernels that keep their tile: 16 warps an SM, 12 where lanes crowd them.
 
         Without one the assembler takes up to 255 registers a thread, which leaves too few warps to
         keep the memory busy, or spills below a limit of its own.
         """
-        return 168 if self._short and self.num_warps == 4 else 128
+        return 168 if self.crowded(backward) and self.num_warps == 4 else 128
 
     @property
     def reducing_registers(self) -> int:
@@ -83,13 +82,22 @@ class Geometry(NamedTuple):
             return 168
         return 128 if self.sets.mix else 96
 
-    def pointwise_registers(self, has_residual: bool) -> int | None:
+    def pointwise_registers(self, has_residual: bool, backward: bool) -> int | None:
         """A limit for passes without sums, which spill only with a residual, or none."""
         if not has_residual:
             return None
-        if self._short and self.sets.mix:
+        crowded = self.crowded(backward)
+        if crowded and self.sets.mix:
             return 232
-        return 168 if self._short else 128
+        return 168 if crowded else 128
+
+    def crowded(self, backward: bool) -> bool:
+        """Whether a thread keeps the values of so many lanes that its elements have no room.
+
+        Channels last its lanes are 16 bytes of neighbouring channels. A forward has room for them,
+        where they are of one instance; a backward keeps five values of each lane.
+        """
+        return self._short or (self.view.channels_last and (backward or self.sets.batch))
 
     @property
     def _short(self) -> bool:

@@ -81,12 +81,14 @@ def forward_plan(
     streamed = norm.constants(sets, sets.of_batch)
     constant_statistics = norm.norm == "given" or (sets.batch and not norm.use_input_stats)
     if not constant_statistics:
-        tier, geometry = tilings.choose(view, sets, has_residual, tier_state)
+        tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state)
         if tier != "streaming":
             averages = running and not sets.batch and norm.use_input_stats
             return plan._replace(
                 tier=tier,
-                first=_resident(resident_kernel, tier, geometry, norm.constants(sets, sets.batch)),
+                first=_resident(
+                    resident_kernel, tier, geometry, norm.constants(sets, sets.batch), False
+                ),
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )
@@ -96,7 +98,7 @@ def forward_plan(
             tickets=geometry.units + geometry.u_blocks,
         )
     each = tilings.pointwise(view, sets)
-    registers = each.pointwise_registers(has_residual)
+    registers = each.pointwise_registers(has_residual, False)
     return plan._replace(second=_launch(apply_kernel, each, streamed, registers))
 
 
@@ -117,14 +119,14 @@ def backward_plan(
     parameters = any(needs[2:])
     slopes = needs_dx and (norm.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
-    tier, geometry = tilings.choose(view, sets, has_side, tier_state)
+    tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
     if slopes and tier != "streaming" and norm.norm != "given":
         constants = norm.constants(sets, sets.batch)
         gathers = parameters and not sets.batch
         published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, constants),
+            first=_resident(resident_backward_kernel, tier, geometry, constants, True),
             table=_table(geometry, published) if tier == "cluster" or gathers else 0,
             tickets=geometry.u_blocks if gathers else 0,
         )
@@ -142,7 +144,9 @@ def backward_plan(
         )
     if needs_dx or needs_dresidual:
         each = tilings.pointwise(view, sets)
-        apply = _launch(apply_backward_kernel, each, constants, each.pointwise_registers(has_side))
+        apply = _launch(
+            apply_backward_kernel, each, constants, each.pointwise_registers(has_side, True)
+        )
         plan = plan._replace(second=apply)
     return plan._replace(sums=plan.sums if slopes else 0)
 
@@ -195,9 +199,9 @@ def _launch(
 
 
 def _resident(
-    kernel: Any, tier: str, geometry: Geometry, constants: dict[str, Any]
+    kernel: Any, tier: str, geometry: Geometry, constants: dict[str, Any], backward: bool
 ) -> Launch | ClusterLaunch:
     if tier == "cluster":
         return ClusterLaunch(kernel, geometry, constants)
     constants = {**constants, "CLUSTER": False, "HALF": 0}
-    return _launch(kernel, geometry, constants, geometry.resident_registers)
+    return _launch(kernel, geometry, constants, geometry.resident_registers(backward))

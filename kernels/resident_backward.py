@@ -194,8 +194,7 @@ def differentiate_unit(
             _center, offset, rstd = load_stats(stats, slot, channel_mask)
             count = D.to(ACC) * S
             slope, level = set_gradient(rstd, offset, set_g, set_gx - offset * set_g, count)
-        if CLUSTER:
-            packed, g = keep_packed(packed), keep_packed(g)
+        packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + offsets, g, mask=mask)
         if dx_ptr is not None:

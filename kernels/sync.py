@@ -41,7 +41,7 @@ def wait_for_members(counter_ptr, member, members):
 @triton.jit
 def keep_packed(x):
     """x itself, unknown to the compiler, which would otherwise keep the fp32 form of a 16-bit tile
-    alive across the barrier in twice the registers."""
+    alive across sums and barriers in twice the registers."""
     if COMPILED and x.dtype.primitive_bitwidth == 16:
         return tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2

@@ -13,6 +13,10 @@ from .geometry import Geometry, Sets, View, alignment
 
 # Elements of a tile that a program keeps where it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
+# Other warps where lanes crowd the registers, see `Geometry.crowded`. An SM has 16 warps of 128
+# registers either way; but two programs of 8,192 elements in 8 warps each spilled up to 472 bytes a
+# thread, and one in 16 warps nothing, a mixture with channels last up to 120.
+CROWDED_TILES = {8192: 16}
 # The same where each element is loaded by an address of its own: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
 # Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as
@@ -37,12 +41,14 @@ WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
 Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
 
 
-def choose(view: View, sets: Sets, has_residual: bool, state: tiers.State) -> tuple[str, Geometry]:
+def choose(
+    view: View, sets: Sets, has_residual: bool, backward: bool, state: tiers.State
+) -> tuple[str, Geometry]:
     """The tier for these sets and its geometry."""
     return tiers.first_with_room(
         state,
         {
-            "one_program": lambda: one_program(view, sets),
+            "one_program": lambda: one_program(view, sets, backward),
             "cluster": lambda: cluster(view, sets, has_residual),
             "streaming": lambda: streaming(view, sets),
         },
@@ -50,13 +56,16 @@ def choose(view: View, sets: Sets, has_residual: bool, state: tiers.State) -> tu
     )
 
 
-def one_program(view: View, sets: Sets) -> Geometry | None:
+def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
     """Units that one program holds whole, or None where sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
     for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
-            return Geometry(view, sets, *blocks, pieces=1, steps=1, num_warps=warps)
+            found = Geometry(view, sets, *blocks, pieces=1, steps=1, num_warps=warps)
+            if found.crowded(backward):
+                found = found._replace(num_warps=CROWDED_TILES.get(tile, warps))
+            return found
     return None
 
 
