@@ -198,3 +198,14 @@ def test_the_output_may_be_written_to(backend, norm, layout):
     truth.backward(dy)
     assert_close(y, truth, "y")
     assert_close(x.grad, twin.grad, "dx")
+
+
+@pytest.mark.parametrize("norm", ["bn_train", "in", "mean_train", "gn"])
+def test_a_traced_call_is_laid_out_as_an_eager_one(norm):
+    """x dense in an order that is neither contiguous nor channels last: y is contiguous."""
+    x = make_input((4, 5, 6, 3)).permute(3, 2, 0, 1)
+    p = make_params(norm, x.shape)
+    with running("aten"):
+        eager = call(F, norm, x, p)
+        traced = torch.compile(lambda x: call(F, norm, x, p), backend="eager")(x)
+    assert eager.is_contiguous() and traced.is_contiguous()

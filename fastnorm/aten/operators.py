@@ -34,9 +34,9 @@ def canonical_as(x: Tensor, other: Tensor) -> Tensor:
 
 def laid_out_as(x: Tensor, z: Tensor) -> Tensor:
     """z, of x's shape, in memory as a contiguous or channels_last x is; else contiguous."""
-    if z.stride() == x.stride():
-        return z
-    return z.movedim(1, -1).contiguous().movedim(-1, 1) if lies_channels_last(x) else z.contiguous()
+    if not lies_channels_last(x):
+        return z.contiguous()
+    return z if z.stride() == x.stride() else z.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def lies_channels_last(x: Tensor) -> bool:
