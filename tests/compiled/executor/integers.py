@@ -20,8 +20,8 @@ def divide(a: Array, b: Array) -> Array:
         return a // b
     if a.dtype.itemsize == 4:  # float64 holds every quotient of these, and divides much faster
         return (a.astype(np.float64) / b.astype(np.float64)).astype(s64).astype(a.dtype)
-    quotient = np.abs(a) // np.abs(b)
-    return np.where((a < 0) != (b < 0), -quotient, quotient)
+    floor = a // b
+    return floor + ((floor * b != a) & ((a < 0) != (b < 0)))
 
 
 def remainder(a: Array, b: Array) -> Array:

@@ -147,9 +147,8 @@ class _Reader:
             if self.depth == 0:
                 self.place = _Place.TAIL
             return
-        if line.startswith(".loc"):
-            if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
-                self.source = f"{self.files.get(found.group(1), '?')}:{found.group(2)}"
+        if found := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
+            self.source = f"{self.files.get(found.group(1), '?')}:{found.group(2)}"
             return
         label = re.match(r"([\w$]+):(.*)$", line)
         if label:
