@@ -30,8 +30,8 @@ def count_sectors(
     sectors.sort(axis=1)
     first = np.ones(sectors.shape, np.bool_)
     first[:, 1:] = sectors[:, 1:] != sectors[:, :-1]
-    statistics.sectors[kind, site] += np.count_nonzero(first & (sectors >= 0))
-    statistics.requests[kind, site] += np.count_nonzero(sectors[:, -1] >= 0)
+    statistics.sectors[kind, site] += int(np.count_nonzero(first & (sectors >= 0)))
+    statistics.requests[kind, site] += int(np.count_nonzero(sectors[:, -1] >= 0))
     statistics.asked[kind, site] += len(address) * size
 
 
