@@ -2,6 +2,7 @@
 
 The same files run on a GPU and, where there is none, in Triton's interpreter; that choice must be
 in the environment before any kernel is imported, hence the assignment right below the imports.
+TRITON_INTERPRET=0 keeps it from being made: compiled/, a run of its own, executes compiled kernels.
 """
 
 import contextlib
@@ -16,8 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+if not torch.cuda.is_available() and os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
     from tests.interpreter import patch_language_once_a_launch
 
     patch_language_once_a_launch()
@@ -28,6 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "aten", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 TESTS = Path(__file__).parent
+collect_ignore = ["compiled"]  # unless named: see its conftest
 # Where a test that runs kernels without a GPU, if there is one, has "triton" in its name.
 NO_KERNELS = (
     "benchmarks/test_cpu.py",

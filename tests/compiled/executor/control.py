@@ -1,0 +1,122 @@
+"""How a CTA goes through its blocks: all threads at once, or one warp after another.
+
+Both are generators that stop before those blocks which the scheduler may want to delay. Threads
+that part each have a number of the block where they go on; the smallest is executed first, so that
+those who went less far catch up. They are together again where the numbers are the same. A barrier
+that a part of the threads comes to holds them until all others that have not ended come.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from .cta import Cta
+from .generator import EXIT, AtBarrier, Branch
+from .ptx_types import WARP, Array, s64
+
+
+def run(cta: Cta, stops: list[bool]) -> Iterator[None]:
+    """Execute a CTA; stops before each block whose number `stops` says yes to."""
+    if cta.state.options.warps == "lockstep":
+        return _lockstep(cta, stops)
+    return _warp_by_warp(cta, stops)
+
+
+def _lockstep(cta: Cta, stops: list[bool]) -> Iterator[None]:
+    program, counts, registers = cta.state.program, cta.state.block_counts, cta.registers
+    whole, warps = program.whole, cta.threads // WARP
+    number = 0
+    while True:
+        if stops[number]:
+            yield
+        counts[number] += warps
+        function = whole[number] or program.function(number, partial=False)
+        goes_on = function(cta, registers)
+        if type(goes_on) is int:
+            number = goes_on
+        else:
+            cta.state.statistics.warnings["divergent branches"] += 1
+            threads = _Threads(cta)
+            threads.go_on(cta.everyone, goes_on)
+            number = yield from _parted(threads, stops)
+        if number == EXIT:
+            return
+
+
+def _parted(threads: "_Threads", stops: list[bool]) -> Iterator[None]:
+    """Execute threads that have parted, until they are all at one block again: returns it."""
+    while True:
+        ready = threads.ready()
+        if ready is None:
+            return EXIT
+        number = int(threads.next[ready].min())
+        mask = ready & (threads.next == number)
+        if mask.all():
+            return number
+        if stops[number]:
+            yield
+        threads.execute(number, mask)
+
+
+def _warp_by_warp(cta: Cta, stops: list[bool]) -> Iterator[None]:
+    threads = _Threads(cta)
+    choose = _choice(cta)
+    warp_of = cta.thread // WARP
+    while True:
+        ready = threads.ready()
+        if ready is None:
+            return
+        mine = ready & (warp_of == choose(np.unique(warp_of[ready])))
+        number = int(threads.next[mine].min())
+        if stops[number]:
+            yield
+        threads.execute(number, mine & (threads.next == number))
+
+
+def _choice(cta: Cta) -> Callable[[Array], int]:
+    """Which of the warps that can go on does."""
+    options = cta.state.options
+    generator = random.Random(options.seed * 7919 + cta.index)
+    return {
+        "forward": lambda warps: warps[0],
+        "backward": lambda warps: warps[-1],
+        "random": lambda warps: warps[generator.randrange(len(warps))],
+    }[options.warps]
+
+
+class _Threads:
+    """Where the threads of a CTA are that do not all go the same way."""
+
+    def __init__(self, cta: Cta) -> None:
+        self.cta = cta
+        self.next = np.zeros(cta.threads, s64)  # number of the block
+        self.at_barrier = np.zeros(cta.threads, np.bool_)
+
+    def ready(self) -> Array | None:
+        """Those that can go on; None where all have ended. Opens a barrier that all came to."""
+        live = self.next != EXIT
+        if not live.any():
+            return None
+        ready = live & ~self.at_barrier
+        if ready.any():
+            return ready
+        self.cta.barrier()
+        self.at_barrier[:] = False
+        return live
+
+    def execute(self, number: int, mask: Array) -> None:
+        state = self.cta.state
+        state.block_counts[number] += np.count_nonzero(mask.reshape(-1, WARP).any(1))
+        function = state.program.partial[number] or state.program.function(number, partial=True)
+        self.go_on(mask, function(self.cta, self.cta.registers, mask))
+
+    def go_on(self, mask: Array, where: int | Branch | AtBarrier) -> None:
+        match where:
+            case Branch(taken, target, otherwise):
+                self.next[mask] = np.where(taken, target, otherwise)[mask]
+            case AtBarrier(then):
+                self.next[mask] = then
+                self.at_barrier |= mask
+            case _:
+                self.next[mask] = where
