@@ -7,7 +7,8 @@ residual is added: without one, z is recomputed from x.
 import triton
 import triton.language as tl
 
-from .tiles import tile_lanes
+from .arithmetic import across, split_shape
+from .tiles import split_positions, tile_lanes
 
 INV_SQRT2 = tl.constexpr(0.7071067811865476)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
@@ -119,10 +120,9 @@ def bit_bytes(
         return offsets, row_mask[:, None] & (position < S - start)[None, :]
     else:
         n, c, row_mask = tile_lanes(n, u, r, N, W, C, BLOCK_N, BLOCK_C)
-        outer = tl.arange(0, BLOCK_S // INNER) * (INNER // 8)
-        byte = outer[:, None, None] + tl.arange(0, INNER // 8)[None, None, :]
-        offsets = ((n * C + c) * tl.cdiv(S, 8) + start // 8)[None, :, None] + byte
-        return offsets, row_mask[None, :, None] & (byte * 8 < S - start)
+        byte = split_positions(BLOCK_S // 8, INNER // 8)
+        offsets = across((n * C + c) * tl.cdiv(S, 8) + start // 8, False) + byte
+        return offsets, across(row_mask, False) & (byte * 8 < S - start)
 
 
 @triton.jit
@@ -140,7 +140,8 @@ def store_bits(
         bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, BLOCK_S]) << shift[None, :, None]
         byte = tl.sum(bits, axis=1)
     else:
-        bits = tl.reshape(active.to(tl.int32), [BLOCK_S // INNER, LANES, INNER // 8, 8])
+        SHAPE: tl.constexpr = split_shape(BLOCK_S // INNER, LANES, INNER // 8, 8)
+        bits = tl.reshape(active.to(tl.int32), SHAPE)
         byte = tl.sum(bits << shift[None, None, None, :], axis=3)
     tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
 
@@ -179,4 +180,5 @@ def load_bits(
         return tl.reshape(bits, [LANES, BLOCK_S]) != 0
     else:
         bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
-        return tl.reshape(bits, [BLOCK_S // INNER, LANES, INNER]) != 0
+        SHAPE: tl.constexpr = split_shape(BLOCK_S // INNER, LANES, INNER)
+        return tl.reshape(bits, SHAPE) != 0

@@ -1,7 +1,15 @@
-"""Arithmetic shared by every kernel: the accumulation type, moments and their merge, rounding."""
+"""Arithmetic shared by every kernel: the accumulation type, moments and their merge, rounding.
+
+A tile is flat, (lanes, positions), or its positions are split in two, so that each warp takes a
+lane of its own in place of a piece of every lane: (outer, lanes, inner). Of the two axes that have
+nothing contiguous Triton 3.6 gives warps to the first, later versions to the last; the lanes come
+first for the former, which makes it (lanes, outer, inner).
+"""
 
 import triton
 import triton.language as tl
+
+LANES_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
 @triton.constexpr_function
@@ -32,10 +40,36 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
 
 
 @triton.jit
+def across(value, FLAT: tl.constexpr):
+    """A value of each lane, to go with a tile."""
+    if FLAT:
+        return value[:, None]
+    elif LANES_FIRST:
+        return value[:, None, None]
+    else:
+        return value[None, :, None]
+
+
+@triton.jit
+def across_lanes(value):
+    """A value of each outer position, to go with a tile that is not flat."""
+    if LANES_FIRST:
+        return value[None, :, None]
+    else:
+        return value[:, None, None]
+
+
+@triton.constexpr_function
+def split_shape(outer, lanes, *inner):
+    """The shape of a tile that is not flat."""
+    return (lanes, outer, *inner) if LANES_FIRST else (outer, lanes, *inner)
+
+
+@triton.jit
 def lane_sum(x):
-    """The sum over the positions of a tile, (lanes, positions) or (outer, lanes, inner)."""
+    """The sum over the positions of a tile."""
     if len(x.shape) == 3:
-        return tl.sum(tl.sum(x, axis=0), axis=1)
+        return tl.sum(tl.sum(x, axis=1 if LANES_FIRST else 0), axis=1)
     else:
         return tl.sum(x, axis=1)
 
@@ -50,9 +84,9 @@ def tile_moments(x, mask, count):
     FLAT: tl.constexpr = len(x.shape) == 2
     count = tl.maximum(count, 1.0)
     mean = lane_sum(x) / count
-    deviation = tl.where(mask, x - (mean[:, None] if FLAT else mean[None, :, None]), 0.0)
+    deviation = tl.where(mask, x - across(mean, FLAT), 0.0)
     error = lane_sum(deviation) / count
-    deviation = tl.where(mask, deviation - (error[:, None] if FLAT else error[None, :, None]), 0.0)
+    deviation = tl.where(mask, deviation - across(error, FLAT), 0.0)
     return mean + error, lane_sum(deviation * deviation)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from . import tiers
-from .clusters import MOST_CLUSTERS, ClusterLaunch
+from .clusters import MOST_CLUSTERS
 from .geometry import view_of
 from .launch import counters
 from .masks import side_input, unpacked
@@ -96,10 +96,9 @@ def _forward(
     if plan.tier != "streaming":
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
         tensors = (*shared, *running, y, bits, stats, table, tickets, barriers)
-        if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, (momentum, eps)):
-            return None
         assert plan.first is not None
-        plan.first(tensors, (momentum, eps))
+        if not plan.first(tensors, (momentum, eps)):
+            return None
     else:
         constants: Tensors = running
         if plan.first is not None:
@@ -162,10 +161,9 @@ def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors |
     if plan.tier != "streaming":
         barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
         tensors = (*inputs, dx, dresidual, *gradients, table, tickets, barriers)
-        if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, ()):
-            return None
         assert plan.first is not None
-        plan.first(tensors)
+        if not plan.first(tensors):
+            return None
     else:
         sums = accumulators(x, plan.sums)
         if plan.first is not None:

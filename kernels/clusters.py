@@ -13,20 +13,23 @@ from .tensors import Tensors
 
 # No GPU holds more: 148 SMs of 16 programs of 4 warps.
 MOST_CLUSTERS = 4096
+# The driver's words where it would not hold all programs of a launch at once: where a process has a
+# part of the GPU (MPS, green contexts) that holds fewer than the whole one.
+TOO_LARGE = "too many blocks in cooperative launch"
 
 
 class ClusterLaunch:
     """A cluster kernel, whose grid follows from what the compiled kernel needs of an SM.
 
-    In the interpreter, where a barrier would never end, the kernel's two halves run one after the
-    other, each for all units.
+    The interpreter has no clusters: it runs one program after another, and a barrier would never
+    end.
     """
 
     def __init__(
         self, kernel: Any, geometry: Geometry | RowGeometry, constants: dict[str, Any]
     ) -> None:
         self.kernel, self.geometry, self.constants = kernel, geometry, constants
-        self._launches: dict[int, tuple[int, list[Launch]]] = {}
+        self._launches: dict[int, tuple[int, Launch | None]] = {}
 
     def clusters(self, tensors: Tensors, floats: tuple[float, ...]) -> int:
         """Clusters that a launch on the first tensor's device has; 0 where it cannot hold one.
@@ -36,53 +39,58 @@ class ClusterLaunch:
         """
         x = tensors[0]
         assert x is not None
-        device = x.get_device() if x.is_cuda else -1
+        if launch.INTERPRETED:
+            return 0
         if x.is_cuda and any(t is not None and t.data_ptr() % 16 for t in tensors):
             return 0
+        device = x.get_device()
         if device not in self._launches:
-            self._launches[device] = self._plan(x, tensors, floats)
+            count = self._at_once(x, tensors, floats)
+            self._launches[device] = count, self._launch(count) if count else None
         return self._launches[device][0]
 
-    def fits(self, tensors: Tensors, floats: tuple[float, ...]) -> bool:
-        """Whether the device of the tensors holds at least one whole cluster at once."""
-        return self.clusters(tensors, floats) > 0
-
-    def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> None:
+    def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> bool:
+        """Launch on the first tensor's device. False, and nothing was done, where that cannot hold
+        one whole cluster, or the driver says that it cannot hold as many as were reckoned."""
+        if self.clusters(tensors, floats) == 0:
+            return False
         x = tensors[0]
-        assert x is not None and self.fits(tensors, floats)
-        for half in self._launches[x.get_device() if x.is_cuda else -1][1]:
-            half(tensors, floats)
+        assert x is not None
+        _, found = self._launches[x.get_device()]
+        assert found is not None
+        try:
+            found(tensors, floats)
+        except RuntimeError as error:
+            if TOO_LARGE not in str(error):
+                raise
+            self._launches[x.get_device()] = 0, None
+            return False
+        return True
 
-    def _plan(
-        self, x: torch.Tensor, tensors: Tensors, floats: tuple[float, ...]
-    ) -> tuple[int, list[Launch]]:
-        """The clusters and launches for x's device; none where it cannot hold a cluster."""
-        units = self.geometry.units
-        if launch.INTERPRETED:
-            return units, [self._launch(units, half) for half in (1, 2)]
-        units = min(units, MOST_CLUSTERS)
+    def _at_once(self, x: torch.Tensor, tensors: Tensors, floats: tuple[float, ...]) -> int:
+        """As many clusters as x's device holds at once, and no more than there are units."""
+        units = min(self.geometry.units, MOST_CLUSTERS)
         if not x.is_cuda:
-            return units, [self._launch(units, 0)]
+            return units
         with torch.cuda.device(x.device):
-            handle = self._launch(1, 0).compile(tensors, floats)
+            handle = self._launch(1).compile(tensors, floats)
         device = torch.cuda.get_device_properties(x.device)
         capability = device.major * 10 + device.minor
         if capability not in LIMITS:
-            return 0, []
+            return 0
         on_one = occupancy(
             capability, handle.n_regs, handle.metadata.shared, self.geometry.num_warps
         )
         at_once = device.multi_processor_count * on_one.blocks
-        clusters = min(units, at_once // self.geometry.members)
-        return clusters, [self._launch(clusters, 0)] if clusters else []
+        return min(units, at_once // self.geometry.members)
 
-    def _launch(self, clusters: int, half: int) -> Launch:
+    def _launch(self, clusters: int) -> Launch:
         geometry = self.geometry
         return Launch(
             self.kernel,
             clusters * geometry.members,
             geometry.scalars(clusters),
-            {**self.constants, "CLUSTER": True, "HALF": half, **geometry.constants()},
+            {**self.constants, "CLUSTER": True, **geometry.constants()},
             geometry.num_warps,
             128,  # 16 warps an SM: a cluster is the larger, the more programs share one
             cooperative=True,

@@ -79,8 +79,8 @@ class Launch:
         self._tail = (*scalars, *self.constants.values())
         self._handles: dict[int, Any] = {}
 
-    def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> None:
-        """Launch on the device of the first tensor and its current stream.
+    def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> bool:
+        """Launch on the device of the first tensor and its current stream; True, as it always does.
 
         A launch is made for one pattern of dtypes and of tensors that are None.
         """
@@ -88,15 +88,15 @@ class Launch:
         assert x is not None
         if _recorded is not None:
             _recorded.append(self.name)
+        device = x.get_device()
         if not x.is_cuda:
             self._launch(tensors, floats)
-            return
-        device = x.get_device()
-        if device == torch.cuda.current_device():
+        elif device == torch.cuda.current_device():
             self._launch_on(device, tensors, floats)
         else:
             with torch.cuda.device(device):
                 self._launch_on(device, tensors, floats)
+        return True
 
     def _launch_on(self, device: int, tensors: Tensors, floats: tuple[float, ...]) -> None:
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

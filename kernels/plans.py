@@ -203,5 +203,5 @@ def _resident(
 ) -> Launch | ClusterLaunch:
     if tier == "cluster":
         return ClusterLaunch(kernel, geometry, constants)
-    constants = {**constants, "CLUSTER": False, "HALF": 0}
+    constants = {**constants, "CLUSTER": False}
     return _launch(kernel, geometry, constants, geometry.resident_registers(backward))

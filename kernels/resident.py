@@ -2,8 +2,7 @@
 
 Tier "one program": the program's tile holds whole sets. Tier "cluster": the members of a unit hold
 a tile each, publish what they found, wait for one another, and merge; clusters of programs that are
-on the GPU together walk over the units. HALF cuts a cluster's kernel at the barrier for the
-interpreter, which runs programs one after another: 1 is what comes before it, 2 what comes after.
+on the GPU together walk over the units.
 """
 
 import triton
@@ -12,6 +11,7 @@ import triton.language as tl
 from .activation import store_output
 from .arithmetic import (
     accumulation_type,
+    across,
     inverse_std,
     load_or,
     merge_along,
@@ -31,7 +31,6 @@ from .sync import arrived_last, keep_packed, wait_for_members
 from .tables import publish_moments, set_slot, stat_planes, store_stats, table_planes
 from .tiles import (
     SCALARS,
-    across,
     by_channel,
     inner_positions,
     is_first,
@@ -80,7 +79,6 @@ def resident_kernel(
     MIX: tl.constexpr,
     VARIANCE: tl.constexpr,
     CLUSTER: tl.constexpr,
-    HALF: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -102,7 +100,7 @@ def resident_kernel(
             (x_ptr, residual_ptr, y_ptr, bits_ptr), (weight_ptr, bias_ptr, rho_ptr),
             running_mean_ptr, running_var_ptr, stats, batch, table_ptr, tickets_ptr,
             barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces,
-            members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, HALF, CHANNELS_LAST, SETS, BLOCK_N,
+            members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, CHANNELS_LAST, SETS, BLOCK_N,
             BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -112,7 +110,7 @@ def normalise_unit(
     unit, member, cluster, tensors, parameters, running_mean_ptr, running_var_ptr, stats, batch,
     table_ptr, tickets_ptr, barriers_ptr, momentum, eps, N, C, S, D, W, u_blocks, row_blocks,
     s_blocks, pieces, members, ACTIVATION: tl.constexpr, BATCH: tl.constexpr,
-    MIX: tl.constexpr, VARIANCE: tl.constexpr, CLUSTER: tl.constexpr, HALF: tl.constexpr,
+    MIX: tl.constexpr, VARIANCE: tl.constexpr, CLUSTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -147,66 +145,63 @@ def normalise_unit(
         mean, m2 = lane_mean, lane_m2
     if table_ptr is not None:
         tables = table_planes(table_ptr, N, C, pieces, BATCH)
-    if table_ptr is not None and HALF != 2:
         publish_moments(tables, unit_n, piece, channel, channel_mask, C, pieces, count, mean, m2)
-    if CLUSTER and HALF == 0:
+
+    if CLUSTER:
         wait_for_members(barriers_ptr + cluster, member, members)
-
-    if HALF != 1:
-        if CLUSTER:
-            count, mean, m2 = unit_moments(
-                tables, unit_n, u, W, C, D, row_blocks, pieces, SETS, BLOCK_C
+        count, mean, m2 = unit_moments(
+            tables, unit_n, u, W, C, D, row_blocks, pieces, SETS, BLOCK_C
+        )
+    else:
+        count, mean, m2 = merge_set(count, mean, m2, local, D, SETS)
+    first_of_set = local % D == 0
+    writes = channel_mask & first_of_set & is_first(piece, local)
+    gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
+    beta = load_or(parameters[1], channel, channel_mask, 0.0, ACC)
+    center, offset, rstd = set_stats(
+        origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum,
+        eps, BATCH, VARIANCE,
+    )  # fmt: skip
+    if not MIX:
+        slot = set_slot(unit_n, channel, C, D, BATCH)
+        store_stats(stats, slot, writes, center, offset, rstd)
+        scale, shift = affine(offset, rstd, gamma, beta)
+        center = to_lanes(center, BLOCK_N, BLOCK_C)
+        scale, shift = to_lanes(scale, BLOCK_N, BLOCK_C), to_lanes(shift, BLOCK_N, BLOCK_C)
+    else:
+        rho = load_or(parameters[2], channel, channel_mask, 0.0, ACC)
+        if BATCH:
+            b_center, b_offset, b_rstd = center, offset, rstd
+            center, offset = split_mean(pivot, lane_mean)
+            rstd = inverse_std(lane_m2 / S, eps)
+        else:
+            b_center, b_offset, b_rstd = constant_stats(
+                running_mean_ptr, running_var_ptr, channel, channel_mask, eps, ACC
             )
-        else:
-            count, mean, m2 = merge_set(count, mean, m2, local, D, SETS)
-        first_of_set = local % D == 0
-        writes = channel_mask & first_of_set & is_first(piece, local)
-        gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
-        beta = load_or(parameters[1], channel, channel_mask, 0.0, ACC)
-        center, offset, rstd = set_stats(
-            origin, count, mean, m2, running_mean_ptr, running_var_ptr, channel, writes, momentum,
-            eps, BATCH, VARIANCE,
+        store_stats(stats, n * C + c, lane_mask, center, offset, rstd)
+        first = writes & is_first(unit_n, channel)
+        store_stats(batch, channel, first, b_center, b_offset, b_rstd)
+        scale, shift = mixed_affine(
+            center, offset, rstd, to_lanes(b_center, BLOCK_N, BLOCK_C),
+            to_lanes(b_offset, BLOCK_N, BLOCK_C), to_lanes(b_rstd, BLOCK_N, BLOCK_C),
+            to_lanes(gamma, BLOCK_N, BLOCK_C), to_lanes(beta, BLOCK_N, BLOCK_C),
+            to_lanes(rho, BLOCK_N, BLOCK_C),
         )  # fmt: skip
-        if not MIX:
-            slot = set_slot(unit_n, channel, C, D, BATCH)
-            store_stats(stats, slot, writes, center, offset, rstd)
-            scale, shift = affine(offset, rstd, gamma, beta)
-            center = to_lanes(center, BLOCK_N, BLOCK_C)
-            scale, shift = to_lanes(scale, BLOCK_N, BLOCK_C), to_lanes(shift, BLOCK_N, BLOCK_C)
-        else:
-            rho = load_or(parameters[2], channel, channel_mask, 0.0, ACC)
-            if BATCH:
-                b_center, b_offset, b_rstd = center, offset, rstd
-                center, offset = split_mean(pivot, lane_mean)
-                rstd = inverse_std(lane_m2 / S, eps)
-            else:
-                b_center, b_offset, b_rstd = constant_stats(
-                    running_mean_ptr, running_var_ptr, channel, channel_mask, eps, ACC
-                )
-            store_stats(stats, n * C + c, lane_mask, center, offset, rstd)
-            first = writes & is_first(unit_n, channel)
-            store_stats(batch, channel, first, b_center, b_offset, b_rstd)
-            scale, shift = mixed_affine(
-                center, offset, rstd, to_lanes(b_center, BLOCK_N, BLOCK_C),
-                to_lanes(b_offset, BLOCK_N, BLOCK_C), to_lanes(b_rstd, BLOCK_N, BLOCK_C),
-                to_lanes(gamma, BLOCK_N, BLOCK_C), to_lanes(beta, BLOCK_N, BLOCK_C),
-                to_lanes(rho, BLOCK_N, BLOCK_C),
-            )  # fmt: skip
-        if CLUSTER:  # across the barrier the tile stays as it was loaded
-            x = keep_packed(packed).to(ACC) - across(center, CHANNELS_LAST)
-        else:
-            x -= across(center - pivot, CHANNELS_LAST)
-        z = x * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
-        store_output(
-            z, residual_ptr, y_ptr, bits_ptr, offsets, mask, first_n, u, r, start, N, W, C, S,
-            ACTIVATION, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
-        )  # fmt: skip
+    if CLUSTER:  # across the barrier the tile stays as it was loaded
+        x = keep_packed(packed).to(ACC) - across(center, CHANNELS_LAST)
+    else:
+        x -= across(center - pivot, CHANNELS_LAST)
+    z = x * across(scale, CHANNELS_LAST) + across(shift, CHANNELS_LAST)
+    store_output(
+        z, residual_ptr, y_ptr, bits_ptr, offsets, mask, first_n, u, r, start, N, W, C, S,
+        ACTIVATION, CHANNELS_LAST, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
+    )  # fmt: skip
 
-        # Instance norm's running statistics are averages over instances: the last one takes them.
-        if not BATCH and tickets_ptr is not None:
-            if member == 0:
-                if arrived_last(tickets_ptr + u, N):
-                    average_instances(
-                        x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S,
-                        pieces, CHANNELS_LAST, BLOCK_C,
-                    )  # fmt: skip
+    # Instance norm's running statistics are averages over instances: the last one takes them.
+    if not BATCH and tickets_ptr is not None:
+        if member == 0:
+            if arrived_last(tickets_ptr + u, N):
+                average_instances(
+                    x_ptr, tables, running_mean_ptr, running_var_ptr, momentum, u, N, W, C, S,
+                    pieces, CHANNELS_LAST, BLOCK_C,
+                )  # fmt: skip

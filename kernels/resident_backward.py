@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activation import load_tiles, tile_gradient
-from .arithmetic import accumulation_type, lane_sum, load_or, store_gradient
+from .arithmetic import accumulation_type, across, lane_sum, load_or, store_gradient
 from .gradients import (
     add_instances,
     batch_gradient,
@@ -19,7 +19,6 @@ from .sync import arrived_last, keep_packed, wait_for_members
 from .tables import load_stats, piece_sums, publish_sums, set_slot, stat_planes, table_planes
 from .tiles import (
     SCALARS,
-    across,
     inner_positions,
     is_first,
     place,
@@ -68,7 +67,6 @@ def resident_backward_kernel(
     MIX: tl.constexpr,
     VARIANCE: tl.constexpr,
     CLUSTER: tl.constexpr,
-    HALF: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ALIGN_W: tl.constexpr,
@@ -90,7 +88,7 @@ def resident_backward_kernel(
             (x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr),
             (weight_ptr, bias_ptr, rho_ptr), stats, batch, (dweight_ptr, dbias_ptr, drho_ptr),
             table_ptr, tickets_ptr, barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks,
-            pieces, members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, HALF, ALIGN_W,
+            pieces, members, ACTIVATION, BATCH, MIX, VARIANCE, CLUSTER, ALIGN_W,
             CHANNELS_LAST, SETS, BLOCK_N, BLOCK_C, BLOCK_S,
         )  # fmt: skip
 
@@ -100,7 +98,7 @@ def differentiate_unit(
     unit, member, cluster, tensors, parameters, stats, batch, gradients, table_ptr, tickets_ptr,
     barriers_ptr, N, C, S, D, W, u_blocks, row_blocks, s_blocks, pieces, members,
     ACTIVATION: tl.constexpr, BATCH: tl.constexpr, MIX: tl.constexpr, VARIANCE: tl.constexpr,
-    CLUSTER: tl.constexpr, HALF: tl.constexpr, ALIGN_W: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    CLUSTER: tl.constexpr, ALIGN_W: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     SETS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     x_ptr, dy_ptr, residual_ptr, bits_ptr, dx_ptr, dresidual_ptr = tensors
@@ -144,72 +142,70 @@ def differentiate_unit(
         c_gx = sum_channels(lane_gx, BLOCK_N, BLOCK_C)
     if table_ptr is not None:
         tables = table_planes(table_ptr, N, C, pieces, BATCH)
-    if table_ptr is not None and HALF != 2:
         publish_sums(tables, unit_n, piece, channel, channel_mask, C, pieces, c_g, c_gx)
         if MIX and BATCH:
             mixed = (tables[2], tables[3])
             publish_sums(mixed, unit_n, piece, channel, channel_mask, C, pieces, c_hat, c_gap)
-    if CLUSTER and HALF == 0:
+    if CLUSTER:
         wait_for_members(barriers_ptr + cluster, member, members)
 
-    if HALF != 1:
-        writes = channel_mask & is_first(piece, channel)
-        if BATCH:
-            count = N.to(ACC) * S
-            if CLUSTER:
-                c_g = piece_sums(tables[0], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
-                c_gx = piece_sums(tables[1], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
-                if MIX:
-                    c_hat = piece_sums(tables[2], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
-                    c_gap = piece_sums(tables[3], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+    writes = channel_mask & is_first(piece, channel)
+    if BATCH:
+        count = N.to(ACC) * S
+        if CLUSTER:
+            c_g = piece_sums(tables[0], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+            c_gx = piece_sums(tables[1], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
             if MIX:
-                store_mixed_gradients(
-                    c_g, c_gx, c_hat, c_gap, batch, parameters, gradients, channel, writes
-                )
-                weight = instance_weight(parameters, c, lane_mask, True, ACC)
-                slope, level = set_gradient(rstd, offset, weight * lane_g, weight * i_gx, S)
-                b_slope, b_level = batch_gradient(
-                    batch, parameters, to_lanes(c_g, BLOCK_N, BLOCK_C),
-                    to_lanes(c_gx, BLOCK_N, BLOCK_C), i_center, c, lane_mask, count,
-                )  # fmt: skip
-                slope, level = slope + b_slope, level + b_level
-            else:
-                _center, offset, rstd = load_stats(stats, channel, channel_mask)
-                gx = c_gx - offset * c_g
-                store_gradient(gradients[0], channel, writes, rstd * gx)
-                store_gradient(gradients[1], channel, writes, c_g)
-                gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
-                slope, level = set_gradient(rstd, offset, gamma * c_g, gamma * gx, count, VARIANCE)
-                slope, level = to_lanes(slope, BLOCK_N, BLOCK_C), to_lanes(level, BLOCK_N, BLOCK_C)
+                c_hat = piece_sums(tables[2], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+                c_gap = piece_sums(tables[3], unit_n, channel, channel_mask, C, pieces, BLOCK_C)
+        if MIX:
+            store_mixed_gradients(
+                c_g, c_gx, c_hat, c_gap, batch, parameters, gradients, channel, writes
+            )
+            weight = instance_weight(parameters, c, lane_mask, True, ACC)
+            slope, level = set_gradient(rstd, offset, weight * lane_g, weight * i_gx, S)
+            b_slope, b_level = batch_gradient(
+                batch, parameters, to_lanes(c_g, BLOCK_N, BLOCK_C),
+                to_lanes(c_gx, BLOCK_N, BLOCK_C), i_center, c, lane_mask, count,
+            )  # fmt: skip
+            slope, level = slope + b_slope, level + b_level
         else:
-            if CLUSTER:
-                set_g, set_gx = unit_sums(
-                    tables, parameters, unit_n, u, W, C, D, row_blocks, pieces, MIX, SETS, BLOCK_C
-                )
-            else:
-                weight = instance_weight(parameters, channel, channel_mask, MIX, ACC)
-                set_g = sum_set(weight * c_g, local, D, SETS)
-                set_gx = sum_set(weight * c_gx, local, D, SETS)
-            slot = set_slot(unit_n, channel, C, D, False)
-            _center, offset, rstd = load_stats(stats, slot, channel_mask)
-            count = D.to(ACC) * S
-            slope, level = set_gradient(rstd, offset, set_g, set_gx - offset * set_g, count)
-        packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
-        if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + offsets, g, mask=mask)
-        if dx_ptr is not None:
-            dx = across(scale, CHANNELS_LAST) * g.to(ACC)
-            if VARIANCE:
-                x = packed.to(ACC) - across(center, CHANNELS_LAST)
-                dx += across(slope, CHANNELS_LAST) * x
-            dx += across(level, CHANNELS_LAST)
-            tl.store(dx_ptr + offsets, dx, mask=mask)
+            _center, offset, rstd = load_stats(stats, channel, channel_mask)
+            gx = c_gx - offset * c_g
+            store_gradient(gradients[0], channel, writes, rstd * gx)
+            store_gradient(gradients[1], channel, writes, c_g)
+            gamma = load_or(parameters[0], channel, channel_mask, 1.0, ACC)
+            slope, level = set_gradient(rstd, offset, gamma * c_g, gamma * gx, count, VARIANCE)
+            slope, level = to_lanes(slope, BLOCK_N, BLOCK_C), to_lanes(level, BLOCK_N, BLOCK_C)
+    else:
+        if CLUSTER:
+            set_g, set_gx = unit_sums(
+                tables, parameters, unit_n, u, W, C, D, row_blocks, pieces, MIX, SETS, BLOCK_C
+            )
+        else:
+            weight = instance_weight(parameters, channel, channel_mask, MIX, ACC)
+            set_g = sum_set(weight * c_g, local, D, SETS)
+            set_gx = sum_set(weight * c_gx, local, D, SETS)
+        slot = set_slot(unit_n, channel, C, D, False)
+        _center, offset, rstd = load_stats(stats, slot, channel_mask)
+        count = D.to(ACC) * S
+        slope, level = set_gradient(rstd, offset, set_g, set_gx - offset * set_g, count)
+    packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
+    if dresidual_ptr is not None:
+        tl.store(dresidual_ptr + offsets, g, mask=mask)
+    if dx_ptr is not None:
+        dx = across(scale, CHANNELS_LAST) * g.to(ACC)
+        if VARIANCE:
+            x = packed.to(ACC) - across(center, CHANNELS_LAST)
+            dx += across(slope, CHANNELS_LAST) * x
+        dx += across(level, CHANNELS_LAST)
+        tl.store(dx_ptr + offsets, dx, mask=mask)
 
-        # Parameters of norms within an instance gather over instances: the last one adds them up.
-        if not BATCH and tickets_ptr is not None:
-            if member == 0:
-                if arrived_last(tickets_ptr + u, N):
-                    add_instances(
-                        tables, stats, batch, parameters, gradients, (None, None), u, N, W, C, D,
-                        row_blocks, pieces, MIX, BLOCK_C,
-                    )  # fmt: skip
+    # Parameters of norms within an instance gather over instances: the last one adds them up.
+    if not BATCH and tickets_ptr is not None:
+        if member == 0:
+            if arrived_last(tickets_ptr + u, N):
+                add_instances(
+                    tables, stats, batch, parameters, gradients, (None, None), u, N, W, C, D,
+                    row_blocks, pieces, MIX, BLOCK_C,
+                )  # fmt: skip

@@ -114,7 +114,7 @@ def _resident(
 ) -> Launch | ClusterLaunch:
     if tier == "cluster":
         return ClusterLaunch(kernel, geometry, constants)
-    constants = {**constants, "CLUSTER": False, "HALF": 0, **geometry.constants()}
+    constants = {**constants, "CLUSTER": False, **geometry.constants()}
     scalars = geometry.scalars(programs)
     return Launch(kernel, programs, scalars, constants, geometry.num_warps, REGISTERS)
 

@@ -1,8 +1,7 @@
 """Layer and RMS norm of rows in registers: whole in one program, or in slices in a cluster.
 
 x is (R, L). A program works on a slice of BLOCK_L columns; a cluster's members hold the slices of
-the same rows, publish what they found in them, wait for one another and merge. HALF is that of
-`resident.py`.
+the same rows, publish what they found in them, wait for one another and merge.
 """
 
 import triton
@@ -56,7 +55,6 @@ def row_norm_kernel(
     CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     CLUSTER: tl.constexpr,
-    HALF: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -74,25 +72,21 @@ def row_norm_kernel(
         packed, row, column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         if addend_ptr is not None:
             packed = plus_addend(packed, addend_ptr, mask, offsets, ACC)
-            if HALF != 2:
-                tl.store(sum_ptr + offsets, packed, mask=mask)
+            tl.store(sum_ptr + offsets, packed, mask=mask)
         count = tl.zeros([BLOCK_R], ACC) + tl.minimum(L - start, BLOCK_L)
         mean, m2 = row_moments(packed.to(ACC), mask, count, CENTRED)
-        if CLUSTER and HALF != 2:
+        if CLUSTER:
             publish_moments(table_ptr, count, mean, m2, piece, row, R, slices, CENTRED)
-        if CLUSTER and HALF == 0:
             wait_for_members(barriers_ptr + cluster, piece, slices)
-        if HALF != 1:
-            if CLUSTER:
-                mean, m2 = published_moments(table_ptr, row, R, slices, CENTRED, BLOCK_R)
-                packed = keep_packed(packed)
-            rstd = inverse_std(m2 / L, eps)
-            row_output(
-                packed, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, bits_ptr, first,
-                start, column, mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
-            )  # fmt: skip
-            writes = (row < R) & is_first(piece, row)
-            store_row_stats(stats_ptr, mean, rstd, row, R, writes, CENTRED)
+            mean, m2 = published_moments(table_ptr, row, R, slices, CENTRED, BLOCK_R)
+            packed = keep_packed(packed)
+        rstd = inverse_std(m2 / L, eps)
+        row_output(
+            packed, mean, rstd, residual_ptr, weight_ptr, bias_ptr, y_ptr, bits_ptr, first,
+            start, column, mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
+        )  # fmt: skip
+        writes = (row < R) & is_first(piece, row)
+        store_row_stats(stats_ptr, mean, rstd, row, R, writes, CENTRED)
 
 
 @triton.jit(do_not_specialize=SCALARS)
@@ -118,7 +112,6 @@ def row_norm_backward_kernel(
     CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     CLUSTER: tl.constexpr,
-    HALF: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -147,19 +140,16 @@ def row_norm_backward_kernel(
             dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
             if CENTRED:
                 dbias += tl.sum(g.to(ACC), axis=0)
-        if CLUSTER and HALF != 2:
+        if CLUSTER:
             publish_sums(table_ptr, row_g, row_gx, piece, row, R, slices, CENTRED)
-        if CLUSTER and HALF == 0:
             wait_for_members(barriers_ptr + group, piece, slices)
-        if HALF != 1:
-            if CLUSTER:
-                row_g, row_gx = published_sums(table_ptr, row, R, slices, CENTRED, BLOCK_R)
-                packed, g = keep_packed(packed), keep_packed(g)
-                x_hat = tl.where(mask, (packed.to(ACC) - mean[:, None]) * rstd[:, None], 0.0)
-            row_dx(
-                g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr,
-                mask, offsets,
-            )  # fmt: skip
+            row_g, row_gx = published_sums(table_ptr, row, R, slices, CENTRED, BLOCK_R)
+            packed, g = keep_packed(packed), keep_packed(g)
+            x_hat = tl.where(mask, (packed.to(ACC) - mean[:, None]) * rstd[:, None], 0.0)
+        row_dx(
+            g, x_hat, gamma, row_g / L, row_gx / L, rstd, dsum_ptr, dx_ptr, dresidual_ptr,
+            mask, offsets,
+        )  # fmt: skip
     if partial_ptr is not None:
         store_partials(partial_ptr, dweight, dbias, start, group, clusters, L, CENTRED, BLOCK_L)
 

@@ -87,10 +87,7 @@ def _forward(plan: RowPlan, inputs: Tensors, masked: bool, eps: float) -> Output
         return y, total, bits, stats
     barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
     tensors = (x, addend, total, *others, y, bits, stats, table, barriers)
-    if isinstance(plan.first, ClusterLaunch) and not plan.first.fits(tensors, (eps,)):
-        return None
-    plan.first(tensors, (eps,))
-    return y, total, bits, stats
+    return (y, total, bits, stats) if plan.first(tensors, (eps,)) else None
 
 
 def row_norm_backward(
@@ -148,10 +145,9 @@ def _backward(
             model = accumulators(x, 1) if parameters else None
             tensors = (*inputs, dx, dresidual, model, table, barriers)
             groups = plan.first.clusters(tensors, ())
-            if groups == 0:
-                return None
         partial = accumulators(x, plan.planes * groups * L) if parameters else None
-        plan.first((*inputs, dx, dresidual, partial, table, barriers))
+        if not plan.first((*inputs, dx, dresidual, partial, table, barriers)):
+            return None
         if partial is not None:
             add = sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
             add((partial, dweight, dbias))

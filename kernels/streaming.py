@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .activation import store_output
-from .arithmetic import accumulation_type, chan_merge, load_or, merge_along, tile_moments
+from .arithmetic import accumulation_type, across, chan_merge, load_or, merge_along, tile_moments
 from .merge import (
     affine,
     average_instances,
@@ -22,7 +22,6 @@ from .sync import arrived_last
 from .tables import publish_moments, set_slot, stat_planes, store_stats, table_planes
 from .tiles import (
     SCALARS,
-    across,
     by_channel,
     inner_positions,
     is_first,

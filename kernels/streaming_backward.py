@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activation import load_tiles, tile_gradient
-from .arithmetic import accumulation_type, lane_sum, load_or, store_gradient
+from .arithmetic import accumulation_type, across, lane_sum, load_or, store_gradient
 from .gradients import add_instances, batch_gradient, set_gradient, unit_sums
 from .merge import coefficients
 from .sync import arrived_last
@@ -19,7 +19,6 @@ from .tables import (
 )
 from .tiles import (
     SCALARS,
-    across,
     inner_positions,
     place,
     sizes,

@@ -27,10 +27,11 @@ def wait_for_members(counter_ptr, member, members):
     """A barrier among the programs of a cluster, all of them resident: else it would never end.
 
     Arrivals add up to 2^31, so the sign flips when the last one comes, and nothing is ever reset.
+    The first member's share, 2^31 - (members - 1), is written without a sum that leaves int32.
     """
     tl.debug_barrier()
     one = tl.full([], 1, tl.int32)
-    share = tl.where(member == 0, SIGN - (members - 1), one)
+    share = tl.where(member == 0, (1 - members) ^ SIGN, one)
     before = tl.atomic_add(counter_ptr, share, sem="acq_rel")
     now = before
     while ((now ^ before) & SIGN) == 0:

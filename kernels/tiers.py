@@ -9,13 +9,16 @@
 For rows the sizes are others: `row_geometry.choose`.
 
 A cluster's programs wait for one another. That is safe only where all of them run at once, which
-the launch makes sure of; still the tier is off until asked for, because these kernels have been
-compiled and, in halves, interpreted, but never run on a GPU.
+the launch makes sure of; still the tier is off until asked for, because these kernels never ran on
+a GPU: what was compiled of them was executed on a CPU. Triton's interpreter runs programs one after
+another and has no such tier: there, sets that would take it stream.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+from . import launch
 
 Found = TypeVar("Found")
 Result = TypeVar("Result")
@@ -44,13 +47,19 @@ def cooperative(enabled: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def force(tier: str) -> Iterator[None]:
-    """Take one tier inside a `with` block, for tests. Raises ValueError for an unknown name.
+    """Take one tier inside a `with` block, for tests. Raises ValueError for an unknown name, and
+    RuntimeError for "cluster" in Triton's interpreter.
 
     A tensor that the tier cannot serve raises RuntimeError.
     """
     global _forced
     if tier not in TIERS:
         raise ValueError(f"unknown tier {tier!r}: choose one of {', '.join(TIERS)}")
+    if tier == "cluster" and launch.INTERPRETED:
+        raise RuntimeError(
+            "tier 'cluster': its programs wait for one another, and Triton's interpreter runs one "
+            "after another. Unset TRITON_INTERPRET to run it compiled"
+        )
     former, _forced = _forced, tier
     try:
         yield

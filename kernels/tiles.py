@@ -13,6 +13,8 @@ ALIGN, a power of two that divides the memory-contiguous axis (S, channels last 
 import triton
 import triton.language as tl
 
+from .arithmetic import across, across_lanes
+
 # The sizes that every kernel of channels takes, in the order of `Geometry.scalars`.
 SCALARS = [
     "N", "C", "S", "D", "W", "u_blocks", "row_blocks", "s_blocks", "pieces", "steps", "units",
@@ -113,25 +115,26 @@ def inner_positions(BLOCK_S, lanes, element_type):
 
 
 @triton.jit
+def split_positions(BLOCK_S: tl.constexpr, INNER: tl.constexpr):
+    """The positions of a contiguous tile, counted from its first: all but the axis of the lanes."""
+    outer = tl.arange(0, BLOCK_S // INNER) * INNER
+    return across_lanes(outer) + tl.arange(0, INNER)[None, None, :]
+
+
+@triton.jit
 def tile_offsets(
     n, c, start, C, S, CHANNELS_LAST: tl.constexpr, BLOCK_S: tl.constexpr, INNER: tl.constexpr
 ):
     """Element offsets of the tile whose first position is `start` (int64).
 
-    Channels last it is (lanes, positions). Contiguous, positions are split in two, (outer, lanes,
-    inner): each warp then takes a lane of its own, in place of a piece of every lane.
+    Channels last it is flat; contiguous, positions are split in two: see `arithmetic.py`.
     """
     first = first_element(n, c, C, S, CHANNELS_LAST)
     if CHANNELS_LAST:
         stride = tl.zeros([1], tl.int64) + C  # start * C may pass 2^31
         return (first + stride * start)[:, None] + (tl.arange(0, BLOCK_S) * C)[None, :]
     else:
-        outer = tl.arange(0, BLOCK_S // INNER) * INNER
-        position = outer[:, None, None] + tl.arange(0, INNER)[None, None, :]
-        offsets = (first + start)[None, :, None] + position
-        # Of axes with nothing contiguous the compiler gives warps to the first or, in other
-        # versions, to the last: this puts the lanes before the outer positions in all of them.
-        return tl.max_contiguous(offsets, [1, 2, INNER])
+        return across(first + start, False) + split_positions(BLOCK_S, INNER)
 
 
 @triton.jit
@@ -142,18 +145,7 @@ def tile_mask(
     if CHANNELS_LAST:
         return lanes[:, None] & (tl.arange(0, BLOCK_S) < S - start)[None, :]
     else:
-        outer = tl.arange(0, BLOCK_S // INNER) * INNER
-        position = outer[:, None, None] + tl.arange(0, INNER)[None, None, :]
-        return lanes[None, :, None] & (position < S - start)
-
-
-@triton.jit
-def across(value, CHANNELS_LAST: tl.constexpr):
-    """A value of each lane, to go with a tile."""
-    if CHANNELS_LAST:
-        return value[:, None]
-    else:
-        return value[None, :, None]
+        return across(lanes, False) & (split_positions(BLOCK_S, INNER) < S - start)
 
 
 @triton.jit

@@ -1,0 +1,193 @@
+"""What compiled kernels are tried on: operators, tiers, layouts, dtypes, fusions, sizes, pairwise.
+
+A case is one combination of the factors below. Not all go together (`allowed`); every pair of values
+that may occur together does so in one of `CASES`.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tests.compiled.pairs import Row, covering
+
+OF_ROWS = ("layer", "rms", "add_layer", "add_rms")
+ADDING = ("add_layer", "add_rms")
+OF_CHANNELS = (
+    "batch", "batch_eval", "batch_no_stats", "instance", "instance_stats", "instance_eval",
+    "batch_instance", "batch_instance_eval", "group", "group_1", "mean_only", "mean_only_eval",
+    "moment", "switchable",
+)  # fmt: skip
+# Those whose statistics are constants, or whose merges are made outside of the kernels: no choice.
+WITHOUT_TIERS = (
+    "batch_eval", "instance_eval", "mean_only_eval", "moment", "switchable", "weight",
+)  # fmt: skip
+ACTIVATIONS = {
+    "plain": (None, False), "relu": ("relu", False), "silu": ("silu", False),
+    "gelu": ("gelu", False), "residual": (None, True), "relu residual": ("relu", True),
+    "silu residual": ("silu", True), "gelu residual": ("gelu", True),
+}  # fmt: skip
+
+MIXED = "cluster of a mixture"
+# Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one, for each tier:
+# its sets take one program, several, or a cluster of them.
+EVEN, ODD, PRIME, UNALIGNED = "even", "odd", "prime", "unaligned"
+POSITION, CHANNEL, INSTANCE, BEYOND = "one position", "one channel", "one instance", "beyond a tile"
+SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "one_program": {
+        EVEN: (4, 16, 8, 8), ODD: (5, 7, 9, 9), PRIME: (3, 5, 131), UNALIGNED: (4, 9, 2, 5),
+        POSITION: (33, 6), CHANNEL: (4, 1, 9, 11), INSTANCE: (1, 6, 7, 7), BEYOND: (5, 3, 5, 205),
+    },
+    "streaming": {
+        EVEN: (20, 16, 16, 16), ODD: (40, 3, 9, 9), PRIME: (9, 5, 1031), UNALIGNED: (40, 9, 2, 5),
+        POSITION: (3000, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
+        BEYOND: (3, 3, 17, 241),
+    },
+    "cluster": {
+        EVEN: (3, 4, 96, 96), ODD: (3, 3, 101, 101), PRIME: (3, 3, 9001), UNALIGNED: (3, 2, 10, 1001),
+        CHANNEL: (3, 1, 91, 101), INSTANCE: (1, 4, 101, 101), BEYOND: (3, 2, 1, 8193),
+    },
+    MIXED: {  # a mixture's members hold whole instances
+        EVEN: (40, 8, 8, 8), ODD: (44, 7, 9, 9), PRIME: (40, 5, 113), UNALIGNED: (50, 6, 2, 25),
+        CHANNEL: (40, 1, 7, 9), BEYOND: (17, 3, 8, 16),
+    },
+}  # fmt: skip
+ROW_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "one_program": {
+        EVEN: (6, 1024), ODD: (7, 999), PRIME: (35, 127), UNALIGNED: (9, 130), POSITION: (5, 1),
+        INSTANCE: (1, 768), BEYOND: (3, 4097),
+    },
+    "streaming": {
+        EVEN: (3, 12288), ODD: (3, 9001), PRIME: (2, 8209), UNALIGNED: (4, 8202),
+        POSITION: (40, 1), INSTANCE: (1, 16400), BEYOND: (3, 8193),
+    },
+    "cluster": {
+        EVEN: (3, 20480), ODD: (3, 20001), PRIME: (2, 16411), UNALIGNED: (4, 9002),
+        INSTANCE: (1, 16400), BEYOND: (2, 16385),
+    },
+}  # fmt: skip
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "op": (*OF_CHANNELS, *OF_ROWS, "weight"),
+    "size": (EVEN, ODD, PRIME, UNALIGNED, POSITION, CHANNEL, INSTANCE, BEYOND),
+    "fusion": tuple(ACTIVATIONS),
+    "asked": ("all", "x", "parameters", "bias", "weight", "residual", "x and bias"),
+    "dtype": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "tier": ("one_program", "streaming", "cluster"),
+    "layout": ("contiguous", "channels_last"),
+    "parameters": ("float32", "as x", "none"),
+    "offset": (0, 1),  # elements by which tensors miss an alignment of 16 bytes
+    "few": (False, True),  # fewer clusters than units; rows: fewer programs than blocks of rows
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination; `size` is a name, `shape` what it stands for."""
+
+    op: str
+    size: str = ODD
+    fusion: str = "plain"
+    asked: str = "all"
+    dtype: torch.dtype = torch.float32
+    tier: str = "one_program"
+    layout: str = "contiguous"
+    parameters: str = "float32"
+    offset: int = 0
+    few: bool = False
+    mean: float = 0.5
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the operator and tier, by the name of a size."""
+        if self.op in OF_ROWS or self.op == "weight":
+            return ROW_SIZES[self.tier]
+        mixed = self.op == "batch_instance" and self.tier == "cluster"
+        return SIZES[MIXED if mixed else self.tier]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shapes[self.size]
+
+    @property
+    def activation(self) -> str | None:
+        return ACTIVATIONS[self.fusion][0]
+
+    @property
+    def has_residual(self) -> bool:
+        return ACTIVATIONS[self.fusion][1]
+
+    @property
+    def groups(self) -> int:
+        """Of group norm: one, or as many as halve or divide the channels by the least prime."""
+        channels = self.shape[1]
+        least = next((d for d in (2, 3, 5, 7) if channels % d == 0), channels)
+        return 1 if self.op == "group_1" else least
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        parts = [self.op, shape, str(self.dtype).removeprefix("torch."), self.layout, self.fusion]
+        parts += [self.tier] if self.op not in WITHOUT_TIERS else []
+        parts += [f"asked {self.asked}"] if self.asked != "all" else []
+        parts += [f"parameters {self.parameters}"] if self.parameters != "float32" else []
+        parts += ["off by one element"] * self.offset + ["few programs"] * self.few
+        parts += [f"mean {self.mean:g}"] if self.mean != 0.5 else []
+        return " ".join(parts)
+
+
+def allowed(row: Row) -> bool:
+    """Whether the combination means something that no other one means too."""
+    case = Case(**row)
+    op, rows = case.op, case.op in OF_ROWS
+    if case.size not in case.shapes or (case.layout != "contiguous" and (rows or op == "weight")):
+        return False
+    if op in WITHOUT_TIERS and case.tier != ("streaming" if op == "moment" else "one_program"):
+        return False
+    if (op in (*ADDING, "weight", "switchable")) and case.fusion != "plain":
+        return False
+    if case.tier == "cluster" and case.offset:
+        return False  # tensors not aligned to 16 bytes get no cluster
+    if case.few and not (case.tier == "cluster" or (rows and case.tier == "one_program")):
+        return False
+    if op == "switchable" and (case.parameters != "float32" or len(case.shape) != 4):
+        return False
+    if op == "weight" and case.parameters == "none":
+        return False
+    asked = asked_of(case)
+    return bool(asked) and (case.asked == "all" or len(asked) < len(differentiable(case)))
+
+
+def parameters_of(op: str) -> tuple[str, ...]:
+    """The names of an operator's parameters beside x, where it has them."""
+    if op == "weight":
+        return ("g",)
+    if op.startswith("mean_only"):
+        return ("bias",)
+    found = ("weight",) if op in ("rms", "add_rms") else ("weight", "bias")
+    return (*found, "rho") if op.startswith("batch_instance") else found
+
+
+def differentiable(case: Case) -> tuple[str, ...]:
+    """The tensors that a call may be differentiated by: x, the residual, the parameters."""
+    parameters = parameters_of(case.op)
+    if case.parameters == "none":
+        parameters = tuple(name for name in parameters if name == "rho")
+    residual = ("residual",) if case.has_residual or case.op in ADDING else ()
+    return ("x", *residual, *parameters)
+
+
+def asked_of(case: Case) -> tuple[str, ...]:
+    """The tensors whose gradients are asked for."""
+    every = differentiable(case)
+    groups = {
+        "all": every,
+        "parameters": tuple(name for name in every if name not in ("x", "residual")),
+        "x and bias": ("x", "bias") if "bias" in every else (),
+    }
+    return groups.get(case.asked, (case.asked,) if case.asked in every else ())
+
+
+@functools.cache
+def covering_cases() -> tuple[Case, ...]:
+    return tuple(Case(**row) for row in covering(FACTORS, allowed))
