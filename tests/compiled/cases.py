@@ -29,15 +29,19 @@ ACTIVATIONS = {
     "silu residual": ("silu", True), "gelu residual": ("gelu", True),
 }  # fmt: skip
 
-MIXED = "cluster of a mixture"
+MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
 # Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one, for each tier:
 # its sets take one program, several, or a cluster of them.
 EVEN, ODD, PRIME, UNALIGNED = "even", "odd", "prime", "unaligned"
 POSITION, CHANNEL, INSTANCE, BEYOND = "one position", "one channel", "one instance", "beyond a tile"
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "one_program": {
-        EVEN: (4, 16, 8, 8), ODD: (5, 7, 9, 9), PRIME: (3, 5, 131), UNALIGNED: (4, 9, 2, 5),
-        POSITION: (33, 6), CHANNEL: (4, 1, 9, 11), INSTANCE: (1, 6, 7, 7), BEYOND: (5, 3, 5, 205),
+        EVEN: (4, 16, 8, 8), ODD: (5, 7, 9, 9), PRIME: (3, 3, 131), UNALIGNED: (4, 9, 2, 5),
+        POSITION: (16, 6), CHANNEL: (4, 1, 9, 11), INSTANCE: (1, 6, 7, 7), BEYOND: (5, 33, 8, 8),
+    },
+    CHANNELS_LAST: {  # in one program, whose tile has at least 8 channels
+        EVEN: (4, 16, 8, 8), ODD: (2, 7, 7, 7), PRIME: (2, 5, 47), UNALIGNED: (4, 9, 2, 5),
+        INSTANCE: (1, 6, 7, 7), BEYOND: (3, 40, 8, 8),
     },
     "streaming": {
         EVEN: (20, 16, 16, 16), ODD: (40, 3, 9, 9), PRIME: (9, 5, 1031), UNALIGNED: (40, 9, 2, 5),
@@ -103,8 +107,10 @@ class Case:
         """Those of the operator and tier, by the name of a size."""
         if self.op in OF_ROWS or self.op == "weight":
             return ROW_SIZES[self.tier]
-        mixed = self.op == "batch_instance" and self.tier == "cluster"
-        return SIZES[MIXED if mixed else self.tier]
+        if self.op == "batch_instance" and self.tier == "cluster":
+            return SIZES[MIXED]
+        one_program = self.tier == "one_program" and self.op not in WITHOUT_TIERS
+        return SIZES[self.layout if one_program and self.layout in SIZES else self.tier]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,6 +18,12 @@ from fastnorm.kernels import clusters, launch, rows, tiers
 from tests.compiled.cases import ADDING, OF_ROWS, WITHOUT_TIERS, Case, asked_of, parameters_of
 from tests.kernels.tilings import fresh_plans
 
+# CPU tensors may take the kernels: they are executed, as others are interpreted. What is not written
+# to is NaN: so torch.empty does under deterministic algorithms.
+fastnorm.backend.load_kernels().INTERPRETED = True  # type: ignore[attr-defined]
+torch.use_deterministic_algorithms(True)
+torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+
 Tensors = dict[str, torch.Tensor]
 EPS = 1e-5
 FEW_CLUSTERS = 1

@@ -1,0 +1,81 @@
+"""Every operator as Triton compiled it, executed: values, gradients, statistics against float64.
+
+`cases.py` says what is varied; each case runs in two orders of its programs and warps.
+"""
+
+import pytest
+import torch
+
+from tests.compiled.cases import OF_ROWS, WITHOUT_TIERS, Case, asked_of, covering_cases
+from tests.compiled.executor import Emulator
+from tests.compiled.schedules import SCHEDULES, schedules_of
+from tests.compiled.trying import compiled_results, tensors_of, tickets_left, truth_of, wrong
+
+FORWARD = {
+    "one_program": (["resident_kernel"], ["row_norm_kernel"]),
+    "cluster": (["resident_kernel"], ["row_norm_kernel"]),
+    "streaming": (["moments_kernel", "apply_kernel"], ["row_moments_kernel", "row_apply_kernel"]),
+}
+FORWARD_ALONE = {
+    "weight": ["weight_norm_kernel"],
+    "moment": ["moments_kernel", "apply_kernel"],
+    "switchable": ["moments_kernel", "apply_kernel"],
+}
+
+
+def forward_kernels(case: Case) -> list[str]:
+    """What the forward has to launch."""
+    if case.op in WITHOUT_TIERS:
+        return FORWARD_ALONE.get(case.op, ["apply_kernel"])
+    return FORWARD[case.tier][case.op in OF_ROWS]
+
+
+def quick(cases: tuple[Case, ...]) -> set[int]:
+    """The cases, by their index, that have a new operator with a tier, a layout or a dtype."""
+    seen: set[tuple[object, ...]] = set()
+    found = set()
+    for i, case in enumerate(cases):
+        kind = (case.op, case.tier, case.layout)
+        if kind not in seen:
+            seen.add(kind)
+            found.add(i)
+    return found
+
+
+def parameters() -> list[object]:
+    cases = covering_cases()
+    few = quick(cases)
+    return [
+        pytest.param(
+            case, schedules_of(case, i), id=str(case), marks=() if i in few else pytest.mark.slow
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize(("case", "schedules"), parameters())
+def test_case(emulator: Emulator, case: Case, schedules: tuple[str, ...]) -> None:
+    check(emulator, case, schedules)
+
+
+def check(emulator: Emulator, case: Case, schedules: tuple[str, ...]) -> None:
+    """The case is right in every order, and has the same bits in all."""
+    tensors = tensors_of(case)
+    torch.manual_seed(0)
+    truth = truth_of(case, tensors)
+    first = None
+    for name in schedules:
+        emulator.options, emulator.log = SCHEDULES[name], []
+        found, launched = compiled_results(case, tensors)
+        assert launched == [kernel for kernel, *_ in emulator.log], "all of them were executed"
+        forward = forward_kernels(case)
+        assert launched[: len(forward)] == forward
+        if asked_of(case) != ("residual",):
+            assert launched[len(forward) :], "a backward launches kernels"
+        assert not wrong(found, truth), name
+        races = [race for *_, statistics in emulator.log for race in statistics.races]
+        assert not races, name
+        assert tickets_left() == 0, name
+        first = first or found
+        different = [key for key in found if not torch.equal(found[key], first[key])]
+        assert not different, f"{name} differs from {schedules[0]}"
