@@ -178,7 +178,9 @@ def normalise_unit(
             b_center, b_offset, b_rstd = constant_stats(
                 running_mean_ptr, running_var_ptr, channel, channel_mask, eps, ACC
             )
-        store_stats(stats, n * C + c, lane_mask, center, offset, rstd)
+        # Of an instance whose parts lie in several members the first of these keeps it.
+        kept = lane_mask if BATCH else writes
+        store_stats(stats, n * C + c, kept, center, offset, rstd)
         first = writes & is_first(unit_n, channel)
         store_stats(batch, channel, first, b_center, b_offset, b_rstd)
         scale, shift = mixed_affine(

@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "streaming": {
         EVEN: (20, 16, 16, 16), ODD: (40, 3, 9, 9), PRIME: (9, 5, 1031), UNALIGNED: (40, 9, 2, 5),
-        POSITION: (3000, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
+        POSITION: (700, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
         BEYOND: (3, 3, 17, 241),
     },
     "cluster": {
@@ -154,6 +154,8 @@ def allowed(row: Row) -> bool:
         return False
     if case.tier == "cluster" and case.offset:
         return False  # tensors not aligned to 16 bytes get no cluster
+    if case.size == POSITION and op.startswith(("instance", "batch_instance")):
+        return False  # a set of one value: torch raises, or 0 divided by 0
     if case.few and not (case.tier == "cluster" or (rows and case.tier == "one_program")):
         return False
     if op == "switchable" and (case.parameters != "float32" or len(case.shape) != 4):

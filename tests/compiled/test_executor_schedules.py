@@ -133,6 +133,29 @@ def test_threads_part_and_meet_again(warps):
     np.testing.assert_array_equal(run.out, expected)
 
 
+MEETING_FIRST = """
+    mov.u32 %r6, %r1;
+    setp.lt.u32 %p1, %r1, 20;
+    bra.uni $PART;
+$MEET:
+    shfl.sync.idx.b32 %r6, %r6, 19, 31, -1;
+    bra.uni $DONE;
+$PART:
+    @%p1 bra $MEET;
+    add.s32 %r6, %r6, 1000;
+    bra.uni $MEET;
+$DONE:
+"""
+
+
+@pytest.mark.parametrize("warps", ["lockstep", "forward", "backward", "random"])
+def test_a_shuffle_waits_for_its_warp(warps):
+    """Threads may come to it before others that are still on their way, in a later block."""
+    run = run_ptx(MEETING_FIRST + STORE, warps=warps, seed=4)
+    value = THREAD + np.where(THREAD < 20, 0, 1000)
+    np.testing.assert_array_equal(run.out, value[THREAD // 32 * 32 + 19])
+
+
 # Every warp stores its number to one place; who comes last stays.
 STORE_WARP = """
     shr.u32 %r7, %r1, 5;

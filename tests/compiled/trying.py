@@ -168,8 +168,7 @@ def results(F: Any, case: Case, tensors: Tensors) -> Tensors:
         outputs, grads = rounded_sum(case, t, leaves)
     else:
         outputs = called(F, case, t)
-        dys = [t["dy"], t["dsum"]] if len(outputs) == 2 else [t["dy"]]
-        grads = torch.autograd.grad(outputs, [t[name] for name in leaves], dys)
+        grads = gradients(outputs, [t[name] for name in leaves], t)
     found = {f"y{i}" if i else "y": y.detach() for i, y in enumerate(outputs)}
     found |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
     return found | {name: t[name] for name in ("running_mean", "running_var") if name in t}
@@ -181,8 +180,15 @@ def rounded_sum(case: Case, t: Tensors, leaves: tuple[str, ...]) -> tuple[Any, A
     norm = Case(**vars(case) | {"op": case.op.removeprefix("add_")})
     (y,) = called(reference, norm, t | {"x": total})
     sources = [total if name in ("x", "residual") else t[name] for name in leaves]
-    grads = torch.autograd.grad((y, total * 1), sources, (t["dy"], t["dsum"]), allow_unused=True)
-    return (y, total), grads
+    return (y, total), gradients((y, total * 1), sources, t)
+
+
+def gradients(outputs: Any, sources: list[torch.Tensor], t: Tensors) -> tuple[torch.Tensor, ...]:
+    """By the sources, of those outputs that depend on one."""
+    pairs = zip(outputs, (t["dy"], t.get("dsum")), strict=False)
+    differentiable = [(y, dy) for y, dy in pairs if y.requires_grad]
+    ys, dys = zip(*differentiable, strict=True)
+    return torch.autograd.grad(ys, sources, dys, allow_unused=True)
 
 
 def truth_of(case: Case, tensors: Tensors) -> Tensors:

@@ -3,7 +3,8 @@
 Both are generators that stop before those blocks which the scheduler may want to delay. Threads
 that part each have a number of the block where they go on; the smallest is executed first, so that
 those who went less far catch up. They are together again where the numbers are the same. A barrier
-that a part of the threads comes to holds them until all others that have not ended come.
+that a part of the threads comes to holds them until all others that have not ended come; so does an
+instruction that a whole warp executes together (shfl.sync and its like), for those of their warp.
 """
 
 import random
@@ -50,8 +51,7 @@ def _parted(threads: "_Threads", stops: list[bool]) -> Iterator[None]:
         ready = threads.ready()
         if ready is None:
             return EXIT
-        number = int(threads.next[ready].min())
-        mask = ready & (threads.next == number)
+        number, mask = threads.least_far(ready)
         if mask.all():
             return number
         if stops[number]:
@@ -68,10 +68,10 @@ def _warp_by_warp(cta: Cta, stops: list[bool]) -> Iterator[None]:
         if ready is None:
             return
         mine = ready & (warp_of == choose(np.unique(warp_of[ready])))
-        number = int(threads.next[mine].min())
+        number, mask = threads.least_far(mine)
         if stops[number]:
             yield
-        threads.execute(number, mine & (threads.next == number))
+        threads.execute(number, mask)
 
 
 def _choice(cta: Cta) -> Callable[[Array], int]:
@@ -104,6 +104,27 @@ class _Threads:
         self.cta.barrier()
         self.at_barrier[:] = False
         return live
+
+    def least_far(self, ready: Array) -> tuple[int, Array]:
+        """The smallest block that threads can go on with, and those that do.
+
+        Where whole warps are needed, of a warp none does before the others have come, from blocks
+        with larger numbers: the compiler does not put blocks in the order of their execution.
+        """
+        live, here = self.next != EXIT, ready
+        while here.any():
+            number = int(self.next[here].min())
+            mask = here & (self.next == number)
+            if self.cta.state.program.kernel.blocks[number].needs_whole_warps:
+                together = (mask == live).reshape(-1, WARP).all(1)
+                mask, waiting = mask & np.repeat(together, WARP), mask
+            else:
+                waiting = mask
+            if mask.any():
+                return number, mask
+            here = here & ~waiting
+        number = int(self.next[ready].min())  # the others never come: an error, as on a GPU
+        return number, ready & (self.next == number)
 
     def execute(self, number: int, mask: Array) -> None:
         state = self.cta.state

@@ -69,6 +69,10 @@ class Instruction:
         return self.name in ("ld", "st") and self.space == "global"
 
     @property
+    def needs_whole_warp(self) -> bool:
+        return "sync" in self.parts and self.name not in ("bar", "barrier") or "warp" in self.parts
+
+    @property
     def ends_a_block(self) -> bool:
         return self.opcode.startswith(ENDS_A_BLOCK)
 
@@ -97,6 +101,11 @@ class Block:
     instructions: list[Instruction] = field(default_factory=list)
     synchronises: bool = False  # its first instruction does
     accesses: bool = False  # its first instruction is a plain access of global memory
+
+    @cached_property
+    def needs_whole_warps(self) -> bool:
+        """Whether a warp whose threads have parted has to wait for all of them before it."""
+        return any(instruction.needs_whole_warp for instruction in self.instructions)
 
     @cached_property
     def kinds(self) -> Counter[str]:
