@@ -31,8 +31,8 @@ What is approximate:
 
 - ptxas is not emulated: it may fuse mul and add, orders instructions, and chooses registers.
 - `.approx` and `.full` operations are exact, or, with `Options.approx_noise`, off by up to the ulps
-  that the PTX manual allows. A float32 fma whose result is subnormal is rounded twice, a float64
-  one may be in rare ties, those of 16-bit floats are rounded to float32 in between.
+  that the PTX manual allows. A float32 fma is rounded to float64 and then to float32, one of 16-bit
+  floats to float32 and then to them; a float64 one is exact but for rare ties.
 - Threads of a warp are in step; those that part run the block with the smallest number first.
 - Stores are seen by other CTAs at once (but for `Options.weak`), in the order of the program; so
   are atomics of any scope. Eviction priorities and cache levels other than L1 are not looked at.
