@@ -1,7 +1,7 @@
 """What compiled kernels are tried on: operators, tiers, layouts, dtypes, fusions, sizes, pairwise.
 
-A case is one combination of the factors below. Not all go together (`allowed`); every pair of values
-that may occur together does so in one of `CASES`.
+A case is one combination of the factors below. Not all go together (`allowed`); every pair of
+values that may occur together does so in one of `covering_cases()`.
 """
 
 import functools
@@ -30,8 +30,8 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
-# Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one, for each tier:
-# its sets take one program, several, or a cluster of them.
+# Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one. In each tier
+# the sets take as much room as it is for: one program, several, or a cluster of them.
 EVEN, ODD, PRIME, UNALIGNED = "even", "odd", "prime", "unaligned"
 POSITION, CHANNEL, INSTANCE, BEYOND = "one position", "one channel", "one instance", "beyond a tile"
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -49,8 +49,9 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
         BEYOND: (3, 3, 17, 241),
     },
     "cluster": {
-        EVEN: (3, 4, 96, 96), ODD: (3, 3, 101, 101), PRIME: (3, 3, 9001), UNALIGNED: (3, 2, 10, 1001),
-        CHANNEL: (3, 1, 91, 101), INSTANCE: (1, 4, 101, 101), BEYOND: (3, 2, 1, 8193),
+        EVEN: (3, 4, 96, 96), ODD: (3, 3, 101, 101), PRIME: (3, 3, 9001),
+        UNALIGNED: (3, 2, 10, 1001), CHANNEL: (3, 1, 91, 101),
+        INSTANCE: (1, 4, 101, 101), BEYOND: (3, 2, 1, 8193),
     },
     MIXED: {  # a mixture's members hold whole instances
         EVEN: (40, 8, 8, 8), ODD: (44, 7, 9, 9), PRIME: (40, 5, 113), UNALIGNED: (50, 6, 2, 25),

@@ -19,8 +19,7 @@ def possible_pairs(
 ) -> dict[Pair, Row]:
     """Each pair of values that allowed combinations have, and one that has it.
 
-    Combinations are drawn at random, at last `draws` for each pair not met yet;
-    `test_pairs.py` goes through all there are.
+    Combinations are drawn at random, at last `draws` for each pair not met yet.
     """
     draw = random.Random(0)
     found: dict[Pair, Row] = {}

@@ -1,4 +1,4 @@
-"""Orders in which programs and warps may run, one as right as another, and which a case is tried in.
+"""Orders in which programs and warps may run, and those in which a case is tried.
 
 A GPU promises none of them. Results must have the same bits in each: sums are taken in an order of
 their own.

@@ -18,8 +18,8 @@ from fastnorm.kernels import clusters, launch, rows, tiers
 from tests.compiled.cases import ADDING, OF_ROWS, WITHOUT_TIERS, Case, asked_of, parameters_of
 from tests.kernels.tilings import fresh_plans
 
-# CPU tensors may take the kernels: they are executed, as others are interpreted. What is not written
-# to is NaN: so torch.empty does under deterministic algorithms.
+# CPU tensors may take the kernels: they are executed, as others are interpreted. And new memory is
+# NaN, as torch.empty makes it under deterministic algorithms.
 fastnorm.backend.load_kernels().INTERPRETED = True  # type: ignore[attr-defined]
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
@@ -105,9 +105,7 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
             return (F.instance_norm(x, *stats, **affine, use_input_stats=uses_input, **fused),)
         case "batch_instance" | "batch_instance_eval":
             rho = t["rho"]
-            return (
-                F.batch_instance_norm(x, *stats, rho, **affine, training=uses_input, **fused),
-            )
+            return (F.batch_instance_norm(x, *stats, rho, **affine, training=uses_input, **fused),)
         case "mean_only" | "mean_only_eval":
             return (F.mean_only_batch_norm(x, stats[0], bias, training=uses_input, **fused),)
         case "group" | "group_1":
@@ -149,7 +147,8 @@ def moment_norm(
 def switchable_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    module = fastnorm.SwitchableNorm2d(x.shape[1], dtype=x.dtype if weight is None else weight.dtype)
+    assert weight is not None
+    module = fastnorm.SwitchableNorm2d(x.shape[1], dtype=weight.dtype)
     return torch.func.functional_call(module, {"weight": weight, "bias": bias}, x)
 
 
@@ -175,7 +174,7 @@ def results(F: Any, case: Case, tensors: Tensors) -> Tensors:
 
 
 def rounded_sum(case: Case, t: Tensors, leaves: tuple[str, ...]) -> tuple[Any, Any]:
-    """The adding forms' truth: the sum is rounded to x's dtype, and gradients pass that as it is."""
+    """The adding forms' truth: the sum is rounded to x's dtype, and gradients pass it by."""
     total = (t["x"].detach() + t["residual"].detach()).to(case.dtype).double().requires_grad_()
     norm = Case(**vars(case) | {"op": case.op.removeprefix("add_")})
     (y,) = called(reference, norm, t | {"x": total})

@@ -1,7 +1,7 @@
 """A barrier among programs ends only if all of them run at once: what the launch makes sure of.
 
 A cluster kernel's grid follows from the device and from what the compiled kernel needs; here both
-are made up, so that clusters fit or do not. What runs is the interpreter, half by half.
+are made up, so that clusters fit or do not. The kernels themselves are executed by ../compiled.
 """
 
 import contextlib
@@ -18,50 +18,47 @@ from tests.norms import forward_backward, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU cannot be made up on a GPU")
 
-SHAPES = {"bn_train": (3, 2, 400, 500), "gn": (1, 4, 500, 600), "ln": (3, 20000), "rms": (3, 20000)}
-ROWS = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2 + ["sum_partials_kernel"]
-CLUSTER = {
-    "bn_train": ["resident_kernel"] * 2 + ["resident_backward_kernel"] * 2,
-    "gn": ["resident_kernel"] * 2 + ["resident_backward_kernel"] * 2,
-    "ln": ROWS,
-    "rms": ROWS,
-}
+SHAPES = {"bn_train": (3, 2, 100, 100), "gn": (1, 4, 100, 100), "ln": (3, 20000), "rms": (3, 20000)}
 CHANNELS = ["moments_kernel", "apply_kernel", "gradient_sums_kernel", "apply_backward_kernel"]
-ROWS_STREAMED = ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"]
-STREAMING = {
-    "bn_train": CHANNELS,
-    "gn": CHANNELS,
-    "ln": ROWS_STREAMED,
-    "rms": ROWS_STREAMED,
-}
+ROWS = ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"]
+STREAMING = {"bn_train": CHANNELS, "gn": CHANNELS, "ln": ROWS, "rms": ROWS}
+REFUSED = "Triton Error [CUDA]: too many blocks in cooperative launch"
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """A GPU and its compiled kernels, as far as a cluster's launch asks; change it at will."""
     made_up = SimpleNamespace(
-        major=9, minor=0, multi_processor_count=132, registers=128, shared=0, plans=[]
+        major=9, minor=0, multi_processor_count=132, registers=128, shared=0, compiled=0
     )
     handle = SimpleNamespace(metadata=made_up)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: made_up)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    original = clusters.ClusterLaunch._plan
 
     def compiled(self, tensors, floats):
+        made_up.compiled += 1
         handle.n_regs = made_up.registers
         return handle
 
-    def plan(self, x, tensors, floats):
-        with monkeypatch.context() as compiling:
-            compiling.setattr(launch, "INTERPRETED", False)
-            compiling.setattr(launch.Launch, "compile", compiled)
-            count, launches = original(self, on_gpu(), tensors, floats)
-        made_up.plans.append((self.geometry, count, launches))
-        return count, [self._launch(count, half) for half in (1, 2)] if count else []
-
-    monkeypatch.setattr(clusters.ClusterLaunch, "_plan", plan)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: made_up)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch.Launch, "compile", compiled)
     with fresh_plans():
         yield made_up
+
+
+@pytest.fixture
+def cooperative_launches(monkeypatch):
+    """Those that are asked of the driver, which refuses them all; others are interpreted."""
+    refused, run = [], launch.Launch.__call__
+
+    def call(self, tensors, floats=()):
+        if self.options["launch_cooperative_grid"]:
+            refused.append(self.name)
+            raise RuntimeError(REFUSED)
+        return run(self, tensors, floats)
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    return refused
 
 
 def results(norm):
@@ -81,6 +78,24 @@ def results(norm):
     return launched
 
 
+@pytest.mark.parametrize("norm", SHAPES)
+def test_a_launch_that_the_driver_refuses_is_streamed(gpu, cooperative_launches, norm):
+    """As where a process has a part of a GPU (MPS, green contexts): forward and backward, once."""
+    assert results(norm) == STREAMING[norm]
+    assert len(cooperative_launches) == 2, "of the forward and of the backward"
+    assert results(norm) == STREAMING[norm]
+    assert len(cooperative_launches) == 2, "no second time"
+
+
+def test_other_errors_of_a_launch_are_not_taken_for_that(gpu, monkeypatch):
+    def fail(self, tensors, floats=()):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(launch.Launch, "__call__", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        results("bn_train")
+
+
 REFUSALS = {
     "too few multiprocessors": {"multi_processor_count": 1, "shared": 200 * 1024},
     "a kernel larger than a multiprocessor": {"shared": 300 * 1024},
@@ -89,21 +104,12 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("why", REFUSALS)
-@pytest.mark.parametrize("norm", CLUSTER)
-def test_a_cluster_that_does_not_fit_is_streamed(gpu, norm, why):
-    """Forward and backward, of channels and rows: no cluster kernel runs, the results are right."""
+def test_a_cluster_that_does_not_fit_is_not_launched(gpu, cooperative_launches, why):
     vars(gpu).update(REFUSALS[why])
-    launched = results(norm)
-    assert launched == STREAMING[norm]
-    assert [count for _, count, _ in gpu.plans] == [0, 0], "of the forward and of the backward"
-
-
-@pytest.mark.parametrize("norm", CLUSTER)
-def test_a_cluster_that_fits_is_launched(gpu, norm):
-    """The same calls on a whole GPU: what the refusals are compared with."""
-    launched = results(norm)
-    assert launched == CLUSTER[norm]
-    assert [count > 0 for _, count, _ in gpu.plans] == [True, True]
+    each = cluster_of(units=5, members=3, num_warps=8)
+    assert each.clusters((on_gpu(),), ()) == 0
+    assert each((on_gpu(),)) is False
+    assert not cooperative_launches
 
 
 def a_kernel(x_ptr):
@@ -131,22 +137,24 @@ def test_a_grid_is_never_larger_than_what_runs_at_once(gpu, multiprocessors, reg
     for members in (1, 2, 3, 17, 264):
         for units in (1, 5, 5000):
             for num_warps in (4, 8):
-                found = cluster_of(units, members, num_warps).clusters((on_gpu(),), ())
-                _, count, launches = gpu.plans[-1]
+                cluster = cluster_of(units, members, num_warps)
+                count = cluster.clusters((on_gpu(),), ())
                 on_one = occupancy.occupancy(90, registers, 0, num_warps).blocks
                 at_once = multiprocessors * on_one
-                assert found == count and count * members <= at_once
+                assert count * members <= at_once
                 full = (count + 1) * members > at_once
                 assert full or count == min(units, clusters.MOST_CLUSTERS)
-                assert [each.programs for each in launches] == [count * members] * bool(count)
-                for each in launches:  # else the driver would start a part of the grid
-                    assert each.options["launch_cooperative_grid"]
+                _, launched = cluster._launches[0]
+                assert (launched is None) == (count == 0)
+                if launched is not None:  # cooperative, or the driver would start a part of it
+                    assert launched.programs == count * members
+                    assert launched.options["launch_cooperative_grid"]
 
 
 def test_tensors_of_another_alignment_have_no_cluster(gpu):
     """Their kernel would be another, of which it is not known how many fit."""
     each = cluster_of(5, 3, 4)
     assert each.clusters((on_gpu(), None, on_gpu(4104)), ()) == 0
-    assert not gpu.plans, "nothing was compiled for it"
+    assert not gpu.compiled, "nothing was compiled for it"
     assert each.clusters((on_gpu(), None, on_gpu()), ()) == 5
     assert each.clusters((on_gpu(), None, on_gpu(4104)), ()) == 0

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import clusters, launch, tiers
+from fastnorm.kernels import launch, tiers
 from fastnorm.kernels.launch import Launch
-from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.conftest import DEVICE, make_input, running
 from tests.kernels.compiling import output_of
 from tests.kernels.tilings import fresh_plans
-from tests.norms import forward_backward, make_params
 
 STREAM = 77
 
@@ -253,11 +252,11 @@ def test_force_refuses_what_is_no_tier():
 
 def test_tiers_nest_and_restore_after_an_exception():
     assert tiers.state() == (False, None)
-    with pytest.raises(KeyError), tiers.cooperative(True), tiers.force("cluster"):
-        assert tiers.state() == (True, "cluster")
+    with pytest.raises(KeyError), tiers.cooperative(True), tiers.force("one_program"):
+        assert tiers.state() == (True, "one_program")
         with tiers.cooperative(False), tiers.force("streaming"):
             assert tiers.state() == (False, "streaming")
-        assert tiers.state() == (True, "cluster")
+        assert tiers.state() == (True, "one_program")
         raise KeyError
     assert tiers.state() == (False, None)
 
@@ -281,54 +280,13 @@ def test_a_forced_tier_without_room_says_so(interpreted, no_plans):
             F.layer_norm(make_input(LONG, dtype=torch.float32), LONG[1:])
 
 
-@pytest.mark.parametrize(
-    ("norm", "shape", "clustered", "streamed"),
-    [
-        ("bn_train", LARGE, ["resident_kernel"] * 2, ["moments_kernel", "apply_kernel"]),
-        ("ln", LONG, ["row_norm_kernel"] * 2, ["row_moments_kernel", "row_apply_kernel"]),
-    ],
-)
-def test_large_sets_go_to_clusters_where_they_are_allowed(
-    interpreted, no_plans, monkeypatch, norm, shape, clustered, streamed
-):
-    """Streamed otherwise, and where the device cannot hold a whole cluster at once."""
-    x, dy = (make_input(shape, dtype=torch.float32, seed=seed) for seed in (0, 8))
-    x.requires_grad_()
-    p = make_params(norm, shape, torch.float32, requires_grad=True)
-
-    def results():
-        with running("triton") as launched:
-            return forward_backward(F, norm, x, p, dy), launched
-
-    expected, launched = results()
-    assert launched[:2] == streamed
-    with tiers.cooperative(True):
-        together, launched = results()
-        assert launched[:2] == clustered
-        monkeypatch.setattr(clusters.ClusterLaunch, "clusters", lambda self, tensors, floats: 0)
-        fallen_back, launched = results()
-    assert launched[:2] == streamed and len(launched) == 4
-    for name, exact in expected.items():
-        assert_close(together[name], exact, name)
-        assert torch.equal(fallen_back[name], exact), name
-    _, launched = results()
-    assert launched[:2] == streamed
-
-
-@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "bin_eval", "gn", "ln", "rms"])
-def test_both_halves_of_a_cluster_equal_one_program(interpreted, no_plans, norm):
-    """At the interpreter's own tilings; test_tiles.py has those of a GPU."""
-    x, dy, residual = (make_input((3, 4, 5, 7), seed=seed) for seed in (0, 8, 7))
-    x.requires_grad_()
-    found = {}
-    for tier in ("one_program", "cluster"):
-        p = make_params(norm, x.shape, requires_grad=True)
-        with running("triton") as launched, tiers.force(tier):
-            found[tier] = forward_backward(
-                F, norm, x, p, dy, activation="relu", residual=residual
-            ) | {name: p[name] for name in ("running_mean", "running_var") if p[name] is not None}
-        halves = {"one_program": 1, "cluster": 2}[tier]
-        counted = [name for name in launched if name != "sum_partials_kernel"]
-        assert len(counted) == 2 * halves and len(set(counted)) == 2
-    for name, value in found["one_program"].items():
-        assert_close(found["cluster"][name], value, name)
+def test_the_interpreter_has_no_clusters(interpreted, no_plans):
+    """Its programs run one after another: a barrier among them would never end."""
+    with pytest.raises(RuntimeError, match=r"cluster.*TRITON_INTERPRET"), tiers.force("cluster"):
+        pass
+    assert tiers.state() == (False, None)
+    x, streamed = make_input(LARGE, dtype=torch.float32), ["moments_kernel", "apply_kernel"]
+    with tiers.cooperative(True), running("triton") as launched:
+        F.batch_norm(x, None, None, training=True)
+        F.layer_norm(make_input(LONG, dtype=torch.float32), LONG[1:])
+    assert launched == [*streamed, "row_moments_kernel", "row_apply_kernel"]

@@ -21,7 +21,6 @@ class Case(NamedTuple):
     layout: str
     shape: tuple[int, ...]
     groups: int = 0
-    cluster_bytes: int = 512
     streaming_tile: int = 32
     enough: int = 16  # programs of a pass: some pieces of a unit, some tiles of a piece
 
@@ -49,18 +48,18 @@ PARTS = [
     Case("mean_train", "contiguous", (3, 3, 5, 7), enough=8),
     Case("in", "contiguous", (2, 3, 5, 7), enough=8),
     Case("in_running", "contiguous", (2, 3, 5, 7), enough=8),
-    Case("bin_train", "contiguous", (3, 3, 5, 7), cluster_bytes=4096, enough=12),  # whole instances
-    Case("bin_eval", "contiguous", (2, 3, 5, 7), cluster_bytes=1024, enough=8),
+    Case("bin_train", "contiguous", (3, 3, 5, 7), enough=12),
+    Case("bin_eval", "contiguous", (2, 3, 5, 7), enough=8),
     Case("gn", "contiguous", (2, 6, 5, 7), 2),
     Case("gn", "contiguous", (2, 6, 5, 7), 1, enough=12),
-    Case("bn_train", "channels_last", (3, 70, 3, 3), 0, 4096, 128, 8),
-    Case("mean_train", "channels_last", (3, 70, 3, 3), 0, 4096, 128, 8),
-    Case("in", "channels_last", (2, 6, 5, 7), 0, 1024, 128, 4),
-    Case("in_running", "channels_last", (2, 6, 5, 7), 0, 1024, 128, 4),
-    Case("bin_train", "channels_last", (3, 20, 3, 3), 0, 8192, 128, 6),
-    Case("bin_eval", "channels_last", (2, 6, 5, 7), 0, 2048, 128, 4),
-    Case("gn", "channels_last", (2, 6, 5, 7), 2, 1024, 128, 4),
-    Case("gn", "channels_last", (2, 70, 9), 1, 2048, 128, 8),  # a set of two row blocks
+    Case("bn_train", "channels_last", (3, 70, 3, 3), 0, 128, 8),
+    Case("mean_train", "channels_last", (3, 70, 3, 3), 0, 128, 8),
+    Case("in", "channels_last", (2, 6, 5, 7), 0, 128, 4),
+    Case("in_running", "channels_last", (2, 6, 5, 7), 0, 128, 4),
+    Case("bin_train", "channels_last", (3, 20, 3, 3), 0, 128, 6),
+    Case("bin_eval", "channels_last", (2, 6, 5, 7), 0, 128, 4),
+    Case("gn", "channels_last", (2, 6, 5, 7), 2, 128, 4),
+    Case("gn", "channels_last", (2, 70, 9), 1, 128, 8),  # a set of two row blocks
     Case("ln", "contiguous", (5, 100), enough=10),
     Case("rms", "contiguous", (5, 100), enough=10),
 ]
@@ -163,25 +162,6 @@ def test_one_program(chosen, case, fusion):
         assert launched == ["resident_kernel", "resident_backward_kernel"]
     assert [tier for tier, _ in chosen] == ["one_program"] * 2
     assert all(shape.units > 1 and shape.members == 1 for _, shape in chosen)
-
-
-@pytest.mark.parametrize(("case", "fusion"), with_fusions(PARTS))
-def test_cluster(chosen, monkeypatch, case, fusion):
-    """A unit's members publish what they found, one half, and merge it, the other."""
-    monkeypatch.setattr(tilings, "CLUSTER_TILE_BYTES", case.cluster_bytes)
-    launched = check(case, fusion, "cluster")
-    if case.norm in OF_ROWS:
-        names = ["row_norm_kernel"] * 2 + ["row_norm_backward_kernel"] * 2
-        assert launched == [*names, "sum_partials_kernel"]
-    else:
-        assert launched == ["resident_kernel"] * 2 + ["resident_backward_kernel"] * 2
-    assert [tier for tier, _ in chosen] == ["cluster"] * 2
-    for _, shape in chosen:
-        assert shape.units > 1 and shape.members > 1
-    if case.groups == 1:
-        assert all(shape.members > shape.pieces > 1 for _, shape in chosen)  # row blocks
-    if case.norm in ("bn_train", "bin_train") and case.layout == "contiguous":
-        assert all(1 < shape.BLOCK_N < case.shape[0] for _, shape in chosen)
 
 
 @pytest.mark.parametrize(("case", "pieces"), in_pieces(PARTS))

@@ -39,33 +39,27 @@ class Floor(NamedTuple):
 
 # (forward, backward) by tier and fusion. Forward reads x (streaming: twice) and the residual, and
 # writes y and the mask of a ReLU after a residual. Backward reads x, dy and that mask (streaming:
-# twice), and writes the gradients of x and the residual. Of a cluster the interpreter runs the two
-# halves, each of which loads what compiled stays in registers: test_compiled_traffic.py sees that.
+# twice), and writes the gradients of x and the residual. Of clusters: compiled/test_traffic.py.
 FLOORS = {
     ("one_program", "plain"): (Floor(2, 0, 1), Floor(3, 0, 1)),
     ("one_program", "relu"): (Floor(2, 0, 1), Floor(3, 0, 1)),
     ("one_program", "residual_relu"): (Floor(3, 1, 1), Floor(4, 1, 1)),
-    ("cluster", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
-    ("cluster", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
-    ("cluster", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
     ("streaming", "plain"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "relu"): (Floor(3, 0, 2), Floor(5, 0, 2)),
     ("streaming", "residual_relu"): (Floor(4, 1, 2), Floor(6, 2, 2)),
 }
 # Of add_layer_norm and add_rms_norm, which read x and the residual and write their sum and y, and
-# then read dy, the sum and its gradient and write dx. A cluster's halves each add anew.
+# then read dy, the sum and its gradient and write dx.
 ADD_FLOORS = {
     "one_program": (Floor(4, 0, 1), Floor(4, 0, 2)),
-    "cluster": (Floor(6, 0, 2), Floor(6, 0, 3)),
     "streaming": (Floor(5, 0, 2), Floor(6, 0, 2)),
 }
 # Mean-only batch norm differs in its backward, which x has no part in unless ReLU's sign has to be
-# found again. Of a cluster no more is asked: its halves are the same kernel's.
+# found again.
 MEAN_ONLY_BACKWARD = {
     ("one_program", "plain"): Floor(2, 0, 1),
     ("one_program", "relu"): Floor(3, 0, 1),
     ("one_program", "residual_relu"): Floor(3, 1, 1),
-    ("cluster", "residual_relu"): Floor(4, 2, 2),
     ("streaming", "plain"): Floor(3, 0, 2),
     ("streaming", "relu"): Floor(5, 0, 2),
     ("streaming", "residual_relu"): Floor(4, 2, 2),
@@ -148,16 +142,6 @@ def test_channel_norms(tier, norm, fusion, layout, dtype):
     check(passes.backward, backward, passes.x)
 
 
-@pytest.mark.parametrize("norm", ["bn_train", "in", "bin_train", "gn"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("tier", ["cluster"], indirect=True)
-def test_halves_of_clusters(tier, norm, layout):
-    passes = measure(norm, SHAPE, layout, torch.bfloat16, "residual_relu")
-    forward, backward = FLOORS[tier, "residual_relu"]
-    check(passes.forward, forward, passes.x)
-    check(passes.backward, backward, passes.x)
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("tier", "fusion"), list(MEAN_ONLY_BACKWARD), indirect=["tier"])
 def test_mean_only_batch_norm(tier, fusion, layout):
@@ -179,7 +163,7 @@ def test_batch_norm_by_running_statistics(fusion, layout, dtype):
 
 @each_fusion
 @pytest.mark.parametrize("norm", OF_ROWS)
-@pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
+@pytest.mark.parametrize("tier", ["one_program"], indirect=True)
 def test_rows(tier, norm, fusion, dtype):
     passes = measure(norm, ROWS, "contiguous", dtype, fusion)
     forward, backward = FLOORS[tier, fusion]
@@ -207,7 +191,7 @@ def check_add(tier: str, norm: str, shape: tuple[int, ...], dtype: torch.dtype) 
 
 @each_dtype
 @pytest.mark.parametrize("norm", OF_ROWS)
-@pytest.mark.parametrize("tier", ["one_program", "cluster"], indirect=True)
+@pytest.mark.parametrize("tier", ["one_program"], indirect=True)
 def test_added_rows(tier, norm, dtype):
     check_add(tier, norm, ROWS, dtype)
 

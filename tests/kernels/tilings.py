@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import clusters, plans, row_geometry, row_plans, rows, tilings, weight
+from fastnorm.kernels import plans, row_geometry, row_plans, rows, tilings, weight
 from tests.conftest import DEVICE
 
 PLANS = (
@@ -22,11 +22,9 @@ PLANS = (
     row_plans.sum_launch,
     weight.weight_launch,
 )
-CLUSTERS = 2  # at once, or 1: fewer than units, so that each walks over several
 MULTIPROCESSORS = 2
 ROW_SIZES = {
     "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": 64, "TILE": 32, "BACKWARD_TILE": 64,
-    "SLICE": 32, "BACKWARD_SLICE": 16,
 }  # fmt: skip
 
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
@@ -62,13 +60,7 @@ def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
         for name, value in ROW_SIZES.items():
             patch.setattr(row_geometry, name, value)
         patch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
-        patch.setattr(clusters.ClusterLaunch, "_plan", _few_clusters)
         yield found
-
-
-def _few_clusters(self, x, tensors, floats):
-    count = max(min(CLUSTERS, self.geometry.units - 1), 1)
-    return count, [self._launch(count, half) for half in (1, 2)]
 
 
 def _recorded(choose, found):

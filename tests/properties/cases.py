@@ -26,7 +26,7 @@ MEAN_ONLY = ("mean_train", "mean_eval")  # without a weight, with one running st
 # What x may hold; the extremes are scaled to the range of its dtype.
 VALUES = ("normal", "outlier", "constant", "huge", "denormal")
 HUGE = {torch.float16: 2e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e30}
-TILINGS = ("large", "tiny", "tiny clusters", "tiny streaming")
+TILINGS = ("large", "tiny", "tiny streaming")
 
 
 @dataclass(frozen=True)
@@ -246,12 +246,10 @@ def tiled(case: Case, backend: str) -> Iterator[None]:
 def tiny() -> contextlib.AbstractContextManager[Any]:
     """Tiles as small as the 64 lanes that channels-last tiles have."""
     return tiny_tilings(
-        ONE_PROGRAM_TILES={64: 4, 128: 4}, UNALIGNED_TILES={64: 4}, CLUSTER_TILE_BYTES=2048,
+        ONE_PROGRAM_TILES={64: 4, 128: 4}, UNALIGNED_TILES={64: 4},
         STREAMING_TILE=256, ENOUGH_PROGRAMS=6, MOST_LANES=64,
     )  # fmt: skip
 
 
 def tier(tiling: str) -> contextlib.AbstractContextManager[None]:
-    if tiling == "tiny streaming":
-        return tiers.force("streaming")
-    return tiers.cooperative(tiling == "tiny clusters")
+    return tiers.force("streaming") if tiling == "tiny streaming" else contextlib.nullcontext()

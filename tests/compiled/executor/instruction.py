@@ -70,7 +70,9 @@ class Instruction:
 
     @property
     def needs_whole_warp(self) -> bool:
-        return "sync" in self.parts and self.name not in ("bar", "barrier") or "warp" in self.parts
+        return (
+            "sync" in self.parts and self.name not in ("bar", "barrier")
+        ) or "warp" in self.parts
 
     @property
     def ends_a_block(self) -> bool:

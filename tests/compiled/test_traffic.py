@@ -1,0 +1,69 @@
+"""The bytes that compiled kernels ask for, those of clusters above all: each tensor once.
+
+Counted as executed, thread by thread; `kernels/test_traffic.py` counts what the source asks for, in
+the tiers that the interpreter has.
+"""
+
+import math
+
+import pytest
+import torch
+
+from tests.compiled.cases import ADDING, OF_ROWS, Case
+from tests.compiled.executor import Emulator, Options
+from tests.compiled.trying import compiled_results, tensors_of
+
+# For statistics, parameters, their gradients and what programs leave for one another.
+TOLERANCE = 0.08
+SHAPES = {"channels": (4, 8, 64, 64), "rows": (16, 12288)}
+# Reads and writes of a tensor of x's size, forward and backward, by what is fused. A mask of a bit
+# an element comes on top.
+PLAIN, RESIDUAL, ADD = (2, 3), (3, 4), (4, 4)
+STREAMING = {PLAIN: (3, 5), RESIDUAL: (4, 6), ADD: (5, 6)}
+
+
+class Large(Case):
+    """A case whose tensors are large enough for parameters to be next to nothing."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return SHAPES["rows" if self.op in OF_ROWS else "channels"]
+
+
+CHANNELS = [
+    Large(op, fusion=fusion, dtype=torch.bfloat16, tier=tier, layout=layout)
+    for op in ("batch", "group", "instance")
+    for layout in ("contiguous", "channels_last")
+    for fusion in ("plain", "relu residual")
+    for tier in ("cluster", "streaming")
+]
+ROWS = [
+    Large(op, fusion=fusion, dtype=torch.bfloat16, tier=tier)
+    for op, fusion in (("layer", "plain"), ("layer", "relu residual"), ("rms", "plain"))
+    for tier in ("cluster", "streaming")
+] + [Large(op, dtype=torch.bfloat16, tier="cluster") for op in ADDING]
+
+
+def asked_for(emulator: Emulator, case: Case) -> tuple[int, int]:
+    """Bytes of global memory, of the forward's and of the backward's launches."""
+    emulator.options, emulator.log = Options(count=True), []
+    compiled_results(case, tensors_of(case))
+    found = [0, 0]
+    for name, *_, statistics in emulator.log:
+        backward = any(word in name for word in ("backward", "gradient", "row_sums", "row_dx"))
+        if name != "sum_partials_kernel":
+            found[backward] += sum(statistics.asked.values())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("case", [*CHANNELS, *ROWS], ids=str)
+def test_floor(emulator: Emulator, case: Case) -> None:
+    """No less either: else a pass went unseen."""
+    fused = ADD if case.op in ADDING else RESIDUAL if case.has_residual else PLAIN
+    floors = STREAMING[fused] if case.tier == "streaming" else fused
+    elements = math.prod(case.shape)
+    mask = elements // 8 if case.activation == "relu" and case.has_residual else 0
+    masks = (1, 2 if case.tier == "streaming" else 1)
+    for found, floor, reads in zip(asked_for(emulator, case), floors, masks, strict=True):
+        least = floor * elements * case.dtype.itemsize + reads * mask
+        assert least <= found <= least * (1 + TOLERANCE), f"{found / least:.3f} of the floor"
