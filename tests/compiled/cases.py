@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "streaming": {
         EVEN: (20, 16, 16, 16), ODD: (40, 3, 9, 9), PRIME: (9, 5, 1031), UNALIGNED: (40, 9, 2, 5),
-        POSITION: (700, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
+        POSITION: (150, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
         BEYOND: (3, 3, 17, 241),
     },
     "cluster": {

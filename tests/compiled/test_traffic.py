@@ -1,4 +1,4 @@
-"""The bytes that compiled kernels ask for, those of clusters above all: each tensor once.
+"""The memory that compiled kernels touch: of tensors as large as x, each once or twice.
 
 Counted as executed, thread by thread; `kernels/test_traffic.py` counts what the source asks for, in
 the tiers that the interpreter has.
@@ -13,8 +13,15 @@ from tests.compiled.cases import ADDING, OF_ROWS, Case
 from tests.compiled.executor import Emulator, Options
 from tests.compiled.trying import compiled_results, tensors_of
 
-# For statistics, parameters, their gradients and what programs leave for one another.
-TOLERANCE = 0.08
+# Those of x's size: parameters, statistics and what programs leave for one another are not counted.
+TENSORS = (
+    "x_ptr", "addend_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr",
+    "dresidual_ptr", "bits_ptr",
+)  # fmt: skip
+# The pivots are values of x, of which every warp takes its own: channels last one for each channel,
+# which adds up where a member of a cluster has few positions of many.
+TOLERANCE = 0.05
+FEW_POSITIONS = 0.2
 SHAPES = {"channels": (4, 8, 64, 64), "rows": (16, 12288)}
 # Reads and writes of a tensor of x's size, forward and backward, by what is fused. A mask of a bit
 # an element comes on top.
@@ -23,7 +30,7 @@ STREAMING = {PLAIN: (3, 5), RESIDUAL: (4, 6), ADD: (5, 6)}
 
 
 class Large(Case):
-    """A case whose tensors are large enough for parameters to be next to nothing."""
+    """A case of sets that take several programs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,15 +51,16 @@ ROWS = [
 ] + [Large(op, dtype=torch.bfloat16, tier="cluster") for op in ADDING]
 
 
-def asked_for(emulator: Emulator, case: Case) -> tuple[int, int]:
-    """Bytes of global memory, of the forward's and of the backward's launches."""
+def moved(emulator: Emulator, case: Case) -> tuple[int, int]:
+    """Bytes of global memory, in sectors of 32, of the forward's and of the backward's launches."""
     emulator.options, emulator.log = Options(count=True), []
     compiled_results(case, tensors_of(case))
     found = [0, 0]
     for name, *_, statistics in emulator.log:
         backward = any(word in name for word in ("backward", "gradient", "row_sums", "row_dx"))
         if name != "sum_partials_kernel":
-            found[backward] += sum(statistics.asked.values())
+            sectors = statistics.sectors_of.items()
+            found[backward] += sum(32 * n for (_, tensor), n in sectors if tensor in TENSORS)
     return found[0], found[1]
 
 
@@ -64,6 +72,8 @@ def test_floor(emulator: Emulator, case: Case) -> None:
     elements = math.prod(case.shape)
     mask = elements // 8 if case.activation == "relu" and case.has_residual else 0
     masks = (1, 2 if case.tier == "streaming" else 1)
-    for found, floor, reads in zip(asked_for(emulator, case), floors, masks, strict=True):
+    for found, floor, reads in zip(moved(emulator, case), floors, masks, strict=True):
         least = floor * elements * case.dtype.itemsize + reads * mask
-        assert least <= found <= least * (1 + TOLERANCE), f"{found / least:.3f} of the floor"
+        few = case.tier == "cluster" and case.layout == "channels_last"
+        most = least * (1 + (FEW_POSITIONS if few else TOLERANCE))
+        assert least <= found <= most, f"{found / least:.3f} of the floor"

@@ -136,10 +136,11 @@ def moment_norm(
 
     def merge(
         mean: torch.Tensor, var: torch.Tensor, count: int
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean, var = fastnorm.merges.merge_moments(mean, var, 0)
         scale = (var + EPS).rsqrt()
-        return (scale if weight is None else weight * scale), mean, bias
+        shift = torch.zeros_like(mean) if bias is None else bias
+        return (scale if weight is None else weight * scale), mean, shift
 
     return functional.moment_norm(x, merge, **fused)
 

@@ -24,15 +24,20 @@ def count_sectors(
     mask: Mask,
     threads: int,
     site: Site,
-) -> None:
-    """Count an access of `size` bytes at each address: requests of warps, sectors, bytes."""
+) -> int:
+    """Count an access of `size` bytes at each address: requests of warps, sectors, bytes.
+
+    Returns the sectors.
+    """
     sectors = spread((address >> SECTOR_SHIFT).view(s64), mask, threads, -1).reshape(-1, WARP)
     sectors.sort(axis=1)
     first = np.ones(sectors.shape, np.bool_)
     first[:, 1:] = sectors[:, 1:] != sectors[:, :-1]
-    statistics.sectors[kind, site] += int(np.count_nonzero(first & (sectors >= 0)))
+    touched = int(np.count_nonzero(first & (sectors >= 0)))
+    statistics.sectors[kind, site] += touched
     statistics.requests[kind, site] += int(np.count_nonzero(sectors[:, -1] >= 0))
     statistics.asked[kind, site] += len(address) * size
+    return touched
 
 
 def count_conflicts(

@@ -59,7 +59,7 @@ class GlobalMemory:
         buffer = self._buffer("load", address, size, site)
         offset = (address - u64(buffer.base)).view(s64)
         if self.counting:
-            self._count("load", address, size, mask, site)
+            self._count("load", buffer, address, size, mask, site)
         if kind == "acquire":
             self._acquire(address, mask)
         if self.races is not None:
@@ -83,7 +83,7 @@ class GlobalMemory:
         buffer = self._buffer("store", address, size, site)
         offset = (address - u64(buffer.base)).view(s64)
         if self.counting:
-            self._count("store", address, size, mask, site)
+            self._count("store", buffer, address, size, mask, site)
         if self.races is not None:
             threads = self.thread if mask is None else self.thread[mask]
             if kind == "release":
@@ -146,9 +146,12 @@ class GlobalMemory:
         if self.races is not None:
             self.races.acquire(address, self.thread if mask is None else self.thread[mask])
 
-    def _count(self, kind: str, address: Array, size: int, mask: Mask, site: Site) -> None:
-        threads = len(self.thread)
-        count_sectors(self.state.statistics, kind, address, size, mask, threads, site)
+    def _count(
+        self, kind: str, buffer: Buffer, address: Array, size: int, mask: Mask, site: Site
+    ) -> None:
+        statistics, threads = self.state.statistics, len(self.thread)
+        sectors = count_sectors(statistics, kind, address, size, mask, threads, site)
+        statistics.sectors_of[kind, buffer.name] += sectors
 
     def _buffer(self, what: str, address: Array, size: int, site: Site) -> Buffer:
         """The one buffer that all addresses lie in, aligned to the access's size."""

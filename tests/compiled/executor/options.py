@@ -61,6 +61,7 @@ class Statistics:
     requests: Counter[tuple[str, Site]] = field(default_factory=Counter)
     sectors: Counter[tuple[str, Site]] = field(default_factory=Counter)
     asked: Counter[tuple[str, Site]] = field(default_factory=Counter)
+    sectors_of: Counter[tuple[str, str]] = field(default_factory=Counter)  # by argument, not site
     # Of shared memory: a request is one for a warp, or for half or a quarter of it where threads
     # access 8 or 16 bytes each; a matrix of ldmatrix or stmatrix is one.
     shared_requests: int = 0
