@@ -7,7 +7,7 @@ that a part of the threads comes to holds them until all others that have not en
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def _lockstep(cta: Cta, stops: list[bool]) -> Iterator[None]:
             return
 
 
-def _parted(threads: "_Threads", stops: list[bool]) -> Iterator[None]:
+def _parted(threads: "_Threads", stops: list[bool]) -> Generator[None, None, int]:
     """Execute threads that have parted, until they are all at one block again: returns it."""
     while True:
         ready = threads.ready()
