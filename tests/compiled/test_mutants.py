@@ -106,7 +106,8 @@ def found_by(
 ) -> list[str]:
     """What each schedule finds, "" for nothing: an error, a race, or a wrong result.
 
-    The edit is made in kernels of whose PTX `edits` says so."""
+    The edit is made in kernels of whose PTX `edits` says so.
+    """
     emulator.edit = edit and (lambda name, ptx: edit(ptx) if edits(ptx) else ptx)
     found = []
     for options in schedules:
