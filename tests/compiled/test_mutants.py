@@ -104,7 +104,7 @@ def found_by(
     schedules: Sequence[Options] = SCHEDULES,
     edits: Callable[[str], bool] = bool,
 ) -> list[str]:
-    """What each schedule finds ("" for nothing), with kernels edited of whose PTX `edits` says so."""
+    """What each schedule finds ("" for nothing); `edits` says of a PTX whether it is edited."""
     emulator.edit = edit and (lambda name, ptx: edit(ptx) if edits(ptx) else ptx)
     found = []
     for options in schedules:
