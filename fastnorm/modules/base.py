@@ -9,12 +9,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from ..checks import ACTIVATIONS
+from .distributed import keep_residual
 
 
 class _Activated(nn.Module):
     """A norm that knows the activation it is fused with."""
 
     activation: str | None
+
+    @property
+    def _distribute_module_applied(self) -> bool:
+        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
+        return vars(self).get("_distribute_module_applied", False)
+
+    @_distribute_module_applied.setter
+    def _distribute_module_applied(self, applied: bool) -> None:
+        vars(self)["_distribute_module_applied"] = applied
+        keep_residual(self)
 
     def _set_activation(self, activation: str | None) -> None:
         if activation is not None and activation not in ACTIVATIONS:
