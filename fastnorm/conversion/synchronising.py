@@ -12,13 +12,13 @@ from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from ..modules.switchable import _SwitchableNorm
 from ..modules.synchronised import _Synchronised
-from .converting import BATCH_INSTANCE_NORMS, BATCH_NORMS, TORCHS, own_ways, reason_to_keep
+from .converting import BATCH_INSTANCE_NORMS, BATCH_NORMS, OURS, own_ways, reason_to_keep
 from .report import Kept, label, type_name
 
 SYNCHRONISED: dict[type[nn.Module], type[_Synchronised]] = {
-    **{kind: ours.SyncBatchNorm for kind in BATCH_NORMS},
-    **{kind: ours.SyncBatchNorm for kind, theirs in TORCHS.items() if theirs in BATCH_NORMS},
-    **{kind: ours.SyncBatchInstanceNorm for kind in BATCH_INSTANCE_NORMS},
+    **dict.fromkeys(BATCH_NORMS, ours.SyncBatchNorm),
+    **dict.fromkeys((OURS[kind] for kind in BATCH_NORMS), ours.SyncBatchNorm),
+    **dict.fromkeys(BATCH_INSTANCE_NORMS, ours.SyncBatchInstanceNorm),
 }
 # What a class that only constructs its norm otherwise may hold beside its constructor.
 UNSAID = ("__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__")

@@ -60,8 +60,8 @@ def trained(block, x, way=None):
     return [x.grad, *(p.grad for p in block.parameters())]
 
 
-# Under a dispatch mode that is torch's own instance norm, which moves its statistics last: not where
-# a recomputation stops in it. The others cannot know that.
+# Under a dispatch mode that is torch's own instance norm, which moves its statistics last: not
+# where a recomputation stops in it. The others cannot know that.
 SEEN_ONCE = ("aten", "in", "selective")
 CASES = combinations(
     ("triton", "aten", "reference"), NORMS, WAYS,
