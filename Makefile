@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-compiled test-matrix fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
+.PHONY: help env train test test-all test-compiled test-matrix test-newest fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,17 @@ test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels'
 	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
 	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
 	    -m "not slow and not no_kernel" $(SMOKE)
+
+# The newest torch supported comes as a CUDA build of several GB: an environment of its own, not in CI.
+NEWEST := .newest/2.15.0
+test-newest: $(NEWEST)/.installed  ## run all tests but the slow ones with the newest torch, several GB
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+$(NEWEST)/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install -qq --disable-pip-version-check torch==$(notdir $(NEWEST))
+	$(NEWEST)/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 # Python with the packages of .triton/$(1) before those of .venv, once it is seen to have them.
 with_triton = @export PYTHONPATH=$(CURDIR)/.triton/$(1) OMP_NUM_THREADS=1 && \
@@ -151,6 +162,6 @@ fastnorm-importable:
 	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
 
 clean:  ## remove .venv and everything generated but data and runs
-	rm -rf .venv .triton .wheels build dist docs/_build *.egg-info
+	rm -rf .venv .triton .newest .wheels build dist docs/_build *.egg-info
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

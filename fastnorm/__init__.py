@@ -26,7 +26,14 @@ import importlib.metadata
 
 from . import functional, reference
 from .backend import get_backend, set_backend, use_backend
-from .conversion import Conversion, FusedActivation, convert, fuse, revert
+from .conversion import (
+    Conversion,
+    FusedActivation,
+    convert,
+    convert_sync_batchnorm,
+    fuse,
+    revert,
+)
 from .merges import Coefficients, merge_moments
 from .modules import (
     AddLayerNorm,
@@ -52,7 +59,6 @@ from .modules import (
     SwitchableNorm3d,
     SyncBatchInstanceNorm,
     SyncBatchNorm,
-    convert_sync_batchnorm,
     initialise_weight_norm,
     weight_norm,
 )

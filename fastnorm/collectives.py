@@ -1,4 +1,9 @@
-"""Moments over the processes of a group: one all-reduce forward, one backward."""
+"""Moments over the processes of a group: one all-reduce forward, one backward.
+
+Each is one operator of torch.library, in eager calls and in compiled programs alike. A compiler
+looks into neither: so it has no reduction to move about, and the pivot, which the same program
+overwrites where it is a running mean, is read nowhere but inside, before that.
+"""
 
 from typing import Any
 
@@ -22,37 +27,84 @@ def group_moments(
     """Mean and biased variance (C,) of each channel over the batches of all processes, and the
     number of values of each channel: from the moments (N, C) of this process, float64.
 
-    Batches may differ in size, and be empty. Chan's merge of (n, mean, M2) is a sum of n, n d and
-    M2 + n d^2, d = mean - pivot: a single all-reduce of 2 C + 1 float64 numbers. `pivot` (C,), the
-    same in all processes, is to be near the mean; None is 0.
+    Batches may differ in size, and be empty. `pivot` (C,), the same in all processes, is to be near
+    the mean; None is 0.
     """
-    C = mean.shape[1]
-    pivot = torch.zeros(C, dtype=mean.dtype, device=mean.device) if pivot is None else pivot
-    pivot = pivot.detach().to(mean.dtype)
-    if mean.shape[0] * count:
+    n = mean.shape[0] * count
+    if n:
         own_mean, own_var = (t[0] for t in merge_moments(mean, var, 0))
     else:  # sums of nothing, through which the others' gradients still pass
         own_mean, own_var = mean.sum(0), var.sum(0)
-    n = torch.full((1,), mean.shape[0] * count, dtype=mean.dtype, device=mean.device)
-    d = own_mean - pivot
-    total, first, second = AllReduce.apply(
-        torch.cat((n, n * d, n * (own_var + d.square()))), process_group
-    ).split((1, C, C))
-    total = total.detach()
+    group = dist.group.WORLD if process_group is None else process_group
+    batch_mean, batch_var, total = _merge(own_mean, own_var, n, pivot, group.group_name)
+    return batch_mean, batch_var, total.detach()
+
+
+@torch.library.custom_op("fastnorm::group_moments", mutates_args=())
+def _merge(
+    mean: Tensor, var: Tensor, n: int, pivot: Tensor | None, group: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (C,) over all processes, and the number of values (1,), of each process's
+    own.
+
+    Chan's merge of (n, mean, M2) is a sum of n, n d and M2 + n d^2, d = mean - pivot: a single
+    all-reduce of 2 C + 1 float64 numbers.
+    """
+    pivot = torch.zeros_like(mean) if pivot is None else pivot.to(mean.dtype)
+    d = mean - pivot
+    packet = torch.cat((mean.new_full((1,), n), n * d, n * (var + d.square())))
+    total, first, second = _all_reduce(packet, group).split((1, *mean.shape, *mean.shape))
     d = first / total
-    return pivot + d, second / total - d.square(), total
+    return pivot + d, second / total - d.square(), total.clone()
 
 
-class AllReduce(torch.autograd.Function):
+@_merge.register_fake
+def _(
+    mean: Tensor, var: Tensor, n: int, pivot: Tensor | None, group: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(var), mean.new_empty(1)
+
+
+def _keep_for_merge_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    mean, _, ctx.n, _, ctx.group = inputs
+    batch_mean, _, total = output
+    ctx.save_for_backward(mean, batch_mean, total)
+
+
+def _merge_backward(
+    ctx: Any, dmean: Tensor, dvar: Tensor, _dtotal: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The derivatives by this process's own mean and variance, none by the pivot: nothing depends
+    on it but digits."""
+    mean, batch_mean, total = ctx.saved_tensors
+    dmean, dvar = _all_reduce(torch.cat((dmean, dvar)), ctx.group).chunk(2)
+    share = ctx.n / total.detach()
+    dmean = dmean + 2 * (mean - batch_mean) * dvar
+    return share * dmean, share * dvar, None, None, None
+
+
+_merge.register_autograd(_merge_backward, setup_context=_keep_for_merge_backward)
+
+
+@torch.library.custom_op("fastnorm::all_reduce", mutates_args=())
+def _all_reduce(x: Tensor, group: str) -> Tensor:
     """The sum over all processes; its derivative is the sum of their gradients."""
+    total = x.clone()
+    dist.all_reduce(total, group=dist.distributed_c10d._resolve_process_group(group))
+    return total
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, process_group: Any) -> Tensor:
-        ctx.process_group = process_group
-        total = x.clone()
-        dist.all_reduce(total, group=process_group)
-        return total
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return AllReduce.apply(gradient, ctx.process_group), None
+@_all_reduce.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _keep_group(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.group = inputs[1]
+
+
+def _all_reduce_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _all_reduce(gradient.contiguous(), ctx.group), None
+
+
+_all_reduce.register_autograd(_all_reduce_backward, setup_context=_keep_group)

@@ -30,9 +30,10 @@ def batch_norm(
     """
     x = _upcast(input)
     if training:
-        y, mean, var = _normalise(x, [dim for dim in range(x.dim()) if dim != 1], eps)
+        deviation, mean, var = _moments(x, [dim for dim in range(x.dim()) if dim != 1])
         count = x.numel() // max(x.shape[1], 1)
         _update_running(running_mean, running_var, mean, var, count, momentum)
+        y = deviation / (var + eps).sqrt()
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
     return _finish(y, input, weight, bias, activation, residual)
@@ -81,11 +82,12 @@ def instance_norm(
     """
     x = _upcast(input)
     if use_input_stats:
-        y, mean, var = _normalise(x, range(2, x.dim()), eps)
+        deviation, mean, var = _moments(x, range(2, x.dim()))
         count = x.numel() // max(x.shape[0] * x.shape[1], 1)
         _update_running(
             running_mean, running_var, mean.mean(0, True), var.mean(0, True), count, momentum
         )
+        y = deviation / (var + eps).sqrt()
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
     return _finish(y, input, weight, bias, activation, residual)
@@ -133,7 +135,7 @@ def layer_norm(
     Source: arXiv 1607.06450, equations 3 and 4.
     """
     x = _upcast(input)
-    y, _, _ = _normalise(x, range(x.dim() - len(normalized_shape), x.dim()), eps)
+    y = _normalise(x, range(x.dim() - len(normalized_shape), x.dim()), eps)
     if weight is not None:
         y = y * weight.to(y.dtype)
     if bias is not None:
@@ -205,7 +207,7 @@ def group_norm(
     x = _upcast(input)
     N, C = x.shape[:2]
     grouped = x.reshape(N, num_groups, C // num_groups, *x.shape[2:])
-    y, _, _ = _normalise(grouped, range(2, grouped.dim()), eps)
+    y = _normalise(grouped, range(2, grouped.dim()), eps)
     return _finish(y.reshape(x.shape), input, weight, bias, activation, residual)
 
 
@@ -234,12 +236,17 @@ def _upcast(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _normalise(x: Tensor, dims: Iterable[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / sqrt(var + eps), and mean and biased variance over `dims`, kept as size 1."""
+def _normalise(x: Tensor, dims: Iterable[int], eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps), both over `dims`."""
+    deviation, _, var = _moments(x, dims)
+    return deviation / (var + eps).sqrt()
+
+
+def _moments(x: Tensor, dims: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """x - mean, and mean and biased variance over `dims`, kept as size 1."""
     dims = list(dims)
     deviation, mean = _centre(x, dims)
-    var = deviation.square().mean(dims, keepdim=True)
-    return deviation / (var + eps).sqrt(), mean, var
+    return deviation, mean, deviation.square().mean(dims, keepdim=True)
 
 
 def _centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:

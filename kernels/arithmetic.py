@@ -35,8 +35,8 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
     total = count + count_b
     share = count_b / tl.maximum(total, 1.0)
     delta = mean_b - mean
-    # In this order a first tile's delta, times count 0, is 0 even where its square overflows.
-    return total, mean + delta * share, m2 + m2_b + (delta * count) * (delta * share)
+    # In this order delta, times the count 0 of either, is 0 even where its square overflows.
+    return total, mean + delta * share, m2 + m2_b + delta * (count * share) * delta
 
 
 @triton.jit
@@ -90,13 +90,14 @@ def tile_moments(x, mask, count):
     """(mean, M2) of each lane of a register tile: the exact mean, then squared deviations.
 
     x is 0 outside the mask. The mean's own rounding error is measured (the deviations' mean) and
-    put right, so that M2 holds when mean >> std.
+    put right, so that M2 holds when mean >> std. Means are sums of shares: a sum would overflow
+    where the mean does not.
     """
     FLAT: tl.constexpr = len(x.shape) == 2
-    count = tl.maximum(count, 1.0)
-    mean = lane_sum(x) / count
+    share = across(1.0 / tl.maximum(count, 1.0), FLAT)
+    mean = lane_sum(product(x, share))
     deviation = tl.where(mask, x - across(mean, FLAT), 0.0)
-    error = lane_sum(deviation) / count
+    error = lane_sum(product(deviation, share))
     deviation = tl.where(mask, deviation - across(error, FLAT), 0.0)
     return mean + error, lane_sum(product(deviation, deviation))
 
@@ -105,11 +106,11 @@ def tile_moments(x, mask, count):
 def merge_along(count, mean, m2, AXIS: tl.constexpr):
     """Chan's merge of many sets of moments along one axis; sets with count 0 are left out."""
     total = tl.sum(count, axis=AXIS, keep_dims=True)
-    safe_total = tl.maximum(total, 1.0)
+    share = count / tl.maximum(total, 1.0)  # of sums, which would overflow where means do not
     present = count > 0.0
-    centre = tl.sum(tl.where(present, count * mean, 0.0), axis=AXIS, keep_dims=True) / safe_total
+    centre = tl.sum(tl.where(present, share * mean, 0.0), axis=AXIS, keep_dims=True)
     deviation = tl.where(present, mean - centre, 0.0)
-    error = tl.sum(product(count, deviation), axis=AXIS, keep_dims=True) / safe_total
+    error = tl.sum(product(share, deviation), axis=AXIS, keep_dims=True)
     deviation = tl.where(present, deviation - error, 0.0)
     spread = tl.where(present, m2, 0.0) + count * deviation * deviation
     merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True)

@@ -1,10 +1,13 @@
 """Rarely combined options that once gave wrong results, each as small as it can be."""
 
+import contextlib
+
 import pytest
 import torch
 
 import fastnorm
 import fastnorm.functional as F
+from fastnorm.kernels import tiers
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
 from tests.norms import NORMS, STATS, Torch, call, double, forward_backward, make_params
 
@@ -88,6 +91,40 @@ def test_squares_beyond_float32(backend, scale):
     assert y.isfinite().all()
     if backend != "aten":  # ATen's own group and layer norm answer NaN here
         assert all(other.isfinite().all() for other in others)
+
+
+def every_norm(x):
+    """Each norm's output for x (N, C, S), their gradients added up in x."""
+    half = torch.full((x.shape[1],), 0.5, device=DEVICE)
+    yield F.batch_norm(x, None, None, training=True)
+    yield F.batch_instance_norm(x, None, None, half, training=True)
+    yield F.mean_only_batch_norm(x, None, training=True)
+    yield F.instance_norm(x)
+    yield F.group_norm(x, 1)
+    yield F.layer_norm(x, x.shape[-1:])
+    yield F.rms_norm(x, x.shape[-1:])
+
+
+@pytest.mark.parametrize(
+    ("tier", "dtype", "value", "layout", "position"),
+    [
+        (None, torch.float32, 3e37, "contiguous", 0),
+        (None, torch.bfloat16, -3e38, "channels_last", 0),
+        (None, torch.float32, 3e38, "contiguous", 5),
+        ("streaming", torch.float32, 3e38, "contiguous", 0),
+        ("streaming", torch.float32, -3e38, "channels_last", 0),
+    ],
+)
+def test_a_mean_that_is_finite_where_its_sum_overflows(tier, dtype, value, layout, position):
+    """One value near the largest, of which the others' differences are taken where it comes first:
+    outputs and gradients are finite, wherever it lies."""
+    x = make_input((3, 2, 12), layout, dtype=dtype)
+    x[1, 1, position] = value
+    x.requires_grad_()
+    with running("triton"), tiers.force(tier) if tier else contextlib.nullcontext():
+        for y in every_norm(x):
+            (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+            assert y.isfinite().all() and dx.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from .. import reference
 from ..formula import NormSpec
@@ -137,11 +138,20 @@ def _running(
     copy = written or not torch.compiler.is_compiling()  # who folds constants would not know them
     wide_mean = None if mean is None else mean.to(dtype, copy=copy)
     wide_var = None if var is None else var.to(dtype, copy=copy)
-    yield wide_mean, wide_var
-    if written and mean is not None and wide_mean is not None:
-        mean.copy_(wide_mean)
-    if written and var is not None and wide_var is not None:
-        var.copy_(wide_var)
+    try:
+        yield wide_mean, wide_var
+    except StopRecomputation:  # the norm is done, what it keeps for backward is no more needed
+        _write_back(written, (mean, var), (wide_mean, wide_var))
+        raise
+    _write_back(written, (mean, var), (wide_mean, wide_var))
+
+
+def _write_back(
+    written: bool, running: tuple[Tensor | None, ...], wide: tuple[Tensor | None, ...]
+) -> None:
+    for buffer, new in zip(running, wide, strict=True):
+        if written and buffer is not None and new is not None:
+            buffer.copy_(new)
 
 
 def _affine(

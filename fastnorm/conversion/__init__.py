@@ -2,6 +2,7 @@
 
     converting          torch.nn's norms for ours, batch norms for others, in place
     reverting           the way back
+    synchronising       batch norms with the statistics of a process group, in place
     fusing              norm and activation in one call, batch norms folded into convolutions
     sequential_fusion   in a Sequential, in place
     traced_fusion       in the graph that torch.fx traces
@@ -17,5 +18,13 @@ from .fusing import fuse
 from .report import Conversion
 from .reverting import revert
 from .sequential_fusion import FusedActivation
+from .synchronising import convert_sync_batchnorm
 
-__all__ = ["Conversion", "FusedActivation", "convert", "fuse", "revert"]
+__all__ = [
+    "Conversion",
+    "FusedActivation",
+    "convert",
+    "convert_sync_batchnorm",
+    "fuse",
+    "revert",
+]

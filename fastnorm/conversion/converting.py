@@ -81,9 +81,9 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
         kind = TORCHS.get(type(module), type(module))
         exchange = kind in BATCH_NORMS and to not in (None, "bn")
         if not exchange and type(module) not in OURS:
-            if reason := _reason_to_keep(module):
+            if reason := reason_to_keep(module):
                 kept.append(Kept(name, type_name(type(module)), reason))
-        elif reason := _own_ways(module):
+        elif reason := own_ways(module):
             kept.append(Kept(name, type_name(type(module)), reason))
         elif exchange:
             planned.append((name, module, _exchange(name, module, kind, to, groups or 32, model)))
@@ -101,7 +101,7 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
     return Conversion(model, changed, kept)
 
 
-def _reason_to_keep(module: nn.Module) -> str | None:
+def reason_to_keep(module: nn.Module) -> str | None:
     """Why a module that is none of torch.nn's norms, yet looks like one, is not converted."""
     if isinstance(module, _Activated):
         return None if is_known(module) else subclass_of(module)
@@ -125,11 +125,11 @@ def subclass_of(module: nn.Module) -> str:
     return f"a subclass of {type_name(type(module).__mro__[1])}, which may have ways of its own"
 
 
-def _own_ways(module: nn.Module) -> str | None:
+def own_ways(module: nn.Module) -> str | None:
     """What makes an instance of the very class differ from it."""
     if "forward" in vars(module):
         return "its forward is overridden in the instance"
-    if type(module) in OURS and hasattr(module, "activation"):
+    if not isinstance(module, _Activated) and hasattr(module, "activation"):
         return "it has an attribute called activation"
     return None
 

@@ -13,7 +13,7 @@ from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNo
 from .moment import MomentNorm
 from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
-from .synchronised import SyncBatchInstanceNorm, SyncBatchNorm, convert_sync_batchnorm
+from .synchronised import SyncBatchInstanceNorm, SyncBatchNorm
 from .weight import initialise_weight_norm, weight_norm
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "SwitchableNorm3d",
     "SyncBatchInstanceNorm",
     "SyncBatchNorm",
-    "convert_sync_batchnorm",
     "initialise_weight_norm",
     "weight_norm",
 ]

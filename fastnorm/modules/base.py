@@ -4,13 +4,28 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+# What ends the recomputation of a checkpointed block inside its last operator: a forward as good as
+# done, whose batch counts as torch.nn's norms count it.
+from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
+
 from ..checks import ACTIVATIONS
+from .distributed import keep_residual
 
 
 class _Activated(nn.Module):
     """A norm that knows the activation it is fused with."""
 
     activation: str | None
+
+    @property
+    def _distribute_module_applied(self) -> bool:
+        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
+        return vars(self).get("_distribute_module_applied", False)
+
+    @_distribute_module_applied.setter
+    def _distribute_module_applied(self, applied: bool) -> None:
+        vars(self)["_distribute_module_applied"] = applied
+        keep_residual(self)
 
     def _set_activation(self, activation: str | None) -> None:
         if activation is not None and activation not in ACTIVATIONS:
@@ -58,30 +73,34 @@ class _OverBatch(_Tracking):
         used = not self.training or self.track_running_stats
         mean, var = (self.running_mean, self.running_var) if used else (None, None)
         batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        running = (mean, var)
         if tracked and self.momentum is None and mean is not None:
             # Copies, which a batch without values leaves as they are.
-            batch_mean, batch_var = mean.clone(), None if var is None else var.clone()
-            y = self._norm(input, batch_mean, batch_var, batch_stats, 1.0, residual)
-            self._average((mean, var), (batch_mean, batch_var))
-        else:
-            momentum = 0.0 if self.momentum is None else self.momentum
+            mean, var, momentum = mean.clone(), None if var is None else var.clone(), 1.0
+        try:
             y = self._norm(input, mean, var, batch_stats, momentum, residual)
-        if tracked and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # last: a call that raises has counted nothing
+        except StopRecomputation:
+            self._track(tracked, running, (mean, var))
+            raise
+        self._track(tracked, running, (mean, var))  # last: a call that fails has counted nothing
         return y
 
-    def _average(
-        self, running: tuple[Tensor | None, ...], batch: tuple[Tensor | None, ...]
+    def _track(
+        self, tracked: bool, running: tuple[Tensor | None, ...], batch: tuple[Tensor | None, ...]
     ) -> None:
-        """The cumulative average of the running statistics and this batch's.
+        """Count a batch; where its statistics are apart, move the cumulative average by them.
 
         Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
         """
-        assert self.num_batches_tracked is not None, "it comes with the running statistics"
-        share = 1.0 / (self.num_batches_tracked + 1).double()
-        for buffer, new in zip(running, batch, strict=True):
-            if buffer is not None and new is not None:
-                buffer.lerp_(new, share.to(buffer.dtype))
+        if not tracked or self.num_batches_tracked is None:
+            return
+        if running[0] is not batch[0]:
+            share = 1.0 / (self.num_batches_tracked + 1).double()
+            for buffer, new in zip(running, batch, strict=True):
+                if buffer is not None and new is not None:
+                    buffer.lerp_(new, share.to(buffer.dtype))
+        self.num_batches_tracked.add_(1)
 
     def _norm(
         self,

@@ -15,10 +15,9 @@ from ..checks import check_channels, check_input, check_more_than_one_value
 from ..collectives import group_moments, is_distributed
 from ..functional import moment_norm
 from ..merges import Coefficients, update_running
-from .base import bias_argument
+from .base import StopRecomputation, bias_argument
 from .batch import _BatchNorm
 from .batch_instance import _BatchInstanceNorm
-from .switchable import _SwitchableNorm
 
 
 class _Synchronised(_BatchNorm):
@@ -52,12 +51,25 @@ class _Synchronised(_BatchNorm):
             shift = shift * weight if self.bias is None else shift * weight + self.bias
             return scale * weight, center, shift
 
-        y = moment_norm(input, merge, activation=self.activation, residual=residual)
-        # Last, and by what every process knows alike: their statistics stay the same.
-        mean, var, n = found
-        if running_mean is not None and running_var is not None:
-            update_running(running_mean, running_var, mean, var, n, momentum)
+        try:
+            y = moment_norm(input, merge, activation=self.activation, residual=residual)
+        except StopRecomputation:
+            self._move_statistics(running_mean, running_var, found, momentum)
+            raise
+        self._move_statistics(running_mean, running_var, found, momentum)
         return y
+
+    @staticmethod
+    def _move_statistics(
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        found: list[Tensor],
+        momentum: float,
+    ) -> None:
+        """Last, and by what every process knows alike: their statistics stay the same."""
+        if found and running_mean is not None and running_var is not None:
+            mean, var, n = found
+            update_running(running_mean, running_var, mean, var, n, momentum)
 
     def _merged(
         self, mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor
@@ -106,22 +118,10 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """`module` with every batch norm in it, fastnorm's or torch.nn's, as a `SyncBatchNorm`.
+        """`fastnorm.convert_sync_batchnorm`, where torch.nn has it."""
+        from ..conversion import convert_sync_batchnorm  # it imports the modules
 
-        Batch-instance norms become `SyncBatchInstanceNorm`, and switchable norms synchronise their
-        batch's part. Ours keep their activation; all keep their parameters and buffers, the very
-        tensors. Norms without statistics of the batch stay as they are. Containers are changed in
-        place; a `module` that is itself a batch norm is not, use what is returned.
-        """
-        converted = module
-        if isinstance(module, TorchBatchNorm | _BatchInstanceNorm):
-            converted = _synchronising(module, process_group)
-        elif isinstance(module, _SwitchableNorm) and module.using_bn:
-            module.synchronised, module.process_group = True, process_group
-        for name, child in list(module._modules.items()):
-            if child is not None:
-                converted.add_module(name, cls.convert_sync_batchnorm(child, process_group))
-        return converted
+        return convert_sync_batchnorm(module, process_group)
 
 
 class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
@@ -160,24 +160,3 @@ class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
         batch = rho * (batch_var + self.eps).rsqrt()
         scale = batch + (1 - rho) * (var + self.eps).rsqrt()
         return scale, mean, batch * (mean - batch_mean)
-
-
-convert_sync_batchnorm = SyncBatchNorm.convert_sync_batchnorm
-
-
-def _synchronising(norm: TorchBatchNorm | _BatchInstanceNorm, process_group: Any) -> nn.Module:
-    """A synchronised module with the settings of `norm` and its own parameters and buffers."""
-    kind = SyncBatchInstanceNorm if isinstance(norm, _BatchInstanceNorm) else SyncBatchNorm
-    converted = kind(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
-        process_group, bias=norm.bias is not None,
-        activation=norm.activation if isinstance(norm, _BatchNorm) else None,
-    )  # fmt: skip
-    for name, parameter in norm._parameters.items():
-        converted._parameters[name] = parameter
-    for name, buffer in norm._buffers.items():
-        converted._buffers[name] = buffer
-    converted.training = norm.training
-    if hasattr(norm, "qconfig"):
-        converted.qconfig = norm.qconfig
-    return converted

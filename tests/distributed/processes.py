@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
-LONGEST = 300  # seconds that a script may run, and a collective call wait for others
-TIMEOUT = 60
+LONGEST = 300  # seconds that a script may run
+TIMEOUT = 120  # seconds that a collective call may wait for others
 
 
 def join(rank: int, ranks: int, port: int) -> None:
@@ -24,8 +24,9 @@ def join(rank: int, ranks: int, port: int) -> None:
     )  # fmt: skip
 
 
-def run_ranks(module: str, ranks: int, folder: Path) -> list:
-    """What each rank of `python -m module RANK RANKS PORT FOLDER` saved as FOLDER/RANK.pt.
+def run_ranks(module: str, ranks: int, folder: Path, longest: int = LONGEST) -> list:
+    """What each rank of `python -m module RANK RANKS PORT FOLDER` saved as FOLDER/RANK.pt, in
+    `longest` seconds at most.
 
     Whatever happens, no process is left and nothing waits.
     """
@@ -43,7 +44,7 @@ def run_ranks(module: str, ranks: int, folder: Path) -> list:
         for rank in range(ranks)
     ]  # fmt: skip
     try:
-        codes = [process.wait(LONGEST) for process in processes]
+        codes = [process.wait(longest) for process in processes]
     finally:
         for process in processes:
             process.kill()

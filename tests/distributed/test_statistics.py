@@ -36,7 +36,7 @@ def test_ranks_compute_what_one_process_does(count, tmp_path):
 
 def check_training(found, name, sizes, what):
     """Outputs, gradients of inputs and parameters, running statistics; one all-reduce of 2 C + 1
-    numbers forward and one backward."""
+    numbers forward and one of 2 C backward."""
     with fastnorm.use_backend("reference"):
         truth = gloo_statistics.train(gloo_statistics.build(name), *whole(len(found), sizes))
     for step, exact in enumerate(truth["steps"]):
@@ -46,7 +46,8 @@ def check_training(found, name, sizes, what):
             joined = torch.cat(parts) if i < 3 else sum(parts)  # y, dx, dresidual; parameters
             assert_close(joined, right, f"{what}, step {step}, result {i}", slack=1e-12)
     for rank in found:
-        assert rank["reductions"] == [2 * gloo_statistics.C + 1] * 2 * gloo_statistics.STEPS, what
+        channels = gloo_statistics.C
+        assert rank["reductions"] == [2 * channels + 1, 2 * channels] * gloo_statistics.STEPS, what
         for key, right in truth["buffers"].items():
             assert_close(rank["buffers"][key], right, f"{what}, {key}")
 

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import fastnorm
 from tests.conftest import DEVICE, assert_close, make_input, running
@@ -39,6 +40,7 @@ def mixed_model():
 
 BATCH_NORMS = ("0.0", "0.1", "4", "5", "6")  # in mixed_model
 MIXED = "0.2"
+SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 CONVERTERS = {
     "function": fastnorm.convert_sync_batchnorm,
     "method": fastnorm.SyncBatchNorm.convert_sync_batchnorm,
@@ -47,26 +49,28 @@ CONVERTERS = {
 
 @pytest.mark.parametrize("how", CONVERTERS)
 def test_conversion_of_a_mixed_model(how):
-    """Batch norms of either package and batch-instance norms become ours with settings and
-    tensors, the rest stays."""
+    """Batch norms of either package and batch-instance norms become ours, the very objects."""
     model, group = mixed_model().eval(), object()
     model[4].train()
     before, tensors = dict(model.named_modules()), dict(model.state_dict(keep_vars=True))
-    converted = CONVERTERS[how](model, group)
-    assert converted is model
+    kinds = {key: type(module) for key, module in before.items()}
+    settings = {
+        key: {s: getattr(before[key], s) for s in SETTINGS} for key in (*BATCH_NORMS, MIXED)
+    }
+    modes = {key: module.training for key, module in before.items()}
+    activations = {key: getattr(module, "activation", None) for key, module in before.items()}
+    assert CONVERTERS[how](model, group) is model
     after = dict(model.named_modules())
     assert list(after) == list(before)
     for key, module in after.items():
-        former = before[key]
-        if key not in (*BATCH_NORMS, MIXED):
-            assert module is former, key
+        assert module is before[key] and module.training == modes[key], key
+        if key not in settings:
+            assert type(module) is kinds[key], key
             continue
         kind = fastnorm.SyncBatchInstanceNorm if key == MIXED else fastnorm.SyncBatchNorm
         assert type(module) is kind and module.process_group is group
-        for setting in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
-            assert getattr(module, setting) == getattr(former, setting), (key, setting)
-        assert module.activation == getattr(former, "activation", None)
-        assert module.training == former.training
+        assert {s: getattr(module, s) for s in SETTINGS} == settings[key], key
+        assert module.activation == activations[key]
     assert all(value is tensors[key] for key, value in model.state_dict(keep_vars=True).items())
     assert list(model.state_dict()) == list(tensors)
 
@@ -74,20 +78,78 @@ def test_conversion_of_a_mixed_model(how):
 def test_conversion_of_a_batch_norm_itself():
     norm = fastnorm.BatchNorm1d(C, activation="silu", device=DEVICE)
     norm.qconfig = "mine"
-    converted = fastnorm.convert_sync_batchnorm(norm)
-    assert converted is not norm and converted.activation == "silu"
-    assert converted.weight is norm.weight and converted.running_var is norm.running_var
-    assert converted.qconfig == "mine"
-    again = fastnorm.convert_sync_batchnorm(converted)
-    assert again.activation == "silu" and again.num_batches_tracked is norm.num_batches_tracked
+    tensors = norm.weight, norm.running_var
+    assert fastnorm.convert_sync_batchnorm(norm) is norm and norm.activation == "silu"
+    assert type(norm) is fastnorm.SyncBatchNorm and norm.qconfig == "mine"
+    assert norm.weight is tensors[0] and norm.running_var is tensors[1]
+    group = object()
+    assert fastnorm.convert_sync_batchnorm(norm, group).process_group is group
+
+
+def test_conversion_keeps_pruning_hooks_and_attributes():
+    """They are the instance's own: what it computes is as before."""
+    norm = nn.BatchNorm2d(C, device=DEVICE, dtype=torch.float64)
+    prune.l1_unstructured(norm, "weight", 2)
+    norm.register_forward_hook(lambda module, inputs, y: y + 1)
+    norm.weight_orig.data.uniform_(0.5, 1.0)
+    norm.mine = 7
+    x = make_input((3, C, 3, 2))
+    expected = norm.eval()(x)
+    converted = fastnorm.convert_sync_batchnorm(nn.Sequential(norm))[0]
+    assert type(converted) is fastnorm.SyncBatchNorm and converted.mine == 7
+    assert (converted.weight_mask == 0).sum() == 2
+    assert_close(converted(x), expected, slack=1e-12)
+
+
+class OnlyConstructs(nn.BatchNorm2d):
+    """As models have it for other defaults."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-3, momentum=0.01)
+
+
+class ForwardOfItsOwn(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class OursWithAMethod(fastnorm.BatchInstanceNorm2d):
+    def reset_parameters(self):
+        super().reset_parameters()
+
+
+def test_a_subclass_that_only_constructs_is_converted(recwarn):
+    norm = fastnorm.convert_sync_batchnorm(OnlyConstructs(C))
+    assert type(norm) is fastnorm.SyncBatchNorm and (norm.eps, norm.momentum) == (1e-3, 0.01)
+    assert not recwarn.list
+
+
+def test_norms_with_ways_of_their_own_stay_and_are_named():
+    parametrized, patched, marked = (nn.BatchNorm2d(C) for _ in range(3))
+    parametrize.register_parametrization(parametrized, "weight", nn.Softplus())
+    patched.forward = patched.forward
+    marked.activation = "mine"
+    lazy = nn.LazyBatchNorm2d()
+    peculiar = [parametrized, patched, marked, lazy, ForwardOfItsOwn(C), OursWithAMethod(C)]
+    model = nn.Sequential(*peculiar, fastnorm.BatchNorm2d(C))
+    kinds = [type(module) for module in peculiar]
+    with pytest.warns(UserWarning, match="statistics of each process") as warned:
+        fastnorm.convert_sync_batchnorm(model)
+    assert [type(module) for module in peculiar] == kinds
+    assert type(model[6]) is fastnorm.SyncBatchNorm
+    (message,) = (str(each.message) for each in warned)
+    reasons = ("parametrized", "overridden", "called activation", "lazy", "subclass", "subclass")
+    for i, reason in enumerate(reasons):
+        part = message.split("; ")[i]
+        assert f"{i}, " in part and reason in part, message
 
 
 def test_a_batch_norm_in_two_places_is_converted_in_both():
     """One that torch's converter overlooks: it visits each child of a container once."""
     norm = fastnorm.BatchNorm2d(C, device=DEVICE)
     model = fastnorm.convert_sync_batchnorm(nn.Sequential(norm, nn.ReLU(), norm))
-    assert type(model[0]) is type(model[2]) is fastnorm.SyncBatchNorm
-    assert model[0].weight is model[2].weight is norm.weight
+    assert type(norm) is fastnorm.SyncBatchNorm
+    assert model[0] is model[2] is norm
 
 
 @pytest.mark.parametrize("training", [True, False])
