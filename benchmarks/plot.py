@@ -34,9 +34,10 @@ COLOURS = {
     "eager": "#999999",
     "liger": "#009E73",
     "quack": "#CC79A7",
+    "cudnn": "#F0E442",
     "flag_gems": "#D55E00",
 }
-MARKERS = dict(zip(COLOURS, "oD^sPXv", strict=True))
+MARKERS = dict(zip(COLOURS, "oD^sPX*v", strict=True))
 TITLES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 
 
