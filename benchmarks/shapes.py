@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 
@@ -65,6 +66,19 @@ class Case:
         forward = (2 + self.has_residual) * self.nbytes + mask
         backward = (3 + self.has_residual) * self.nbytes + mask
         return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+def describe(case: Case) -> dict[str, Any]:
+    """The part of a row that says what was timed."""
+    return {
+        "op": case.op,
+        "family": case.family,
+        "shape": list(case.shape),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "layout": case.layout,
+        "fused": case.fused,
+        "tensor_bytes": case.nbytes,
+    }
 
 
 CIFAR = tuple(

@@ -1,0 +1,139 @@
+"""`python -m benchmarks.window gpu --out DIR`: all that a GPU is wanted for, within its minutes.
+
+A plan is a list of parts, each a command in a process of its own with a limit in seconds, hard: the
+process and all it started are killed. No part waits for another's success. What a part prints goes
+to the terminal and to DIR/PART.log as it comes. Each plan ends with a table and, last, one line:
+which parts passed, and where the files lie. Exit code 0 if all passed.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from benchmarks import plans_of_gpu
+from benchmarks.plans_of_gpu import Part
+
+KILL_SECONDS = 5.0  # for a killed process to go: one that waits for a broken GPU may not
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a part went: `outcome` is passed, failed, timed out or not begun."""
+
+    part: Part
+    outcome: str
+    seconds: float
+    detail: str = ""
+
+
+def run_part(part: Part, out: Path, limit: float) -> Ended:
+    """Run it for at most `limit` seconds."""
+    begin = time.perf_counter()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **part.environment}
+    with (out / f"{part.name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            part.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        reader = threading.Thread(target=_copy, args=(process.stdout, log), daemon=True)
+        reader.start()
+        try:
+            code: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # what it left behind too, and all of it where this process is interrupted
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+        reader.join(KILL_SECONDS)
+    seconds = time.perf_counter() - begin
+    if code is None:
+        return Ended(part, "timed out", seconds, f"killed after {limit:.0f} s")
+    return Ended(part, "failed" if code else "passed", seconds, f"exit code {code}" if code else "")
+
+
+def _copy(source: IO[bytes], log: IO[bytes]) -> None:
+    """To the log and to the terminal, line by line, until all writers are gone."""
+    for line in source:
+        with contextlib.suppress(ValueError):  # the log is closed: a process outlived its part
+            log.write(line)
+            log.flush()
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+
+def run_plan(
+    parts: Sequence[Part], out: Path, seconds: float, told: Callable[[str], None] = print
+) -> list[Ended]:
+    """All parts in turn, within `seconds` together."""
+    deadline = time.perf_counter() + seconds
+    ended: list[Ended] = []
+    for part in parts:
+        passed = {each.part.name for each in ended if each.outcome == "passed"}
+        if not passed.issuperset(part.after):
+            missing = ", ".join(name for name in part.after if name not in passed)
+            ended.append(Ended(part, "not begun", 0.0, f"{missing} did not pass"))
+            continue
+        limit = min(part.seconds, deadline - time.perf_counter())
+        if limit <= 0:
+            ended.append(Ended(part, "not begun", 0.0, "no time was left"))
+            continue
+        told(f"== {part.name}, at most {limit:.0f} s")
+        ended.append(run_part(part, out, limit))
+    return ended
+
+
+def table(ended: Sequence[Ended], out: Path) -> list[str]:
+    """A line for each part, with what its files tell of it."""
+    lines = []
+    for each in ended:
+        part = each.part
+        limit = f"{each.seconds:6.1f} of {part.seconds:3.0f} s"
+        lines.append(f"{part.name:16} {each.outcome:9} {limit}  {each.detail}".rstrip())
+        lines += [f"    {line}" for line in part.tells(out)]
+    return lines
+
+
+def last_line(ended: Sequence[Ended], out: Path) -> str:
+    """Which parts passed, which did not, and where the files lie."""
+    words = []
+    for outcome in ("passed", "failed", "timed out", "not begun"):
+        names = [each.part.name for each in ended if each.outcome == outcome]
+        if names:
+            words.append(f"{outcome}: {', '.join(names)}")
+    return f"{'; '.join(words)}; files: {out}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("plan", choices=list(plans_of_gpu.PLANS))
+    parser.add_argument("--out", type=Path, required=True, help="folder for all files")
+    parser.add_argument("--parts", nargs="+", help="only these of the plan's parts")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: tiny, interpreted")
+    args = parser.parse_args(argv)
+    plan = plans_of_gpu.PLANS[args.plan]
+    parts = plan.parts(args.out, args.rehearse)
+    if args.parts:
+        unknown = set(args.parts) - {part.name for part in parts}
+        if unknown:
+            parser.error(f"no part {', '.join(unknown)}: {', '.join(p.name for p in parts)}")
+        parts = [part.alone() for part in parts if part.name in args.parts]
+    args.out.mkdir(parents=True, exist_ok=True)
+    ended = run_plan(parts, args.out, plan.seconds)
+    print("", *table(ended, args.out), last_line(ended, args.out), sep="\n", flush=True)
+    return 0 if all(each.outcome == "passed" for each in ended) else plan.unfinished(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
