@@ -5,10 +5,11 @@ measured. The tables that a run prints and README.md's are this one.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.rows import Row, Table, timed
 from benchmarks.shapes import (
     BN_OF_FP16,
     LN_OF_FP16,
@@ -18,17 +19,10 @@ from benchmarks.shapes import (
     describe,
 )
 
-Row = dict[str, Any]
-Table = list[list[str]]
 LARGE = 64 * 10**6  # bytes of a tensor for which bandwidth alone decides
 RIVALS = ("eager", "compile")
 COPY = "% of copy"
 HOST = "us of the host"
-
-
-def timed(rows: Iterable[Row], provider: str | None = None) -> list[Row]:
-    """The rows with a time, of one provider or all."""
-    return [r for r in rows if not r["error"] and provider in (None, r["provider"])]
 
 
 def measured_as(row: Row) -> tuple[Any, ...]:
@@ -118,13 +112,20 @@ def _shares(
     op: str, forward: float, backward: float, provider: str, note: str = ""
 ) -> tuple[Goal, ...]:
     return tuple(
-        Goal(f"{op} {direction}, 64 MB and more{note}", target, COPY, direction, _large(op), provider)
+        Goal(
+            f"{op} {direction}, 64 MB and more{note}", target, COPY, direction, _large(op), provider
+        )
         for direction, target in (("forward", forward), ("backward", backward))
     )
 
 
 GOALS = (
-    *(goal for op in ("ln", "rms", "gn", "in") for goal in _shares(op, 90, 85, "fastnorm")),
+    *(goal for op in ("ln", "rms") for goal in _shares(op, 90, 85, "fastnorm")),
+    *(
+        goal
+        for op in ("gn", "in")  # sets larger than a program holds
+        for goal in _shares(op, 90, 85, "fastnorm-coop", ", with clusters")
+    ),
     *(
         goal
         for op in ("bn", "bin")

@@ -7,17 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+
 import torch
 
 from benchmarks.check import WrongResult, check, step
-from benchmarks.goals import Row
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.providers import Forward, Provider
+from benchmarks.rows import NOT_REACHED, Row
 from benchmarks.shapes import DIRECTIONS, Case, describe
 from benchmarks.timing import Call, Clock, Spread
 
 MOST_SETS = 512
-NOT_REACHED = "not reached within the budget"
 
 
 class Budget:

@@ -19,6 +19,7 @@ from benchmarks.shapes import ROW_OPS, Case
 
 Forward = Callable[[Inputs], Tensor]
 EPS = 1e-5
+LARGEST_OF_A_PROGRAM = 8192  # elements of a set, in some direction and layout; others are the same
 # The providers that launch fastnorm's kernels; the latter with those that wait for one another.
 OURS = ("fastnorm", "fastnorm-coop")
 
@@ -113,7 +114,13 @@ def _cooperative() -> Provider:
     tiers = importlib.import_module("fastnorm.kernels.tiers")
     if not hasattr(tiers, "cooperative"):
         raise Unavailable("fastnorm.kernels.tiers has no `cooperative`")
-    return Provider("fastnorm-coop", bound(ours), setting=lambda: tiers.cooperative(True))
+
+    def has_clusters(case: Case) -> bool:
+        return case.op != "bn_eval" and case.set_elements > LARGEST_OF_A_PROGRAM
+
+    return Provider(
+        "fastnorm-coop", bound(ours), has_clusters, setting=lambda: tiers.cooperative(True)
+    )
 
 
 def _compiled() -> Provider:

@@ -7,13 +7,13 @@ unusable for its process costs that process, which pytest-xdist replaces, not th
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 LONGEST_MESSAGE = 500  # characters
 
@@ -90,7 +90,8 @@ class BrokenDevice:
 
 def is_broken() -> bool:
     """Whether every further call of CUDA in this process fails."""
-    if not torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
@@ -106,9 +107,7 @@ def summary(file: Path) -> list[str]:
     last = {line["test"]: line for line in lines if "test" in line}
     # A crash is told of after the failure that led to it: that comes first here.
     failed = {line["test"]: line for line in reversed(lines) if line.get("outcome") == "failed"}
-    counts = Counter(
-        "failed" if name in failed else line["outcome"] for name, line in last.items()
-    )
+    counts = Counter("failed" if name in failed else line["outcome"] for name, line in last.items())
     words = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     found = [f"{len(last) - counts['running']} of {collected} tests ended: {words or 'none'}"]
     for name, line in failed.items():

@@ -19,9 +19,9 @@ from typing import TextIO
 
 import fastnorm
 from benchmarks import shapes, summary
-from benchmarks.goals import Row
-from benchmarks.measure import NOT_REACHED, Budget, case_rows
+from benchmarks.measure import Budget, case_rows
 from benchmarks.providers import DEFAULT, FACTORIES, OURS, Provider, load
+from benchmarks.rows import NOT_REACHED, Row
 from benchmarks.timing import Clock, clock, versions
 
 QUICK_SECONDS = 460.0

@@ -1,20 +1,13 @@
 """Speed-ups and the host's cost from the rows of a run, with the goals, as text or Markdown."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from benchmarks import goals
-from benchmarks.goals import LARGE, RIVALS, Row, Table, ratios, timed
-from benchmarks.measure import NOT_REACHED
+from benchmarks.goals import LARGE, RIVALS, ratios
 from benchmarks.providers import OURS
+from benchmarks.rows import Row, Table, aligned, failures, timed
 from benchmarks.shapes import DIRECTIONS, OPS
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a file that run.py or cpu.py wrote."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def ours(rows: Iterable[Row]) -> list[str]:
@@ -67,35 +60,6 @@ def operators_table(rows: Sequence[Row], provider: str) -> Table:
             cells = ["-" if gain is None else f"{gain:.2f}" for gain in gains]
             table.append([op, direction, *cells, "-" if percent is None else f"{percent:.0f}"])
     return table
-
-
-def failures(rows: Sequence[Row]) -> list[str]:
-    """A line for each row that is wrong or raised, and one for each provider's cases not reached."""
-    lines = [
-        f"FAILED {row['provider']} in {case_name(row)}: {row['error']}"
-        for row in rows
-        if row["error"] not in (None, NOT_REACHED)
-    ]
-    late: dict[str, list[str]] = {}
-    for row in rows:
-        if row["error"] == NOT_REACHED:
-            late.setdefault(case_name(row), []).append(row["provider"])
-    return lines + [f"{NOT_REACHED}: {name}: {', '.join(who)}" for name, who in late.items()]
-
-
-def case_name(row: Row) -> str:
-    """As `Case.name`."""
-    words = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"], row["fused"])
-    return " ".join(word for word in words if word not in ("contiguous", "plain"))
-
-
-def aligned(table: Table) -> str:
-    """The table in columns of text."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    )
 
 
 def text(rows: Sequence[Row]) -> str:

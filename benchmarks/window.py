@@ -14,13 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from benchmarks import plans_of_gpu
-from benchmarks.plans_of_gpu import Part
+from benchmarks.parts import PLANS, REHEARSED, Part, Settings
 
 KILL_SECONDS = 5.0  # for a killed process to go: one that waits for a broken GPU may not
 
@@ -73,9 +72,7 @@ def _copy(source: IO[bytes], log: IO[bytes]) -> None:
         sys.stdout.buffer.flush()
 
 
-def run_plan(
-    parts: Sequence[Part], out: Path, seconds: float, told: Callable[[str], None] = print
-) -> list[Ended]:
+def run_plan(parts: Sequence[Part], out: Path, seconds: float) -> list[Ended]:
     """All parts in turn, within `seconds` together."""
     deadline = time.perf_counter() + seconds
     ended: list[Ended] = []
@@ -89,7 +86,7 @@ def run_plan(
         if limit <= 0:
             ended.append(Ended(part, "not begun", 0.0, "no time was left"))
             continue
-        told(f"== {part.name}, at most {limit:.0f} s")
+        print(f"== {part.name}, at most {limit:.0f} s", flush=True)
         ended.append(run_part(part, out, limit))
     return ended
 
@@ -115,24 +112,32 @@ def last_line(ended: Sequence[Ended], out: Path) -> str:
     return f"{'; '.join(words)}; files: {out}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Part]]:
+    """The arguments, and the parts that they name."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("plan", choices=list(plans_of_gpu.PLANS))
+    parser.add_argument("plan", choices=list(PLANS))
     parser.add_argument("--out", type=Path, required=True, help="folder for all files")
     parser.add_argument("--parts", nargs="+", help="only these of the plan's parts")
+    parser.add_argument("--data", type=Path, help="archive of images, for the study")
+    parser.add_argument("--commit", help="for the rows, in a copy without git")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: tiny, interpreted")
     args = parser.parse_args(argv)
-    plan = plans_of_gpu.PLANS[args.plan]
-    parts = plan.parts(args.out, args.rehearse)
+    parts = PLANS[args.plan].parts(Settings(args.out, args.rehearse, args.commit, args.data))
     if args.parts:
-        unknown = set(args.parts) - {part.name for part in parts}
+        unknown = ", ".join(set(args.parts) - {part.name for part in parts})
         if unknown:
-            parser.error(f"no part {', '.join(unknown)}: {', '.join(p.name for p in parts)}")
+            parser.error(f"no part {unknown}: there are {', '.join(part.name for part in parts)}")
         parts = [part.alone() for part in parts if part.name in args.parts]
+    return args, parts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args, parts = parsed(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    ended = run_plan(parts, args.out, plan.seconds)
+    seconds = PLANS[args.plan].seconds * (REHEARSED if args.rehearse else 1)
+    ended = run_plan(parts, args.out, seconds)
     print("", *table(ended, args.out), last_line(ended, args.out), sep="\n", flush=True)
-    return 0 if all(each.outcome == "passed" for each in ended) else plan.unfinished(args.out)
+    return 0 if all(each.outcome == "passed" for each in ended) else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,217 @@
+"""The plans of `benchmarks.window`: which parts, in which order, with how many seconds each.
+
+Limits are set for a GPU that is there for 15 minutes in all, transfers included, beside 16 cores;
+what is cut off by one still leaves its lines. The rehearsals go the same way without a GPU.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import pytest_lines
+from benchmarks.rows import failures, read, timed
+
+REHEARSED = 12  # times the seconds, on two slow cores
+STARTING = 9.0  # seconds until a process that imports torch has begun, and for its end
+OTHERS = ("fastnorm", "eager", "compile", "liger", "quack", "cudnn")
+CLUSTERS = ("fastnorm-coop",)
+CPUS = 14  # processes that compile and test; two cores are left to what watches them
+STUDY = Path("runs/gpu-study")
+DATA = Path("runs/data")
+LABEL = "CIFAR-10 (JPEG q75)"
+NORMS = ("bn", "bin", "gn", "in", "ln", "none")
+# The part of the suite for 120 s: what smoke leaves out. Most of that time Triton compiles, about
+# 1.5 s a kernel and core: README.md says how many each of these files needs.
+TESTS = (
+    "tests/functional/test_forward.py",
+    "tests/test_gradients.py",
+    "tests/kernels/test_launch.py",
+    "tests/test_precision.py",
+)
+
+
+def no_tale(out: Path) -> list[str]:
+    """Nothing but the outcome."""
+    return []
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, the seconds it may take, and what its files in the folder `out` tell of it.
+
+    It is not begun unless the parts named in `after` passed.
+    """
+
+    name: str
+    seconds: float
+    command: tuple[str, ...]
+    tells: Callable[[Path], list[str]] = no_tale
+    after: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def alone(self) -> "Part":
+        """The part run by itself."""
+        return replace(self, after=())
+
+
+class Settings(NamedTuple):
+    """What all parts of a plan depend on."""
+
+    out: Path
+    rehearse: bool = False
+    commit: str | None = None
+    data: Path | None = None  # an archive of images, for the study
+
+
+class Plan(NamedTuple):
+    """Parts, which take at most `seconds` together."""
+
+    seconds: float
+    parts: Callable[[Settings], list[Part]]
+
+
+def python(*words: str | Path) -> tuple[str, ...]:
+    return (sys.executable, *map(str, words))
+
+
+def pytest(to: Settings, name: str, jobs: int, timeout: int, *words: str) -> tuple[str, ...]:
+    """Tests in `jobs` processes; one that hangs costs `timeout` seconds and its process."""
+    return python(
+        "-m", "pytest", "-q", "--tb=short", "-n", "2" if to.rehearse else str(jobs),
+        "--dist", "worksteal", "--timeout", str(timeout), "--timeout-method", "thread",
+        "-p", "benchmarks.pytest_lines", "--lines", to.out / f"{name}.jsonl", *words,
+    )  # fmt: skip
+
+
+def tests_ended(name: str) -> Callable[[Path], list[str]]:
+    return lambda out: pytest_lines.summary(out / f"{name}.jsonl")
+
+
+def rows_written(name: str) -> Callable[[Path], list[str]]:
+    """How many rows have times, and what is wrong or late."""
+
+    def tell(out: Path) -> list[str]:
+        rows = read(out / name)
+        cases = {(row["op"], *row["shape"], row["dtype"], row["fused"]) for row in timed(rows)}
+        return [f"{len(timed(rows))} rows with a time, of {len(cases)} cases", *failures(rows)]
+
+    return tell
+
+
+def limited(parts: list[Part], to: Settings) -> list[Part]:
+    """As they are or, rehearsed, with time for a slow CPU that interprets."""
+    slower = REHEARSED if to.rehearse else 1
+    return [replace(part, seconds=slower * part.seconds) for part in parts]
+
+
+def measuring(to: Settings) -> list[Part]:
+    """Smoke, tests, benchmarks, figures."""
+    smoke = "benchmarks/test_smoke.py"
+    tests = TESTS[:1] if to.rehearse else TESTS
+    patience = 280 if to.rehearse else 20  # of one test
+    return limited(
+        [
+            Part(
+                "smoke", 40,
+                pytest(to, "smoke", CPUS, patience, smoke, "-k", "not cluster"),
+                tests_ended("smoke"),
+            ),
+            Part(
+                "smoke-clusters", 20,
+                pytest(to, "smoke-clusters", 8, min(patience, 12), smoke, "-k", "cluster"),
+                tests_ended("smoke-clusters"),
+            ),
+            Part(
+                "test", 120, pytest(to, "test", CPUS, patience, "-m", "not slow", *tests),
+                tests_ended("test"),
+            ),
+            *timing(to, "bench", OTHERS[:2] if to.rehearse else OTHERS, (25, 75)),
+            *timing(to, "bench-clusters", CLUSTERS, (15, 30), "--append"),
+            Part(
+                "plot", 20,
+                python("-m", "benchmarks.plot", to.out / "rows.jsonl", "--out", to.out,
+                       *(("--rehearsal",) if to.rehearse else ())),
+            ),
+        ],
+        to,
+    )  # fmt: skip
+
+
+def timing(
+    to: Settings, name: str, providers: Sequence[str], seconds: tuple[float, float], *words: str
+) -> list[Part]:
+    """Compiling for `providers` in all processes, then timing them in one.
+
+    Clusters wait for one another: where the smoke's did not pass, they are left alone.
+    """
+    after = ("smoke-clusters",) if providers == CLUSTERS else ()
+    cases = "--tiny" if to.rehearse else "--quick"
+    jobs = 2 if to.rehearse else CPUS
+    budget = REHEARSED * seconds[1] if to.rehearse else seconds[1] - STARTING
+    rows = to.out / "rows.jsonl"
+    run = python(
+        "-m", "benchmarks.run", cases, "--out", rows, "--budget", str(budget),
+        *(("--commit", to.commit) if to.commit else ()), *words, "--providers", *providers,
+    )  # fmt: skip
+    warm = python(
+        "-m", "benchmarks.warm", cases, "--jobs", str(jobs), "--providers", *providers
+    )  # fmt: skip
+    return [
+        Part(f"{name}-compile", seconds[0], warm, after=after),
+        Part(name, seconds[1], run, rows_written("rows.jsonl"), after=after),
+    ]
+
+
+def tuning(to: Settings) -> list[Part]:
+    """The alternatives for goals that the rows in `out` miss."""
+    command = python(
+        "-m", "benchmarks.tune", to.out / "rows.jsonl", "--out", to.out / "tune.jsonl",
+        "--budget", str(90 - STARTING), *(("--rehearse",) if to.rehearse else ()),
+    )  # fmt: skip
+    return limited([Part("tune", 90, command)], to)
+
+
+def studying(to: Settings) -> list[Part]:
+    """Images/s of every norm, then as many epochs as fit; a second call goes on where it ended."""
+    shared: tuple[str | Path, ...]
+    if to.rehearse:
+        norms: tuple[str, ...] = ("bn", "none")
+        shared = ("--dataset", "digits", "--device", "cpu", "--depth-n", "1")
+        turns: tuple[str, ...] = ("--steps", "1", "--rounds", "1", "--no-compile")
+    else:
+        norms, turns = NORMS, ("--steps", "20", "--rounds", "5")
+        shared = ("--data-dir", DATA, "--dataset-label", LABEL, "--device", "cuda", "--amp", "bf16",
+                  "--channels-last", "--cuda-graph")  # fmt: skip
+    speed = python("cifar/speed.py", *shared)
+    compiling = " & ".join(
+        shlex.join((*speed, "--steps", "1", "--rounds", "1", "--norms", norm, "--output",
+                    str(to.out / f"compile-{norm}.jsonl")))
+        for norm in norms
+    )  # fmt: skip
+    train = python("-m", "benchmarks.fitting_study", "--seconds", str(65 - STARTING), "--output",
+                   STUDY, "--variants", *norms, *shared)  # fmt: skip
+    parts = [
+        Part("speed-compile", 55, ("bash", "-c", f"{compiling} & wait")),
+        Part("speed", 75, (*speed, *turns, "--output", str(STUDY / "speed.jsonl"),
+                           "--norms", *norms)),
+        Part("train", 65, train),
+        Part("report", 20, ("bash", "-c", REPORT, "bash", sys.executable, str(STUDY), str(to.out))),
+    ]  # fmt: skip
+    if to.data is not None and not DATA.exists():
+        parts.insert(0, Part("unpack", 20, python("cifar/pack.py", to.data, DATA)))
+    return limited(parts[1:] if to.rehearse else parts, to)
+
+
+REPORT = """
+"$1" cifar/report.py "$2" && cp "$2/report.html" "$3" &&
+tar czf "$3/study.tar.gz" -C "$(dirname "$2")" "$(basename "$2")"
+"""
+# Begun by `make gpu`, `make gpu-tune` and `make gpu-study`.
+PLANS = {
+    "gpu": Plan(345, measuring),
+    "tune": Plan(90, tuning),
+    "study": Plan(235, studying),
+}
