@@ -81,7 +81,8 @@ export TRITON_INTERPRET := 1
 export OMP_NUM_THREADS := 1
 WINDOW_ARGS += --rehearse
 endif
-export PYTHONPATH := $(CURDIR)/.site$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu gpu-smoke gpu-test gpu-bench gpu-plot gpu-tune gpu-study: \
+    export PYTHONPATH := $(CURDIR)/.site$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 gpu: gpu-ready  ## on a GPU, into OUT=DIR, in 6 minutes: smoke, tests, benchmarks, figures
 	@$(WINDOW) gpu $(WINDOW_ARGS)
@@ -116,17 +117,27 @@ gpu-wheels:  ## with a network: fetch into .wheels what a machine without one ma
 gpu-ready:
 	@test -n "$(OUT)" || { echo "say where to: make gpu OUT=DIR" >&2; exit 1; }
 	@mkdir -p "$(OUT)"
-	@$(PYTHON) -c 'import torch' 2>/dev/null || \
-	    { echo "'$(PYTHON)' has no torch; PYTHON= names another, after make env .venv/bin/python" >&2; exit 1; }
-ifndef REHEARSE
-	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	    { echo "torch sees no GPU here; REHEARSE=1 goes the same way on a CPU" >&2; exit 1; }
-endif
 	@test ! -d .wheels -o -d .site || $(PYTHON) -m pip install -q --no-index --no-deps --no-compile \
 	    --target .site .wheels/*.whl || \
 	    echo "without the wheels of .wheels: see make gpu-wheels WHEEL_PYTHON=3.x" >&2
-	@$(PYTHON) -c 'import fastnorm.kernels' 2>/dev/null || \
-	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	@$(PYTHON) -c "$$READY" 2>/dev/null; case $$? in 0) ;; \
+	    3) echo "torch sees no GPU here; REHEARSE=1 goes the same way on a CPU" >&2; exit 1;; \
+	    4) $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .;; \
+	    *) echo "'$(PYTHON)' has no torch; PYTHON= names another, after make env .venv/bin/python" >&2; exit 1;; \
+	    esac
+
+# Exit codes: 3 without a GPU, 4 where fastnorm with its kernels has to be installed. torch takes
+# seconds to import: once is enough.
+define READY
+import sys, torch
+if not "$(REHEARSE)" and not torch.cuda.is_available():
+    sys.exit(3)
+try:
+    import fastnorm.kernels
+except ImportError:
+    sys.exit(4)
+endef
+export READY
 
 clean:  ## remove .venv and everything generated but data and runs
 	rm -rf .venv .triton .wheels .site build dist docs/_build *.egg-info

@@ -94,7 +94,7 @@ def forced(alternative: Alternative) -> Iterator[None]:
             setattr(MODULES[module], constant, value)
         if alternative.warps:
             stack.callback(setattr, tiers, "first_with_room", choose)
-            setattr(tiers, "first_with_room", with_its_warps)
+            tiers.first_with_room = with_its_warps
         if alternative.tier:
             stack.enter_context(tiers.force(alternative.tier))
         _forget_plans()

@@ -56,7 +56,8 @@ class Lines:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
-        outcome, recorded = report.outcome, dict(report.user_properties)
+        outcome: str = report.outcome
+        recorded = dict(report.user_properties)
         if report.skipped:
             outcome = "xfailed" if hasattr(report, "wasxfail") else "not here"
         crash = getattr(report.longrepr, "reprcrash", None)

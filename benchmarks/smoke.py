@@ -89,7 +89,7 @@ def _sizes() -> dict[str, tuple[int, ...]]:
 
 SIZES = _sizes()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FUSIONS = (
+FUSIONS: tuple[dict[str, Any], ...] = (
     {}, {"activation": "relu", "residual": True}, {"activation": "gelu"},
     {"activation": "relu"}, {"activation": "silu", "residual": True}, {"residual": True},
     {"activation": "gelu", "residual": True}, {"activation": "silu"},
@@ -116,8 +116,8 @@ def cases() -> list[SmokeCase]:
         found += [SmokeCase(op, sizes["odd"], next(dtypes), layout) for op in ("bn", "gn", "bin")]
     for op in ("bn", "gn", "in"):
         found.append(SmokeCase(op, sizes["odd"], next(dtypes), tier="streaming", **next(fusions)))
-    for op, shape in (("bn", "one_program"), ("gn", "streaming"), ("ln", "rows"), ("rms", "rows")):
-        found.append(SmokeCase(op, sizes[shape], next(dtypes), unaligned=True))
+    for op, size in (("bn", "one_program"), ("gn", "streaming"), ("ln", "rows"), ("rms", "rows")):
+        found.append(SmokeCase(op, sizes[size], next(dtypes), unaligned=True))
     found.append(SmokeCase("bn", sizes["streaming"], tier="streaming", unaligned=True))
     found += [SmokeCase(op, sizes["long"], next(dtypes)) for op in ("bn", "gn", "in", "bin")]
     for op in EVALUATION:
