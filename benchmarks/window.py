@@ -97,7 +97,7 @@ def table(ended: Sequence[Ended], out: Path) -> list[str]:
     for each in ended:
         part = each.part
         limit = f"{each.seconds:6.1f} of {part.seconds:3.0f} s"
-        lines.append(f"{part.name:16} {each.outcome:9} {limit}  {each.detail}".rstrip())
+        lines.append(f"{part.name:22} {each.outcome:9} {limit}  {each.detail}".rstrip())
         lines += [f"    {line}" for line in part.tells(out)]
     return lines
 
