@@ -5,7 +5,7 @@ NOTES.md says why each might be faster; none has been timed.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.goals import COPY, HOST, Goal
@@ -23,13 +23,13 @@ PLANS = (
 class Alternative:
     """Constants of `kernels/tilings.py` and `row_geometry.py`, warps and a tier to be forced."""
 
-    constants: dict[str, Any] = field(default_factory=dict)  # by "module.NAME"
+    constants: tuple[tuple[str, int], ...] = ()  # "module.NAME" and its value
     warps: int | None = None
     tier: str | None = None
 
     @property
     def name(self) -> str:
-        parts = [f"{name} = {value}" for name, value in self.constants.items()]
+        parts = [f"{name} = {value}" for name, value in self.constants]
         parts += [f"{self.warps} warps"] if self.warps else []
         return ", ".join(parts + ([f"tier {self.tier}"] if self.tier else [])) or "as it is"
 
@@ -38,19 +38,19 @@ AS_IT_IS = Alternative()
 ROWS_FORWARD = (
     Alternative(warps=8),
     Alternative(warps=2),
-    Alternative({"row_geometry.TILE": 8192}),
+    Alternative((("row_geometry.TILE", 8192),)),
 )
 ROWS_BACKWARD = (
-    Alternative({"row_geometry.BACKWARD_TILE": 4096}, warps=8),
-    Alternative({"row_geometry.BACKWARD_TILE": 4096}),
+    Alternative((("row_geometry.BACKWARD_TILE", 4096),), warps=8),
+    Alternative((("row_geometry.BACKWARD_TILE", 4096),)),
     Alternative(warps=8),
     Alternative(tier="streaming"),
 )
 CLUSTERS = (
-    Alternative({"tilings.CLUSTER_TILE_BYTES": 16384}),
-    Alternative({"tilings.CLUSTER_TILE_BYTES": 16384}, warps=4),
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),)),
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),), warps=4),
     Alternative(warps=16),
-    Alternative({"tilings.MOST_MEMBERS": 132}),
+    Alternative((("tilings.MOST_MEMBERS", 132),)),
     Alternative(tier="streaming"),
 )
 SMALL_SETS = (
@@ -60,9 +60,9 @@ SMALL_SETS = (
 )
 SMALL_BATCHES = (
     Alternative(tier="cluster"),
-    Alternative({"tilings.ENOUGH_PROGRAMS": 132}),
-    Alternative({"tilings.ENOUGH_PROGRAMS": 792}),
-    Alternative({"tilings.STREAMING_TILE": 2048}),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 132),)),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 792),)),
+    Alternative((("tilings.STREAMING_TILE", 2048),)),
 )
 
 
@@ -88,7 +88,7 @@ def forced(alternative: Alternative) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         stack.callback(_forget_plans)
-        for name, value in alternative.constants.items():
+        for name, value in alternative.constants:
             module, constant = name.split(".")
             stack.callback(setattr, MODULES[module], constant, getattr(MODULES[module], constant))
             setattr(MODULES[module], constant, value)

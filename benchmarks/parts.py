@@ -16,20 +16,26 @@ from benchmarks.rows import failures, read, timed
 
 REHEARSED = 12  # times the seconds, on two slow cores
 STARTING = 9.0  # seconds until a process that imports torch has begun, and for its end
+LAST_TEST = 7.0  # seconds for those that run when no more may begin
+PATIENCE = 15.0  # seconds, of one test, most of which compiles
 OTHERS = ("fastnorm", "eager", "compile", "liger", "quack", "cudnn")
 CLUSTERS = ("fastnorm-coop",)
 CPUS = 14  # processes that compile and test; two cores are left to what watches them
-STUDY = Path("runs/gpu-study")
 DATA = Path("runs/data")
 LABEL = "CIFAR-10 (JPEG q75)"
 NORMS = ("bn", "bin", "gn", "in", "ln", "none")
-# The part of the suite for 120 s: what smoke leaves out. Most of that time Triton compiles, about
-# 1.5 s a kernel and core: README.md says how many each of these files needs.
+# What smoke leaves out, the most telling first: odd shapes, running statistics, gradients that
+# finite differences confirm, far means, fusions. Nearly all of the time Triton compiles, 1 to 2 s
+# a kernel and core; what 120 s do not reach is counted.
 TESTS = (
     "tests/functional/test_forward.py",
+    "tests/functional/test_running_stats.py",
     "tests/test_gradients.py",
-    "tests/kernels/test_launch.py",
     "tests/test_precision.py",
+    "tests/functional/test_fused.py",
+    "tests/functional/test_add_norm_gradients.py",
+    "tests/functional/test_weight.py",
+    "tests/test_regressions.py",
 )
 
 
@@ -77,13 +83,19 @@ def python(*words: str | Path) -> tuple[str, ...]:
     return (sys.executable, *map(str, words))
 
 
-def pytest(to: Settings, name: str, jobs: int, timeout: int, *words: str) -> tuple[str, ...]:
-    """Tests in `jobs` processes; one that hangs costs `timeout` seconds and its process."""
-    return python(
+def pytest(to: Settings, name: str, seconds: float, jobs: int, *words: str) -> Part:
+    """Tests in `jobs` processes, in order; one that hangs costs PATIENCE seconds and its process.
+
+    None begins so late that it might not end.
+    """
+    late = REHEARSED * seconds if to.rehearse else seconds - LAST_TEST
+    command = python(
         "-m", "pytest", "-q", "--tb=short", "-n", "2" if to.rehearse else str(jobs),
-        "--dist", "worksteal", "--timeout", str(timeout), "--timeout-method", "thread",
+        "--dist", "load", "--maxschedchunk", "2", "--timeout-method", "thread",
+        "--timeout", str(280 if to.rehearse else PATIENCE), "--seconds", str(late),
         "-p", "benchmarks.pytest_lines", "--lines", to.out / f"{name}.jsonl", *words,
     )  # fmt: skip
+    return Part(name, seconds, command, tests_ended(name))
 
 
 def tests_ended(name: str) -> Callable[[Path], list[str]]:
@@ -109,25 +121,14 @@ def limited(parts: list[Part], to: Settings) -> list[Part]:
 
 def measuring(to: Settings) -> list[Part]:
     """Smoke, tests, benchmarks, figures."""
-    smoke = "benchmarks/test_smoke.py"
+    smoke, clusters = "benchmarks/test_smoke.py", "cluster"  # which the names of theirs say
     tests = TESTS[:1] if to.rehearse else TESTS
-    patience = 280 if to.rehearse else 20  # of one test
+    kernels = ("-m", "not slow", "-k", "not aten and not reference")
     return limited(
         [
-            Part(
-                "smoke", 40,
-                pytest(to, "smoke", CPUS, patience, smoke, "-k", "not cluster"),
-                tests_ended("smoke"),
-            ),
-            Part(
-                "smoke-clusters", 20,
-                pytest(to, "smoke-clusters", 8, min(patience, 12), smoke, "-k", "cluster"),
-                tests_ended("smoke-clusters"),
-            ),
-            Part(
-                "test", 120, pytest(to, "test", CPUS, patience, "-m", "not slow", *tests),
-                tests_ended("test"),
-            ),
+            pytest(to, "smoke", 37, CPUS, smoke, "-k", f"not {clusters}"),
+            pytest(to, "smoke-clusters", 23, CPUS, smoke, "-k", clusters),
+            pytest(to, "test", 120, CPUS, *kernels, *tests),
             *timing(to, "bench", OTHERS[:2] if to.rehearse else OTHERS, (25, 75)),
             *timing(to, "bench-clusters", CLUSTERS, (15, 30), "--append"),
             Part(
@@ -169,40 +170,43 @@ def tuning(to: Settings) -> list[Part]:
     """The alternatives for goals that the rows in `out` miss."""
     command = python(
         "-m", "benchmarks.tune", to.out / "rows.jsonl", "--out", to.out / "tune.jsonl",
-        "--budget", str(90 - STARTING), *(("--rehearse",) if to.rehearse else ()),
+        "--budget", str(REHEARSED * 90 if to.rehearse else 90 - STARTING), *(("--rehearse",) if to.rehearse else ()),
     )  # fmt: skip
     return limited([Part("tune", 90, command)], to)
 
 
 def studying(to: Settings) -> list[Part]:
     """Images/s of every norm, then as many epochs as fit; a second call goes on where it ended."""
-    shared: tuple[str | Path, ...]
+    study = Path("runs/gpu-study-rehearsal" if to.rehearse else "runs/gpu-study")
     if to.rehearse:
         norms: tuple[str, ...] = ("bn", "none")
-        shared = ("--dataset", "digits", "--device", "cpu", "--depth-n", "1")
-        turns: tuple[str, ...] = ("--steps", "1", "--rounds", "1", "--no-compile")
+        turns, most = ("--steps", "1", "--rounds", "1"), 1
+        shared: tuple[str, ...] = ("--dataset", "digits", "--device", "cpu", "--depth-n", "1")
+        once: tuple[str, ...] = ("--no-compile",)
     else:
-        norms, turns = NORMS, ("--steps", "20", "--rounds", "5")
-        shared = ("--data-dir", DATA, "--dataset-label", LABEL, "--device", "cuda", "--amp", "bf16",
-                  "--channels-last", "--cuda-graph")  # fmt: skip
-    speed = python("cifar/speed.py", *shared)
+        norms, turns, most, once = NORMS, ("--steps", "20", "--rounds", "5"), 100, ()
+        shared = ("--data-dir", str(DATA), "--dataset-label", LABEL, "--device", "cuda", "--amp",
+                  "bf16", "--channels-last", "--cuda-graph")  # fmt: skip
+    # Compiling is most of it: all norms at once, whose figures then say nothing.
     compiling = " & ".join(
-        shlex.join((*speed, "--steps", "1", "--rounds", "1", "--norms", norm, "--output",
-                    str(to.out / f"compile-{norm}.jsonl")))
+        shlex.join(python("cifar/speed.py", *shared, *once, "--steps", "1", "--rounds", "1",
+                          "--norms", norm, "--output", to.out / f"compile-{norm}.jsonl"))
         for norm in norms
     )  # fmt: skip
-    train = python("-m", "benchmarks.fitting_study", "--seconds", str(65 - STARTING), "--output",
-                   STUDY, "--variants", *norms, *shared)  # fmt: skip
+    speed = python("cifar/speed.py", *shared, *once, *turns, "--norms", *norms, "--output",
+                   study / "speed.jsonl")  # fmt: skip
+    seconds = 12 * 65 if to.rehearse else 65 - STARTING
+    train = python("-m", "benchmarks.fitting_study", "--seconds", str(seconds), "--output", study,
+                   "--most", str(most), "--variants", *norms, *shared)  # fmt: skip
     parts = [
         Part("speed-compile", 55, ("bash", "-c", f"{compiling} & wait")),
-        Part("speed", 75, (*speed, *turns, "--output", str(STUDY / "speed.jsonl"),
-                           "--norms", *norms)),
+        Part("speed", 75, speed),
         Part("train", 65, train),
-        Part("report", 20, ("bash", "-c", REPORT, "bash", sys.executable, str(STUDY), str(to.out))),
-    ]  # fmt: skip
+        Part("report", 20, ("bash", "-c", REPORT, "bash", sys.executable, str(study), str(to.out))),
+    ]
     if to.data is not None and not DATA.exists():
         parts.insert(0, Part("unpack", 20, python("cifar/pack.py", to.data, DATA)))
-    return limited(parts[1:] if to.rehearse else parts, to)
+    return limited(parts, to)
 
 
 REPORT = """

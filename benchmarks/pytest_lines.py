@@ -15,25 +15,44 @@ from typing import Any
 
 import pytest
 
+from benchmarks.rows import NOT_REACHED, read
+
 LONGEST_MESSAGE = 500  # characters
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lines", type=Path, help="write a line of JSON for each test to this file")
+    parser.addoption("--seconds", type=float, help="skip tests that would begin after so long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seconds is not None:
+        config.pluginmanager.register(Until(config))
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(BrokenDevice())
     elif config.option.lines is not None:
         config.pluginmanager.register(Lines(config, config.option.lines))
 
 
+class Until:
+    """Skips what would begin too late. The workers get the controller's time with its options."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        if not hasattr(config, "workerinput"):
+            config.option.not_after = time.time() + config.option.seconds
+        self.not_after: float = config.option.not_after
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if time.time() > self.not_after:
+            pytest.skip(NOT_REACHED)
+
+
 class Lines:
     """Writes the file, and prints what a test recorded about itself."""
 
     def __init__(self, config: pytest.Config, file: Path) -> None:
-        self.config, self.begin = config, time.perf_counter()
+        self.config, self.begin, self.any_passed = config, time.perf_counter(), False
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file = file.open("w")
 
@@ -57,9 +76,12 @@ class Lines:
         if report.when != "call" and report.passed:
             return
         outcome: str = report.outcome
+        self.any_passed |= report.when == "call" and report.passed
         recorded = dict(report.user_properties)
         if report.skipped:
             outcome = "xfailed" if hasattr(report, "wasxfail") else "not here"
+            if NOT_REACHED in report.longreprtext:
+                outcome = "not reached"
         crash = getattr(report.longrepr, "reprcrash", None)
         text = crash.message if crash else report.longreprtext
         message = text[:LONGEST_MESSAGE] if report.failed else ""
@@ -71,6 +93,11 @@ class Lines:
             reporter = self.config.pluginmanager.getplugin("terminalreporter")
             words = (f"{key} {value}" for key, value in recorded.items())
             reporter.write_line(f"{outcome:8} {report.nodeid.split('::')[-1]}  {', '.join(words)}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.any_passed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED  # what ran no test has no say
 
 
 class BrokenDevice:
@@ -103,7 +130,7 @@ def is_broken() -> bool:
 
 def summary(file: Path) -> list[str]:
     """What became of the tests: a line of counts, then failures, and tests that never ended."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read(file)
     collected = max((line["collected"] for line in lines if "collected" in line), default=0)
     last = {line["test"]: line for line in lines if "test" in line}
     # A crash is told of after the failure that led to it: that comes first here.

@@ -77,13 +77,14 @@ def _sizes() -> dict[str, tuple[int, ...]]:
     """Shapes for each purpose: on a GPU many units, members and pieces; interpreted, small."""
     if INTERPRETED:
         return {
-            "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "cluster": (2, 8, 8, 16),
-            "odd": (3, 12, 7, 7), "long": (2, 8, 16, 32), "rows": (6, 64), "long_rows": (3, 200),
+            "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
+            "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
+            "rows": (6, 64), "long_rows": (3, 200),
         }  # fmt: skip
     return {
-        "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "cluster": (16, 64, 56, 56),
-        "odd": (16, 24, 7, 7), "long": (8, 16, 224, 224), "rows": (1000, 1024),
-        "long_rows": (37, 40000),
+        "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
+        "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
+        "rows": (1000, 1024), "long_rows": (37, 40000),
     }  # fmt: skip
 
 
@@ -138,11 +139,12 @@ def next_layout(found: list[SmokeCase]) -> str:
 def cluster_cases() -> list[SmokeCase]:
     """Those of programs that wait for one another."""
     sizes, fusions, dtypes = SIZES, cycle(FUSIONS), cycle(DTYPES)
-    found = [
-        SmokeCase(op, sizes["cluster"], next(dtypes), layout, "cluster", **next(fusions))
-        for layout in LAYOUTS
-        for op in ("bn", "gn", "in", "bin", "mean")
-    ]
+    found = []
+    for layout in LAYOUTS:
+        for op in ("bn", "gn", "in", "bin", "mean"):
+            shape = sizes["cluster_mix" if op == "bin" else "cluster"]  # whole instances in a tile
+            case = SmokeCase(op, shape, next(dtypes), layout, "cluster", **next(fusions))
+            found.append(case)
     found += [
         SmokeCase(op, sizes["long_rows"], next(dtypes), tier="cluster")
         for op in ("ln", "rms", "add_ln")

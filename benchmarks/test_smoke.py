@@ -15,7 +15,6 @@ from benchmarks import smoke
 from benchmarks.smoke import SmokeCase, Tensors
 from fastnorm import reference
 
-pytestmark = pytest.mark.timeout(30)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="not here: it needs CUDA")
 SPECIAL = {  # of which the first counts tickets, the second gathers, the others do neither

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,9 +62,12 @@ def _case(row: Row) -> Case:
 
 
 def rehearsal() -> list[Task]:
-    """A goal of each kind, with a case that a CPU can interpret."""
-    kinds = {(goal.unit, goal.direction, goal.provider): goal for goal in reversed(goals.GOALS)}
-    return [Task(goal, tiny()[0]) for goal in kinds.values()]
+    """A goal and a case that a CPU can interpret for each list of alternatives."""
+    kinds: dict[tuple[Alternative, ...], Task] = {}
+    for goal, case in product(goals.GOALS, tiny()):
+        kinds.setdefault(alternatives(goal, case.op), Task(goal, case))
+    kinds.pop(())
+    return list(kinds.values())
 
 
 def time_one(task: Task, alternative: Alternative, device: Clock, copy_gbps: float) -> Line:

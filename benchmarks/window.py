@@ -3,7 +3,7 @@
 A plan is a list of parts, each a command in a process of its own with a limit in seconds, hard: the
 process and all it started are killed. No part waits for another's success. What a part prints goes
 to the terminal and to DIR/PART.log as it comes. Each plan ends with a table and, last, one line:
-which parts passed, and where the files lie. Exit code 0 if all passed.
+which parts passed, and where the files lie. Exit code 0 if all passed, 3 if another call goes on.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from typing import IO
 
 from benchmarks.parts import PLANS, REHEARSED, Part, Settings
 
+OUTCOMES = ("passed", "failed", "timed out", "not begun", "call again")
+CALL_AGAIN = 3  # the exit code of a part that another call goes on with
 KILL_SECONDS = 5.0  # for a killed process to go: one that waits for a broken GPU may not
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a part went: `outcome` is passed, failed, timed out or not begun."""
+    """How a part went: `outcome` is one of OUTCOMES."""
 
     part: Part
     outcome: str
@@ -59,6 +61,8 @@ def run_part(part: Part, out: Path, limit: float) -> Ended:
     seconds = time.perf_counter() - begin
     if code is None:
         return Ended(part, "timed out", seconds, f"killed after {limit:.0f} s")
+    if code == CALL_AGAIN:
+        return Ended(part, "call again", seconds, "time was up; another call goes on")
     return Ended(part, "failed" if code else "passed", seconds, f"exit code {code}" if code else "")
 
 
@@ -105,7 +109,7 @@ def table(ended: Sequence[Ended], out: Path) -> list[str]:
 def last_line(ended: Sequence[Ended], out: Path) -> str:
     """Which parts passed, which did not, and where the files lie."""
     words = []
-    for outcome in ("passed", "failed", "timed out", "not begun"):
+    for outcome in OUTCOMES:
         names = [each.part.name for each in ended if each.outcome == outcome]
         if names:
             words.append(f"{outcome}: {', '.join(names)}")
@@ -137,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = PLANS[args.plan].seconds * (REHEARSED if args.rehearse else 1)
     ended = run_plan(parts, args.out, seconds)
     print("", *table(ended, args.out), last_line(ended, args.out), sep="\n", flush=True)
-    return 0 if all(each.outcome == "passed" for each in ended) else 1
+    found = {each.outcome for each in ended}
+    if found <= {"passed", "call again"}:
+        return CALL_AGAIN if "call again" in found else 0
+    return 1
 
 
 if __name__ == "__main__":
