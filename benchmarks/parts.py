@@ -83,16 +83,21 @@ def python(*words: str | Path) -> tuple[str, ...]:
     return (sys.executable, *map(str, words))
 
 
+def budget(to: Settings, seconds: float, spare: float = STARTING) -> str:
+    """Of a part's seconds those in which something may begin, so that it ends by itself."""
+    return str(REHEARSED * seconds if to.rehearse else seconds - spare)
+
+
 def pytest(to: Settings, name: str, seconds: float, jobs: int, *words: str) -> Part:
     """Tests in `jobs` processes, in order; one that hangs costs PATIENCE seconds and its process.
 
     None begins so late that it might not end.
     """
-    late = REHEARSED * seconds if to.rehearse else seconds - LAST_TEST
     command = python(
         "-m", "pytest", "-q", "--tb=short", "-n", "2" if to.rehearse else str(jobs),
         "--dist", "load", "--maxschedchunk", "2", "--timeout-method", "thread",
-        "--timeout", str(280 if to.rehearse else PATIENCE), "--seconds", str(late),
+        "--timeout", str(280 if to.rehearse else PATIENCE),
+        "--seconds", budget(to, seconds, LAST_TEST),
         "-p", "benchmarks.pytest_lines", "--lines", to.out / f"{name}.jsonl", *words,
     )  # fmt: skip
     return Part(name, seconds, command, tests_ended(name))
@@ -151,10 +156,9 @@ def timing(
     after = ("smoke-clusters",) if providers == CLUSTERS else ()
     cases = "--tiny" if to.rehearse else "--quick"
     jobs = 2 if to.rehearse else CPUS
-    budget = REHEARSED * seconds[1] if to.rehearse else seconds[1] - STARTING
     rows = to.out / "rows.jsonl"
     run = python(
-        "-m", "benchmarks.run", cases, "--out", rows, "--budget", str(budget),
+        "-m", "benchmarks.run", cases, "--out", rows, "--budget", budget(to, seconds[1]),
         *(("--commit", to.commit) if to.commit else ()), *words, "--providers", *providers,
     )  # fmt: skip
     warm = python(
@@ -170,7 +174,7 @@ def tuning(to: Settings) -> list[Part]:
     """The alternatives for goals that the rows in `out` miss."""
     command = python(
         "-m", "benchmarks.tune", to.out / "rows.jsonl", "--out", to.out / "tune.jsonl",
-        "--budget", str(REHEARSED * 90 if to.rehearse else 90 - STARTING), *(("--rehearse",) if to.rehearse else ()),
+        "--budget", budget(to, 90), *(("--rehearse",) if to.rehearse else ()),
     )  # fmt: skip
     return limited([Part("tune", 90, command)], to)
 
@@ -195,8 +199,7 @@ def studying(to: Settings) -> list[Part]:
     )  # fmt: skip
     speed = python("cifar/speed.py", *shared, *once, *turns, "--norms", *norms, "--output",
                    study / "speed.jsonl")  # fmt: skip
-    seconds = 12 * 65 if to.rehearse else 65 - STARTING
-    train = python("-m", "benchmarks.fitting_study", "--seconds", str(seconds), "--output", study,
+    train = python("-m", "benchmarks.fitting_study", "--seconds", budget(to, 65), "--output", study,
                    "--most", str(most), "--variants", *norms, *shared)  # fmt: skip
     parts = [
         Part("speed-compile", 55, ("bash", "-c", f"{compiling} & wait")),

@@ -12,8 +12,14 @@ NOT_REACHED = "not reached within the budget"
 
 def read(file: Path) -> list[Row]:
     """The rows of a file; none where there is no file. A line cut off by a kill is left out."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if line.endswith("\n"):
+                raise
+    return rows
 
 
 def timed(rows: Iterable[Row], provider: str | None = None) -> list[Row]:

@@ -176,7 +176,7 @@ def test_a_test_that_was_cut_is_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_device_costs_one_process(tmp_path: Path) -> None:
-    """What an illegal access leaves behind fails every later test of its process, unless it ends."""
+    """An illegal access fails every later test of its process, unless that ends."""
     (tmp_path / "test_it.py").write_text(
         "import broken, pytest\n"
         "@pytest.mark.parametrize('k', range(6))\n"
