@@ -129,13 +129,10 @@ gpu-ready:
 # Exit codes: 3 without a GPU, 4 where fastnorm with its kernels has to be installed. torch takes
 # seconds to import: once is enough.
 define READY
-import sys, torch
+import importlib.util, sys, torch
 if not "$(REHEARSE)" and not torch.cuda.is_available():
     sys.exit(3)
-try:
-    import fastnorm.kernels
-except ImportError:
-    sys.exit(4)
+sys.exit(0 if importlib.util.find_spec("fastnorm.kernels") else 4)
 endef
 export READY
 

@@ -50,7 +50,7 @@ CLUSTERS = (
     Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),)),
     Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),), warps=4),
     Alternative(warps=16),
-    Alternative((("tilings.CLUSTER_TILE_BYTES", 65536),), warps=16),
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 65536), ("tilings.CLUSTER_LANES", 16)), warps=16),
     Alternative(tier="streaming"),
 )
 SMALL_SETS = (

@@ -8,6 +8,8 @@ import importlib
 import json
 from typing import Any
 
+import torch
+
 import fastnorm
 import fastnorm.functional as F
 from benchmarks import smoke
@@ -27,6 +29,7 @@ def main() -> None:
     def cluster(self: Any, tensors: Any, floats: Any = ()) -> None:
         launched.append(f"cluster {self.kernel.fn.__name__}")
 
+    torch.randn = torch.rand = lambda *size, generator, device: torch.ones(*size)  # quicker
     launch.Launch.__call__ = one  # type: ignore[method-assign]
     clusters.ClusterLaunch.__call__ = cluster  # type: ignore[method-assign]
     clusters.ClusterLaunch.fits = lambda self, tensors, floats: True  # type: ignore[method-assign]
