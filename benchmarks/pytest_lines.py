@@ -35,12 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Until:
-    """Skips what would begin too late. The workers get the controller's time with its options."""
+    """Skips what would begin too late. The workers get the controller's time."""
 
     def __init__(self, config: pytest.Config) -> None:
-        if not hasattr(config, "workerinput"):
-            config.option.not_after = time.time() + config.option.seconds
-        self.not_after: float = config.option.not_after
+        here = {"not_after": time.time() + config.option.seconds}
+        self.not_after: float = getattr(config, "workerinput", here)["not_after"]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["not_after"] = self.not_after
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:

@@ -160,6 +160,32 @@ def test_lines_tell_of_tests_that_crash_or_hang(tmp_path: Path) -> None:
     assert right["error"] == "1e-7" and right["test"].endswith("::test_right")
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_what_would_begin_too_late_is_told(workers: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import time\n"
+        "def test_first(request):\n"
+        "    plugins = request.config.pluginmanager.get_plugins()\n"
+        "    (until,) = [plugin for plugin in plugins if hasattr(plugin, 'not_after')]\n"
+        "    assert until.not_after > time.time()\n"
+        "    until.not_after = 0.0\n"
+        "def test_second():\n"
+        "    pass\n"
+    )
+    told = pytest_lines.summary(run_pytest(tmp_path, *workers, "--seconds", "600"))
+    assert told == ["2 of 2 tests ended: 1 not reached, 1 passed"]
+
+
+def test_a_run_that_reached_no_test_has_not_passed(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    lines = tmp_path / "lines.jsonl"
+    words = ("-q", "-p", "benchmarks.pytest_lines", "--lines", str(lines), "--seconds", "0")
+    command = (sys.executable, "-m", "pytest", "-c", os.devnull, *words, str(tmp_path))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert pytest_lines.summary(lines) == ["1 of 1 tests ended: 1 not reached"]
+
+
 def test_a_test_that_was_cut_is_named(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     lines = (
