@@ -209,11 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f"{args.file} mixes rows of several machines or commits: draw one run at a time")
     if rows[0]["gpu"] is None and not args.rehearsal:
         sys.exit(f"{args.file} was measured on a CPU: not a GPU result (--rehearsal draws it)")
+    print(summary.text(rows), flush=True)  # first: drawing takes long
     args.out.mkdir(parents=True, exist_ok=True)
+    write_tables(rows, args.out / "table.md")
     draw_bandwidth(rows, args.out / "bandwidth.png")
     draw_speedups(rows, args.out / "speedup.png")
-    write_tables(rows, args.out / "table.md")
-    print(summary.text(rows))
     return 0
 
 
