@@ -137,6 +137,8 @@ def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Part]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, parts = parsed(argv)
+    # As an exception it ends the part that runs: else that would outlive this process.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     seconds = PLANS[args.plan].seconds * (REHEARSED if args.rehearse else 1)
     ended = run_plan(parts, args.out, seconds)

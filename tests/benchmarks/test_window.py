@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +70,28 @@ def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) ->
     pids = list(map(int, (tmp_path / "hangs.log").read_text().split()))
     deadline = time.monotonic() + GONE
     while any(map(alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_terminated_window_leaves_no_part_behind(tmp_path: Path) -> None:
+    code = (
+        "from benchmarks import window\n"
+        "from benchmarks.parts import PLANS, Part, Plan\n"
+        "sleeps = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
+        "part = Part('sleeps', 600, (window.sys.executable, '-c', sleeps))\n"
+        "PLANS['gpu'] = Plan(600, lambda settings: [part])\n"
+        f"window.main(['gpu', '--out', {str(tmp_path)!r}])\n"
+    )
+    log = tmp_path / "sleeps.log"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL) as it:
+        while not (log.exists() and log.read_text().endswith("\n")):
+            assert it.poll() is None
+            time.sleep(0.05)
+        it.terminate()
+    assert it.returncode == 128 + signal.SIGTERM
+    deadline = time.monotonic() + GONE
+    while alive(int(log.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
