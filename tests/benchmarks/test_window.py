@@ -251,9 +251,10 @@ def test_a_broken_device_costs_one_process(tmp_path: Path) -> None:
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "MAKE"))}
     command = ["make", "--no-print-directory", f"PYTHON={sys.executable}", *words]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
 
 
+@pytest.mark.timeout(1200)  # a busy machine's: twenty seconds of its time
 def test_a_part_through_make(tmp_path: Path) -> None:
     """The smoke's clusters, interpreted, as they are called where there is a GPU."""
     done = make("gpu", f"OUT={tmp_path}", "REHEARSE=1", "PARTS=smoke-clusters")
