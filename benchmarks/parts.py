@@ -48,7 +48,8 @@ def no_tale(out: Path) -> list[str]:
 class Part:
     """A command, the seconds it may take, and what its files in the folder `out` tell of it.
 
-    It is not begun unless the parts named in `after` passed.
+    It is not begun unless the parts named in `after` passed. `resumes` if its exit code 3 says that
+    another call goes on.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Part:
     tells: Callable[[Path], list[str]] = no_tale
     after: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    resumes: bool = False
 
     def alone(self) -> "Part":
         """The part run by itself."""
@@ -210,7 +212,7 @@ def studying(to: Settings) -> list[Part]:
             ("bash", "-c", " ".join(("rows=$(mktemp -d);", *compiling, "wait"))),
         ),
         Part("speed", 75, speed),
-        Part("train", 65, train),
+        Part("train", 65, train, resumes=True),
         Part("report", 20, ("bash", "-c", REPORT, "bash", sys.executable, str(study), str(to.out))),
     ]
     if to.data is not None and not DATA.exists():

@@ -38,19 +38,21 @@ def test_each_part_has_its_turn_whatever_became_of_the_others(tmp_path: Path, ca
         [
             script("right", "print('a word')"),
             script("wrong", "print('another'); raise SystemExit(2)"),
-            script("later", "raise SystemExit(3)"),
+            script("later", "raise SystemExit(3)", resumes=True),
+            script("broken", "raise SystemExit(3)"),
             script("last", ""),
         ],
         tmp_path,
         60,
     )
     assert outcomes(ended) == {
-        "right": "passed", "wrong": "failed", "later": "call again", "last": "passed",
+        "right": "passed", "wrong": "failed", "later": "call again",
+        "broken": "failed", "last": "passed",
     }  # fmt: skip
     assert (tmp_path / "right.log").read_text() == "a word\n"
     assert "another\n" in capfd.readouterr().out
     assert window.last_line(ended, tmp_path) == (
-        f"passed: right, last; failed: wrong; call again: later; files: {tmp_path}"
+        f"passed: right, last; failed: wrong, broken; call again: later; files: {tmp_path}"
     )
 
 
