@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-compiled test-matrix test-newest fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
+.PHONY: help env train test test-all test-compiled test-matrix test-newest fuzz bench docs lint dist gpu gpu-smoke gpu-test gpu-bench gpu-plot gpu-tune gpu-study gpu-wheels gpu-ready clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,69 +99,75 @@ dist: env  ## build the source distribution and, from it, the wheel, into dist/
 
 # The targets below need a machine with a GPU and no network: PYTHON's own torch, triton, pytest,
 # pytest-timeout, pytest-xdist, hypothesis, pip, setuptools and matplotlib serve, no .venv is made.
-# REHEARSE=1 goes the same way without a GPU, in Triton's interpreter: few tests, tiny shapes.
-PART_SECONDS := 580
+# What .wheels brings (make gpu-wheels) is installed into .site. REHEARSE=1 goes the same way without
+# a GPU, in Triton's interpreter: few tests, tiny shapes. Order and limits: benchmarks/parts.py.
+WINDOW = $(PYTHON) -m benchmarks.window
+WINDOW_ARGS = --out "$(OUT)" $(if $(PARTS),--parts $(PARTS)) $(if $(COMMIT),--commit $(COMMIT))
 ifdef REHEARSE
 export TRITON_INTERPRET := 1
 export OMP_NUM_THREADS := 1
-GPU_TESTS := -n 2 tests/functional/test_forward.py
-GPU_CASES := --tiny
-GPU_PLOT := --rehearsal
-else
-GPU_TESTS := -n 14 tests --ignore tests/cifar
-GPU_CASES := --quick
+WINDOW_ARGS += --rehearse
 endif
+gpu gpu-smoke gpu-test gpu-bench gpu-plot gpu-tune gpu-study: \
+    export PYTHONPATH := $(CURDIR)/.site$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-gpu:  ## on a GPU, into OUT=DIR: tests, benchmarks, figures (REHEARSE=1: tiny, on a CPU)
-	@status=0; for part in gpu-test gpu-bench gpu-plot; do \
-	    echo "== $$part"; $(MAKE) --no-print-directory $$part || status=1; done; exit $$status
+gpu: gpu-ready  ## on a GPU, into OUT=DIR, in 6 minutes: smoke, tests, benchmarks, figures
+	@$(WINDOW) gpu $(WINDOW_ARGS)
 
-gpu-test: fastnorm-importable  ## part 1 of gpu: the tests, to OUT/tests.log; under 10 minutes
-	@timeout $(PART_SECONDS) $(PYTHON) -m pytest -m "not slow" $(GPU_TESTS) >$(OUT)/tests.log 2>&1; \
-	    status=$$?; tail -n 25 $(OUT)/tests.log; exit $$status
+gpu-smoke: gpu-ready  ## of gpu: every norm, tier, layout, dtype and fusion once; 60 s
+	@$(WINDOW) gpu $(WINDOW_ARGS) --parts smoke smoke-clusters
 
-gpu-bench: fastnorm-importable  ## part 2 of gpu: benchmarks.run, to OUT/rows.jsonl; under 10 minutes
-	@PYTHONUNBUFFERED=1 timeout $(PART_SECONDS) \
-	    $(PYTHON) -m benchmarks.run $(GPU_CASES) --out $(OUT)/rows.jsonl $(BENCH_ARGS)
+gpu-test: gpu-ready  ## of gpu: the most telling tests; 120 s
+	@$(WINDOW) gpu $(WINDOW_ARGS) --parts test
 
-gpu-plot: fastnorm-importable  ## part 3 of gpu: figures and tables from OUT/rows.jsonl
-	@timeout $(PART_SECONDS) $(PYTHON) -m benchmarks.plot $(OUT)/rows.jsonl --out $(OUT) $(GPU_PLOT)
+gpu-bench: gpu-ready  ## of gpu: the rows of the goals, checked, then timed; 150 s
+	@$(WINDOW) gpu $(WINDOW_ARGS) --parts bench-compile bench bench-clusters-compile bench-clusters
 
-# Seven variants, speed and batch sizes of the study, in calls of PART_SECONDS each until none is
-# left (the exit code says so: 3 is "call again"). The work lies in runs/gpu-study, which a call
-# continues; OUT gets it as study.tar.gz, to be unpacked into runs/ of another machine.
-STUDY := runs/gpu-study
-ifdef REHEARSE
-STUDY_FLAGS := --parts variants batch --dataset digits --device cpu --epochs 1 --depth-n 1 \
-    --batch-sizes 128 --variants none bn gn
-else
-STUDY_FLAGS := --parts speed variants batch --data-dir runs/data --dataset-label "CIFAR-10 (JPEG q75)" --device cuda \
-    --amp bf16 --channels-last --cuda-graph --batch-sizes 128 8
-endif
-STUDY_ARGS :=
-gpu-study: fastnorm-importable  ## on a GPU, into OUT=DIR: CIFAR study of DATA=ARCHIVE; call until it says finished
-	@$(PYTHON) -c 'import tyro' 2>/dev/null || \
-	    $(PYTHON) -m pip install -q --no-index --no-deps .wheels/*.whl
-ifndef REHEARSE
-	@test -d runs/data || $(PYTHON) cifar/pack.py $(DATA) runs/data
-endif
-	@$(PYTHON) cifar/study.py --output $(STUDY) --seeds 0 \
-	    --seconds $$(($(PART_SECONDS) - 120)) $(STUDY_FLAGS) $(STUDY_ARGS); status=$$?; \
-	    $(PYTHON) cifar/report.py $(STUDY) && cp $(STUDY)/report.html $(OUT); \
-	    tar czf $(OUT)/study.tar.gz -C $(dir $(STUDY)) $(notdir $(STUDY)) && exit $$status
+gpu-plot: gpu-ready  ## of gpu: figures and tables from OUT/rows.jsonl
+	@$(WINDOW) gpu $(WINDOW_ARGS) --parts plot
 
-gpu-wheels:  ## with a network: fetch into .wheels what gpu-study may lack on a machine without
-	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d .wheels tyro docstring-parser typeguard
+gpu-tune: gpu-ready  ## on a GPU, after gpu, 90 s: what to change where a goal is missed by a tenth
+	@$(WINDOW) tune $(WINDOW_ARGS)
 
-fastnorm-importable:
+gpu-study: gpu-ready  ## on a GPU, into OUT=DIR, in 4 minutes: CIFAR study of DATA=ARCHIVE; resumes
+	@$(WINDOW) study $(WINDOW_ARGS) $(if $(DATA),--data "$(DATA)")
+
+# For the Python and system of the machine with the GPU. quack-kernels needs nvidia-cutlass-dsl, of
+# 97 MB: it takes part where it is installed already.
+WHEEL_PYTHON := 3.12
+WHEELS := liger-kernel==0.8.5 nvidia-cudnn-frontend==1.32.0 tyro docstring-parser typeguard
+gpu-wheels:  ## with a network: fetch into .wheels what a machine without one may lack (13 MB)
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version $(WHEEL_PYTHON) \
+	    --implementation cp $(foreach n,17 27 28,--platform manylinux_2_$(n)_x86_64) \
+	    --platform manylinux2014_x86_64 -d .wheels $(WHEELS)
+
+gpu-ready:
 	@test -n "$(OUT)" || { echo "say where to: make gpu OUT=DIR" >&2; exit 1; }
-	@mkdir -p $(OUT)
-	@$(PYTHON) -c 'import torch' 2>/dev/null || \
-	    { echo "'$(PYTHON)' has no torch; PYTHON= names another, after make env .venv/bin/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import fastnorm.kernels' 2>/dev/null || \
-	    $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	@mkdir -p "$(OUT)"
+	@test ! -d .wheels -o -d .site || $(PYTHON) -m pip install -q --no-index --no-deps --no-compile \
+	    --target .site .wheels/*.whl || \
+	    echo "without the wheels of .wheels: see make gpu-wheels WHEEL_PYTHON=3.x" >&2
+	@$(PYTHON) -c "$$READY" 2>/dev/null; case $$? in 0) ;; \
+	    3) echo "torch sees no GPU here; REHEARSE=1 goes the same way on a CPU" >&2; exit 1;; \
+	    4) $(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .;; \
+	    *) echo "'$(PYTHON)' has no torch; PYTHON= names another, after make env .venv/bin/python" >&2; exit 1;; \
+	    esac
+
+# Exit codes: 3 without a GPU, 4 where fastnorm with its kernels has to be installed. torch takes
+# seconds to import: once is enough.
+define READY
+import importlib.util, sys, torch
+if not "$(REHEARSE)" and not torch.cuda.is_available():
+    sys.exit(3)
+sys.exit(0 if importlib.util.find_spec("fastnorm.kernels") else 4)
+endef
+export READY
 
 clean:  ## remove .venv and everything generated but data and runs
+<<<<<<< HEAD
 	rm -rf .venv .triton .newest .wheels build dist docs/_build *.egg-info
+=======
+	rm -rf .venv .triton .wheels .site build dist docs/_build *.egg-info
+>>>>>>> gpu
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

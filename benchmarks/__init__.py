@@ -5,7 +5,15 @@
     check                 a provider's results against float64, before any timing
     timing, allocator     the clocks of a GPU and of a CPU; malloc kept out of them
     measure, run          one case; `python -m benchmarks.run`, which writes the rows
-    summary, plot         the goals, reached or not; `python -m benchmarks.plot`, the figures
+    warm                  `python -m benchmarks.warm`: compiles for a run, in many processes
+    rows, goals           the rows as they are read; the goals, met or missed
+    summary, plot         speed-ups as text; `python -m benchmarks.plot`, the figures
+    readme                `python -m benchmarks.readme`: README.md's table of goals
+    window, parts         `make gpu` and its like: parts with hard limits; which they are
+    smoke, test_smoke     each norm, tier, layout, dtype and fusion once, against float64
+    pytest_lines          a plugin: a line for each test, for runs that may be cut
+    alternatives, tune    `make gpu-tune`: other tiles, warps and tiers where a goal is missed
+    fitting_study         of `make gpu-study`: cifar/study.py with as many epochs as fit
     cpu, plot_cpu         `python -m benchmarks.cpu`, pairs on a CPU; results/cpu.png of its rows
     test_norms            the same cases with pytest-benchmark
     compile_only          kernels compiled for a GPU that is not there

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from benchmarks.shapes import Case
 
-# Their parameters stay float32 beside 16-bit activations, as autocast leaves them; torch's group
-# and layer norm want the activations' own dtype.
+# Their parameters stay float32 beside 16-bit activations, as autocast leaves them; torch's group,
+# layer and RMS norm want the activations' own dtype.
 FLOAT32_PARAMETERS = ("bn", "bn_eval", "in", "bin")
 
 
@@ -34,7 +34,9 @@ class Inputs(NamedTuple):
 
     def leaves(self, op: str) -> dict[str, Tensor]:
         """The tensors that the operator has a gradient for, under their gradients' names."""
-        found = {"dx": self.x, "dweight": self.weight, "dbias": self.bias}
+        found = {"dx": self.x, "dweight": self.weight}
+        if op != "rms":
+            found["dbias"] = self.bias
         if self.residual is not None:
             found["dresidual"] = self.residual
         if op == "bin":

@@ -1,22 +1,50 @@
 """One case measured: checked, then each provider timed in each direction, a row for each timing."""
 
+import contextlib
 import importlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import torch
 
 from benchmarks.check import WrongResult, check, step
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.providers import Forward, Provider
-from benchmarks.shapes import DIRECTIONS, Case
+from benchmarks.rows import NOT_REACHED, Row
+from benchmarks.shapes import DIRECTIONS, Case, describe
 from benchmarks.timing import Call, Clock, Spread
 
-Row = dict[str, Any]
 MOST_SETS = 512
+
+
+class Budget:
+    """Seconds that a run may take: a provider starts only where its longest case would fit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.begin = time.perf_counter()
+        self.longest: dict[str, float] = {}
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def allows(self, name: str) -> bool:
+        """Whether another case of the provider fits."""
+        return self.seconds is None or self.elapsed + self.longest.get(name, 0.0) < self.seconds
+
+    @contextlib.contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """One case of the provider; what the first compiles says nothing about the next."""
+        start = self.elapsed
+        yield
+        if name in self.longest:
+            self.longest[name] = max(self.longest[name], self.elapsed - start)
+        else:
+            self.longest[name] = 0.0
 
 
 def input_sets(case: Case, clock: Clock) -> list[Inputs]:
@@ -46,19 +74,6 @@ def launched(provider: Provider, call: Call) -> list[str] | None:
     with importlib.import_module("fastnorm.kernels.launch").record() as names:
         call()
     return names
-
-
-def describe(case: Case) -> Row:
-    """The part of a row that says what was timed."""
-    return {
-        "op": case.op,
-        "family": case.family,
-        "shape": list(case.shape),
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "layout": case.layout,
-        "fused": case.fused,
-        "tensor_bytes": case.nbytes,
-    }
 
 
 def failure(case: Case, provider: Provider, error: Exception) -> Row:
@@ -110,14 +125,20 @@ def provider_rows(
 
 
 def case_rows(
-    case: Case, providers: Sequence[Provider], clock: Clock, copy_gbps: float
+    case: Case, providers: Sequence[Provider], clock: Clock, copy_gbps: float, budget: Budget
 ) -> Iterator[Row]:
-    """All rows of a case, ours first: where they are wrong, there is nothing to compare."""
+    """All rows of a case, ours first: where they are wrong, there is nothing to compare.
+
+    A provider that the budget has no room for gets a row that says NOT_REACHED.
+    """
     for provider in providers:
         if not provider.serves(case):
             continue
+        if not budget.allows(provider.name):
+            yield {**describe(case), "provider": provider.name, "error": NOT_REACHED}
+            continue
         try:
-            with clock.session(), provider.setting():
+            with budget.lap(provider.name), clock.session(), provider.setting():
                 forward = provider.bind(case)
                 if provider.checked:
                     check(case, forward, clock.device)

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks import summary
+from benchmarks import goals, summary
+from benchmarks.rows import Row, Table, failures, markdown, read, timed
 from benchmarks.shapes import DIRECTIONS, OPS
-from benchmarks.summary import Row, Table
 
 mpl.use("Agg")
 
@@ -34,9 +34,10 @@ COLOURS = {
     "eager": "#999999",
     "liger": "#009E73",
     "quack": "#CC79A7",
+    "cudnn": "#F0E442",
     "flag_gems": "#D55E00",
 }
-MARKERS = dict(zip(COLOURS, "oD^sPXv", strict=True))
+MARKERS = dict(zip(COLOURS, "oD^sPX*v", strict=True))
 TITLES = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
 
 
@@ -64,7 +65,7 @@ def _finish(figure: Figure, rows: Sequence[Row], file: Path) -> None:
 def _cold(rows: Sequence[Row], **wanted: str) -> list[Row]:
     return [
         row
-        for row in summary.timed(rows)
+        for row in timed(rows)
         if row["l2"] == "cold" and all(row[key] == value for key, value in wanted.items())
     ]
 
@@ -107,7 +108,7 @@ def _bandwidth_panel(panel: Axes, rows: Sequence[Row]) -> None:
     panel.xaxis.set_major_formatter("{x:g}")
     panel.set_ylim(0, max([105, *(1.05 * row["pct_copy"] for row in rows)]))
     panel.axhline(100, color="0.6", linewidth=0.8, linestyle="--")
-    panel.axvline(summary.LARGE / 1e6, color="0.6", linewidth=0.8, linestyle=":")
+    panel.axvline(goals.LARGE / 1e6, color="0.6", linewidth=0.8, linestyle=":")
     panel.grid(alpha=0.25)
 
 
@@ -130,7 +131,7 @@ def draw_speedups(rows: Sequence[Row], file: Path) -> None:
         bars = [
             (provider, rival, [_gain(rows, provider, rival, op, direction) for op in ops])
             for provider in providers
-            for rival in summary.RIVALS
+            for rival in goals.RIVALS
         ]
         width = 0.8 / max(len(bars), 1)
         for k, (provider, rival, gains) in enumerate(bars):
@@ -182,21 +183,16 @@ def _time(row: Row | None) -> str:
     return "" if row is None else f"{row['us_p50']:.1f}{'*' if row['timing'] == 'events' else ''}"
 
 
-def markdown(table: Table) -> str:
-    lines = [f"| {' | '.join(line)} |" for line in table]
-    return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])
-
-
 def write_tables(rows: Sequence[Row], file: Path) -> None:
     """Everything that README.md may quote."""
-    parts = [f"{caption(_cold(rows))}."]
+    parts = [f"{caption(_cold(rows))}.", markdown(goals.table(rows))]
     for provider in summary.ours(rows):
-        parts.append(f"**{provider}**: reached / goal")
-        makers = (summary.goals_table, summary.host_table, summary.operators_table)
+        parts.append(f"**{provider}**")
+        makers = (summary.host_table, summary.operators_table)
         parts += [markdown(make(rows, provider)) for make in makers]
     parts.append("Forward + backward, median of replays; * by events, not in a CUDA graph")
     parts.append(markdown(cases_table(rows)))
-    parts += summary.failures(rows)
+    parts += failures(rows)
     file.write_text("\n\n".join(parts) + "\n")
 
 
@@ -206,18 +202,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--rehearsal", action="store_true", help="draw rows of a CPU, marked so")
     args = parser.parse_args(argv)
-    rows = summary.read(args.file)
-    if not summary.timed(rows):
+    rows = read(args.file)
+    if not timed(rows):
         sys.exit(f"{args.file} has no row with a time")
     if len({(row["gpu"], row["commit"]) for row in rows}) > 1:
         sys.exit(f"{args.file} mixes rows of several machines or commits: draw one run at a time")
     if rows[0]["gpu"] is None and not args.rehearsal:
         sys.exit(f"{args.file} was measured on a CPU: not a GPU result (--rehearsal draws it)")
+    print(summary.text(rows), flush=True)  # first: drawing takes long
     args.out.mkdir(parents=True, exist_ok=True)
+    write_tables(rows, args.out / "table.md")
     draw_bandwidth(rows, args.out / "bandwidth.png")
     draw_speedups(rows, args.out / "speedup.png")
-    write_tables(rows, args.out / "table.md")
-    print(summary.text(rows))
     return 0
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks import summary
 from benchmarks.plot import COLOURS
-from benchmarks.summary import Row
+from benchmarks.rows import Row, read
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
@@ -46,7 +45,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    draw(summary.read(RESULTS / "cpu.jsonl"), RESULTS / "cpu.png")
+    draw(read(RESULTS / "cpu.jsonl"), RESULTS / "cpu.png")
 
 
 if __name__ == "__main__":

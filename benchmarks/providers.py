@@ -15,10 +15,11 @@ from torch import Tensor
 
 import fastnorm.functional as fastnorm_f
 from benchmarks.inputs import Inputs
-from benchmarks.shapes import Case
+from benchmarks.shapes import ROW_OPS, Case
 
 Forward = Callable[[Inputs], Tensor]
 EPS = 1e-5
+LARGEST_OF_A_PROGRAM = 8192  # elements of a set, in some direction and layout; others are the same
 # The providers that launch fastnorm's kernels; the latter with those that wait for one another.
 OURS = ("fastnorm", "fastnorm-coop")
 
@@ -55,6 +56,8 @@ def torch_norm(case: Case, i: Inputs) -> Tensor:
         channel = (-1, *[1] * (i.x.ndim - 2))
         rho, weight, bias = (p.to(i.x.dtype).view(channel) for p in (i.rho, i.weight, i.bias))
         return weight * (rho * batch + (1 - rho) * instance) + bias
+    if case.op == "rms":
+        return torch_f.rms_norm(i.x, i.x.shape[1:], i.weight, EPS)
     if i.x.ndim == 2:
         return torch_f.layer_norm(i.x, i.x.shape[1:], i.weight, i.bias)
     return torch_f.group_norm(i.x, case.num_groups, i.weight, i.bias)
@@ -89,6 +92,10 @@ def ours(case: Case, i: Inputs) -> Tensor:
             i.x, i.running_mean, i.running_var, i.rho, i.weight, i.bias, training=True,
             activation=activation, residual=i.residual,
         )  # fmt: skip
+    if case.op == "rms":
+        return fastnorm_f.rms_norm(
+            i.x, i.x.shape[1:], i.weight, EPS, activation=activation, residual=i.residual
+        )
     if i.x.ndim == 2:
         return fastnorm_f.layer_norm(
             i.x, i.x.shape[1:], i.weight, i.bias, activation=activation, residual=i.residual
@@ -107,7 +114,13 @@ def _cooperative() -> Provider:
     tiers = importlib.import_module("fastnorm.kernels.tiers")
     if not hasattr(tiers, "cooperative"):
         raise Unavailable("fastnorm.kernels.tiers has no `cooperative`")
-    return Provider("fastnorm-coop", bound(ours), setting=lambda: tiers.cooperative(True))
+
+    def has_clusters(case: Case) -> bool:
+        return case.op != "bn_eval" and case.set_elements > LARGEST_OF_A_PROGRAM
+
+    return Provider(
+        "fastnorm-coop", bound(ours), has_clusters, setting=lambda: tiers.cooperative(True)
+    )
 
 
 def _compiled() -> Provider:
@@ -129,19 +142,46 @@ def _compiled() -> Provider:
 
 
 def _is_rows(case: Case) -> bool:
-    return case.op == "ln" and len(case.shape) == 2
+    return case.op in ROW_OPS and len(case.shape) == 2
 
 
 def _liger() -> Provider:
-    layer_norm = importlib.import_module("liger_kernel.transformers.functional").liger_layer_norm
+    """liger-kernel 0.8: Triton kernels of rows, and of groups in contiguous images."""
+    functional = importlib.import_module("liger_kernel.transformers.functional")
+
+    def norm(case: Case, i: Inputs) -> Tensor:
+        if case.op == "gn":
+            return functional.liger_group_norm(
+                i.x, i.weight, i.bias, case.shape[1], case.num_groups, EPS
+            )
+        if case.op == "rms":  # its default writes dx over the caller's dy
+            return functional.liger_rms_norm(i.x, i.weight, EPS, in_place=False)
+        return functional.liger_layer_norm(i.x, i.weight, i.bias, EPS)
 
     def forward(case: Case, i: Inputs) -> Tensor:
-        return _followed(case, layer_norm(i.x, i.weight, i.bias, EPS), i)
+        return _followed(case, norm(case, i), i)
 
-    return Provider("liger", bound(forward), _is_rows)
+    def served(case: Case) -> bool:
+        return _is_rows(case) or (case.op == "gn" and case.layout == "contiguous")
+
+    return Provider("liger", bound(forward), served)
+
+
+def _cudnn() -> Provider:
+    """nvidia-cudnn-frontend 1.32: cuDNN's kernels of rows, as operators of torch."""
+    norms = importlib.import_module("cudnn.ops.norm")
+
+    def forward(case: Case, i: Inputs) -> Tensor:
+        if case.op == "rms":
+            return _followed(case, norms.rms_norm(i.x, i.weight, eps=EPS), i)
+        y = norms.layer_norm(i.x, tuple(i.x.shape[1:]), i.weight, i.bias, EPS)
+        return _followed(case, y, i)
+
+    return Provider("cudnn", bound(forward), _is_rows)
 
 
 def _quack() -> Provider:
+    """quack-kernels 0.6: CuTe kernels of rows."""
     kernels = importlib.import_module("quack.rmsnorm")
 
     class LayerNorm(torch.autograd.Function):
@@ -161,6 +201,8 @@ def _quack() -> Provider:
             return kernels.layernorm_bwd(x, weight.float(), dy, rstd, mean)
 
     def forward(case: Case, i: Inputs) -> Tensor:
+        if case.op == "rms":
+            return _followed(case, kernels.rmsnorm(i.x, i.weight, eps=EPS), i)
         return _followed(case, LayerNorm.apply(i.x, i.weight, i.bias), i)
 
     return Provider("quack", bound(forward), _is_rows)
@@ -185,6 +227,7 @@ FACTORIES: dict[str, Callable[[], Provider]] = {
     "compile": _compiled,
     "liger": _liger,
     "quack": _quack,
+    "cudnn": _cudnn,
     "flag_gems": _flag_gems,
 }
 DEFAULT = tuple(name for name in FACTORIES if name != "fastnorm-coop")

@@ -25,7 +25,7 @@ def needed(
     op: str, batches: Iterable[int], providers: Sequence[Provider], launches: list[Launch]
 ) -> dict[str, dict[str, int]]:
     """Different kernels by direction and name, all batch sizes and providers taken together."""
-    shape = ROW if op == "ln" else IMAGE
+    shape = ROW if op in shapes.ROW_OPS else IMAGE
     found: dict[str, dict[str, set[str]]] = {"forward": {}, "backward": {}}
     for batch in batches:
         case = Case(op, (batch, *shape), torch.bfloat16, fused="residual_relu")

@@ -2,8 +2,9 @@
 
 One JSON line for each case, provider, direction and state of the L2, written as soon as it is
 measured; README.md in this folder says what the columns mean. Results are checked against float64
-before they are timed: the exit code is 1 where fastnorm was wrong or raised. Without a GPU there is
-only --tiny, a rehearsal; with TRITON_INTERPRET=1 it runs the kernels.
+before they are timed: the exit code is 1 where fastnorm was wrong or raised. What a budget has no
+room for gets a row that says so. Without a GPU there is only --tiny, a rehearsal; with
+TRITON_INTERPRET=1 it runs the kernels.
 """
 
 import argparse
@@ -12,18 +13,19 @@ import gc
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import fastnorm
 from benchmarks import shapes, summary
-from benchmarks.measure import Row, case_rows
+from benchmarks.measure import Budget, case_rows
 from benchmarks.providers import DEFAULT, FACTORIES, OURS, Provider, load
+from benchmarks.rows import NOT_REACHED, Row
 from benchmarks.timing import Clock, clock, versions
 
 QUICK_SECONDS = 460.0
+LISTS = {"quick": shapes.quick, "tiny": shapes.tiny, None: shapes.full}
 
 
 def commit() -> str:
@@ -36,25 +38,13 @@ def commit() -> str:
     return "unknown"
 
 
-class Budget:
-    """Seconds that a run may take: a case starts only where the slowest so far would fit."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-        self.begin = self.lap = time.perf_counter()
-        self.slowest = 0.0
-
-    def allows_another(self) -> bool:
-        now = time.perf_counter()
-        self.slowest, self.lap = max(self.slowest, now - self.lap), now
-        return self.seconds is None or now - self.begin + self.slowest <= self.seconds
-
-
 def progress(case: shapes.Case, rows: Sequence[Row]) -> str:
     """One line: the case, and for each provider the cold time of forward + backward."""
     parts = []
     for row in rows:
-        if row["error"]:
+        if row["error"] == NOT_REACHED:
+            parts.append(f"{row['provider']} {NOT_REACHED}")
+        elif row["error"]:
             parts.append(f"{row['provider']} FAILED: {row['error']}")
         elif (row["direction"], row["l2"]) == ("both", "cold"):
             parts.append(f"{row['provider']} {row['us_p50']:.1f} us ({row['pct_copy']:.0f}%)")
@@ -64,19 +54,16 @@ def progress(case: shapes.Case, rows: Sequence[Row]) -> str:
 def measured(
     cases: Sequence[shapes.Case], providers: Sequence[Provider], device: Clock, budget: Budget
 ) -> Iterator[Row]:
-    """The rows of every case that the budget allows; prints a line for each."""
+    """The rows of every case, timed as far as the budget allows; prints a line for each case."""
     copy_gbps = device.copy_gbps()
     print(f"copy bandwidth {copy_gbps:.0f} GB/s, read + written", flush=True)
     for k, case in enumerate(cases):
-        if not budget.allows_another():
-            print(f"stopped at the budget: {len(cases) - k} of {len(cases)} cases not run")
-            return
         rows = []
-        for row in case_rows(case, providers, device, copy_gbps):
+        for row in case_rows(case, providers, device, copy_gbps, budget):
             rows.append(row)
             yield row
-        elapsed = time.perf_counter() - budget.begin
-        print(f"[{k + 1}/{len(cases)} {elapsed:.0f} s] {progress(case, rows)}", flush=True)
+        place = f"{k + 1}/{len(cases)} {budget.elapsed:.0f} s"
+        print(f"[{place}] {progress(case, rows)}", flush=True)
 
 
 def write(rows: Iterator[Row], common: Row, out: TextIO) -> list[Row]:
@@ -89,16 +76,22 @@ def write(rows: Iterator[Row], common: Row, out: TextIO) -> list[Row]:
     return written
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def add_cases(parser: argparse.ArgumentParser) -> None:
+    """--quick and --tiny, which name the list of `cases`."""
     size = parser.add_mutually_exclusive_group()
     for name, text in (("quick", "8 minutes at most"), ("tiny", "a rehearsal on any machine")):
         size.add_argument(f"--{name}", dest="cases", action="store_const", const=name, help=text)
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add_cases(parser)
     parser.add_argument("--ops", nargs="+", choices=shapes.OPS, default=shapes.OPS)
     parser.add_argument("--providers", nargs="+", choices=list(FACTORIES), default=DEFAULT)
-    parser.add_argument("--budget", type=float, help="seconds after which no case starts")
+    parser.add_argument("--budget", type=float, help="seconds after which nothing is timed")
     parser.add_argument("--commit", default=commit(), help="for the rows; by default git's")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines go to this file")
+    parser.add_argument("--append", action="store_true", help="keep the rows that it has")
     return parser.parse_args(argv)
 
 
@@ -110,22 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit("torch sees no GPU here; --tiny rehearses the run on the CPU")
     on_kernels = about["gpu"] is not None or about["interpreted"]
     backend = "triton" if on_kernels else "auto"
+    cases = [case for case in LISTS[args.cases]() if case.op in args.ops]
     common = {"backend": backend, **about, "commit": args.commit}
     print(", ".join(f"{key} {value}" for key, value in common.items()))
 
-    every = {"quick": shapes.quick, "tiny": shapes.tiny, None: shapes.full}[args.cases]()
-    cases = [case for case in every if case.op in args.ops]
     providers = load(args.providers)
     gc.collect()
     gc.freeze()  # each capture of a graph collects garbage: not in all that was imported
     try:
-        with fastnorm.use_backend(backend), args.out.open("w") as out:
+        with fastnorm.use_backend(backend), args.out.open("a" if args.append else "w") as out:
             rows = write(measured(cases, providers, device, budget), common, out)
     finally:
         gc.unfreeze()
     print(summary.text(rows))
-    ours_failed = any(row["error"] and row["provider"] in OURS for row in rows)
-    return 1 if ours_failed else 0
+    wrong = [row for row in rows if row["error"] not in (None, NOT_REACHED)]
+    return 1 if any(row["provider"] in OURS for row in wrong) else 0
 
 
 if __name__ == "__main__":

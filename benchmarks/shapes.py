@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 
-OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln")
+OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln", "rms")
+ROW_OPS = ("ln", "rms")  # of a matrix they normalise its rows
 FUSIONS = ("plain", "relu", "residual_relu")
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,8 +22,9 @@ MOST_BYTES = 2 << 30  # of one tensor: its check in float64 needs about 30 times
 class Case:
     """One operator at one shape.
 
-    `bn` is in training, `bn_eval` not. `ln` of a matrix normalises its rows; of an image, as CNNs
-    use it, it is group norm with one group. `fused` is what follows the norm: act(norm + residual).
+    `bn` is in training, `bn_eval` not. `ln` and `rms` normalise the rows of a matrix; `ln` of an
+    image, as CNNs use it, is group norm with one group. `fused` is what follows the norm:
+    act(norm + residual).
     """
 
     op: str
@@ -42,6 +45,16 @@ class Case:
     @property
     def num_groups(self) -> int:
         return 1 if self.op == "ln" else self.groups or self.shape[1] // 4
+
+    @property
+    def set_elements(self) -> int:
+        """How many elements share statistics."""
+        instance = prod(self.shape[2:])
+        if self.op in ROW_OPS and len(self.shape) == 2:
+            return self.shape[1]
+        if self.op in ("gn", "ln"):
+            return self.shape[1] // self.num_groups * instance
+        return instance if self.op == "in" else self.shape[0] * instance
 
     @property
     def has_residual(self) -> bool:
@@ -65,6 +78,19 @@ class Case:
         return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
+def describe(case: Case) -> dict[str, Any]:
+    """The part of a row that says what was timed."""
+    return {
+        "op": case.op,
+        "family": case.family,
+        "shape": list(case.shape),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "layout": case.layout,
+        "fused": case.fused,
+        "tensor_bytes": case.nbytes,
+    }
+
+
 CIFAR = tuple(
     (n, *chw) for n in (128, 8) for chw in ((16, 32, 32), (32, 16, 16), (64, 8, 8))
 )  # the inputs of a CIFAR ResNet's norms
@@ -79,6 +105,11 @@ IMAGENET = tuple(
 UNET = ((8, 320, 64, 64), (8, 640, 32, 32), (8, 1280, 16, 16))  # of a diffusion model's
 STYLE = ((8, 64, 256, 256),)
 VOLUME = ((2, 32, 64, 128, 128),)
+# Of which others have published their share of the bandwidth: goals.PUBLISHED.
+RMS_OF_QUACK = Case("rms", (8192, 4096), torch.float32, family="rows")
+RMS_OF_CUDNN = Case("rms", (16384, 4096), torch.bfloat16, family="rows")
+LN_OF_FP16 = Case("ln", (32768, 2048), torch.float16, family="rows")
+BN_OF_FP16 = Case("bn", (4, 128, 1024, 1024), torch.float16, family="volume")
 ROWS = tuple(product((4096, 32768), (256, 1024, 4096, 16384, 65536)))
 
 
@@ -97,7 +128,7 @@ def full() -> tuple[Case, ...]:
     """Every case: hours, mostly of torch.compile."""
     return (
         *_family("imagenet", ("bn", "bn_eval", "bin", "gn"), IMAGENET, groups=32),
-        *_family("rows", ("ln",), ROWS),
+        *_family("rows", ROW_OPS, ROWS),
         *_family("style", ("in", "bin"), STYLE),
         *_family("volume", ("in", "bn", "gn"), VOLUME),
         *_family("unet", ("gn",), UNET, groups=32),
@@ -106,23 +137,27 @@ def full() -> tuple[Case, ...]:
 
 
 def quick() -> tuple[Case, ...]:
-    """Every operator and every goal of summary.py, the most telling cases first: minutes."""
+    """Every operator and every goal of goals.py, the most telling cases first: minutes."""
     bf16, fp32 = torch.bfloat16, torch.float32
     stage2, stage3 = (256, 256, 56, 56), (256, 512, 28, 28)
-    large = (
+    goals = (
         Case("bn", stage2, bf16, fused="residual_relu", family="imagenet"),
         Case("ln", (32768, 4096), bf16, family="rows"),
         Case("gn", stage2, bf16, groups=32, family="imagenet"),
         Case("in", STYLE[0], fp32, family="style"),
         Case("bn", stage2, bf16, family="imagenet"),
-        Case("bin", STYLE[0], fp32, family="style"),
+        *(
+            Case(op, CIFAR[0], fp32, fused=fused, family="cifar")
+            for op, fused in (("bn", "residual_relu"), ("gn", "plain"), ("in", "plain"))
+        ),
+        Case("bin", stage2, bf16, family="imagenet"),  # whose instances fit a cluster's tile
+        RMS_OF_CUDNN,
         Case("bn_eval", stage2, bf16, fused="relu", family="imagenet"),
     )
-    cifar = tuple(
-        Case(op, CIFAR[0], fp32, fused=fused, family="cifar")
-        for op, fused in (("bn", "residual_relu"), ("gn", "plain"), ("in", "plain"))
-    )
-    alone = (  # beside eager torch alone
+    alone = (  # beside eager torch and other packages alone
+        RMS_OF_QUACK,
+        LN_OF_FP16,
+        BN_OF_FP16,
         Case("bn", stage2, bf16, "channels_last", "residual_relu", family="imagenet"),
         Case("bn", stage3, fp32, fused="residual_relu", family="imagenet"),
         Case("bn", IMAGENET[0], bf16, family="imagenet"),
@@ -137,11 +172,11 @@ def quick() -> tuple[Case, ...]:
         Case("gn", UNET[0], bf16, "channels_last", groups=32, family="unet"),
         Case("in", VOLUME[0], bf16, family="volume"),
         Case("in", STYLE[0], bf16, "channels_last", family="style"),
-        Case("bin", stage2, bf16, family="imagenet"),
+        Case("bin", STYLE[0], fp32, family="style"),
         *(Case(op, CIFAR[0], fp32, family="cifar") for op in ("bn", "bin", "bn_eval")),
         *(Case(op, CIFAR[5], fp32, family="cifar") for op in ("bn", "in", "bin", "gn")),
     )
-    return (*large, *cifar, *(replace(case, compiled=False) for case in alone))
+    return (*goals, *(replace(case, compiled=False) for case in alone))
 
 
 def paired() -> tuple[Case, ...]:
@@ -157,7 +192,8 @@ def tiny() -> tuple[Case, ...]:
         Case("bn", (2, 8, 5, 4), fp32, fused="residual_relu", family="cifar"),
         Case("gn", (2, 8, 6, 4), fp32, "channels_last", "relu", family="cifar", compiled=False),
         Case("ln", (6, 32), bf16, family="rows", compiled=False),
-        Case("in", (2, 8, 3, 4, 4), fp32, "channels_last", family="volume", compiled=False),
+        Case("rms", (6, 32), fp32, fused="residual_relu", family="rows", compiled=False),
+        Case("in", (2, 2, 12, 28, 28), fp32, "channels_last", family="volume", compiled=False),
         Case("bin", (3, 4, 5, 4), bf16, fused="residual_relu", family="style", compiled=False),
         Case(
             "bn_eval",

@@ -5,6 +5,7 @@ A *call* is a function without arguments that issues one operation; its result i
 
 import contextlib
 import gc
+import importlib.metadata
 import math
 import os
 import platform
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.utils import collect_env
 
 Call = Callable[[], object]
+# Where they are installed torch, from 2.13 on, routes its RMS norm to kernels written with them.
+REROUTING = ("nvidia-cutlass-dsl", "apache-tvm-ffi")
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,19 @@ def clock() -> Clock:
     return CudaClock() if torch.cuda.is_available() else CpuClock()
 
 
+def driver() -> str | None:
+    """NVIDIA's driver, as nvidia-smi says."""
+    return collect_env.get_nvidia_driver_version(collect_env.run)
+
+
+def installed(distribution: str) -> str | None:
+    """Its version; None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, object]:
     """What a measurement depends on beside its case; `gpu` is None on a CPU, and only there."""
     import triton  # not at the top: the CPU's pairs do without it
@@ -229,8 +246,10 @@ def versions() -> dict[str, object]:
     return {
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "cpu": cpu_model(),
+        "driver": driver() if on_gpu else None,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        **{name.replace("-", "_"): installed(name) for name in REROUTING},
         "python": platform.python_version(),
         "interpreted": os.environ.get("TRITON_INTERPRET") == "1",
     }

@@ -38,7 +38,7 @@ class SpeedConfig(Setting):
     """
 
     output: Path = field(kw_only=True)
-    """A JSON lines file."""
+    """A JSON lines file; its folder is made."""
     norms: tuple[Norm, ...] = ("none", "bn", "in", "bin", "ln", "gn")
     batch_size: int = 128
     steps: int = 20
@@ -165,6 +165,7 @@ def compare(config: SpeedConfig) -> None:
     if len(dataset.train) < config.batch_size:
         raise UserError(f"--batch-size is {config.batch_size}, of {len(dataset.train)} images")
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
     done = read_rows(config.output)
     for norm in config.norms:
         wanted = key(config, norm, dataset, device)

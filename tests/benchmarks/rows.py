@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from benchmarks.measure import describe
-from benchmarks.shapes import DIRECTIONS, Case
+from benchmarks.shapes import DIRECTIONS, Case, describe
 
 COMMON = {
     "gpu": "made up",

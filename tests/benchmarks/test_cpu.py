@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cpu, summary
+from benchmarks import cpu
+from benchmarks.rows import read
 from benchmarks.shapes import Case
 
 SMALL = (*(Case(op, (2, 8, 5, 3)) for op in cpu.GOALS), Case("ln", (6, 16)))
@@ -55,7 +56,7 @@ def test_command_prints_a_line_and_writes_two_rows_for_each_case(
 
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-len(SMALL) :]] == [case.op for case in SMALL]
-    rows = summary.read(out)
+    rows = read(out)
     assert [(row["op"], tuple(row["shape"])) for row in rows[::2]] == [
         (c.op, c.shape) for c in SMALL
     ]
@@ -72,7 +73,7 @@ def test_command_prints_a_line_and_writes_two_rows_for_each_case(
 def test_command_takes_only_the_named_operators(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     cpu.main(["--rounds", "2", "--ops", "in", "gn", "--out", str(out)])
-    assert {row["op"] for row in summary.read(out)} == {"in", "gn"}
+    assert {row["op"] for row in read(out)} == {"in", "gn"}
 
 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import providers, run, shapes, summary, timing
+from benchmarks import providers, run, shapes, timing
+from benchmarks.check import check
 from benchmarks.inputs import Inputs
+from benchmarks.measure import Budget
 from benchmarks.providers import Provider
+from benchmarks.rows import NOT_REACHED, read
 from benchmarks.shapes import Case
+from fastnorm.kernels import tiers
 
 TIMES = ("us_p20", "us_p50", "us_p80", "gbps", "pct_copy", "host_us", "eager_us")
 
@@ -31,7 +35,7 @@ def rehearse(out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     names = ("fastnorm", "eager") if "--providers" not in arguments else ()
     chosen = ["--providers", *names] if names else []
     code = run.main(["--tiny", "--out", str(out), *chosen, *arguments])
-    return code, summary.read(out)
+    return code, read(out)
 
 
 def test_every_timing_of_a_case_has_a_row(
@@ -72,7 +76,10 @@ def test_a_wrong_result_is_marked_and_nothing_of_its_case_is_timed(
     assert marked["provider"] == "fastnorm" and "y is off by" in marked["error"]
     assert "us_p50" not in marked
     assert {row["provider"] for row in rows if row["op"] == "bn_eval"} == {"fastnorm", "eager"}
-    assert "FAILED fastnorm: WrongResult" in capsys.readouterr().out
+    assert (
+        "FAILED fastnorm in bn 2x8x5x4 float32 residual_relu: WrongResult"
+        in capsys.readouterr().out
+    )
 
 
 def test_another_package_that_raises_costs_its_own_rows_alone(
@@ -122,14 +129,40 @@ def test_a_broken_device_ends_the_run_after_the_row_that_says_so(
     out = tmp_path / "rows.jsonl"
     with pytest.raises(RuntimeError, match="still"):
         rehearse(out, "--ops", "bn_eval")
-    assert [row["error"] for row in summary.read(out)] == ["RuntimeError: illegal memory access"]
+    assert [row["error"] for row in read(out)] == ["RuntimeError: illegal memory access"]
 
 
-def test_a_run_stops_before_its_budget(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_a_budget_has_no_room_for_is_listed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     code, rows = rehearse(tmp_path / "rows.jsonl", "--budget", "1e-6")
-    assert code == 0 and rows == []
-    count = len(shapes.tiny())
-    assert f"stopped at the budget: {count} of {count} cases not run" in capsys.readouterr().out
+    assert code == 0 and {row["error"] for row in rows} == {NOT_REACHED}
+    assert len(rows) == 2 * len(shapes.tiny())
+    printed = capsys.readouterr().out
+    assert f"{NOT_REACHED}: ln 6x32 bfloat16: fastnorm, eager" in printed
+    assert "FAILED" not in printed
+
+
+def test_a_budget_expects_of_a_provider_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first case compiles: that is not expected again."""
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now[0])
+    budget = Budget(100.0)
+    for seconds, allowed in ((50.0, True), (20.0, True), (15.0, False)):
+        with budget.lap("slow"):
+            now[0] += seconds
+        assert budget.allows("slow") == allowed, seconds
+    assert budget.allows("quick")
+    now[0] = 100.0
+    assert not budget.allows("quick")
+
+
+def test_rows_may_be_added_to_those_of_another_run(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    _, first = rehearse(out, "--ops", "bn_eval", "--providers", "eager")
+    _, both = rehearse(out, "--append", "--ops", "bn_eval", "--providers", "fastnorm")
+    assert both[: len(first)] == first and len(both) == 2 * len(first)
+    assert all(row["driver"] is None and "nvidia_cutlass_dsl" in row for row in both)
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_measured(tmp_path: Path) -> None:
@@ -143,7 +176,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_measured(tmp_path: Path) -> None:
         try:
             run.write(interrupted(), {}, file)
         finally:
-            assert summary.read(out) == [{"op": "bn"}]
+            assert read(out) == [{"op": "bn"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -173,6 +206,27 @@ def test_adapters_of_other_packages_compute_the_case(
     def liger_layer_norm(X: Tensor, W: Tensor, B: Tensor, eps: float) -> Tensor:
         return torch.nn.functional.layer_norm(X, W.shape, W, B, eps)
 
+    def liger_rms_norm(X: Tensor, W: Tensor, eps: float, in_place: bool = True) -> Tensor:
+        assert not in_place, "it would overwrite the caller's dy"
+        return torch.nn.functional.rms_norm(X, W.shape, W, eps)
+
+    def liger_group_norm(
+        X: Tensor, W: Tensor, B: Tensor, num_channels: int, num_groups: int, eps: float
+    ) -> Tensor:
+        assert num_channels == X.shape[1]
+        return torch.nn.functional.group_norm(X, num_groups, W, B, eps)
+
+    def quack_rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+    def cudnn_layer_norm(
+        input: Tensor, normalized_shape: tuple[int, ...], weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        return torch.nn.functional.layer_norm(input, normalized_shape, weight, bias, eps)
+
+    def cudnn_rms_norm(input: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+        return torch.nn.functional.rms_norm(input, weight.shape, weight, eps)
+
     def layernorm_fwd(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float, return_rstd: bool, return_mean: bool
     ) -> tuple[Tensor, ...]:
@@ -200,23 +254,40 @@ def test_adapters_of_other_packages_compute_the_case(
         def __exit__(self, *error: object) -> None:
             pass
 
-    class Cooperative(UseGems):
-        def __init__(self, enabled: bool) -> None:
-            assert enabled
-
     install(
         monkeypatch,
         liger_kernel__transformers__functional=types.SimpleNamespace(
-            liger_layer_norm=liger_layer_norm
+            liger_layer_norm=liger_layer_norm,
+            liger_rms_norm=liger_rms_norm,
+            liger_group_norm=liger_group_norm,
         ),
         quack__rmsnorm=types.SimpleNamespace(
-            layernorm_fwd=layernorm_fwd, layernorm_bwd=layernorm_bwd
+            layernorm_fwd=layernorm_fwd, layernorm_bwd=layernorm_bwd, rmsnorm=quack_rmsnorm
+        ),
+        cudnn__ops__norm=types.SimpleNamespace(
+            layer_norm=cudnn_layer_norm, rms_norm=cudnn_rms_norm
         ),
         flag_gems=types.SimpleNamespace(use_gems=UseGems),
-        fastnorm__kernels__tiers=types.SimpleNamespace(cooperative=Cooperative),
     )
-    names = ["liger", "quack", "flag_gems", "fastnorm-coop"]
-    code, rows = rehearse(tmp_path / "rows.jsonl", "--ops", "ln", "--providers", *names)
+    names = ["liger", "quack", "cudnn", "flag_gems"]
+    code, rows = rehearse(tmp_path / "rows.jsonl", "--ops", "ln", "rms", "--providers", *names)
     assert code == 0 and all(row["error"] is None for row in rows), rows
-    assert {row["provider"] for row in rows} == set(names)
-    assert UseGems.entered == 2
+    served = {(row["provider"], row["op"]) for row in rows}
+    both = {(name, op) for name in names[:3] for op in ("ln", "rms")}
+    assert served == {*both, ("flag_gems", "ln")}
+    assert UseGems.entered == 1
+    (liger,) = providers.load(["liger"])
+    groups = Case("gn", (2, 8, 6, 4))
+    assert liger.serves(groups) and not liger.serves(
+        Case("gn", groups.shape, layout="channels_last")
+    )
+    check(groups, liger.bind(groups))
+
+
+def test_clusters_are_timed_where_sets_are_too_large_for_a_program() -> None:
+    (coop,) = providers.load(["fastnorm-coop"])
+    large = (2, 8, 128, 128)
+    assert all(coop.serves(Case(op, large)) for op in ("bn", "in", "bin", "gn"))
+    assert not coop.serves(Case("bn_eval", large)) and not coop.serves(Case("in", (2, 8, 5, 3)))
+    with coop.setting():
+        assert tiers.state() == (True, None)

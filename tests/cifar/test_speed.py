@@ -58,7 +58,7 @@ def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_there_is_not_measured_again(
     tiny_cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "speed.jsonl"
+    output = tmp_path / "new" / "speed.jsonl"
     config = SpeedConfig(
         output=output, data_dir=tiny_cifar, batch_size=8, depth_n=1, steps=1, rounds=1,
         compile=False, norms=("gn",),

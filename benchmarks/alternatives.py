@@ -1,0 +1,106 @@
+"""What may be tried where a goal is missed: other tiles, warps and tiers, and how they are forced.
+
+NOTES.md says why each might be faster; none has been timed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.goals import COPY, HOST, Goal
+from benchmarks.shapes import ROW_OPS
+from fastnorm.kernels import plans, row_geometry, row_plans, tiers, tilings
+
+MODULES = {"tilings": tilings, "row_geometry": row_geometry}
+PLANS = (
+    plans.forward_plan, plans.backward_plan, row_plans.forward_plan, row_plans.backward_plan,
+    row_plans.sum_launch,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Constants of `kernels/tilings.py` and `row_geometry.py`, warps and a tier to be forced."""
+
+    constants: tuple[tuple[str, int], ...] = ()  # "module.NAME" and its value
+    warps: int | None = None
+    tier: str | None = None
+
+    @property
+    def name(self) -> str:
+        parts = [f"{name} = {value}" for name, value in self.constants]
+        parts += [f"{self.warps} warps"] if self.warps else []
+        return ", ".join(parts + ([f"tier {self.tier}"] if self.tier else [])) or "as it is"
+
+
+AS_IT_IS = Alternative()
+ROWS_FORWARD = (
+    Alternative(warps=8),
+    Alternative(warps=2),
+    Alternative((("row_geometry.TILE", 8192),)),
+)
+ROWS_BACKWARD = (
+    Alternative((("row_geometry.BACKWARD_TILE", 4096),), warps=8),
+    Alternative((("row_geometry.BACKWARD_TILE", 4096),)),
+    Alternative(warps=8),
+    Alternative(tier="streaming"),
+)
+CLUSTERS = (
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),)),
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),), warps=4),
+    Alternative(warps=16),
+    Alternative((("tilings.CLUSTER_TILE_BYTES", 65536), ("tilings.CLUSTER_LANES", 16)), warps=16),
+    Alternative(tier="streaming"),
+)
+SMALL_SETS = (
+    Alternative(warps=8),
+    Alternative(warps=2),
+    Alternative(tier="streaming"),
+)
+SMALL_BATCHES = (
+    Alternative(tier="cluster"),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 132),)),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 792),)),
+    Alternative((("tilings.STREAMING_TILE", 2048),)),
+)
+
+
+def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
+    """Those for one of the operators that a goal is about."""
+    if goal.unit == HOST:
+        return ()  # Python's cost, which no tile changes
+    if goal.unit != COPY:
+        return SMALL_BATCHES if op in ("bn", "bin") else SMALL_SETS
+    if op in ROW_OPS:
+        return ROWS_FORWARD if goal.direction == "forward" else ROWS_BACKWARD
+    return CLUSTERS
+
+
+@contextlib.contextmanager
+def forced(alternative: Alternative) -> Iterator[None]:
+    """Every plan made inside the `with` block is the alternative's, and none outlives it."""
+    choose = tiers.first_with_room
+
+    def with_its_warps(*args: Any) -> Any:
+        tier, geometry = choose(*args)
+        return tier, geometry._replace(num_warps=alternative.warps)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(_forget_plans)
+        for name, value in alternative.constants:
+            module, constant = name.split(".")
+            stack.callback(setattr, MODULES[module], constant, getattr(MODULES[module], constant))
+            setattr(MODULES[module], constant, value)
+        if alternative.warps:
+            stack.callback(setattr, tiers, "first_with_room", choose)
+            tiers.first_with_room = with_its_warps
+        if alternative.tier:
+            stack.enter_context(tiers.force(alternative.tier))
+        _forget_plans()
+        yield
+
+
+def _forget_plans() -> None:
+    for plan in PLANS:
+        plan.cache_clear()

@@ -1,0 +1,50 @@
+"""`python -m benchmarks.readme`: README.md's table of goals, from results/gpu.jsonl if there."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import goals
+from benchmarks.rows import Row, markdown, read
+
+README = Path(__file__).parents[1] / "README.md"
+ROWS = Path(__file__).parent / "results" / "gpu.jsonl"
+BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->"
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """Of which machine and versions the rows are."""
+    if not rows:
+        return "No row has been measured on a GPU yet."
+    row, copies = rows[0], [row["copy_gbps"] for row in rows if not row["error"]]
+    return (
+        f"Measured on one {row['gpu']}, driver {row['driver']}, torch {row['torch']}, triton "
+        f"{row['triton']}, commit {row['commit']}; a copy moves {max(copies):.0f} GB/s, read + "
+        "written. The rows: `benchmarks/results/gpu.jsonl`."
+    )
+
+
+def block(rows: Sequence[Row]) -> str:
+    """What stands between the marks."""
+    return f"{caption(rows)}\n\n{markdown(goals.table(rows))}\n"
+
+
+def replaced(page: str, rows: Sequence[Row]) -> str:
+    """The page with the block of these rows."""
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{README.name} has no {BEGIN.strip()} with {END.strip()} after it")
+    return before + BEGIN + block(rows) + END + after
+
+
+def main() -> int:
+    rows = read(ROWS)
+    if any(row["gpu"] is None for row in rows):
+        sys.exit(f"{ROWS} was measured on a CPU: not a GPU result")
+    README.write_text(replaced(README.read_text(), rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

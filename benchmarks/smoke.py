@@ -1,0 +1,313 @@
+"""Each norm once in every tier, layout, dtype and fusion, against float64: the cases and the check.
+
+`test_smoke.py` runs them. Not every combination: each kernel, tier, layout, dtype and fusion comes
+with several of the others, and the whole takes seconds once it is compiled. The truth is
+`fastnorm.reference` in float64 on the same device.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastnorm
+import fastnorm.functional as F
+from fastnorm import reference
+from fastnorm.kernels import INTERPRETED, launch, tiers
+from fastnorm.merges import Coefficients, merge_moments
+
+EPS = 1e-5
+GROUP = 4  # channels
+# Of the largest magnitude of the truth: some roundings of the result's dtype, and for the
+# parameters' gradients those of long sums.
+LARGEST_ERROR = {
+    torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9,
+}  # fmt: skip
+Tensors = dict[str, Tensor]
+OF_ROWS = ("ln", "rms", "add_ln", "add_rms")
+OF_BATCH = ("bn", "bin", "mean")
+RESIDENT = {
+    "resident_kernel", "resident_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
+}  # fmt: skip
+EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": "mean"}
+
+
+@dataclass(frozen=True)
+class SmokeCase:
+    """One call, forward and backward; `tier` None lets the size decide.
+
+    `unaligned` tensors begin one element after an address that is aligned.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    tier: str | None = None
+    activation: str | None = None
+    residual: bool = False
+    unaligned: bool = False
+
+    @property
+    def name(self) -> str:
+        fused = f"{'add_' if self.residual else ''}{self.activation or ''}"
+        words = (
+            self.op, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch."),
+            self.layout if self.layout != "contiguous" else "", self.tier, fused,
+            "unaligned" if self.unaligned else "",
+        )  # fmt: skip
+        return "-".join(word for word in words if word)
+
+
+class Outcome(NamedTuple):
+    """The largest error, relative to the truth's largest magnitude, over all results."""
+
+    error: float
+    worst: str  # of which result
+    allowed: float
+    kernels: list[str]
+
+
+def _sizes() -> dict[str, tuple[int, ...]]:
+    """Shapes for each purpose: on a GPU many units, members and pieces; interpreted, small."""
+    if INTERPRETED:
+        return {
+            "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
+            "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
+            "rows": (6, 64), "long_rows": (3, 200),
+        }  # fmt: skip
+    return {
+        "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
+        "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
+        "rows": (1000, 1024), "long_rows": (37, 40000),
+    }  # fmt: skip
+
+
+SIZES = _sizes()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FUSIONS: tuple[dict[str, Any], ...] = (
+    {}, {"activation": "relu", "residual": True}, {"activation": "gelu"},
+    {"activation": "relu"}, {"activation": "silu", "residual": True}, {"residual": True},
+    {"activation": "gelu", "residual": True}, {"activation": "silu"},
+)  # fmt: skip
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def cases() -> list[SmokeCase]:
+    """Those that wait for nothing: one program and streaming, the most telling first."""
+    sizes, found = SIZES, []
+    dtypes, fusions = cycle(DTYPES), cycle(FUSIONS)
+    for tier in ("one_program", "streaming"):
+        for layout in LAYOUTS:
+            for op in ("bn", "gn", "in", "bin", "mean"):
+                shape = sizes[tier]
+                case = SmokeCase(op, shape, next(dtypes), layout, tier, **next(fusions))
+                found.append(case)
+        rows = sizes["rows" if tier == "one_program" else "long_rows"]
+        for op in OF_ROWS:
+            fused = {} if op.startswith("add") else next(fusions)
+            found.append(SmokeCase(op, rows, next(dtypes), tier=tier, **fused))
+    # Rows of 49 elements are aligned nowhere; other tensors only begin beside an aligned address.
+    for layout in LAYOUTS:
+        found += [SmokeCase(op, sizes["odd"], next(dtypes), layout) for op in ("bn", "gn", "bin")]
+    for op in ("bn", "gn", "in"):
+        found.append(SmokeCase(op, sizes["odd"], next(dtypes), tier="streaming", **next(fusions)))
+    for op, size in (("bn", "one_program"), ("gn", "streaming"), ("ln", "rows"), ("rms", "rows")):
+        found.append(SmokeCase(op, sizes[size], next(dtypes), unaligned=True))
+    found.append(SmokeCase("bn", sizes["streaming"], tier="streaming", unaligned=True))
+    found += [SmokeCase(op, sizes["long"], next(dtypes)) for op in ("bn", "gn", "in", "bin")]
+    for op in EVALUATION:
+        fused = next(fusions)
+        found.append(SmokeCase(op, sizes["one_program"], next(dtypes), next_layout(found), **fused))
+    found += [SmokeCase("moment", sizes["streaming"], next(dtypes), layout) for layout in LAYOUTS]
+    found += [SmokeCase("weight", sizes[name], next(dtypes)) for name in ("rows", "long_rows")]
+    found += [SmokeCase(op, sizes["odd"], torch.float64) for op in ("bn", "gn", "bin")]
+    found.append(SmokeCase("ln", sizes["rows"], torch.float64))
+    return found
+
+
+def next_layout(found: list[SmokeCase]) -> str:
+    """The layouts in turn."""
+    return LAYOUTS[len(found) % len(LAYOUTS)]
+
+
+def cluster_cases() -> list[SmokeCase]:
+    """Those of programs that wait for one another."""
+    sizes, fusions, dtypes = SIZES, cycle(FUSIONS), cycle(DTYPES)
+    found = []
+    for layout in LAYOUTS:
+        for op in ("bn", "gn", "in", "bin", "mean"):
+            shape = sizes["cluster_mix" if op == "bin" else "cluster"]  # whole instances in a tile
+            case = SmokeCase(op, shape, next(dtypes), layout, "cluster", **next(fusions))
+            found.append(case)
+    found += [
+        SmokeCase(op, sizes["long_rows"], next(dtypes), tier="cluster")
+        for op in ("ln", "rms", "add_ln")
+    ]
+    return found
+
+
+def tensors(case: SmokeCase, device: str) -> Tensors:
+    """What the case's norm may take, parameters in float32 (of float64 cases in that)."""
+    generator = torch.Generator(device).manual_seed(prod(case.shape))
+    rows = case.op in OF_ROWS or case.op == "weight"
+    size = case.shape[-1] if rows else case.shape[1]
+
+    def image(std: float, mean: float) -> Tensor:
+        values = torch.randn(case.shape, generator=generator, device=device) * std + mean
+        values = values.to(case.dtype)
+        if case.layout == "channels_last":
+            return values.contiguous(memory_format=torch.channels_last)
+        if case.unaligned:
+            base = values.new_empty(values.numel() + 1)[1:]
+            return base.view(case.shape).copy_(values)
+        return values
+
+    def parameter(low: float, high: float, count: int = size) -> Tensor:
+        drawn = torch.rand(count, generator=generator, device=device) * (high - low) + low
+        return drawn.double() if case.dtype == torch.float64 else drawn
+
+    return {
+        "x": image(2.0, 0.5), "dy": image(1.0, 0.0), "dsum": image(1.0, 0.0),
+        "residual": image(1.0, 0.0), "weight": parameter(0.8, 1.2), "bias": parameter(-0.2, 0.2),
+        "rho": parameter(0.0, 1.0), "g": parameter(0.5, 1.5, case.shape[0]).unsqueeze(1),
+        "running_mean": parameter(0.0, 1.0), "running_var": parameter(2.0, 6.0),
+    }  # fmt: skip
+
+
+def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
+    """The case through fastnorm.functional or fastnorm.reference."""
+    fused: dict[str, Any] = {"activation": case.activation}
+    fused["residual"] = t["residual"] if case.residual else None
+    op, training = EVALUATION.get(case.op, case.op), case.op not in EVALUATION
+    running, affine = (t["running_mean"], t["running_var"]), (t["weight"], t["bias"])
+    if op == "bn":
+        return functions.batch_norm(t["x"], *running, *affine, training, eps=EPS, **fused)
+    if op == "in":
+        kept = (None, None) if training else running
+        return functions.instance_norm(t["x"], *kept, *affine, training, eps=EPS, **fused)
+    if op == "bin":
+        return functions.batch_instance_norm(
+            t["x"], *running, t["rho"], *affine, training, eps=EPS, **fused
+        )
+    if op == "mean":
+        return functions.mean_only_batch_norm(
+            t["x"], t["running_mean"], t["bias"], training, **fused
+        )
+    if op == "gn":
+        groups = case.shape[1] // GROUP
+        return functions.group_norm(t["x"], groups, *affine, EPS, **fused)
+    if op == "weight":
+        return functions.weight_norm(t["x"], t["g"], 0)
+    if op == "moment":
+        return _moment_norm(functions, t)
+    row = case.shape[1:]
+    if op == "ln":
+        return functions.layer_norm(t["x"], row, *affine, EPS, **fused)
+    if op == "rms":
+        return functions.rms_norm(t["x"], row, t["weight"], EPS, **fused)
+    if op == "add_ln":
+        return functions.add_layer_norm(t["x"], t["residual"], row, *affine, EPS)
+    return functions.add_rms_norm(t["x"], t["residual"], row, t["weight"], EPS)
+
+
+def _moment_norm(functions: Any, t: Tensors) -> Tensor:
+    """Batch norm as a merge of one's own: the kernels of the stages by themselves."""
+    if functions is reference:
+        return reference.batch_norm(t["x"], None, None, t["weight"], t["bias"], training=True)
+
+    def merge(mean: Tensor, var: Tensor, count: int) -> Coefficients:
+        mean, var = merge_moments(mean, var, 0)
+        return t["weight"] * (var + EPS).rsqrt(), mean, t["bias"]
+
+    return functions.moment_norm(t["x"], merge)
+
+
+def leaves(case: SmokeCase) -> tuple[str, ...]:
+    """What the case is differentiated by."""
+    op = EVALUATION.get(case.op, case.op)
+    if op == "weight":
+        return ("x", "g")
+    weight = () if op == "mean" else ("weight",)
+    bias = () if op in ("rms", "add_rms") else ("bias",)
+    residual = ("residual",) if case.residual or op.startswith("add") else ()
+    return ("x", *weight, *bias, *(("rho",) if op == "bin" else ()), *residual)
+
+
+def results(functions: Any, case: SmokeCase, t: Tensors) -> Tensors:
+    """Outputs, gradients, and the running statistics afterwards."""
+    t = {name: value.requires_grad_(name in leaves(case)) for name, value in t.items()}
+    outputs = call(functions, case, t)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    gradients = torch.autograd.grad(
+        outputs, [t[name] for name in leaves(case)], [t["dy"], t["dsum"]][: len(outputs)]
+    )
+    found = {f"output {k}": output.detach() for k, output in enumerate(outputs)}
+    found |= {f"d{name}": g for name, g in zip(leaves(case), gradients, strict=True)}
+    return found | {name: t[name] for name in ("running_mean", "running_var")}
+
+
+def copied(t: Tensors, double: bool = False) -> Tensors:
+    """Clones in the same layout and at the same alignment, or detached float64 ones."""
+
+    def clone(value: Tensor) -> Tensor:
+        if value.data_ptr() % 16 and value.numel():
+            base = torch.empty(value.numel() + 1, dtype=value.dtype, device=value.device)[1:]
+            return base.view(value.shape).copy_(value)
+        return value.clone()
+
+    return {name: value.double().clone() if double else clone(value) for name, value in t.items()}
+
+
+def away_from_the_kink(case: SmokeCase, t: Tensors) -> Tensors:
+    """dy is 0 where ReLU's argument is so near 0 that rounding decides its sign."""
+    if case.activation != "relu":
+        return t
+    z = call(reference, replace(case, activation=None), copied(t, double=True))
+    far = z.abs() > 8 * torch.finfo(case.dtype).eps * z.abs().max()
+    t["dy"].mul_(far)
+    return t
+
+
+@contextlib.contextmanager
+def through_kernels(tier: str | None) -> Iterator[list[str]]:
+    """Yields the kernels launched inside the `with` block, in the tier or the size's own."""
+    forced = tiers.force(tier) if tier else contextlib.nullcontext()
+    with fastnorm.use_backend("triton"), forced, launch.record() as names:
+        yield names
+
+
+def in_one_launch(kernels: list[str]) -> bool:
+    """Whether these are of the tiers that keep the tensor: one program and cluster."""
+    return not RESIDENT.isdisjoint(kernels)
+
+
+def worst_error(case: SmokeCase, found: Tensors, truth: Tensors) -> tuple[float, str, float]:
+    """(error, result, allowed) of the result that is farthest beyond, or least within, its bound.
+
+    NaN is farther than anything. Where the norm is of a sum, that is rounded to the case's dtype
+    first, in all that follows from it.
+    """
+    errors = []
+    for name, exact in truth.items():
+        value = found[name]
+        allowed = LARGEST_ERROR[case.dtype if case.op.startswith("add") else value.dtype]
+        error = ((value.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
+        error = error if error == error else float("inf")
+        errors.append((error / allowed, error, name, allowed))
+    return max(errors)[1:]
+
+
+def check(case: SmokeCase, device: str) -> Outcome:
+    """The case's results by the kernels against the truth."""
+    t = away_from_the_kink(case, tensors(case, device))
+    truth = results(reference, case, copied(t, double=True))
+    with through_kernels(case.tier) as kernels:
+        found = results(F, case, copied(t))
+    error, worst, allowed = worst_error(case, found, truth)
+    return Outcome(error, worst, allowed, kernels)
