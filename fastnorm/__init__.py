@@ -9,6 +9,7 @@ A call goes down this list, and imports go down it too:
     conversion          a model's norms exchanged, fused, folded, and back
     modules             the norms as torch.nn modules
     functional          the norms as functions: arguments are checked here (checks)
+    nested              their nested tensors, as the rows of dense ones
     dispatch            which backend computes a call, by which way
     ops                 the kernels as operators, for traced programs
     autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd

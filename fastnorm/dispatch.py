@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import aten, ops, reference
 from .aten import builtin
@@ -39,9 +40,14 @@ def normalise(
             return ops.differentiable_norm(*tensors, *spec)
         apply = TransformedNorm.apply if transformed() else apply_norm
         return apply(*tensors, spec, kernels_for(x))
-    if transformed() or x.numel() == 0:
+    if transformed():
         return formula(spec, *tensors)
-    if builtin.is_best(x, spec) or is_traced(x):
+    # Whether x is traced comes first: a question about sizes would bind the program to the answer.
+    if is_traced(x):
+        return formula(spec, *tensors) if _is_empty(x) else builtin.norm(spec, *tensors)
+    if x.numel() == 0:
+        return formula(spec, *tensors)
+    if builtin.is_best(x, spec):
         return builtin.norm(spec, *tensors)
     return apply_norm(*tensors, spec, aten)
 
@@ -105,6 +111,14 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
     return x, residual
+
+
+def _is_empty(x: Tensor) -> bool:
+    """Whether a traced x is without elements, as far as no guard has to be set to know it."""
+    empty = x.numel() == 0
+    if isinstance(empty, Tensor):  # torch.jit.trace has sizes that are
+        return bool(empty)
+    return statically_known_true(empty)
 
 
 def is_traced(x: Tensor) -> bool:
