@@ -17,6 +17,7 @@ from .aten import builtin
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
+from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
 
 
@@ -32,6 +33,9 @@ def normalise(
 ) -> Tensor:
     """act(norm(x) + residual); the running statistics are updated where `use_input_stats`."""
     tensors = (x, residual, weight, bias, rho, running_mean, running_var)
+    if is_sharded(x):
+        whole: Tensor = on_shards(normalise, spec, tensors[:5], tensors[5:])
+        return whole
     name = backend_for(x)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
@@ -56,6 +60,10 @@ def add_normalise(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
 ) -> tuple[Tensor, Tensor]:
     """norm(x + residual) and that sum: fused by the kernels, elsewhere one after the other."""
+    if is_sharded(x):
+        whole: tuple[Tensor, Tensor]
+        whole = on_shards(add_normalise, spec, (x, residual, weight, bias))
+        return whole
     if backend_for(x) == "triton" and forward_ad._current_level < 0:
         if is_traced(x):
             numbers = (spec.norm, spec.groups, spec.eps)
