@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from . import aten, ops, reference
+from . import aten, onnx, ops, reference
 from .aten import builtin
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
@@ -36,18 +36,20 @@ def normalise(
     if is_sharded(x):
         whole: Tensor = on_shards(normalise, spec, tensors[:5], tensors[5:])
         return whole
-    name = backend_for(x)
+    name, traced = backend_for(x), is_traced(x)
+    if traced and torch.onnx.is_in_onnx_export():
+        return onnx.norm(spec, *tensors)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
     if name == "triton":
-        if is_traced(x):
+        if traced:
             return ops.differentiable_norm(*tensors, *spec)
         apply = TransformedNorm.apply if transformed() else apply_norm
         return apply(*tensors, spec, kernels_for(x))
     if transformed():
         return formula(spec, *tensors)
     # Whether x is traced comes first: a question about sizes would bind the program to the answer.
-    if is_traced(x):
+    if traced:
         return formula(spec, *tensors) if _is_empty(x) else builtin.norm(spec, *tensors)
     if x.numel() == 0:
         return formula(spec, *tensors)
@@ -64,8 +66,10 @@ def add_normalise(
         whole: tuple[Tensor, Tensor]
         whole = on_shards(add_normalise, spec, (x, residual, weight, bias))
         return whole
-    if backend_for(x) == "triton" and forward_ad._current_level < 0:
-        if is_traced(x):
+    traced = is_traced(x)
+    exported = traced and torch.onnx.is_in_onnx_export()
+    if backend_for(x) == "triton" and not exported and forward_ad._current_level < 0:
+        if traced:
             numbers = (spec.norm, spec.groups, spec.eps)
             return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
         if not transformed():

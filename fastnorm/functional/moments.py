@@ -58,17 +58,22 @@ def moment_norm(
 
 
 def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor | None) -> Tensor:
-    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64."""
+    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64.
+
+    In ONNX, where sums are what runtimes make of them, the moments are float64 as well.
+    """
     wide, dims = x.to(accumulated(x)), tuple(range(2, x.dim()))
+    averaged = wide.double() if torch.onnx.is_in_onnx_export() else wide
     if x.numel() == 0 or not dims:  # nothing to average, or one value each
-        mean = summed(wide)
+        mean = summed(averaged)
         var = torch.zeros_like(mean)
     else:
-        var, mean = torch.var_mean(wide, dims, correction=0)
+        var, mean = torch.var_mean(averaged, dims, correction=0)
     mean, var = mean.double(), var.double()
     scale, center, shift = _expanded(merge(mean, var, positions(x)), mean)
-    shift = shift + scale * (mean - center)
-    origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (mean, scale, shift))
+    origin = mean.to(wide.dtype)
+    shift = shift + scale * (origin.double() - center)
+    origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (origin, scale, shift))
     y = (wide - origin) * scale + shift
     y = y if residual is None else y + residual
     return reference.activate(y, activation).to(x.dtype)
