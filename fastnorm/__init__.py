@@ -55,6 +55,7 @@ from .modules import (
     SyncBatchNorm,
     convert_sync_batchnorm,
     initialise_weight_norm,
+    no_decay_parameters,
     weight_norm,
 )
 
@@ -97,9 +98,15 @@ __all__ = [
     "get_backend",
     "initialise_weight_norm",
     "merge_moments",
+    "no_decay_parameters",
     "reference",
     "revert",
     "set_backend",
     "use_backend",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a user may want: the modules that it is made of are no part of it."""
+    return [*__all__, "__doc__", "__version__"]
