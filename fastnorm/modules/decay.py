@@ -9,7 +9,7 @@ NORMS = (_Activated, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def no_decay_parameters(model: nn.Module) -> set[str]:
-    """The names, as in `model.named_parameters()`, of parameters that get no weight decay by custom.
+    """The names, as in `model.named_parameters()`, of what gets no weight decay by custom.
 
     They are all that norms have, fastnorm's and torch.nn's (weight, bias, rho, a switchable norm's
     mean_weight and var_weight, those of a norm of your own), and the bias of every other module.

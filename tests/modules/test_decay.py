@@ -1,4 +1,4 @@
-"""no_decay_parameters: what weight decay leaves alone, in the ways that timm and transformers ask."""
+"""no_decay_parameters: what weight decay leaves alone."""
 
 import pytest
 import torch
