@@ -11,7 +11,9 @@ A call goes down this list, and imports go down it too:
     functional          the norms as functions: arguments are checked here (checks)
     nested              their nested tensors, as the rows of dense ones
     dispatch            which backend computes a call, by which way
+    sharding            DTensors, as each process's plain shards
     ops                 the kernels as operators, for traced programs
+    onnx                what torch.onnx.export sees instead
     autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
     batching            torch.func.vmap
     backend             the choice: auto, triton, aten or reference

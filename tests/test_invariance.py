@@ -1,4 +1,4 @@
-"""Whether results depend on the batch around a sample, and on the number of CPU threads: to the bit.
+"""Whether results depend on the batch around a sample, or on the number of threads: to the bit.
 
 docs/limits.md says what holds.
 """
