@@ -42,6 +42,7 @@ def test_case(case: SmokeCase, record_property: Callable[[str, object], None]) -
     hold(case, record_property)
 
 
+@needs_cuda  # the interpreter has no clusters
 @pytest.mark.parametrize("case", smoke.cluster_cases(), ids=lambda case: case.name)
 def test_cluster(case: SmokeCase, record_property: Callable[[str, object], None]) -> None:
     hold(case, record_property)

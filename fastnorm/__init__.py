@@ -9,8 +9,11 @@ A call goes down this list, and imports go down it too:
     conversion          a model's norms exchanged, fused, folded, and back
     modules             the norms as torch.nn modules
     functional          the norms as functions: arguments are checked here (checks)
+    nested              their nested tensors, as the rows of dense ones
     dispatch            which backend computes a call, by which way
+    sharding            DTensors, as each process's plain shards
     ops                 the kernels as operators, for traced programs
+    onnx                what torch.onnx.export sees instead
     autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
     batching            torch.func.vmap
     backend             the choice: auto, triton, aten or reference
@@ -60,6 +63,7 @@ from .modules import (
     SyncBatchInstanceNorm,
     SyncBatchNorm,
     initialise_weight_norm,
+    no_decay_parameters,
     weight_norm,
 )
 
@@ -102,9 +106,15 @@ __all__ = [
     "get_backend",
     "initialise_weight_norm",
     "merge_moments",
+    "no_decay_parameters",
     "reference",
     "revert",
     "set_backend",
     "use_backend",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a user may want: the modules that it is made of are no part of it."""
+    return [*__all__, "__doc__", "__version__"]

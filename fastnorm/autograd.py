@@ -85,15 +85,20 @@ def transformed() -> bool:
 
 
 def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
-    """The backend, or for the dy of is_grads_batched one that PyTorch calls for each in turn."""
+    """The backend, or in place of the kernels their operators: where compiled autograd traces the
+    backward of an eager call, and for the dy of is_grads_batched, each of which they serve in turn.
+    """
     from . import ops  # it imports this module
 
-    return ops if batched(dy) and backend.__name__ == "fastnorm.kernels" else backend
+    apart = torch.compiler.is_compiling() or batched(dy)
+    return ops if apart and backend.__name__ == "fastnorm.kernels" else backend
 
 
 def batched(dy: Tensor | None) -> bool:
     """Whether dy is the batch of is_grads_batched, which no kernel can read."""
-    return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
+    if dy is None or torch.compiler.is_compiling():  # whose tensors are none, and which cannot ask
+        return False
+    return torch._C._functorch.is_legacy_batchedtensor(dy)
 
 
 class TransformedNorm(torch.autograd.Function):
@@ -226,7 +231,7 @@ class AddNorm(torch.autograd.Function):
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)
             dx = dx + dsum if dx is not None and dsum is not None else dx
         else:
-            dx, dweight, dbias = backend.add_norm_backward(
+            dx, dweight, dbias = _able(backend, dy).add_norm_backward(
                 dy, dsum, total, weight, bias, stats, needs, norm=spec.norm, groups=spec.groups
             )
         return dx if of[0] else None, dx if of[1] else None, dweight, dbias, None, None

@@ -10,12 +10,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from . import aten, ops, reference
+from . import aten, onnx, ops, reference
 from .aten import builtin
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, kernels_for
 from .formula import NormSpec, formula
+from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
 
 
@@ -31,17 +33,27 @@ def normalise(
 ) -> Tensor:
     """act(norm(x) + residual); the running statistics are updated where `use_input_stats`."""
     tensors = (x, residual, weight, bias, rho, running_mean, running_var)
-    name = backend_for(x)
+    if is_sharded(x):
+        whole: Tensor = on_shards(normalise, spec, tensors[:5], tensors[5:])
+        return whole
+    name, traced = backend_for(x), is_traced(x)
+    if traced and torch.onnx.is_in_onnx_export():
+        return onnx.norm(spec, *tensors)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
     if name == "triton":
-        if is_traced(x):
+        if traced:
             return ops.differentiable_norm(*tensors, *spec)
         apply = TransformedNorm.apply if transformed() else apply_norm
         return apply(*tensors, spec, kernels_for(x))
-    if transformed() or x.numel() == 0:
+    if transformed():
         return formula(spec, *tensors)
-    if builtin.is_best(x, spec) or is_traced(x):
+    # Whether x is traced comes first: a question about sizes would bind the program to the answer.
+    if traced:
+        return formula(spec, *tensors) if _is_empty(x) else builtin.norm(spec, *tensors)
+    if x.numel() == 0:
+        return formula(spec, *tensors)
+    if builtin.is_best(x, spec):
         return builtin.norm(spec, *tensors)
     return apply_norm(*tensors, spec, aten)
 
@@ -50,8 +62,14 @@ def add_normalise(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
 ) -> tuple[Tensor, Tensor]:
     """norm(x + residual) and that sum: fused by the kernels, elsewhere one after the other."""
-    if backend_for(x) == "triton" and forward_ad._current_level < 0:
-        if is_traced(x):
+    if is_sharded(x):
+        whole: tuple[Tensor, Tensor]
+        whole = on_shards(add_normalise, spec, (x, residual, weight, bias))
+        return whole
+    traced = is_traced(x)
+    exported = traced and torch.onnx.is_in_onnx_export()
+    if backend_for(x) == "triton" and not exported and forward_ad._current_level < 0:
+        if traced:
             numbers = (spec.norm, spec.groups, spec.eps)
             return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
         if not transformed():
@@ -105,6 +123,14 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
     return x, residual
+
+
+def _is_empty(x: Tensor) -> bool:
+    """Whether a traced x is without elements, as far as no guard has to be set to know it."""
+    empty = x.numel() == 0
+    if isinstance(empty, Tensor):  # torch.jit.trace has sizes that are
+        return bool(empty)
+    return statically_known_true(empty)
 
 
 def is_traced(x: Tensor) -> bool:

@@ -29,7 +29,8 @@ class WeightNorm(torch.autograd.Function):
     def backward(ctx: Any, dw: Tensor) -> Tensors:
         v, g, norms = ctx.saved_tensors
         needs, dim = ctx.needs_input_grad[:2], ctx.dim
-        if torch.is_grad_enabled() or transformed() or batched(dw):
+        traced = torch.compiler.is_compiling()  # by compiled autograd
+        if torch.is_grad_enabled() or transformed() or batched(dw) or traced:
             sought = [i for i in (0, 1) if needs[i]]
             return *pull_back(_formula(dim), (v, g), sought, (dw,)), None, None
         return *ctx.backend.weight_norm_backward(dw, v, g, norms, dim, needs), None, None

@@ -23,7 +23,7 @@ def parameters(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("trained", ["weight", "bias", "both"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_group_norm_of_a_frozen_input(backend, trained, layout):
-    """torch's own channels_last backward crashes here."""
+    """Each parameter's gradient by itself, in both layouts: torch's contiguous float64."""
     x, dy = make_input(SHAPE, layout), make_input(SHAPE, layout, seed=8)
     weight, bias = parameters(6)
     targets = {"weight": [weight], "bias": [bias], "both": [weight, bias]}[trained]

@@ -24,6 +24,11 @@ def test_every_public_name_is_listed():
     assert public | MODULES == set(fastnorm.__all__)
 
 
+def test_completion_shows_public_names_alone():
+    for module in (fastnorm, functional):
+        assert {name for name in dir(module) if name[0] != "_"} == set(module.__all__)
+
+
 def test_every_public_name_is_used():
     assert used("fastnorm") >= set(fastnorm.__all__) - MODULES
     assert used("F") >= set(functional.__all__)

@@ -83,6 +83,7 @@ def models(images: Tensor) -> None:
     assert_type(conv, nn.Conv2d)
     model = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU())
     fastnorm.initialise_weight_norm(model, images)
+    assert_type(fastnorm.no_decay_parameters(model), set[str])
     assert_type(fastnorm.convert(model, to="gn", groups=2), fastnorm.Conversion)
     fused = fastnorm.fuse(model)
     assert_type(fused.model, nn.Module)

@@ -6,7 +6,8 @@ exporters know torch's as they know them from torch.nn.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ LONG_INSTANCE = 256
 def is_best(x: Tensor, spec: NormSpec) -> bool:
     """Whether no other operators serve better on untraced tensors."""
     if spec.norm == "group":
-        # torch 2.13's channels_last backward crashes the process unless it computes dx: ours does.
+        # torch 2.13's channels_last backward can crash the process: ours does not.
         return x.is_contiguous()
     if spec.norm == "batch":
         large = x.numel() >= LARGE_BATCH and positions(x) >= LONG_INSTANCE
@@ -61,16 +62,16 @@ def norm(
     float16 and bfloat16 are computed in float32, and rounded before the residual is added.
     """
     if spec.norm == "layer":
-        shape = list(x.shape[x.dim() - spec.groups :])
+        shape = _constants(x.shape[x.dim() - spec.groups :])
         wide = widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
     elif spec.norm == "rms":
         # Torch's would keep x's layout, and warn of a float32 weight beside half precision.
         wide = x.to(accumulated(x)).contiguous()
-        shape = list(x.shape[x.dim() - spec.groups :])
+        shape = _constants(x.shape[x.dim() - spec.groups :])
         z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps)
     elif spec.norm == "group":
-        # Contiguous for the sake of the same crash.
+        # Contiguous because channels last torch 2.13's can crash the process.
         wide = widened(x).contiguous()
         z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
         z = laid_out_as(x, z)
@@ -84,7 +85,18 @@ def norm(
         wide = x.to(accumulated(x))
         affine = _affine(wide, weight, bias)
         z = laid_out_as(x, _of_instances(spec, wide, *affine, rho, running_mean, running_var))
+    return finish(spec, z, x, residual)
+
+
+def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+    """act(z + residual) in x's dtype."""
     return activate(z.to(x.dtype), residual, spec.activation, ())[0]
+
+
+def _constants(sizes: Sequence[Any]) -> list[int]:
+    """The sizes of a norm's shape: torch.jit.trace, whose sizes are tensors, is to record numbers,
+    as it does of torch.nn's norms."""
+    return [int(size) if isinstance(size, Tensor) else size for size in sizes]
 
 
 def _batch_norm(

@@ -205,8 +205,7 @@ def group_norm(
 def group_norm_backward(
     g: Tensor, x: Tensor, weight: Tensor | None, stats: Stats, groups: int
 ) -> Tensors:
-    """(dx, dgamma, dbeta), all three always: torch 2.13's channels_last kernel crashes the process
-    where it is not asked for dx."""
+    """(dx, dgamma, dbeta), whichever are asked for: torch 2.13's kernel wants to write all."""
     N, C = x.shape[:2]
     gamma = accumulation(weight, x)
     gamma = torch.ones(C, dtype=accumulated(x), device=x.device) if gamma is None else gamma

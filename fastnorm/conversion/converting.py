@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from .. import modules as ours
 from ..modules.base import _Activated
-from .report import Change, Conversion, Kept, label, type_name
+from .report import Change, Conversion, Kept, check_model, label, type_name
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -67,8 +67,10 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
     need positions: InstanceNorm1d takes (N, C) for one instance without a batch.
 
     Raises ValueError, the model untouched: an unknown `to`, `groups` without "gn" or below 1,
-    channels that `groups` does not divide, SyncBatchNorm with "in" or "bin".
+    channels that `groups` does not divide, SyncBatchNorm with "in" or "bin". TypeError where
+    `model` is no module.
     """
+    check_model("convert", model)
     if to is not None and to not in TARGETS:
         raise ValueError(f"convert got to={to!r}: choose None or one of {', '.join(TARGETS)}")
     if groups is not None and to != "gn":

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .report import Conversion
+from .report import Conversion, check_model
 from .sequential_fusion import fuse_sequentials
 from .traced_fusion import fuse_traced
 
@@ -24,7 +24,8 @@ def fuse(
     With `example`, the positional inputs (one tensor or a tuple): `torch.fx` traces the model, and
     norm -> activation and norm -> add -> activation are fused wherever they stand, as modules or
     as functions. The report's model is a GraphModule that shares parameters and buffers with the
-    given one, which stays as it was. It is compared with it on `example`.
+    given one, which stays as it was. It is compared with it on `example`. Only so is it known what
+    follows a norm that a forward calls: without an example the report lists such norms as kept.
 
     With `fold`, batch norms, torch's or ours, also disappear into the convolution before them (with
     an example: a linear layer too); an activation of theirs stays. This is for inference: the model
@@ -35,7 +36,9 @@ def fuse(
 
     Raises ValueError, the model untouched: `fold` in training mode; a model that torch.fx cannot
     trace faithfully (see the message), or whose traced form answers otherwise on `example`.
+    TypeError where `model` is no module.
     """
+    check_model("fuse", model)
     training = [name or "the model" for name, m in model.named_modules() if m.training]
     if fold and training:
         raise ValueError(f"fuse got fold=True with {training[0]} in training mode: call eval()")

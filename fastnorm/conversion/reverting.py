@@ -5,7 +5,7 @@ from torch import nn
 from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from .converting import TORCHS, is_known, subclass_of
-from .report import Change, Conversion, Kept, label, type_name
+from .report import Change, Conversion, Kept, check_model, label, type_name
 from .sequential_fusion import fused_activations
 
 
@@ -19,8 +19,9 @@ def revert(model: nn.Module) -> Conversion:
 
     Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
     norm, and an activation that `fuse` did not put there (or did in a traced model: go back to the
-    model that it was made from).
+    model that it was made from). TypeError where `model` is no module.
     """
+    check_model("revert", model)
     placeholders = fused_activations(model)
     restored = {id(norm) for norm, _, _, _ in placeholders}
     norms: list[tuple[str, nn.Module]] = []

@@ -43,7 +43,24 @@ def fuse_sequentials(model: nn.Module, fold: bool) -> Conversion:
             _fold_pair(path, sequential, first, second, uses, changed, kept)
         for first, second in _neighbours(sequential):
             _fuse_pair(path, sequential, first, second, uses, changed, kept)
+    reported = {line.name for line in changed} | {line.name for line in kept}
+    kept += [line for line in _called_from_a_forward(model) if line.name not in reported]
     return Conversion(model, changed, kept)
+
+
+def _called_from_a_forward(model: nn.Module) -> Iterator[Kept]:
+    """A line for each norm of which no Sequential says what comes after it."""
+    plain = {path for path, _ in _sequentials(model)}
+    for name, norm in model.named_modules():
+        if not (type(norm) in OURS or is_plain_norm(norm)) or not name:
+            continue
+        parent, _, key = name.rpartition(".")
+        while parent in plain and parent and key == list(model.get_submodule(parent)._modules)[-1]:
+            parent, _, key = parent.rpartition(".")
+        if parent not in plain:
+            torchs = "torch's: call fastnorm.convert first. " if type(norm) in OURS else ""
+            reason = "a forward calls it, and shows what follows only with an example input"
+            yield Kept(name, type_name(type(norm)), f"{torchs}{reason}: fuse(model, example)")
 
 
 def fused_activations(model: nn.Module) -> list[tuple[nn.Module, nn.Sequential, str, nn.Module]]:

@@ -35,3 +35,7 @@ __all__ = [
     "rms_norm",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

@@ -37,7 +37,8 @@ def moment_norm(
     through plain PyTorch, forward-mode ones and traced programs from the start.
 
     Raises RuntimeError for an input of less than 2 dimensions or a residual unlike it,
-    NotImplementedError for dtypes without kernels, ValueError for an unknown activation.
+    NotImplementedError for dtypes without kernels, ValueError for an unknown activation. Of a merge
+    TypeError for what is not three numbers or tensors, RuntimeError for another shape.
     """
     if has_torch_function_variadic(input, residual):
         return handle_torch_function(
@@ -58,25 +59,50 @@ def moment_norm(
 
 
 def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor | None) -> Tensor:
-    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64."""
+    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64.
+
+    In ONNX, where sums are what runtimes make of them, the moments are float64 as well.
+    """
     wide, dims = x.to(accumulated(x)), tuple(range(2, x.dim()))
+    averaged = wide.double() if torch.onnx.is_in_onnx_export() else wide
     if x.numel() == 0 or not dims:  # nothing to average, or one value each
-        mean = summed(wide)
+        mean = summed(averaged)
         var = torch.zeros_like(mean)
     else:
-        var, mean = torch.var_mean(wide, dims, correction=0)
+        var, mean = torch.var_mean(averaged, dims, correction=0)
     mean, var = mean.double(), var.double()
     scale, center, shift = _expanded(merge(mean, var, positions(x)), mean)
-    shift = shift + scale * (mean - center)
-    origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (mean, scale, shift))
+    origin = mean.to(wide.dtype)
+    shift = shift + scale * (origin.double() - center)
+    origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (origin, scale, shift))
     y = (wide - origin) * scale + shift
     y = y if residual is None else y + residual
     return reference.activate(y, activation).to(x.dtype)
 
 
 def _expanded(found: Coefficients, mean: Tensor) -> tuple[Tensor, ...]:
-    """The merge's coefficients as tensors like mean."""
-    return tuple(
-        torch.as_tensor(value, dtype=mean.dtype, device=mean.device).expand_as(mean)
-        for value in found
-    )
+    """The merge's coefficients as tensors like mean; an error where they are none."""
+    names = ("scale", "center", "shift")
+    if not isinstance(found, tuple | list) or len(found) != len(names):
+        count = f" of length {len(found)}" if isinstance(found, tuple | list) else ""
+        raise TypeError(
+            f"moment_norm got a {type(found).__name__}{count} from its merge: it has to return the "
+            "tuple (scale, center, shift)"
+        )
+    tensors = []
+    for name, value in zip(names, found, strict=True):
+        try:
+            tensor = torch.as_tensor(value, dtype=mean.dtype, device=mean.device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"moment_norm got a {type(value).__name__} as {name} from its merge: each has to "
+                "be a number or a tensor"
+            ) from error
+        try:
+            tensors.append(tensor.expand_as(mean))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"moment_norm got {name} of shape {tuple(tensor.shape)} from its merge for moments "
+                f"of shape (N, C) = {tuple(mean.shape)}: it has to broadcast to that"
+            ) from error
+    return tuple(tensors)

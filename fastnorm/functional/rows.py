@@ -13,6 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from ..checks import check_input, check_rows
 from ..dispatch import add_normalise, autocast, normalise
 from ..formula import NormSpec
+from ..nested import is_nested, on_rows
 
 
 def layer_norm(
@@ -27,11 +28,18 @@ def layer_norm(
 ) -> Tensor:
     """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
 
-    weight and bias have shape `normalized_shape` or are None.
+    weight and bias have shape `normalized_shape` or are None. input may be a nested tensor.
 
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
+    if is_nested(input):
+        return on_rows(
+            "layer_norm", input, residual, normalized_shape,
+            lambda rows, other: layer_norm(
+                rows, normalized_shape, weight, bias, eps, activation=activation, residual=other
+            ),
+        )  # fmt: skip
     if has_torch_function_variadic(input, weight, bias, residual):
         return handle_torch_function(
             layer_norm, (input, weight, bias, residual),
@@ -57,13 +65,21 @@ def rms_norm(
 ) -> Tensor:
     """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
 
-    weight has shape `normalized_shape` or is None. Without eps it is torch's: the machine epsilon
-    of what the statistics are computed in, float64's for float64 and float32's for all others.
+    weight has shape `normalized_shape` or is None. input may be a nested tensor. Without eps it is
+    torch's: the machine epsilon of what the statistics are computed in, float64's for float64 and
+    float32's for all others.
     Source: arXiv 1910.07467, equation 4.
 
     Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
     ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
+    if is_nested(input):
+        return on_rows(
+            "rms_norm", input, residual, normalized_shape,
+            lambda rows, other: rms_norm(
+                rows, normalized_shape, weight, eps, activation=activation, residual=other
+            ),
+        )  # fmt: skip
     if has_torch_function_variadic(input, weight, residual):
         return handle_torch_function(
             rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
@@ -98,6 +114,11 @@ def add_layer_norm(
 
     Raises what layer_norm raises.
     """
+    if is_nested(input):
+        return on_rows(
+            "add_layer_norm", input, residual, normalized_shape,
+            lambda rows, other: add_layer_norm(rows, other, normalized_shape, weight, bias, eps),
+        )  # fmt: skip
     if has_torch_function_variadic(input, residual, weight, bias):
         return handle_torch_function(
             add_layer_norm, (input, residual, weight, bias),
@@ -115,6 +136,11 @@ def add_rms_norm(
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) of s = input + residual, as add_layer_norm; eps and errors as rms_norm's."""
+    if is_nested(input):
+        return on_rows(
+            "add_rms_norm", input, residual, normalized_shape,
+            lambda rows, other: add_rms_norm(rows, other, normalized_shape, weight, eps),
+        )  # fmt: skip
     if has_torch_function_variadic(input, residual, weight):
         return handle_torch_function(
             add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps

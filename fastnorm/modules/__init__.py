@@ -7,6 +7,7 @@ parameters, buffers and state_dict are torch.nn's: a checkpoint of either loads 
 
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
+from .decay import no_decay_parameters
 from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
@@ -41,5 +42,6 @@ __all__ = [
     "SyncBatchInstanceNorm",
     "SyncBatchNorm",
     "initialise_weight_norm",
+    "no_decay_parameters",
     "weight_norm",
 ]

@@ -1,8 +1,8 @@
 """What norm modules share: the fused activation, running statistics, the forward of batch norms."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 # What ends the recomputation of a checkpointed block inside its last operator: a forward as good as
 # done, whose batch counts as torch.nn's norms count it.
@@ -10,6 +10,11 @@ from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from ..checks import ACTIVATIONS
 from .distributed import keep_residual
+
+
+def is_proxy(input: object) -> bool:
+    """Whether a tracer of torch.fx calls a module with `input`, to see what it does with it."""
+    return isinstance(input, fx.Proxy) and isinstance(input.tracer, fx.Tracer)
 
 
 class _Activated(nn.Module):
@@ -34,6 +39,25 @@ class _Activated(nn.Module):
                 f"{', '.join(ACTIVATIONS)}"
             )
         self.activation = activation
+
+    def _as_leaf(self, *inputs: Any, **options: Any) -> Any:
+        """The call of this module in the graph that torch.fx is tracing, whatever its tracer.
+
+        Tracers take torch.nn's modules for leaves by the name of their Python module, and look into
+        all others: a forward that meets a proxy of theirs answers this. What is None is left out.
+        """
+        tracer = inputs[0].tracer
+        given = tuple(value for value in inputs if value is not None)
+        named = {name: value for name, value in options.items() if value is not None}
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), given, named)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What torch.jit.script asks each module for."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose forward chooses among "
+            "backends in Python: give it a model with torch.nn's norms (fastnorm.revert(model)), "
+            "or use torch.jit.trace or torch.export"
+        )
 
     def extra_repr(self) -> str:
         return self._with_activation(super().extra_repr())
@@ -68,6 +92,8 @@ class _OverBatch(_Tracking):
     """The forward of norms over the batch, which keeps their running statistics."""
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
         used = not self.training or self.track_running_stats

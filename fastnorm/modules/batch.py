@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..checks import check_input, check_mask
-from .base import _OverBatch, bias_argument
+from .base import _OverBatch, bias_argument, is_proxy
 
 
 class _BatchNorm(_OverBatch):
@@ -64,6 +64,8 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
         """act(norm(input) + residual), and 0 where `mask` is False."""
         if mask is None:
             return super().forward(input, residual)
+        if is_proxy(input):
+            return self._as_leaf(input, residual, mask=mask)
         self._check_input_dim(input)
         check_mask("BatchNorm1d", input, mask)
         check_input("BatchNorm1d", input, 2, self.activation, residual)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Activated, bias_argument
+from .base import _Activated, bias_argument, is_proxy
 
 
 class GroupNorm(_Activated, nn.GroupNorm):
@@ -32,6 +32,8 @@ class GroupNorm(_Activated, nn.GroupNorm):
         self._set_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         return F.group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
             activation=self.activation, residual=residual,

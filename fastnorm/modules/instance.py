@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Tracking, bias_argument
+from .base import _Tracking, bias_argument, is_proxy
 
 
 class _InstanceNorm(_Tracking):
@@ -37,6 +37,8 @@ class _InstanceNorm(_Tracking):
         self._set_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         # torch's forward checks the input, then calls _apply_instance_norm on a batch: the residual
         # takes the same way beside it.
         self._check_input_dim(input)

@@ -21,7 +21,11 @@ class _MeanOnlyBatchNorm(_OverBatch):
     torch.nn.BatchNorm would take. One value per channel is legal: it is its own mean.
     """
 
+    # What code for batch norms looks for, and this one has not: initialisers, weight-decay filters.
     running_var = None
+    weight = None  # type: ignore[assignment]
+    eps = None  # type: ignore[assignment]
+    affine = False
 
     def __init__(
         self,

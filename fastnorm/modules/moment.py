@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import functional as F
 from ..merges import Coefficients
-from .base import _Activated
+from .base import _Activated, is_proxy
 
 
 class MomentNorm(_Activated):
@@ -38,4 +38,6 @@ class MomentNorm(_Activated):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act((input - center) * scale + shift + residual) of input (N, C, ...)."""
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         return F.moment_norm(input, self.merge, activation=self.activation, residual=residual)

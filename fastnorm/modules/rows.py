@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Activated
+from .base import _Activated, is_proxy
 
 
 class LayerNorm(_Activated, nn.LayerNorm):
@@ -31,6 +31,8 @@ class LayerNorm(_Activated, nn.LayerNorm):
         self._set_activation(activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         return F.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps,
             activation=self.activation, residual=residual,
@@ -57,6 +59,8 @@ class RMSNorm(_Activated, nn.RMSNorm):
         self._set_activation(activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # torch calls it x
+        if is_proxy(x):
+            return self._as_leaf(x, residual)
         return F.rms_norm(
             x, self.normalized_shape, self.weight, self.eps,
             activation=self.activation, residual=residual,
@@ -84,6 +88,8 @@ class AddLayerNorm(LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(y, s), both contiguous and of the input's shape and dtype."""
+        if is_proxy(input):
+            return self._as_leaf(input, residual)  # a proxy of the tuple
         return F.add_layer_norm(
             input, residual, self.normalized_shape, self.weight, self.bias, self.eps
         )
@@ -109,4 +115,6 @@ class AddRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(y, s), both contiguous and of x's shape and dtype."""
+        if is_proxy(x):
+            return self._as_leaf(x, residual)
         return F.add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)

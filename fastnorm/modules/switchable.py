@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..checks import check_more_than_one_value
 from ..collectives import group_moments, is_distributed
 from ..merges import Coefficients, merge_moments, update_running
+from .base import is_proxy
 from .moment import MomentNorm
 
 
@@ -85,6 +86,8 @@ class _SwitchableNorm(MomentNorm):
             self.num_batches_tracked.zero_()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
         if input.dim() not in self._ranks:
             ranks = " or ".join(f"{rank}D" for rank in self._ranks)
             raise ValueError(f"expected {ranks} input (got {input.dim()}D input)")

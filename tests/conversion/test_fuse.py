@@ -56,8 +56,43 @@ def test_what_fuse_leaves_alone():
     report = fastnorm.fuse(model)
     assert not report.changed and fingerprint(model) == before
     words = {"0.0": "hooks", "1.0": "more than once", "2.0": "convert", "3.0": "hooks"}
+    words["8.0"] = "example"
     assert {kept.name for kept in report.kept} == set(words)
     assert all(words[kept.name] in kept.reason for kept in report.kept)
+
+
+class Residual(nn.Module):
+    """As a ResNet's block: its forward calls norms, activation and addition."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(C, C, 1), norm(C), nn.ReLU()
+        self.shortcut = nn.Sequential(nn.Conv2d(C, C, 1), norm(C))
+        self.inner = nn.Sequential(norm(C), nn.Tanh())
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x)) + self.shortcut(self.inner(x)))
+
+
+def test_norms_that_a_forward_calls_are_listed_with_the_remedy():
+    """Without an example nothing is known of what follows them; with one all are fused."""
+    model = nn.Sequential(Residual(fastnorm.BatchNorm2d), fastnorm.BatchNorm2d(C))
+    report = fastnorm.fuse(model)
+    assert not report.changed
+    assert [kept.name for kept in report.kept] == ["0.norm", "0.shortcut.1"]
+    assert all("fuse(model, example)" in kept.reason for kept in report.kept)
+    assert "2 kept" in str(report)
+    assert len(fastnorm.fuse(model, torch.randn(2, C, 3, 3)).changed) == 1
+    torchs = fastnorm.fuse(Residual(nn.BatchNorm2d)).kept
+    assert [kept.name for kept in torchs] == ["norm", "shortcut.1"]
+    assert all("convert" in kept.reason and "example" in kept.reason for kept in torchs)
+
+
+@pytest.mark.parametrize("function", [fastnorm.convert, fastnorm.fuse, fastnorm.revert])
+@pytest.mark.parametrize("model", ["resnet18", None, nn.BatchNorm2d], ids=str)
+def test_what_is_no_module_is_refused(function, model):
+    with pytest.raises(TypeError, match=rf"{function.__name__} got .*torch\.nn\.Module"):
+        function(model)
 
 
 # --- folding ---

@@ -94,6 +94,25 @@ def test_state():
     assert not bare.state_dict()
 
 
+def test_what_code_for_batch_norms_reads():
+    """Initialisers that go by the class's name, filters of weight decay, printers of models."""
+    module = module_of()
+    assert (module.weight, module.eps, module.affine, module.running_var) == (
+        None,
+        None,
+        False,
+        None,
+    )
+    assert isinstance(module.bias, nn.Parameter)
+    for layer in module.modules():  # as many repositories do
+        if "BatchNorm" in type(layer).__name__:
+            if layer.weight is not None:
+                nn.init.ones_(layer.weight)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, 0.5)
+    assert list(module.state_dict()) == ["bias", "running_mean", "num_batches_tracked"]
+
+
 def test_repr():
     text = "MeanOnlyBatchNorm2d(4, momentum=0.1, bias=True, track_running_stats=True"
     assert repr(module_of()) == text + ")"

@@ -306,3 +306,24 @@ def test_errors():
         fastnorm.MomentNorm(activation="tanh")
     with pytest.raises(NotImplementedError, match="merge"):
         fastnorm.MomentNorm()(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("error", "words", "answer"),
+    [
+        (TypeError, r"float .*\(scale, center, shift\)", 1.0),
+        (TypeError, r"NoneType .*\(scale, center, shift\)", None),
+        (TypeError, "tuple of length 2", (1.0, 0.0)),
+        (TypeError, "Tensor", torch.ones(3)),
+        (TypeError, "NoneType as shift", (1.0, 0.0, None)),
+        (TypeError, "str as scale", ("one", 0.0, 0.0)),
+        (RuntimeError, r"center of shape \(5,\).*\(3, 4\)", (1.0, torch.ones(5), 0.0)),
+    ],
+    ids=str,
+)
+def test_what_a_merge_must_return(backend, error, words, answer):
+    x = make_input(SHAPE)
+    with running(backend, launches=False) as launched, pytest.raises(error, match=words):
+        moment_norm(x, lambda mean, var, count: answer)
+    assert len(launched) <= 1  # that of the moments

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._sympy.numbers import int_oo
 
 import fastnorm
 import fastnorm.functional as F
 from fastnorm.kernels import launch
 from tests.conftest import DEVICE, make_input, running
-from tests.tracing.nets import DIFFERENCE, SHAPE, Net, difference, image
+from tests.tracing.nets import DIFFERENCE, MODULES, SHAPE, Net, difference, image
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -41,6 +42,38 @@ def test_export(backend, train, strict):
         named = dict(loaded.named_buffers())
         for name, buffer in model.named_buffers():
             assert difference([named[name].double()], [buffer.double()]) <= 1e-6, name
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("batch", [torch.export.Dim("batch"), torch.export.Dim.AUTO], ids=repr)
+@pytest.mark.parametrize("name", MODULES)
+def test_any_batch_size(name, batch, train):
+    """The choice among ATen's operators binds no program to sizes, such as those below 2^20."""
+    model = MODULES[name]().to(DEVICE).train(train)
+    x = make_input(SHAPE, dtype=torch.float32)
+    with fastnorm.use_backend("aten"):
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
+        (bounds,) = program.range_constraints.values()
+        assert bounds.lower <= 2 and bounds.upper == int_oo
+        large = make_input((2**20 // 90 + 1, *SHAPE[1:]), dtype=torch.float32)
+        found, expected = program.module()(large), model(large)
+    assert difference([found], [expected]) <= 1e-4  # float32 sums of 2^20 in two orders
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_empty_batches_in_compiled_programs(norm):
+    """What ATen's own norms do not differentiate."""
+
+    def program(x):
+        if norm == "batch":
+            return F.batch_norm(x, None, None, training=True).sum()
+        return F.instance_norm(x).sum()
+
+    x = torch.empty((0, 4, 3) if norm == "instance" else (2, 0, 3), device=DEVICE)
+    x.requires_grad_()
+    with fastnorm.use_backend("aten"):
+        torch.compile(program, backend="aot_eager", fullgraph=True)(x).backward()
+    assert x.grad.shape == x.shape
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
@@ -95,3 +128,8 @@ def test_meta_and_fake_tensors(backend):
         assert y.device.type == "cuda"
         assert y.stride() == x.stride()
     assert not launched
+
+
+def test_torch_jit_script_is_refused_with_the_way_out():
+    with pytest.raises(RuntimeError, match="revert"):
+        torch.jit.script(torch.nn.Sequential(fastnorm.GroupNorm(2, 6)))

@@ -1,0 +1,30 @@
+"""Which parameters weight decay should leave alone."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .base import _Activated
+
+NORMS = (_Activated, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def no_decay_parameters(model: nn.Module) -> set[str]:
+    """The names, as in `model.named_parameters()`, of what gets no weight decay by custom.
+
+    They are all that norms have, fastnorm's and torch.nn's (weight, bias, rho, a switchable norm's
+    mean_weight and var_weight, those of a norm of your own), and the bias of every other module.
+    Weights are not, nor are g and v of weight normalisation: g carries the scale of its weight.
+
+    Raises TypeError where `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"no_decay_parameters got {model!r} of {type(model)}: it needs a torch.nn.Module"
+        )
+    names = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, _ in module.named_parameters(recurse=isinstance(module, NORMS)):
+            if isinstance(module, NORMS) or "bias" in name:
+                names.add(f"{path}.{name}" if path else name)
+    every = {name for name, _ in model.named_parameters()}  # each of shared ones under one name
+    return names & every

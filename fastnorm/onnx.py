@@ -1,0 +1,30 @@
+"""What torch.onnx.export sees of the norms, under every backend: ONNX's standard operators.
+
+torch's exporters make BatchNormalization, InstanceNormalization, LayerNormalization and, from
+opset 23 on, RMSNormalization of torch's own norms. Two differ. Group norm is instance norm of the
+groups: ONNX Runtime's GroupNormalization (1.32, on a CPU) squares before it subtracts the mean,
+its InstanceNormalization does not. The exporter before `dynamo=True` knows no RMS norm.
+"""
+
+import torch
+from torch import Tensor
+
+from .aten import builtin
+from .aten.operators import accumulated, accumulation, broadcast, laid_out_as
+from .formula import NormSpec, formula
+
+
+def norm(spec: NormSpec, x: Tensor, *others: Tensor | None) -> Tensor:
+    """act(norm(x) + residual) from operators that ONNX has."""
+    if spec.norm == "rms" and torch._C._is_tracing():
+        return formula(spec, x, *others)
+    if spec.norm != "group":
+        return builtin.norm(spec, x, *others)
+    residual, weight, bias, *_ = others
+    wide = x.to(accumulated(x))
+    groups = wide.reshape(x.shape[0], spec.groups, -1)
+    z = torch.nn.functional.instance_norm(groups, eps=spec.eps).view(x.shape)
+    weight, bias = accumulation(weight, wide), accumulation(bias, wide)
+    z = z if weight is None else z * broadcast(weight, x)
+    z = z if bias is None else z + broadcast(bias, x)
+    return builtin.finish(spec, laid_out_as(x, z), x, residual)

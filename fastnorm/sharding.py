@@ -1,0 +1,132 @@
+"""DTensor: each process normalises its shard as a plain tensor, with whatever backend serves that.
+
+No set of values that share statistics may be cut: where the placements of x would cut one, x is
+redistributed first. Parameters follow x: whole where a process has all channels, else their part.
+Everything here is torch's own and differentiable; gradients of parameters are partial sums where x
+is sharded, as torch.nn's are.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .formula import NormSpec
+
+Compute = Callable[..., Any]
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether x is a DTensor. Without importing torch's: that takes seconds."""
+    if type(x) in (Tensor, torch.nn.Parameter):
+        return False
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(x, distributed.DTensor)
+
+
+def on_shards(
+    compute: Compute, spec: NormSpec, tensors: Sequence[Any], running: Sequence[Any] = ()
+) -> Any:
+    """compute(*tensors, *running, spec) on each process's shards; its results have x's sizes.
+
+    tensors are x, the residual and parameters; running statistics may be written to.
+
+    Raises RuntimeError for a plain tensor beside x, as torch's operators do.
+    """
+    x = tensors[0]
+    _check(spec, (*tensors, *running))
+    placements = _placements(x, spec, running)
+    of_parameters = [_of_parameters(p, spec) for p in placements]
+    gradients = [_gradients(p, q) for p, q in zip(placements, of_parameters, strict=True)]
+    local = [_local(t, placements, placements) for t in tensors[:2]]
+    local += [_local(t, of_parameters, gradients) for t in tensors[2:]]
+    buffers = [_local(t, of_parameters, of_parameters) for t in running]
+    found = compute(*local, *buffers, spec)
+    if spec.use_input_stats:
+        _write_back(running, buffers, x.device_mesh, of_parameters)
+
+    def whole(y: Tensor) -> Tensor:
+        return _from_local(y, x.device_mesh, placements, x.shape)
+
+    return tuple(map(whole, found)) if isinstance(found, tuple) else whole(found)
+
+
+def _check(spec: NormSpec, tensors: Sequence[Tensor | None]) -> None:
+    for tensor in tensors:
+        if tensor is not None and not is_sharded(tensor):
+            raise RuntimeError(
+                f"{spec.norm}_norm got a tensor of shape {tuple(tensor.shape)} beside a DTensor: "
+                "distribute its module too, with torch.distributed.tensor.distribute_module or "
+                "parallelize_module"
+            )
+
+
+def _placements(x: Any, spec: NormSpec, running: Sequence[Any]) -> list[Any]:
+    """Those of x, changed where a set of values with common statistics would be cut."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    of_batch = spec.norm in ("batch", "mean_only_batch", "batch_instance") and spec.use_input_stats
+    of_batch = of_batch or (spec.norm == "instance" and any(t is not None for t in running))
+    by_constants = spec.norm in ("batch", "mean_only_batch") and not spec.use_input_stats
+    across = Shard(1) if x.shape[1] % x.device_mesh.size() == 0 else Replicate()
+
+    def kept(placement: Any) -> Any:
+        if type(placement) is not Shard:
+            return Replicate()
+        dim = placement.dim
+        if spec.of_rows:
+            return placement if dim < x.dim() - spec.groups else Replicate()
+        if by_constants or (dim == 0 and not of_batch) or (dim == 1 and spec.norm != "group"):
+            return placement
+        return across if of_batch else Replicate()
+
+    return [kept(placement) for placement in x.placements]
+
+
+def _of_parameters(placement: Any, spec: NormSpec) -> Any:
+    from torch.distributed.tensor import Replicate, Shard
+
+    parted = type(placement) is Shard and placement.dim == 1 and not spec.of_rows
+    return Shard(0) if parted else Replicate()
+
+
+def _gradients(placement: Any, of_parameter: Any) -> Any:
+    """The placement of a parameter's gradient, as a process computes it from its shard of x."""
+    from torch.distributed.tensor import Partial
+
+    return Partial() if placement.is_shard() and of_parameter.is_replicate() else of_parameter
+
+
+def _local(tensor: Any, placements: list[Any], gradients: list[Any]) -> Tensor | None:
+    if tensor is None:
+        return None
+    moved = tensor.redistribute(placements=placements)
+    local: Tensor = moved.to_local(grad_placements=gradients)
+    return local
+
+
+def _write_back(
+    running: Sequence[Any], updated: Sequence[Any], mesh: Any, placements: list[Any]
+) -> None:
+    """Running statistics as each process updated its part: from_local, to where they were."""
+    with torch.no_grad():
+        for buffer, local in zip(running, updated, strict=True):
+            if buffer is not None:
+                new: Any = _from_local(local, mesh, placements, buffer.shape)
+                buffer.copy_(new.redistribute(placements=buffer.placements))
+
+
+def _from_local(y: Tensor, mesh: Any, placements: list[Any], shape: torch.Size) -> Tensor:
+    """The DTensor of `shape`, laid out as y is."""
+    from torch.distributed.tensor import DTensor
+
+    order = sorted(range(y.dim()), key=y.stride, reverse=True)
+    strides, size = [0] * y.dim(), 1
+    for dim in reversed(order):
+        strides[dim], size = size, size * shape[dim]
+    whole: Tensor = DTensor.from_local(
+        y, mesh, placements, run_check=False, shape=shape, stride=tuple(strides)
+    )
+    return whole
