@@ -35,7 +35,7 @@ def group_moments(
         own_mean, own_var = (t[0] for t in merge_moments(mean, var, 0))
     else:  # sums of nothing, through which the others' gradients still pass
         own_mean, own_var = mean.sum(0), var.sum(0)
-    group = dist.group.WORLD if process_group is None else process_group
+    group: Any = dist.group.WORLD if process_group is None else process_group
     batch_mean, batch_var, total = _merge(own_mean, own_var, n, pivot, group.group_name)
     return batch_mean, batch_var, total.detach()
 
@@ -90,7 +90,8 @@ _merge.register_autograd(_merge_backward, setup_context=_keep_for_merge_backward
 def _all_reduce(x: Tensor, group: str) -> Tensor:
     """The sum over all processes; its derivative is the sum of their gradients."""
     total = x.clone()
-    dist.all_reduce(total, group=dist.distributed_c10d._resolve_process_group(group))
+    resolve: Any = dist.distributed_c10d._resolve_process_group
+    dist.all_reduce(total, group=resolve(group))
     return total
 
 
