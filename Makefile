@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-all test-matrix fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
+.PHONY: help env train test test-all test-compiled test-matrix fuzz bench docs lint dist gpu gpu-test gpu-bench gpu-plot gpu-study gpu-wheels fastnorm-importable clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,11 +23,27 @@ $(STAMP): pyproject.toml setup.py
 train: env  ## train the ResNet with group norm (CIFAR-10, or offline the embedded digits)
 	$(BIN)/python cifar/train.py --norm gn
 
-test: env  ## run all tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+# Kernels are interpreted or compiled by what the environment says when they are imported, so their
+# tests are two runs. What Triton compiles it keeps (TRITON_CACHE_DIR): the first run is minutes longer.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+COMPILED := TRITON_INTERPRET=0 $(PYTEST) tests/compiled
+test: env  ## run all tests but the slow ones: the kernels interpreted, then compiled and executed
+	$(PYTEST) -m "not slow"
+	$(COMPILED) -m "not slow"
 
 test-all: env  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
+	$(COMPILED)
+
+# TRITONS=3.9.0 and CAPABILITIES=90 choose some.
+TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
+CAPABILITIES := 80 90
+test-compiled: $(TRITONS:%=.triton/%)  ## run all tests of compiled kernels with each Triton, for sm_80 and sm_90
+	@for version in $(TRITONS); do for capability in $(CAPABILITIES); do \
+	    echo "== Triton $$version, sm_$$capability"; \
+	    PYTHONPATH=$(CURDIR)/.triton/$$version $(COMPILED) --triton $$version \
+	        --capability $$capability || exit 1; \
+	done; done
 
 # Triton 3.6 is what torch 2.11 brings; its interpreter wants an older numpy than the newest. Tests
 # without Triton (no_kernel: tests/conftest.py marks them) would show what make test does.

@@ -66,6 +66,17 @@ def split_shape(outer, lanes, *inner):
 
 
 @triton.jit
+def product(a, b):
+    """a * b, rounded before a sum takes it in.
+
+    The compiler may else make one operation of a product and the first step of a sum across lanes.
+    Each of two lanes then adds its own product unrounded to the other's rounded one: what they hold
+    differs in the last bit, and which one is stored for all is left to chance.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def lane_sum(x):
     """The sum over the positions of a tile."""
     if len(x.shape) == 3:
@@ -87,7 +98,7 @@ def tile_moments(x, mask, count):
     deviation = tl.where(mask, x - across(mean, FLAT), 0.0)
     error = lane_sum(deviation) / count
     deviation = tl.where(mask, deviation - across(error, FLAT), 0.0)
-    return mean + error, lane_sum(deviation * deviation)
+    return mean + error, lane_sum(product(deviation, deviation))
 
 
 @triton.jit
@@ -98,7 +109,7 @@ def merge_along(count, mean, m2, AXIS: tl.constexpr):
     present = count > 0.0
     centre = tl.sum(tl.where(present, count * mean, 0.0), axis=AXIS, keep_dims=True) / safe_total
     deviation = tl.where(present, mean - centre, 0.0)
-    error = tl.sum(count * deviation, axis=AXIS, keep_dims=True) / safe_total
+    error = tl.sum(product(count, deviation), axis=AXIS, keep_dims=True) / safe_total
     deviation = tl.where(present, deviation - error, 0.0)
     spread = tl.where(present, m2, 0.0) + count * deviation * deviation
     merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True)

@@ -10,7 +10,7 @@ With m the mean, r the inverse deviation of a set of `count` elements, and g wei
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or, store_gradient
+from .arithmetic import load_or, product, store_gradient
 from .merge import sum_set
 from .tables import load_stats, piece_sums, set_slot, table_rows
 from .tiles import unit_channels
@@ -45,7 +45,8 @@ def mixed_terms(g, gx, center, offset, rstd, b_center, b_offset, b_rstd):
     to_batch = (b_center - center) + b_offset
     slope_gap = b_rstd - rstd
     level_gap = b_rstd * to_batch - rstd * offset
-    return gx - to_batch * g, rstd * (gx - offset * g), slope_gap * gx - level_gap * g
+    hat = product(rstd, gx - offset * g)
+    return gx - to_batch * g, hat, slope_gap * gx - level_gap * g
 
 
 @triton.jit
@@ -62,8 +63,8 @@ def unit_sums(
         weight = instance_weight(parameters, c, mask, MIX, ACC)
         c_g = piece_sums(table[0], n, c, mask, C, pieces, BLOCK_C)
         c_gx = piece_sums(table[1], n, c, mask, C, pieces, BLOCK_C)
-        g += sum_set(weight * c_g, local, D, SETS)
-        gx += sum_set(weight * c_gx, local, D, SETS)
+        g += sum_set(product(weight, c_g), local, D, SETS)
+        gx += sum_set(product(weight, c_gx), local, D, SETS)
     return g, gx
 
 

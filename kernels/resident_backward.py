@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activation import load_tiles, tile_gradient
-from .arithmetic import accumulation_type, across, lane_sum, load_or, store_gradient
+from .arithmetic import accumulation_type, across, lane_sum, load_or, product, store_gradient
 from .gradients import (
     add_instances,
     batch_gradient,
@@ -122,7 +122,7 @@ def differentiate_unit(
         BLOCK_N, BLOCK_C, BLOCK_S, INNER,
     )  # fmt: skip
     lane_g = lane_sum(g.to(ACC))
-    lane_gx = lane_sum(g.to(ACC) * x)
+    lane_gx = lane_sum(product(g.to(ACC), x))
 
     # What each channel contributes, over the tile's instances.
     c_g, c_gx = lane_g, lane_gx
@@ -184,8 +184,8 @@ def differentiate_unit(
             )
         else:
             weight = instance_weight(parameters, channel, channel_mask, MIX, ACC)
-            set_g = sum_set(weight * c_g, local, D, SETS)
-            set_gx = sum_set(weight * c_gx, local, D, SETS)
+            set_g = sum_set(product(weight, c_g), local, D, SETS)
+            set_gx = sum_set(product(weight, c_gx), local, D, SETS)
         slot = set_slot(unit_n, channel, C, D, False)
         _center, offset, rstd = load_stats(stats, slot, channel_mask)
         count = D.to(ACC) * S

@@ -7,7 +7,7 @@ the same rows, publish what they found in them, wait for one another and merge.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, inverse_std
+from .arithmetic import accumulation_type, inverse_std, product
 from .row_statistics import (
     load_row_stats,
     publish_moments,
@@ -134,10 +134,10 @@ def row_norm_backward_kernel(
             packed, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start,
             column, mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
-        weighted = gamma * g.to(ACC)
+        weighted = product(gamma, g.to(ACC))
         row_g, row_gx = row_gradient_sums(weighted, x_hat, CENTRED)
         if partial_ptr is not None:
-            dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
+            dweight += tl.sum(product(g.to(ACC), x_hat), axis=0)
             if CENTRED:
                 dbias += tl.sum(g.to(ACC), axis=0)
         if CLUSTER:

@@ -8,7 +8,7 @@ which the compiler does away with wherever it is subtracted.
 import triton
 import triton.language as tl
 
-from .arithmetic import chan_merge, tile_moments
+from .arithmetic import chan_merge, product, tile_moments
 from .tables import piece_moments, piece_sums
 
 
@@ -18,7 +18,7 @@ def row_moments(x, mask, count, CENTRED: tl.constexpr):
     if CENTRED:
         return tile_moments(x, mask, count)
     else:
-        return tl.zeros_like(count), tl.sum(x * x, axis=1)
+        return tl.zeros_like(count), tl.sum(product(x, x), axis=1)
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def load_row_stats(stats_ptr, row, R, CENTRED: tl.constexpr):
 @triton.jit
 def row_gradient_sums(weighted, x_hat, CENTRED: tl.constexpr):
     """Of each row of a tile the sums of gamma g and gamma g x_hat; the first is the mean's."""
-    gx = tl.sum(weighted * x_hat, axis=1)
+    gx = tl.sum(product(weighted, x_hat), axis=1)
     if CENTRED:
         return tl.sum(weighted, axis=1), gx
     else:

@@ -6,7 +6,7 @@ The second walks backwards, so that it starts with what the first has left in th
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, inverse_std
+from .arithmetic import accumulation_type, inverse_std, product
 from .row_statistics import (
     load_row_stats,
     merge_rows,
@@ -155,10 +155,10 @@ def row_sums_kernel(
             x, dy, mean, rstd, residual_ptr, weight_ptr, bias_ptr, bits_ptr, first, start, column,
             mask, offsets, R, L, ACTIVATION, BLOCK_R, BLOCK_L,
         )  # fmt: skip
-        weighted = gamma * g.to(ACC)
+        weighted = product(gamma, g.to(ACC))
         row_g, row_gx = row_gradient_sums(weighted, x_hat, CENTRED)
         publish_sums(table_ptr, row_g, row_gx, piece, row, R, column_blocks, CENTRED)
-        dweight += tl.sum(g.to(ACC) * x_hat, axis=0)
+        dweight += tl.sum(product(g.to(ACC), x_hat), axis=0)
         if CENTRED:
             dbias += tl.sum(g.to(ACC), axis=0)
     if partial_ptr is not None:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .activation import load_tiles, tile_gradient
-from .arithmetic import accumulation_type, across, lane_sum, load_or, store_gradient
+from .arithmetic import accumulation_type, across, lane_sum, load_or, product, store_gradient
 from .gradients import add_instances, batch_gradient, set_gradient, unit_sums
 from .merge import coefficients
 from .sync import arrived_last
@@ -105,7 +105,7 @@ def gradient_sums_kernel(
             ACTIVATION, CHANNELS_LAST, ALIGN_W, BLOCK_N, BLOCK_C, BLOCK_S, INNER,
         )  # fmt: skip
         lane_g += lane_sum(g.to(ACC))
-        lane_gx += lane_sum(g.to(ACC) * x)
+        lane_gx += lane_sum(product(g.to(ACC), x))
     publish_sums(
         tables, unit_n, piece, channel, channel_mask, C, pieces,
         sum_channels(lane_g, BLOCK_N, BLOCK_C), sum_channels(lane_gx, BLOCK_N, BLOCK_C),

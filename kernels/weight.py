@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, store_rounded
+from .arithmetic import accumulation_type, product, store_rounded
 from .launch import PLANS, Launch
 from .row_geometry import streaming
 from .row_tiles import row_tile
@@ -52,7 +52,7 @@ def weight_norm_kernel(
     zero = tl.zeros([], tl.int64)
     v, row, _column, mask, offsets = row_tile(v_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
     v = v.to(ACC)
-    squares = v * v
+    squares = product(v, v)
     for start in range(zero + BLOCK_L, L, BLOCK_L):
         more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         squares += more.to(ACC) * more.to(ACC)
@@ -87,7 +87,7 @@ def weight_norm_backward_kernel(
     zero = tl.zeros([], tl.int64)
     dw, row, _column, mask, offsets = row_tile(dw_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
     v = tl.load(v_ptr + offsets, mask=mask, other=0.0)
-    products = dw.to(ACC) * v.to(ACC)
+    products = product(dw.to(ACC), v.to(ACC))
     for start in range(zero + BLOCK_L, L, BLOCK_L):
         more, here, there = next_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
         products += more.to(ACC) * tl.load(v_ptr + there, mask=here, other=0.0).to(ACC)

@@ -1,6 +1,6 @@
 """Tests of compiled kernels, executed without a GPU: a run of their own, without the interpreter.
 
-    TRITON_INTERPRET=0 python -m pytest tests/compiled
+    TRITON_INTERPRET=0 python -m pytest tests/compiled --capability 80
 
 Kernels are interpreted or compiled as the environment says when they are imported, so these tests
 cannot share a process with the others, which leave this folder out. What Triton compiles it keeps
@@ -25,10 +25,21 @@ if triton.knobs.runtime.interpret:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--capability", type=int, choices=(80, 90), default=90, help="to compile for")
+    parser.addoption("--triton", help="fail unless this version is the one installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--triton")
+    if wanted not in (None, triton.__version__):
+        raise pytest.UsageError(f"Triton {triton.__version__} is installed, not {wanted}")
+
+
 @pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """Triton's launches of the test, compiled for sm_90 and executed with checks for races."""
-    emulator = install(Options(races=True), capability=90)
+def emulator(pytestconfig: pytest.Config) -> Iterator[Emulator]:
+    """Triton's launches of the test, compiled and executed with checks for races."""
+    emulator = install(Options(races=True), capability=pytestconfig.getoption("--capability"))
     emulator.log = []
     yield emulator
     emulator.uninstall()

@@ -1,8 +1,7 @@
 """Compiled kernels with a fault in them: the executor must find each.
 
-The faults are those that programs which wait for, or count, one another can have, and one that
-Triton 3.9.0 makes of a hint that is false. They are made in the PTX, by `Emulator.edit`, of small
-kernels and of fastnorm's, which have none as they are.
+Those are faults of programs that wait for, or count, one another, and what comes of a hint that is
+false. They are made in the PTX, by `Emulator.edit`, of small kernels and of fastnorm's.
 """
 
 import functools
@@ -81,8 +80,7 @@ def rows_kernel(x, y, S, INNER: tl.constexpr, HINT: tl.constexpr):
 
 def take_ticket() -> str:
     """Runs ticket_kernel twice, as the counter must serve again; what is wrong, or ""."""
-    x = torch.arange(float(PROGRAMS * BLOCK))
-    counter = torch.zeros(1, dtype=torch.int32)
+    x, counter = torch.arange(float(PROGRAMS * BLOCK)), torch.zeros(1, dtype=torch.int32)
     for turn in range(2):
         partials, y = torch.full((PROGRAMS,), float("nan")), torch.full((1,), float("nan"))
         ticket_kernel[(PROGRAMS,)](x, partials, counter, y, BLOCK, PROGRAMS)
@@ -95,9 +93,8 @@ def exchange() -> str:
     x = torch.arange(float(PROGRAMS * BLOCK)) % 1000
     y, counter = torch.full_like(x, float("nan")), torch.zeros(1, dtype=torch.int32)
     exchange_kernel[(PROGRAMS,)](x, counter, y, BLOCK, PROGRAMS, launch_cooperative_grid=True)
-    rows = x.view(PROGRAMS, BLOCK)
-    once = rows + rows.roll(-1, 0)
-    return "" if torch.equal(y.view_as(rows), once + once.roll(-1, 0)) else "wrong"
+    once = x + x.roll(-BLOCK)
+    return "" if torch.equal(y, once + once.roll(-BLOCK)) else "wrong"
 
 
 def found_by(
@@ -105,9 +102,10 @@ def found_by(
     run: Callable[[], str],
     edit: Edit | None = None,
     schedules: Sequence[Options] = SCHEDULES,
+    edits: Callable[[str], bool] = bool,
 ) -> list[str]:
-    """What each schedule finds, "" for nothing: an error, a race, or a wrong result."""
-    emulator.edit = None if edit is None else (lambda name, ptx: edit(ptx))
+    """What each schedule finds ("" for nothing); `edits` says of a PTX whether it is edited."""
+    emulator.edit = edit and (lambda name, ptx: edit(ptx) if edits(ptx) else ptx)
     found = []
     for options in schedules:
         emulator.options = options
@@ -134,6 +132,11 @@ def without_reset(ptx: str) -> str:
     edited, count = re.subn(rf".*\bst\.global\S* \[ {counter} \+ 0 \].*", "", ptx)
     assert count == 1
     return edited
+
+
+def meets(ptx: str) -> bool:
+    """Whether the kernel's programs meet others: by an atomic."""
+    return "atom." in ptx
 
 
 def barriers(ptx: str) -> list[list[tuple[int, int]]]:
@@ -231,7 +234,6 @@ def test_triton_3_9_copies_wrong_under_a_false_hint(emulator):
 TICKET = Case("layer", "prime", tier="streaming")
 CLUSTER = Case("layer", "unaligned", tier="cluster")
 ROWS = Case("instance", "odd")  # contiguous sets of 81 elements
-ALL = {"ticket": TICKET, "cluster": CLUSTER, "rows": ROWS}
 
 
 @functools.cache
@@ -259,43 +261,34 @@ def forward(monkeypatch):
     launch._counters.clear()  # a mutant may have left anything there
 
 
-def of_kernels_that_meet(edit: Edit) -> Edit:
-    """The edit, in those kernels that have atomics."""
-    return lambda ptx: edit(ptx) if "atom." in ptx else ptx
+@pytest.mark.parametrize("case", [TICKET, CLUSTER, ROWS], ids=str)
+def test_fastnorms_kernels_pass(emulator, forward, case):
+    assert found_by(emulator, lambda: forward(case), schedules=SCHEDULES[:2]) == ["", ""]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_fastnorms_kernels_pass(emulator, forward, name):
-    run = functools.partial(forward, ALL[name])
-    assert found_by(emulator, run, schedules=SCHEDULES[:2]) == ["", ""]
-
-
-@pytest.mark.parametrize("name", ["ticket", "cluster"])
-def test_fastnorms_kernels_without_order(emulator, forward, name):
-    run = functools.partial(forward, ALL[name])
-    (found,) = found_by(emulator, run, of_kernels_that_meet(relaxed), SCHEDULES[:1])
+@pytest.mark.parametrize("case", [TICKET, CLUSTER], ids=str)
+def test_fastnorms_kernels_without_order(emulator, forward, case):
+    (found,) = found_by(emulator, lambda: forward(case), relaxed, SCHEDULES[:1], meets)
     assert found.startswith("read after write")
 
 
 def test_fastnorms_ticket_that_is_not_reset(emulator, forward):
     run = functools.partial(forward, TICKET)
-    (found,) = found_by(emulator, run, of_kernels_that_meet(without_reset), SCHEDULES[:1])
+    (found,) = found_by(emulator, run, without_reset, SCHEDULES[:1], meets)
     assert found == "ticket left"
     emulator.edit = None
     assert "elements wrong" in run()  # nobody is the last any more
 
 
-@pytest.mark.parametrize("name", ["ticket", "cluster"])
-def test_fastnorms_kernels_with_a_barrier_missing(emulator, forward, name):
+@pytest.mark.parametrize("case", [TICKET, CLUSTER], ids=str)
+def test_fastnorms_kernels_with_a_barrier_missing(emulator, forward, case):
     """A part of them, spread over the kernel; those that Triton doubles are one."""
-    run = functools.partial(forward, ALL[name])
+    run = functools.partial(forward, case)
     run()
-    ptx = next(c.asm["ptx"] for _, _, c, _ in emulator.log if "atom." in c.asm["ptx"])
-    count = len(barriers(ptx))
-    found = []
+    texts = [compiled.asm["ptx"] for _, _, compiled, _ in emulator.log]
+    count, found = len(barriers(next(filter(meets, texts)))), []
     for which in range(0, count, -(-count // 5)):
-        edit = of_kernels_that_meet(without_barrier(which))
-        found += found_by(emulator, run, edit, SCHEDULES[:1])
+        found += found_by(emulator, run, without_barrier(which), SCHEDULES[:1], meets)
     assert sum(map(bool, found)) >= 0.75 * len(found), found
 
 

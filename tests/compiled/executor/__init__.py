@@ -41,9 +41,9 @@ What is approximate:
 - Bank conflicts are counted in passes; an L1, a clock and latencies are not counted.
 
 What is refused, as EmulationError: tensor descriptors and TMA, wgmma and mma, asynchronous copies,
-calls (device_print, device_assert), clusters of CTAs, grids of more than one dimension, scratch
-memory, static shared memory, atomics of shared memory and of 16-bit floats, generic addresses,
-saturating conversions, 8-bit floats, named barriers.
+calls (that of a device_assert which fails is told as a trap), clusters of CTAs, grids of more than
+one dimension, scratch memory, static shared memory, atomics of shared memory and of 16-bit floats,
+generic addresses, saturating conversions, 8-bit floats, named barriers.
 """
 
 from .memory import Memory

@@ -48,7 +48,8 @@ def flushed(i: Instruction, expressions: list[str]) -> list[str]:
 
 def write_float(w: BlockWriter, i: Instruction, expression: str, kind: str) -> None:
     """Write a result that .ftz flushes."""
-    w.write(i.operands[0], *flushed(i, [expression]), kind)
+    (result,) = flushed(i, [expression])
+    w.write(i.operands[0], result, kind)
 
 
 def in_float32(function: Callable[..., Array], bfloat16: bool) -> Callable[..., Array]:
@@ -65,8 +66,8 @@ def packed(w: BlockWriter, i: Instruction, name: str) -> bool:
         function, kind, on = w.bind(f"pair_{name}", IN_FLOAT32[name]), "u64", "on_pairs"
     elif i.type in HALF_FLOATS:
         kind, on = ("u32", "on_halves") if i.type.endswith("x2") else ("u16", "")
-        function = in_float32(IN_FLOAT32[name], i.type.startswith("bf"))
-        function = w.bind(f"{i.type.removesuffix('x2')}_{name}", function)
+        rounded = in_float32(IN_FLOAT32[name], i.type.startswith("bf"))
+        function = w.bind(f"{i.type.removesuffix('x2')}_{name}", rounded)
     else:
         return False
     allow(i, "rn", "NaN")

@@ -8,7 +8,7 @@ instruction that a whole warp executes together (shfl.sync and its like), for th
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def _lockstep(cta: Cta, stops: list[bool]) -> Iterator[None]:
             return
 
 
-def _parted(threads: "_Threads", stops: list[bool]) -> Iterator[None]:
+def _parted(threads: "_Threads", stops: list[bool]) -> Generator[None, None, int]:
     """Execute threads that have parted, until they are all at one block again: returns it."""
     while True:
         ready = threads.ready()

@@ -1,6 +1,6 @@
 """Global memory as the threads of a CTA access it: bounds, alignment, atomics, L1s."""
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -174,10 +174,8 @@ class GlobalMemory:
         raise EmulationError(f"CTA {self.index}: {text}\n  at {self.state.kernel.where(site)}")
 
 
-def updated(
-    operation: str, old: np.generic, value: np.generic, new: np.generic | None = None
-) -> object:
-    """What an atomic operation leaves behind; `new` is the third operand of cas."""
+def updated(operation: str, old: Any, value: Any, new: Any = None) -> Any:
+    """What an atomic operation leaves behind, of NumPy's scalars; `new` is cas's third operand."""
     match operation:
         case "add":
             return old + value

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .ptx_types import Array, u8, u16, u32, u64
+from .ptx_types import Array, u16, u32, u64
 
 LINE = 16  # the largest access of a thread, in bytes
 
@@ -59,7 +59,7 @@ class Buffer:
         self.base, self.end = self.pointer & -LINE, self.pointer + self.size
         whole = -(-(self.end - self.base) // LINE) * LINE
         raw = (ctypes.c_uint8 * whole).from_address(self.base)
-        self.bytes = Bytes(np.frombuffer(raw, dtype=u8))
+        self.bytes = Bytes(np.ctypeslib.as_array(raw))
 
     def element(self, unit: int) -> int:
         """The index in the tensor of the `unit`-th item from base."""

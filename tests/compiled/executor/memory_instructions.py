@@ -54,6 +54,8 @@ def _load_parameter(w: BlockWriter, i: Instruction) -> None:
 
 
 def store(w: BlockWriter, i: Instruction) -> None:
+    if i.space == "param":  # a call's
+        return
     width = BYTES[w.held(i)]
     values = ", ".join(w.read_all(w.registers(i.operands[1]), BITS[width]))
     memory, address = place(w, i, i.operands[0])

@@ -37,6 +37,7 @@ class Kernel:
     blocks: list[Block] = field(default_factory=list)
     shared_symbols: dict[str, int] = field(default_factory=lambda: {"global_smem": 0})
     local_symbols: dict[str, int] = field(default_factory=dict)  # name: offset
+    texts: set[str] = field(default_factory=set)  # names of global bytes: an assertion's words
     local_bytes: int = 0
 
     def instruction(self, site: tuple[int, int]) -> Instruction:
@@ -128,6 +129,8 @@ class _Reader:
         if entry is None:
             if ".shared" in line and "global_smem" not in line:
                 raise EmulationError(f"a shared symbol other than global_smem: {line}")
+            if text := re.match(r"\.global\s.*\.b8\s+(\w+)\[\d+\] =", line):
+                self.kernel.texts.add(text.group(1))
             return
         self.kernel.name, self.place = entry.group(1), _Place.PARAMETERS
         self.parameters(line[entry.end() :].strip())

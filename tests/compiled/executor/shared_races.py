@@ -61,9 +61,10 @@ class SharedRaces:
             self._warn("one shared store, several threads, one address")
             last = np.zeros(self.content.size, u8)
             last[at] = new
-            if (last[at] != new).any():
-                # Sums of lanes differ in the last bit where an fma took in one's own product.
-                self._warn("one shared store, one address, values that differ")
+            # Which of them stays is not defined. So it is with lanes of a sum that differ in the
+            # last bit, where an fma has taken in one's own product but the other's as rounded.
+            bad = last[at] != new
+            self._report("different values by one store", at, threads, bad, self.writer, site)
 
     def _warn(self, text: str) -> None:
         self.state.statistics.warnings[text] += 1

@@ -99,6 +99,13 @@ def trap(w: BlockWriter, i: Instruction) -> None:
     w.emit(f"cta.trap({w.mask}, {w.site})")
 
 
+def call(w: BlockWriter, i: Instruction) -> None:
+    """Of device_assert alone, which does not return."""
+    if "__assertfail" not in i.operands[0]:
+        raise EmulationError("call")
+    w.emit(f"cta.trap({w.mask}, {w.site})")
+
+
 def nothing(w: BlockWriter, i: Instruction) -> None:
     """Time and overlap of grids, which are not emulated."""
 
@@ -106,5 +113,5 @@ def nothing(w: BlockWriter, i: Instruction) -> None:
 HANDLERS: dict[str, Callable[[BlockWriter, Instruction], None]] = {
     "shfl": shuffle, "vote": vote, "activemask": active_mask, "redux": reduce,
     "bar": warp_barrier, "membar": fence, "fence": fence, "trap": trap,
-    "nanosleep": nothing, "griddepcontrol": nothing,
+    "call": call, "nanosleep": nothing, "griddepcontrol": nothing,
 }  # fmt: skip

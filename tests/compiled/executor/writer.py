@@ -137,9 +137,11 @@ class BlockWriter:
         return self.namespace.constant(value, kind)
 
     def symbol(self, name: str) -> int | None:
-        """The address that a name of shared or local memory stands for."""
+        """The address that a name of shared or local memory stands for; 0 for texts."""
         if name in self.kernel.shared_symbols:
             return SHARED_BASE + self.kernel.shared_symbols[name]
+        if name in self.kernel.texts:
+            return 0
         return self.kernel.local_symbols.get(name)
 
     def read(self, operand: str, kind: str) -> str:
