@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.compiled import Row, row_of
 from benchmarks.compiled_cases import BF16, DTYPES_COUNTED, ELEMENTS, STAGE4, Cut
+from benchmarks.compiled_counts import Row, row_of
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.providers import EPS
 from benchmarks.shapes import CIFAR, Case
