@@ -63,9 +63,9 @@ def table(rows: Sequence[Row], command: str) -> str:
         "- *programs x warps*: of what was executed; *whole*: programs of the case itself on 132",
         "  multiprocessors. *executed as* is the shape that the case was cut to: the same compiled",
         "  kernels, fewer tiles",
-        "- `sum_partials_kernel`, and in `row_dx_kernel` a program for each 64 columns, add up what",
-        "  programs left for the parameters: that work grows with columns, and few rows share it",
-        "  here, so its counts for an element are larger than those of the case",
+        "- `sum_partials_kernel`, and in `row_dx_kernel` a program for each 64 columns, add up",
+        "  what programs left for the parameters: that work grows with columns, and few",
+        "  rows share it here, so its counts for an element are larger than those of the case",
     ]
     for provider in dict.fromkeys(row.provider for row in rows):
         mine = [line(row) for row in rows if row.provider == provider]
