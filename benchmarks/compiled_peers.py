@@ -8,6 +8,7 @@ which the executor does not know, and (N, C) in groups of D channels is the same
 D) in one group. Its parameters are float32, since atomics of 16-bit floats are not known either.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -39,29 +40,26 @@ def peer_cuts() -> Iterator[Cut]:
 
 
 def _layer(i: Inputs) -> Callable[[], Any]:
-    from liger_kernel.ops.layer_norm import layer_norm_backward, layer_norm_forward
-
-    _, x, mean, rstd, *_ = layer_norm_forward(i.x, i.weight, i.bias, EPS)
-    return lambda: layer_norm_backward(i.dy, x, i.weight, i.bias, mean, rstd)
+    ops = importlib.import_module("liger_kernel.ops.layer_norm")
+    _, x, mean, rstd, *_ = ops.layer_norm_forward(i.x, i.weight, i.bias, EPS)
+    return lambda: ops.layer_norm_backward(i.dy, x, i.weight, i.bias, mean, rstd)
 
 
 def _rms(i: Inputs) -> Callable[[], Any]:
-    from liger_kernel.ops.rms_norm import rms_norm_backward, rms_norm_forward
-
-    found = rms_norm_forward(i.x, i.weight, EPS, LLAMA_OFFSET, CASTING, None)
+    ops = importlib.import_module("liger_kernel.ops.rms_norm")
+    found = ops.rms_norm_forward(i.x, i.weight, EPS, LLAMA_OFFSET, CASTING, None)
     _, x, rstd, block, warps, casting = found
-    return lambda: rms_norm_backward(
+    return lambda: ops.rms_norm_backward(
         i.dy, x, i.weight, rstd, LLAMA_OFFSET, casting, block, warps, False, None
     )
 
 
 def _group(i: Inputs) -> Callable[[], Any]:
-    from liger_kernel.ops.group_norm import group_norm_backward, group_norm_forward
-
+    ops = importlib.import_module("liger_kernel.ops.group_norm")
     channels = i.x.shape[1]
     weight, bias = i.weight.float(), i.bias.float()
-    _, x, mean, rstd, _ = group_norm_forward(i.x, channels, 1, weight, bias, EPS)
-    return lambda: group_norm_backward(i.dy, x, weight, bias, mean, rstd, channels, 1)
+    _, x, mean, rstd, _ = ops.group_norm_forward(i.x, channels, 1, weight, bias, EPS)
+    return lambda: ops.group_norm_backward(i.dy, x, weight, bias, mean, rstd, channels, 1)
 
 
 FORWARDS = {"ln": _layer, "rms": _rms, "gn": _group}  # each returns its backward
