@@ -120,7 +120,7 @@ def leaves_of(case: Case, i: Inputs) -> list[torch.Tensor]:
     """Every tensor that the operator has a gradient for."""
     leaves = i.leaves(case.op)
     if case.op in ("rms", "add_rms", "wn"):
-        del leaves["dbias"]
+        leaves.pop("dbias", None)
     return list(leaves.values())
 
 
