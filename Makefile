@@ -27,7 +27,7 @@ train: env  ## train the ResNet with group norm (CIFAR-10, or offline the embedd
 # tests are two runs. What Triton compiles it keeps (TRITON_CACHE_DIR): the first run is minutes longer.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 COMPILED := TRITON_INTERPRET=0 $(PYTEST) tests/compiled
-test: env  ## run all tests but the slow ones: the kernels interpreted, then compiled and executed
+test: env  ## run all tests but the slow ones: kernels interpreted, then compiled
 	$(PYTEST) -m "not slow"
 	$(COMPILED) -m "not slow"
 
@@ -38,7 +38,7 @@ test-all: env  ## run all tests
 # TRITONS=3.9.0 and CAPABILITIES=90 choose some.
 TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
 CAPABILITIES := 80 90
-test-compiled: $(TRITONS:%=.triton/%)  ## run all tests of compiled kernels with each Triton, for sm_80 and sm_90
+test-compiled: $(TRITONS:%=.triton/%)  ## all tests of compiled kernels, with each Triton, for sm_80 and sm_90
 	@for version in $(TRITONS); do for capability in $(CAPABILITIES); do \
 	    echo "== Triton $$version, sm_$$capability"; \
 	    PYTHONPATH=$(CURDIR)/.triton/$$version $(COMPILED) --triton $$version \
@@ -164,10 +164,6 @@ endef
 export READY
 
 clean:  ## remove .venv and everything generated but data and runs
-<<<<<<< HEAD
-	rm -rf .venv .triton .newest .wheels build dist docs/_build *.egg-info
-=======
-	rm -rf .venv .triton .wheels .site build dist docs/_build *.egg-info
->>>>>>> gpu
+	rm -rf .venv .triton .newest .peers .wheels .site build dist docs/_build *.egg-info
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ class Norm(NamedTuple):
 
     def sets(self, channels: int) -> Sets:
         """What its statistics are taken over."""
-        depth = channels // self.groups if self.norm == "group" else 1
+        depth = max(channels // self.groups, 1) if self.norm == "group" else 1
         mix = self.norm == "batch_instance"
         over_batch = self.norm in OVER_BATCH or (mix and self.use_input_stats)
         return Sets(depth, over_batch, mix)

@@ -12,9 +12,10 @@ from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.providers import eager, ours
 from benchmarks.shapes import FUSIONS, OPS, Case
 
+OF_IMAGES = tuple(op for op in OPS if op != "rms")  # of rows alone
 SMALL = (
-    *(Case(op, (2, 8, 5, 3), fused=fused) for op in OPS for fused in FUSIONS),
-    *(Case("ln", (6, 16), fused=fused) for fused in FUSIONS),
+    *(Case(op, (2, 8, 5, 3), fused=fused) for op in OF_IMAGES for fused in FUSIONS),
+    *(Case(op, (6, 16), fused=fused) for op in ("ln", "rms") for fused in FUSIONS),
 )
 
 
@@ -24,7 +25,7 @@ def test_every_operator_passes_its_check(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", OF_IMAGES)
 def test_16_bit_images_with_channels_last_pass(op: str, dtype: torch.dtype) -> None:
     case = Case(op, (2, 8, 5, 3), dtype, "channels_last", "residual_relu")
     assert make_inputs(case).x.is_contiguous(memory_format=torch.channels_last)

@@ -59,7 +59,7 @@ def chosen(case: Case, direction: str, clusters: bool) -> object:
 def test_each_alternative_is_another_and_nothing_of_it_stays(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (tilings, row_geometry):
+    for module in (tilings, row_geometry, tiers):
         monkeypatch.setattr(module, "launch", SimpleNamespace(INTERPRETED=False))
     case, direction = LISTS[name]
     clusters = name == "CLUSTERS"

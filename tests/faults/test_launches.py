@@ -18,6 +18,8 @@ from tests.faults.modules import (
     train,
 )
 
+TIERS = ("one_program", "streaming")  # those that the interpreter has
+
 
 def tickets_left():
     """Whether a counter of programs is not back at 0 (a barrier's need not be)."""
@@ -35,7 +37,7 @@ def test_a_failed_launch_has_changed_nothing(fail_at, monkeypatch):
     right and counts as the first."""
     x, dy = make_input(SHAPE), make_input(SHAPE, seed=8)
     for name in WRITERS:
-        for tier in tiers.TIERS:
+        for tier in TIERS:
             module = make(name, affine=True, activation="relu")
             exact = train_by_reference(name, x, dy)
             before = snapshot(module)
@@ -54,7 +56,7 @@ def test_a_failed_launch_has_changed_nothing(fail_at, monkeypatch):
                 assert_close(module.state_dict()[key], truth, key)
 
 
-@pytest.mark.parametrize("tier", ["one_program", "streaming"])
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_launch_that_stops_half_way(fail_at_program, name, tier):
     """In any launch of forward and backward: a program has arrived at its counter, the others never
@@ -85,7 +87,7 @@ def test_a_launch_that_stops_half_way(fail_at_program, name, tier):
                 assert_close(mine, truth, f"after launch {nth}", slack=1e-12)
 
 
-@pytest.mark.parametrize("tier", tiers.TIERS)
+@pytest.mark.parametrize("tier", TIERS)
 def test_a_failed_backward_has_no_gradient_and_can_be_repeated(fail_at, monkeypatch, tier):
     module, x = make("BatchNorm2d"), make_input(SHAPE, requires_grad=True)
     with running("triton"), tiers.force(tier):
