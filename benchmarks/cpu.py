@@ -5,13 +5,16 @@ A machine's speed drifts by more than the differences sought, so the two are cal
 malloc is told to keep freed memory, so that no call pays for another's page faults. Batch-instance
 norm, which torch lacks, is held against torch's batch norm.
 
-Where the load is not near 0, set OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1: by default a waiting
-thread spins on the very core that the other needs, and a call of 2 ms takes 30.
+A verdict is "noisy" where the 95% interval of the median ratio spans the goal. Where the load is
+not near 0, set OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1: by default a waiting thread spins on
+the very core that the other needs, and a call of 2 ms takes 30.
 """
 
 import argparse
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,6 +43,7 @@ class Result:
     case: Case
     us: dict[str, Spread]
     ratio: Spread
+    median: tuple[float, float]  # the 95% interval of ratio.p50
 
     @property
     def goal(self) -> float | None:
@@ -49,14 +53,30 @@ class Result:
     def verdict(self) -> str:
         if self.goal is None:
             return ""
+        low, high = self.median
+        if low <= self.goal < high:
+            return "noisy"
         return "pass" if self.ratio.p50 <= self.goal else "MISS"
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Two of the values, which hold the median with at least 95%; of fewer than six the extremes.
+
+    So many below the k-th are as likely as so few heads of n tosses: the binomial distribution.
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 0, 0
+    while (below := below + math.comb(n, k)) * 40 <= 2**n:
+        k += 1
+    k = max(k - 1, 0)
+    return ordered[k], ordered[n - 1 - k]
 
 
 def summarise(case: Case, us: dict[str, list[float]]) -> Result:
     """Percentiles of paired timings; us[provider][k] belong to the k-th pair."""
     ratios = [b / a for a, b in zip(us["torch"], us["fastnorm"], strict=True)]
     spreads = {name: Spread.of(values) for name, values in us.items()}
-    return Result(case, spreads, Spread.of(ratios))
+    return Result(case, spreads, Spread.of(ratios), median_interval(ratios))
 
 
 def steps(case: Case) -> dict[str, Callable[[], object]]:
@@ -103,18 +123,36 @@ def rows(result: Result) -> list[dict[str, object]]:
     ]
 
 
-HEADER = f"{'op':4} {'shape':14} {'torch us':>10} {'ours us':>10} {'ratio':>7}   20%-80%     goal"
+HEADER = (
+    f"{'op':4} {'shape':14} {'torch us':>10} {'ours us':>10} {'ratio':>7}   20%-80%       of median"
+    "     goal"
+)
 
 
 def table_line(result: Result) -> str:
     case, ratio = result.case, result.ratio
     shape = "x".join(map(str, case.shape))
     goal = "" if result.goal is None else f"{result.goal:5.2f} {result.verdict}"
+    low, high = result.median
     times = f"{result.us['torch'].p50:10.0f} {result.us['fastnorm'].p50:10.0f}"
     line = (
-        f"{case.op:4} {shape:14} {times} {ratio.p50:7.3f}   {ratio.p20:.3f}-{ratio.p80:.3f} {goal}"
+        f"{case.op:4} {shape:14} {times} {ratio.p50:7.3f}   {ratio.p20:.3f}-{ratio.p80:.3f}   "
+        f"{low:.3f}-{high:.3f} {goal}"
     )
     return line.rstrip()
+
+
+def warning(results: Sequence[Result], loads: tuple[float, float]) -> str | None:
+    """What to print at the end; None where every verdict holds."""
+    noisy = sum(result.verdict == "noisy" for result in results)
+    if not noisy:
+        return None
+    count = sum(result.goal is not None for result in results)
+    return (
+        f"warning: {noisy} of {count} verdicts are noisy: the 95% interval of the median spans the "
+        f"goal. The load was {loads[0]:.1f} at the start and {loads[1]:.1f} at the end. Repeat it "
+        "on an idle machine, with more --rounds, or with OMP_WAIT_POLICY=PASSIVE"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,21 +163,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {args.rounds}")
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        parser.error(f"--out {args.out}: there is no such folder")
 
     kept = "kept" if keep_freed_memory() else "left to malloc"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     print(f"torch {torch.__version__}, {threads} threads, {cpu_model()}, load {load:.1f}")
     print(f"forward + backward, float32, {args.rounds} pairs, freed memory {kept}")
     print(HEADER)
-    lines: list[str] = []
+    results: list[Result] = []
     with fastnorm.use_backend("auto"):
         for case in CASES:
             if case.op in args.ops:
                 result = measure(case, args.rounds)
                 print(table_line(result), flush=True)
-                lines += map(json.dumps, rows(result))
+                results.append(result)
     if args.out is not None:
+        lines = [json.dumps(row) for result in results for row in rows(result)]
         args.out.write_text("\n".join(lines) + "\n")
+    if text := warning(results, (load, os.getloadavg()[0])):
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tyro
 from PIL import Image
 
 from harness.archives import CIFAR10, CLASSES
-from harness.errors import UserError, run_script
+from harness.errors import UserError, run_script, writing
 from harness.image_files import rgb_values
 
 
@@ -78,21 +78,22 @@ def pack(config: PackConfig) -> None:
     for split, label, pixels in read_images(config.archive):
         images[split].append(pixels.reshape(-1))
         labels[split].append(label)
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.data_dir) as work:
-        folder = Path(work) / CIFAR10.folder
-        folder.mkdir()
-        for split, files in (("train", CIFAR10.train_files), ("test", (CIFAR10.test_file,))):
-            order = np.random.default_rng(0).permutation(len(images[split]))
-            if len(order) < len(files):
-                raise UserError(f"{config.archive} has {len(order)} images to {split} with")
-            for file, part in zip(files, np.array_split(order, len(files)), strict=True):
-                batch = {
-                    b"labels": [labels[split][i] for i in part],
-                    b"data": np.stack([images[split][i] for i in part]),
-                }
-                (folder / file).write_bytes(pickle.dumps(batch, protocol=4))
-        folder.rename(target)
+    with writing(target):
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=config.data_dir) as work:
+            folder = Path(work) / CIFAR10.folder
+            folder.mkdir()
+            for split, files in (("train", CIFAR10.train_files), ("test", (CIFAR10.test_file,))):
+                order = np.random.default_rng(0).permutation(len(images[split]))
+                if len(order) < len(files):
+                    raise UserError(f"{config.archive} has {len(order)} images to {split} with")
+                for file, part in zip(files, np.array_split(order, len(files)), strict=True):
+                    batch = {
+                        b"labels": [labels[split][i] for i in part],
+                        b"data": np.stack([images[split][i] for i in part]),
+                    }
+                    (folder / file).write_bytes(pickle.dumps(batch, protocol=4))
+            folder.rename(target)
     print(f"{len(images['train'])} and {len(images['test'])} images: {target}")
 
 

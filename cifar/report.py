@@ -22,7 +22,7 @@ from reporting.overview import cautions, conditions_table, progress_table
 from reporting.plot_style import DPI, Picture
 from reporting.study_files import Missing, Study, read_study
 from reporting.tables import batch_table, builtin_table, scores_table, significance, speed_tables
-from reporting.wording import escape, listing
+from reporting.wording import escape, label, listing
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "reporting"),
@@ -33,15 +33,46 @@ TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Report a study: DIR/report.md with DIR/figures, and the same in one file, DIR/report.html.
+    """Report a study, or a run: DIR/report.md with DIR/figures, and the same in DIR/report.html.
 
     The study may be half finished; what is missing is said where it would stand.
     """
 
     folder: tyro.conf.Positional[Path]
-    """The folder that study.py wrote to."""
+    """The folder that study.py or train.py wrote to."""
     data_dir: Path | None = None
     """A folder with cifar-10-batches-py in it: shows the misclassified images."""
+
+
+Maker = Callable[[Study], str | Picture]
+
+
+def sections(study: Study, data_dir: Path | None) -> dict[str, Sequence[Maker]]:
+    """What makes each; of a single run those that compare it with nothing."""
+    misclassified = partial(draw_misclassified, data_dir=data_dir)
+    own: dict[str, Sequence[Maker]] = {
+        "run": (conditions_table,),
+        "scores": (scores_table,),
+        "accuracy": (draw_accuracy,),
+        "features": [partial(draw_features, place=place) for place in PLACES],
+        "rho": (draw_rho,),
+        "switch": (draw_switch,),
+        "errors": (draw_confusion, misclassified),
+    }
+    if study.alone:
+        norms = {run.flags["norm"] for run in study.runs}
+        absent = {"rho": "bin", "switch": "sn"}.items()
+        own.update({name: () for name, norm in absent if norm not in norms})
+        return own
+    own.update(
+        run=(conditions_table, progress_table),
+        significance=(significance,),
+        builtin=(builtin_table, draw_builtin),
+        batch=(batch_table, draw_batch_sizes),
+        errors=(draw_confusion, draw_confusion_change, misclassified),
+        speed=(speed_tables, draw_speed),
+    )
+    return own
 
 
 class Report:
@@ -49,30 +80,14 @@ class Report:
 
     def __init__(self, study: Study, data_dir: Path | None) -> None:
         self.images: dict[str, bytes] = {}  # PNG, by its path beside report.md
-        sections: dict[str, Sequence[Callable[[Study], str | Picture]]] = {
-            "run": (conditions_table, progress_table),
-            "scores": (scores_table,),
-            "accuracy": (draw_accuracy,),
-            "significance": (significance,),
-            "builtin": (builtin_table, draw_builtin),
-            "batch": (batch_table, draw_batch_sizes),
-            "features": [partial(draw_features, place=place) for place in PLACES],
-            "rho": (draw_rho,),
-            "switch": (draw_switch,),
-            "errors": (
-                draw_confusion,
-                draw_confusion_change,
-                partial(draw_misclassified, data_dir=data_dir),
-            ),
-            "speed": (speed_tables, draw_speed),
-        }
-        self.title = f"Norm against norm: {dataset_names(study)}"
+        self.title = title(study)
         self.text = TEMPLATES.get_template("report.md.jinja").render(
             title=escape(self.title),
+            alone=study.alone,
             in_short=in_short(study),
             cautions=cautions(study),
             folder=study.folder,
-            **{name: self.section(makers, study) for name, makers in sections.items()},
+            **{name: self.section(made, study) for name, made in sections(study, data_dir).items()},
         )
 
     def section(self, makers: Sequence[Callable[[Study], str | Picture]], study: Study) -> str:
@@ -114,10 +129,10 @@ def _put(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def dataset_names(study: Study) -> str:
-    """Of the data that the runs were trained on."""
-    names = list(dict.fromkeys(run.dataset for run in study.runs))
-    return listing(names) or "no run yet"
+def title(study: Study) -> str:
+    """Of a study, or of a single run; with the data that the runs were trained on."""
+    names = listing(list(dict.fromkeys(run.dataset for run in study.runs))) or "no run yet"
+    return f"{label(study.runs[0].name) if study.alone else 'Norm against norm'}: {names}"
 
 
 def report(config: ReportConfig) -> None:

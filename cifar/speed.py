@@ -14,13 +14,12 @@ import tyro
 from rich.console import Console
 
 from harness.batches import Batch
-from harness.config import Norm, Setting, TrainConfig
+from harness.compile_cache import own_cache
+from harness.config import MISSING, Norm, Setting, TrainConfig
 from harness.datasets import Dataset, load_dataset
 from harness.environment import commit, describe_device, select_backend, select_device, versions
 from harness.errors import UserError, run_script
-from harness.files import append_rows, read_rows
-from harness.model import MISSING
-from harness.plan import learning_rate
+from harness.files import read_rows, require_writable, write_rows
 from harness.recipes import RECIPES
 from harness.training import Training
 from harness.world import ALONE
@@ -50,8 +49,10 @@ class SpeedConfig(Setting):
 
 def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
     """The runs that take turns, by name."""
-    shared = config.settings() | {"shortcut": config.chosen_shortcut(), "compile": False}
-    lr = learning_rate(norm)
+    recipe = config.chosen_recipe()
+    shared = config.settings() | {"recipe": recipe, "compile": False}
+    shared["shortcut"] = config.chosen_shortcut()
+    lr = RECIPES[recipe].rate(norm)
     ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, lr=lr, epochs=1)
     found = {} if norm == "none" else {"fastnorm": ours}
     if norm not in MISSING:
@@ -87,7 +88,7 @@ class Contender:
     @property
     def full(self) -> int:
         """Batches of full size in an epoch."""
-        return len(self.training.dataset.train) // self.training.config.batch_size
+        return len(self.training.dataset.train) // self.training.batch_size
 
     def seconds(self, steps: int) -> float:
         """Train; the time from an idle device to an idle device."""
@@ -147,8 +148,8 @@ def measure(
 
 def key(config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     """What rows must share to be of the same measurement."""
-    names = ("batch_size", "depth_n", "recipe", "amp", "channels_last", "cuda_graph")
-    flags = {name: getattr(config, name) for name in names}
+    names = ("batch_size", "depth_n", "amp", "channels_last", "cuda_graph")
+    flags = {name: getattr(config, name) for name in names} | {"recipe": config.chosen_recipe()}
     return {"norm": norm, **flags, "dataset": dataset.name, "device": describe_device(device)}
 
 
@@ -158,12 +159,22 @@ def compare(config: SpeedConfig) -> None:
     for norm in config.norms:
         for run in providers(config, norm).values():
             run.check()
+    require_writable(config.output)
     device = select_device(config.device, config.cuda_graph)
     select_backend("auto", device)
-    share = RECIPES[config.recipe].validation_share
+    share = RECIPES[config.chosen_recipe()].validation_share
     dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
     if len(dataset.train) < config.batch_size:
         raise UserError(f"--batch-size is {config.batch_size}, of {len(dataset.train)} images")
+    with own_cache(config.output.with_name(f"{config.output.name}.compiled")):
+        try:
+            compare_norms(config, dataset, device)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("give the same command again to go on") from None
+
+
+def compare_norms(config: SpeedConfig, dataset: Dataset, device: torch.device) -> None:
+    """Measure the norms that OUTPUT lacks, write and print each."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     done = read_rows(config.output)
@@ -172,7 +183,8 @@ def compare(config: SpeedConfig) -> None:
         if any(all(row[name] == value for name, value in wanted.items()) for row in done):
             continue
         rows = measure(config, norm, dataset, device)
-        append_rows(config.output, rows)
+        done += rows
+        write_rows(config.output, done)
         for row in rows:
             ratio = "" if row["ratio"] is None else f"  {row['ratio']:.2f} x builtin"
             console.print(

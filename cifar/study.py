@@ -149,6 +149,8 @@ def main() -> None:
     jobs.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
     try:
         complete = jobs.run(todo)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("give the same command again to go on") from None
     finally:
         jobs.stop()
     if jobs.failed:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from harness.config import Backend, Device
 from harness.environment import select_backend, select_device
 from harness.errors import UserError, run_script
 from harness.evaluation import predict
-from harness.files import load_checkpoint, write_atomic
-from harness.image_files import png_files, read_batches
+from harness.files import load_checkpoint, require_writable, write_atomic
+from harness.image_files import other_files, png_files, read_batches
 from harness.model import Architecture, ResNet, make_model
+
+SHOWN = 10  # names of files, at most
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class PredictConfig:
     """checkpoint.pt of a run of train.py, or the run's folder."""
     images: Path
     """A CSV, one image a row: 3072 values 0-255 in CHW order, no header. Or a folder of PNG files
-    of 32x32 pixels."""
+    of 32x32 pixels; what else it holds is left out, and named."""
     output: Path
     """For a CSV one predicted label (an integer) a line, in the order of the rows; for a folder
     lines NAME,LABEL in the order of the names."""
@@ -54,14 +57,13 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def check_output(config: PredictConfig, checkpoint: Path) -> None:
-    """Raises UserError if --output is a folder or a file that is read."""
+    """Raises UserError if --output is a file that is read, or cannot be written."""
     inputs = [checkpoint, config.images]
     if config.images.is_dir():
         inputs += png_files(config.images)
     if config.output.resolve() in (file.resolve() for file in inputs):
         raise UserError(f"--output {config.output} would overwrite an input; give another file")
-    if config.output.is_dir():
-        raise UserError(f"--output {config.output} is a folder; give a file")
+    require_writable(config.output)
 
 
 def load_model(file: Path, backend: Backend, device: torch.device) -> tuple[ResNet, Normalise]:
@@ -78,6 +80,8 @@ def load_model(file: Path, backend: Backend, device: torch.device) -> tuple[ResN
 
 def test(config: PredictConfig) -> None:
     """Read, predict, write; the output appears only if every image can be read."""
+    if not config.images.exists():
+        raise UserError(f"--images {config.images} is missing; give a CSV or a folder of PNG files")
     checkpoint = find_checkpoint(config.checkpoint)
     check_output(config, checkpoint)
     device = select_device(config.device)
@@ -92,6 +96,11 @@ def test(config: PredictConfig) -> None:
         count += len(labels)
     content = text.getvalue().encode(errors="surrogateescape")  # a file's name may be no UTF-8
     write_atomic(config.output, lambda file: file.write(content))
+    if config.images.is_dir() and (others := other_files(config.images)):
+        shown = ", ".join(others[:SHOWN]) + f" and {len(others) - SHOWN} more" * (
+            len(others) > SHOWN
+        )
+        print(f"warning: left out, for they are no .png files: {shown}", file=sys.stderr)
     print(f"{count} labels: {config.output}")
 
 

@@ -1,23 +1,27 @@
 """Train the study's ResNet on CIFAR-10, norm against norm: python cifar/train.py --help."""
 
 import dataclasses
+import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
+from harness.compile_cache import own_cache
 from harness.config import TrainConfig
 from harness.datasets import Dataset, load_dataset
 from harness.environment import commit, describe_device, select_backend, select_device, versions
 from harness.errors import UserError, run_script
 from harness.files import RunFolder, write_arrays, write_json, write_torch
+from harness.model import require_synchronised
 from harness.progress import Progress
-from harness.recipes import RECIPES, default_epochs
+from harness.recipes import RECIPES, choose_recipe, default_epochs
 from harness.tensorboard import open_curves
 from harness.training import Training
-from harness.world import join, leave
+from harness.world import World, join, leave
 
 
 def describe(training: Training, interpreted: bool) -> dict[str, Any]:
@@ -28,6 +32,7 @@ def describe(training: Training, interpreted: bool) -> dict[str, Any]:
         "dataset": dataset.name,
         "class_names": dataset.class_names,
         "images": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
+        "evaluated": training.evaluated_counts(),
         "mean": training.mean,
         "std": training.std,
         "parameters": sum(p.numel() for p in training.model.parameters()),
@@ -42,13 +47,38 @@ def describe(training: Training, interpreted: bool) -> dict[str, Any]:
 
 def complete(config: TrainConfig, dataset: Dataset, interpreted: bool) -> TrainConfig:
     """`config` with nothing left open."""
+    name = choose_recipe(config.recipe, dataset.key)
+    recipe = RECIPES[name]
     return dataclasses.replace(
         config,
-        epochs=config.epochs or default_epochs(config.recipe, dataset.key, interpreted),
-        shortcut=config.chosen_shortcut(),
+        recipe=name,
+        epochs=config.epochs or default_epochs(name, dataset.key, interpreted),
+        batch_size=config.batch_size or recipe.batch_size,
+        lr=config.lr or recipe.rate(config.norm),
+        shortcut=config.shortcut or recipe.shortcut,
         output=config.output
         or Path("runs") / f"{dataset.key}-{config.norm}-{config.backend}-seed{config.seed}",
     )
+
+
+def notes(training: Training) -> list[str]:
+    """What to expect, where that is known; what is left out."""
+    config, dataset, lines = training.config, training.dataset, []
+    recipe = RECIPES[config.recipe]
+    known = "digits" if config.recipe == "digits" else "cifar10"
+    if (dataset.key, config.epochs, config.max_steps) == (known, recipe.epochs, None):
+        lines.append(f"expect an accuracy of {recipe.expectation}")
+    counts = training.evaluated_counts()
+    if counts["test"] < len(dataset.test) or counts["train"] < len(dataset.train):
+        lines.append(f"evaluated, in Triton's interpreter: the first {counts['train']} images")
+    return lines
+
+
+def how_to_go_on(world: World, epoch: int) -> str:
+    """For whoever interrupts a run."""
+    words = [word for word in sys.orig_argv if word not in ("--resume", "--no-resume")]
+    again = f"{shlex.join(words)} --resume" if world.size == 1 else "torchrun ... --resume"
+    return f"go on after epoch {epoch} with: {again}"
 
 
 def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> None:
@@ -56,12 +86,15 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
     config, leads = training.config, training.world.leads
     assert config.epochs is not None
     curves = open_curves(folder.output, training.epoch) if config.tensorboard and leads else None
-    with Progress(training.total_images(), training.step * config.batch_size, leads) as progress:
+    with Progress(training.total_images(), training.step * training.batch_size, leads) as progress:
         progress.line(
             f"{description['dataset']}: ResNet-{6 * config.depth_n + 2}, norm {config.norm}, "
-            f"backend {config.backend}, {description['device']}, {config.epochs} epoch(s), "
-            f"{training.steps} steps" + (f", from epoch {training.epoch}" * bool(training.epoch))
+            f"backend {config.backend}, {description['device']}, {config.epochs} "
+            f"epoch{'s' * (config.epochs != 1)}, {training.steps} steps"
+            + (f", from epoch {training.epoch}" * bool(training.epoch))
         )
+        for line in notes(training):
+            progress.line(line)
         while training.step < training.steps:
             row, steps = training.run_epoch(progress)
             if leads:
@@ -71,6 +104,7 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
             if curves is not None:
                 curves.add(row)
             progress.epoch(row, config.epochs)
+        progress.at("evaluation")
         final, predictions = training.final()
         progress.splits(final)
         if leads:
@@ -81,13 +115,42 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
         progress.line(f"results, checkpoint and curves: {folder.output}")
 
 
+def require_shared(config: TrainConfig, device: torch.device) -> None:
+    """Raises UserError for what several processes cannot train."""
+    if config.cuda_graph:
+        raise UserError("--cuda-graph is for one process; leave it out under torchrun")
+    require_synchronised(config.norm, config.backend, device)
+
+
+def load(config: TrainConfig, world: World) -> Dataset:
+    """The leading process first: it may have to download."""
+    if not world.leads:
+        world.wait()
+    share = RECIPES[config.chosen_recipe()].validation_share
+    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
+    if world.leads:
+        world.wait()
+    return dataset
+
+
+def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
+    """Images of a split: in the interpreter as many as --max-steps trains on, so that evaluating
+    takes no longer than training."""
+    if not interpreted or config.max_steps is None:
+        return None
+    assert config.batch_size is not None
+    return config.max_steps * config.batch_size
+
+
 def train(config: TrainConfig) -> Path:
     """Run `config` from the data to results.json; returns the folder with the results."""
     config.check()
+    if config.output is not None:
+        RunFolder(config.output)
     device = select_device(config.device, config.cuda_graph)
     world = join(device)
-    if config.cuda_graph and world.size > 1:
-        raise UserError("--cuda-graph is for one process; leave it out under torchrun")
+    if world.size > 1:
+        require_shared(config, device)
     interpreted = select_backend(config.backend, device)
     if interpreted and world.leads:
         print(
@@ -95,12 +158,7 @@ def train(config: TrainConfig) -> Path:
             "debugging tool, very slow; its images/s say nothing about any GPU",
             file=sys.stderr,
         )
-    if not world.leads:
-        world.wait()  # the leading process may have to download
-    share = RECIPES[config.recipe].validation_share
-    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
-    if world.leads:
-        world.wait()
+    dataset = load(config, world)
     config = complete(config, dataset, interpreted)
     assert config.output is not None
     folder = RunFolder(config.output)
@@ -108,7 +166,7 @@ def train(config: TrainConfig) -> Path:
         if world.leads:
             print(f"already finished: {config.output}")
         return config.output
-    training = Training(config, dataset, device, world)
+    training = Training(config, dataset, device, world, most_evaluated(config, interpreted))
     saved = folder.saved(config.record()) if config.resume else None
     if saved is not None:
         training.restore(saved)
@@ -120,7 +178,11 @@ def train(config: TrainConfig) -> Path:
         else:
             folder.go_on(training.epoch)
         write_json(folder.unfinished / "config.json", description)
-    run(training, folder, description)
+    try:
+        with own_cache(config.output / "compiled") if config.compile else nullcontext():
+            run(training, folder, description)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(world, training.epoch)) from None
     return config.output
 
 

@@ -34,3 +34,11 @@ def test_example(name, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith(LAST_LINES[name])
     assert len((EXAMPLES / name).read_text().splitlines()) < 60
+
+
+def test_what_needs_torchrun_says_so():
+    environment = {k: v for k, v in os.environ.items() if k != "RANK"}
+    command = [sys.executable, str(EXAMPLES / "sync_bn.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert done.stderr == "start it with torchrun --nproc-per-node=2 docs/examples/sync_bn.py\n"

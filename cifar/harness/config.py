@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from harness.recipes import RECIPES, Shortcut
+from harness.recipes import RECIPES, RecipeName, Shortcut, choose_recipe
 
 Norm = Literal["bn", "in", "bin", "ln", "gn", "rms", "sn", "wn", "none"]
 Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
 Device = Literal["auto", "cpu", "cuda"]
 Amp = Literal["off", "bf16", "fp16"]
+
+MISSING = {
+    "bin": "BIN",
+    "rms": "RMS norm with a weight per channel",
+    "sn": "SN",
+    "wn": "mean-only batch norm",
+}  # from torch.nn
 
 # They say where things lie on one machine or how they are shown, not what was computed.
 NOT_RECORDED = ("data_dir", "output", "resume", "tensorboard")
@@ -40,10 +47,12 @@ def flag_words(values: Mapping[str, Any]) -> list[str]:
 class Setting:
     """What runs of a study have in common."""
 
-    recipe: Literal["study", "he"] = "study"
-    """study: plain SGD, x0.1 after 75% and 95% of the epochs, 1x1 convolutions as shortcuts, a
-    fifth of the training images for validation. he (arXiv 1512.03385): momentum 0.9, weight decay
-    1e-4, x0.1 after 50% and 75%, zero-padded shortcuts, a tenth for validation."""
+    recipe: RecipeName = "auto"
+    """study (Singh and Mittal, "Normalizations in Deep Learning", 2021): plain SGD, x0.1 after 75%
+    and 95% of the epochs, 1x1 convolutions as shortcuts, a fifth of the training images for
+    validation. he (arXiv 1512.03385): momentum 0.9, weight decay 1e-4, x0.1 after 50% and 75%,
+    zero-padded shortcuts, a tenth for validation. digits: batches of 32, momentum 0.9, weight decay
+    1e-4, x0.1 after 60% and 90%. auto: digits for the digits, study for CIFAR."""
     depth_n: int = 2
     """Residual blocks per stage, n: 6n+2 layers."""
     shortcut: Shortcut | None = None
@@ -71,7 +80,11 @@ class Setting:
 
     def chosen_shortcut(self) -> Shortcut:
         """The flag's, else the recipe's."""
-        return self.shortcut or RECIPES[self.recipe].shortcut
+        return self.shortcut or RECIPES[self.chosen_recipe()].shortcut
+
+    def chosen_recipe(self) -> RecipeName:
+        """The flag's, else that of --dataset."""
+        return choose_recipe(self.recipe, self.dataset)
 
     def require_counts(self, *names: str) -> None:
         """Raises UserError for one of these flags that is given and below 1."""
@@ -101,10 +114,11 @@ class TrainConfig(Setting):
     epochs: int | None = None
     """Default: 100 (study) or 182 (he) for CIFAR, 10 for the digits, 1 for the digits in Triton's
     interpreter."""
-    batch_size: int = 128
-    """Of all processes together."""
-    lr: float = 0.1
-    """At the start. The rho of bin has 10 times it."""
+    batch_size: int | None = None
+    """Of all processes together. Default: 128, for the recipe digits 32."""
+    lr: float | None = None
+    """At the start. Default: 0.1, for the recipe digits 0.01; for wn 0.3 times that. The rho of bin
+    has 10 times it."""
     seed: int = 0
     """Decides the weights, the batches and their augmentation, alike for every backend."""
     output: Path | None = None
@@ -120,7 +134,9 @@ class TrainConfig(Setting):
     def check(self) -> None:
         """Raises UserError for values that no run can have."""
         self.require_counts("depth_n", "groups", "epochs", "batch_size", "max_steps")
-        if not 0 < self.lr < float("inf"):
+        if self.backend == "builtin":
+            require_builtin(self.norm)
+        if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UserError(f"--lr is {self.lr}; it must be positive and finite")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed is {self.seed}; it must lie in [0, 2**63)")
@@ -145,3 +161,9 @@ class TrainConfig(Setting):
         """The flags that decide what is computed, as plain values."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name not in NOT_RECORDED}
+
+
+def require_builtin(norm: Norm) -> None:
+    """Raises UserError for a norm that torch.nn does not have."""
+    if norm in MISSING:
+        raise UserError(f"--backend builtin: torch.nn has no {MISSING[norm]}; use another backend")

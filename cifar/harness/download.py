@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import Progress
 
 from harness.archives import Archive
-from harness.errors import UserError
+from harness.errors import UserError, writing
 
 CACHE = Path("~/.cache/fastnorm")
 TIMEOUT = 5.0  # seconds without an answer after which the machine counts as offline
@@ -33,13 +33,14 @@ def download(archive: Archive) -> Path:
         response = urllib.request.urlopen(archive.url, timeout=TIMEOUT)
     except (OSError, http.client.HTTPException) as error:
         raise Offline(str(getattr(error, "reason", error))) from None
-    cache.mkdir(parents=True, exist_ok=True)
-    # Work beside the goal: the last step is one rename, so no half-unpacked folder is ever seen.
-    with tempfile.TemporaryDirectory(dir=cache) as work, response:
-        file = Path(work) / "archive.tar.gz"
-        fetch(archive, response, file)
-        unpack(archive, file, Path(work) / archive.folder)
-        (Path(work) / archive.folder).rename(cache / archive.folder)
+    with writing(cache), response:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Work beside the goal: the last step is one rename, so nothing half-unpacked is ever seen.
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            file = Path(work) / "archive.tar.gz"
+            fetch(archive, response, file)
+            unpack(archive, file, Path(work) / archive.folder)
+            (Path(work) / archive.folder).rename(cache / archive.folder)
     return cache
 
 

@@ -1,7 +1,10 @@
 """How the scripts end: one line on stderr for what the user can mend, else a traceback."""
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,13 +14,39 @@ class UserError(Exception):
     """
 
 
+class StartAgain(Exception):
+    """The script must begin anew, as a new process; the message says why."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses in this block (full, forbidden, no folder ...) is a UserError that
+    names `path`: a failed write names no file, and a temporary file a name that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run `main`; turn UserError and OSError (unreadable, full, forbidden ...) into exit code 1."""
+    """Run `main`; turn UserError and OSError (unreadable, forbidden ...) into exit code 1.
+
+    A KeyboardInterrupt's own words, how to go on, are printed.
+    """
     try:
         main()
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nerror: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         sys.exit(130)
-    except (UserError, OSError) as error:
+    except StartAgain as reason:
+        print(f"warning: {reason}; starting again", file=sys.stderr, flush=True)
+        os.execv(sys.executable, sys.orig_argv)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        print(
+            f"error: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr
+        )
         sys.exit(1)

@@ -9,13 +9,19 @@ EVAL_BATCH = 512
 
 
 @torch.inference_mode()
+def infer(
+    model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
+) -> torch.Tensor:
+    """Logits (N, classes), on the CPU, of the model in eval mode for images (N, 3, 32, 32)."""
+    model.eval()
+    return torch.cat([model(normalise(part.to(device))) for part in images.split(EVAL_BATCH)]).cpu()
+
+
 def predict(
     model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
 ) -> torch.Tensor:
     """Labels int64 (N,), on the CPU, that the model in eval mode gives to images (N, 3, 32, 32)."""
-    model.eval()
-    parts = [model(normalise(part.to(device))).argmax(1) for part in images.split(EVAL_BATCH)]
-    return torch.cat(parts).cpu()
+    return infer(model, images, normalise, device).argmax(1)
 
 
 def scores(labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from harness.config import flag
-from harness.errors import UserError
+from harness.errors import UserError, writing
 
 TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
 
@@ -20,22 +20,36 @@ TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written.
 
-    Whoever is killed on the way leaves a file *.tmp and `path` as it was.
+    Whoever is killed on the way leaves a file *.tmp and `path` as it was. Raises UserError where
+    the system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=TEMPORARY)
-    try:
-        with open(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # else the rename may reach the disk before the content
-        umask = os.umask(0)  # mkstemp makes private files; give the permissions that open() would
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=TEMPORARY)
+        try:
+            with open(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())  # else the rename may reach the disk before the content
+            umask = os.umask(0)  # mkstemp makes private files; give the permissions of open()
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+
+def require_writable(path: Path) -> None:
+    """Raises UserError where no file could be written under this name, before work is lost."""
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give a file")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    with writing(path):
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.exists():
+            path.open("ab").close()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -45,10 +59,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add one JSON line for each row."""
-    lines = [json_line(row) for row in rows]
-    with path.open("a") as file:
-        file.writelines(lines)
+    """Add one JSON line for each row; all or, where the system refuses (UserError), none."""
+    text = "".join(map(json_line, rows))
+    with writing(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            content = memoryview(text.encode())
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def write_torch(path: Path, content: dict[str, Any]) -> None:
@@ -78,14 +99,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of train.py, on the CPU. Raises UserError for any other file."""
+    """A checkpoint of train.py, on the CPU. Raises UserError for any other file, or none."""
     wanted = ("model", "architecture", "config", "mean", "std", "class_names")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; give checkpoint.pt of a run of train.py"
+        ) from None
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # a damaged pickle can raise anything
-        raise UserError(f"{path} is not a checkpoint: torch cannot read it") from None
+        raise UserError(
+            f"{path} is not a checkpoint, or is cut short: torch cannot read its {len(content):,} "
+            "bytes; give another, or train again without --resume"
+        ) from None
     if not (isinstance(checkpoint, dict) and all(key in checkpoint for key in wanted)):
         raise UserError(f"{path} is not a checkpoint of train.py")
     return checkpoint
@@ -159,10 +187,11 @@ class RunFolder:
 
     def clear(self, names: set[str]) -> None:
         """Remove these files and those that a killed run left half-written."""
-        self.unfinished.mkdir(parents=True, exist_ok=True)
-        half_written = self.unfinished.glob(f"*{TEMPORARY}")
-        for path in {self.unfinished / name for name in names}.union(half_written):
-            path.unlink(missing_ok=True)
+        with writing(self.unfinished):
+            self.unfinished.mkdir(parents=True, exist_ok=True)
+            half_written = self.unfinished.glob(f"*{TEMPORARY}")
+            for path in {self.unfinished / name for name in names}.union(half_written):
+                path.unlink(missing_ok=True)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add one JSON line for each row."""
@@ -170,10 +199,11 @@ class RunFolder:
 
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
-        (self.output / self.RESULTS).unlink(missing_ok=True)  # no mark beside a mixture of runs
-        for name in self.NAMES:
-            os.replace(self.unfinished / name, self.output / name)
-        self.unfinished.rmdir()
+        with writing(self.output):
+            (self.output / self.RESULTS).unlink(missing_ok=True)  # no mark beside a mixture
+            for name in self.NAMES:
+                os.replace(self.unfinished / name, self.output / name)
+            self.unfinished.rmdir()
 
 
 def json_line(row: dict[str, Any]) -> str:

@@ -58,6 +58,12 @@ def png_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png")
 
 
+def other_files(folder: Path) -> list[str]:
+    """The names of what else is in it, sorted; that of a folder ends with a slash."""
+    others = {*folder.iterdir()} - {*png_files(folder)}
+    return sorted(f"{path.name}{'/' * path.is_dir()}" for path in others)
+
+
 def named_images(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yields each image's name, and what reads it, for the folder or the CSV at `path`."""
     if path.is_dir():
@@ -95,4 +101,8 @@ def read_batches(path: Path) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
     if bad:
         raise UserError("\n".join([f"{path}: {len(bad)} of its images cannot be read", *bad]))
     if count == 0:
-        raise UserError(f"{path} has no images; give a CSV, an image a row, or a folder of PNGs")
+        found = other_files(path)[:3] if path.is_dir() else []
+        others = f" but {', '.join(found)}" if found else ""
+        raise UserError(
+            f"{path} has no images{others}; give a CSV, an image a row, or a folder of PNGs"
+        )

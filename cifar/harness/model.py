@@ -13,18 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness import builtin_norms
-from harness.config import Backend, Norm
+from harness.config import Backend, Norm, require_builtin
 from harness.errors import UserError
 from harness.recipes import Shortcut
 
 NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -> norm(x, residual)
-
-MISSING = {
-    "bin": "BIN",
-    "rms": "RMS norm with a weight per channel",
-    "sn": "SN",
-    "wn": "mean-only batch norm",
-}  # from torch.nn
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
         import fastnorm  # not at the top: select_backend has to come before it
 
         modules = fastnorm
-    elif norm in MISSING:
-        raise UserError(f"--backend builtin: torch.nn has no {MISSING[norm]}; use another backend")
+    else:
+        require_builtin(norm)
     makers: dict[str, NormFactory] = {
         "bn": lambda c, activation: modules.BatchNorm2d(c, activation=activation),
         "in": lambda c, activation: modules.InstanceNorm2d(c, affine=True, activation=activation),
@@ -177,18 +170,22 @@ def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
         fastnorm.initialise_weight_norm(model, images)
 
 
-def synchronise(model: ResNet, norm: Norm, backend: Backend) -> ResNet:
-    """`model` where statistics of a batch are those of all processes' batches together.
-
-    Raises UserError for norms that cannot.
-    """
+def require_synchronised(norm: Norm, backend: Backend, device: torch.device) -> None:
+    """Raises UserError for what several processes cannot train."""
     if norm == "wn":
         raise UserError("--norm wn: mean-only batch norm is not synchronised; use one process")
+    if backend == "builtin" and norm == "bn" and device.type == "cpu":
+        raise UserError("--backend builtin: torch.nn.SyncBatchNorm needs GPUs; use another backend")
+
+
+def synchronise(model: ResNet, backend: Backend) -> ResNet:
+    """`model` where statistics of a batch are those of all processes' batches together.
+
+    For norms that can: see require_synchronised.
+    """
     if backend != "builtin":
         import fastnorm
 
         fastnorm.convert_sync_batchnorm(model)
         return model
-    if norm == "bn" and model.linear.weight.device.type == "cpu":
-        raise UserError("--backend builtin: torch.nn.SyncBatchNorm needs GPUs; use another backend")
     return builtin_norms.convert_sync_batchnorm(model)

@@ -16,14 +16,6 @@ Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "s
 SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
 BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven
 BATCH_NORMS = ("bn", "gn")
-BATCH = 128
-RATE = 0.1
-WN_RATE = 0.03  # 0.1 diverges
-
-
-def learning_rate(norm: str) -> float:
-    """Of all that is trained or timed to be compared, at batches of 128."""
-    return WN_RATE if norm == "wn" else RATE
 
 
 @dataclass(frozen=True)
@@ -39,15 +31,15 @@ class StudyConfig(Setting):
     """The study's folder."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int | None = None
-    """Of each run; the schedule is scaled to it. Default: the recipe's 100 or 182."""
+    """Of each run; the schedule is scaled to it. Default: the recipe's 100, 182 or 10."""
     parts: tuple[Part, ...] = get_args(Part)
     """variants: norm against norm. builtin: torch.nn's norms where ours has a twin. batch: bn
     against gn at each batch size. speed: images/s and memory in training."""
     variants: tuple[Variant, ...] = SEVEN
     """Of the parts variants and speed."""
     batch_sizes: tuple[int, ...] = (128, 32, 8, 4, 2)
-    """Of the part batch; the learning rate is 0.1 * batch size / 128 there, as Wu and He (arXiv
-    1803.08494) scale it."""
+    """Of the part batch; the learning rate is in proportion to it there, as Wu and He (arXiv
+    1803.08494) have it: the recipe's at the recipe's batch size."""
     batch_epochs: int | None = None
     """Of its runs. Default: 60% of --epochs, as in the study."""
     jobs: int = 1
@@ -83,7 +75,8 @@ def planned(study: StudyConfig) -> list[PlannedRun]:
 
 def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[PlannedRun]:
     """The trainings of one part and seed."""
-    epochs = study.epochs or RECIPES[study.recipe].epochs
+    recipe = RECIPES[study.chosen_recipe()]
+    epochs = study.epochs or recipe.epochs
     names: dict[str, dict[str, Any]] = {}
     if part == "variants":
         names = {name: {"epochs": epochs} for name in study.variants}
@@ -92,7 +85,11 @@ def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[PlannedRun]
     elif part == "batch":
         short = study.batch_epochs or -(-epochs * 3 // 5)
         names = {
-            f"{norm}-batch{size}": {"epochs": short, "batch_size": size, "lr": RATE * size / BATCH}
+            f"{norm}-batch{size}": {
+                "epochs": short,
+                "batch_size": size,
+                "lr": recipe.rate(norm) * size / recipe.batch_size,
+            }
             for size in study.batch_sizes
             for norm in BATCH_NORMS
         }
@@ -103,14 +100,16 @@ def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[PlannedRun]
 def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> TrainConfig:
     """The flags of the training called `name`, nothing left open."""
     norm, *variant = name.split("-")
-    shared = study.settings() | {"shortcut": study.chosen_shortcut()}
+    name_of_recipe = study.chosen_recipe()
+    recipe = RECIPES[name_of_recipe]
+    chosen = {"recipe": name_of_recipe, "shortcut": study.chosen_shortcut()}
     assert norm in get_args(Norm)
     return TrainConfig(
-        **shared,
+        **study.settings() | chosen,
         norm=norm,  # type: ignore[arg-type]
         backend="builtin" if "builtin" in variant else "auto",
         seed=seed,
         output=study.output / "runs" / name / f"seed{seed}",
         resume=True,
-        **{"lr": learning_rate(norm), **flags},
+        **{"lr": recipe.rate(norm), "batch_size": recipe.batch_size, **flags},
     )

@@ -39,7 +39,7 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=total, completed=done)
+        self.task = self.bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -56,6 +56,10 @@ class Progress:
     def images(self, count: int) -> None:
         """So many more images were processed."""
         self.bar.advance(self.task, count)
+
+    def at(self, stage: str) -> None:
+        """What the bar says beside itself."""
+        self.bar.update(self.task, description=stage)
 
     def line(self, text: str) -> None:
         """Print above the bar."""

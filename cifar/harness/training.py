@@ -13,7 +13,7 @@ from harness.batches import Batch, Normalise, TrainBatches
 from harness.config import TrainConfig
 from harness.datasets import Dataset
 from harness.errors import UserError
-from harness.evaluation import predict, scores
+from harness.evaluation import infer, predict, scores
 from harness.model import Architecture, ResNet, build_model, initialise, synchronise
 from harness.probes import FeatureProbe, mixing
 from harness.progress import Progress
@@ -43,9 +43,17 @@ class Training:
     """One run: what it trains, on what, and how far it is."""
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, device: torch.device, world: World
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        world: World,
+        most_evaluated: int | None = None,
     ) -> None:
+        """Of each split at most the first `most_evaluated` images are evaluated; None for all."""
         assert config.epochs is not None and config.shortcut is not None
+        assert config.batch_size is not None and config.lr is not None
+        self.batch_size = config.batch_size
         self.config, self.dataset, self.device, self.world = config, dataset, device, world
         recipe = RECIPES[config.recipe]
         self.mean, self.std = dataset.channel_moments()
@@ -53,7 +61,7 @@ class Training:
         self.batches = TrainBatches(
             dataset.train,
             self.normalise,
-            config.batch_size,
+            self.batch_size,
             flip=dataset.flip,
             seed=config.seed,
             device=device,
@@ -70,8 +78,11 @@ class Training:
         self.eager = EagerStep(self.trained(), self.optimizer, device, config.amp, world)
         self.train_step: Callable[[Batch], Outcome] = self.eager
         if config.cuda_graph:
-            self.train_step = GraphedStep(self.eager, config.batch_size)
-        self.probe = FeatureProbe(dataset.val, self.normalise, device)
+            self.train_step = GraphedStep(self.eager, self.batch_size)
+        self.evaluated = {
+            name: getattr(dataset, name).first(most_evaluated) for name in ("train", "val", "test")
+        }
+        self.probe = FeatureProbe(self.evaluated["val"], self.normalise, device)
         self.steps = config.epochs * len(self.batches)
         if config.max_steps is not None:
             self.steps = min(self.steps, config.max_steps)
@@ -86,9 +97,13 @@ class Training:
         model = model.to(self.device)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        first = self.dataset.train.images[: config.batch_size].to(self.device)
+        first = self.dataset.train.images[: self.batch_size].to(self.device)
         initialise(model, config.norm, self.normalise(first))
-        return synchronise(model, config.norm, config.backend) if self.world.size > 1 else model
+        return synchronise(model, config.backend) if self.world.size > 1 else model
+
+    def evaluated_counts(self) -> dict[str, int]:
+        """Images of each split that are evaluated."""
+        return {name: len(split) for name, split in self.evaluated.items()}
 
     def trained(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The model as a step calls it: data-parallel, compiled."""
@@ -100,7 +115,7 @@ class Training:
     def total_images(self) -> int:
         """What all steps process."""
         epochs, rest = divmod(self.steps, len(self.batches))
-        return epochs * len(self.dataset.train) + rest * self.config.batch_size
+        return epochs * len(self.dataset.train) + rest * self.batch_size
 
     def train_epoch(self, progress: Progress) -> tuple[torch.Tensor, float, int]:
         """Losses (steps,) in float32, accuracy on the augmented batches, number of images.
@@ -123,6 +138,7 @@ class Training:
 
     def run_epoch(self, progress: Progress) -> tuple[Row, list[Row]]:
         """Train and validate once; the rows of metrics.jsonl and of steps.jsonl."""
+        progress.at(f"epoch {self.epoch + 1}/{self.config.epochs}")
         start, first = time.perf_counter(), self.step + 1
         lr = self.optimizer.param_groups[0]["lr"]
         losses, accuracy, images = self.train_epoch(progress)
@@ -132,12 +148,14 @@ class Training:
             raise UserError(f"the loss of step {step} is not finite; try a smaller --lr")
         self.scheduler.step()
         self.epoch += 1
-        val = predict(self.model, self.dataset.val.images, self.normalise, self.device)
+        progress.at(f"epoch {self.epoch}/{self.config.epochs}, validation")
+        split = self.evaluated["val"]
+        val = predict(self.model, split.images, self.normalise, self.device)
         row = {
             "epoch": self.epoch,
             "train_loss": losses.double().mean().item(),
             "train_accuracy": accuracy,
-            "val_accuracy": (val == self.dataset.val.labels).double().mean().item(),
+            "val_accuracy": (val == split.labels).double().mean().item(),
             "images_per_second": images / seconds,
             "seconds": seconds,
             "lr": lr,
@@ -186,18 +204,16 @@ class Training:
 
     def final(self) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
         """Scores of the last weights, in eval mode, on the images as they are (no crop, no mirror);
-        and the test split's labels and predictions."""
-        splits = {
-            "train": self.dataset.train,
-            "val": self.dataset.val,
-            "test": self.dataset.test,
+        and the test split's labels, predictions and their probabilities."""
+        logits = {
+            name: infer(self.model, split.images, self.normalise, self.device)
+            for name, split in self.evaluated.items()
         }
-        found = {
-            name: predict(self.model, split.images, self.normalise, self.device)
-            for name, split in splits.items()
-        }
-        test = {"labels": self.dataset.test.labels, "predictions": found["test"]}
+        found = {name: values.argmax(1) for name, values in logits.items()}
+        test = {"labels": self.evaluated["test"].labels, "predictions": found["test"]}
+        arrays = {name: labels.numpy().astype(np.int16) for name, labels in test.items()}
+        arrays["confidences"] = logits["test"].float().softmax(1).amax(1).numpy()
         return (
-            {name: scores(splits[name].labels, labels) for name, labels in found.items()},
-            {name: labels.numpy().astype(np.int16) for name, labels in test.items()},
+            {name: scores(self.evaluated[name].labels, labels) for name, labels in found.items()},
+            arrays,
         )

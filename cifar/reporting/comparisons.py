@@ -9,14 +9,24 @@ import numpy as np
 from harness.errors import UserError
 from harness.plan import BATCH_NORMS
 from reporting.significance import Pair, discordant, holm, indistinct_groups, mcnemar, welch
-from reporting.study_files import TWINS, VARIANTS, Missing, Run, Study
+from reporting.study_files import TWINS, Missing, Run, Study
 
 LEVEL = 0.05
 
 
 def finished_variants(study: Study) -> dict[str, list[Run]]:
     """The variants that have a finished run, in the published table's order."""
-    return {name: runs for name in VARIANTS if (runs := study.finished(name))}
+    return {name: runs for name in study.variants if (runs := study.finished(name))}
+
+
+def best_of(found: dict[str, list[Run]]) -> str:
+    """By mean validation accuracy, so that the test split has no part in the choice.
+
+    Raises Missing where none of several is better than chance.
+    """
+    if len(found) > 1 and not any(run.learnt() for runs in found.values() for run in runs):
+        raise Missing("No variant is better than chance on the validation split: none is the best.")
+    return max(found, key=lambda name: np.mean([run.accuracy("val") for run in found[name]]))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from reporting.plot_style import (
     new_figure,
 )
 from reporting.speeds import NO_SPEEDS, provider_name, speed_groups
-from reporting.study_files import TWINS, VARIANTS, Missing, Run, Study
+from reporting.study_files import TWINS, Missing, Run, Study
 from reporting.wording import (
     conditions,
     escape,
@@ -66,7 +66,7 @@ def last_accuracy(runs: Sequence[Run]) -> float:
 
 def draw_accuracy(study: Study) -> Picture:
     """Validation and training accuracy of all variants, whole and the last quarter enlarged."""
-    curves = {name: runs for name in VARIANTS if (runs := study.curves(name))}
+    curves = {name: runs for name in study.variants if (runs := study.curves(name))}
     if not curves:
         raise Missing("No variant has finished an epoch yet: no curves to show.")
     ranked = sorted(curves, key=lambda name: -last_accuracy(curves[name]))
@@ -88,13 +88,17 @@ def draw_accuracy(study: Study) -> Picture:
     handles, texts = lines[0][0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=min(len(texts), 9))
     shown = [run for runs in curves.values() for run in runs]
+    order = (
+        " The key names the variants from the best to the worst by their last validation accuracy."
+        if len(curves) > 1
+        else ""
+    )
     return Picture(
         "accuracy",
         figure,
         alt=f"Curves of validation and training accuracy over the epochs: {', '.join(texts)}",
-        caption=f"Accuracy over training: {conditions(shown)}. The key names the variants from "
-        f"the best to the worst by their last validation accuracy. Training accuracy is taken in "
-        f"passing, on augmented batches, so it is not that of the table.{band_note(shown)}"
+        caption=f"Accuracy over training: {conditions(shown)}.{order} Training accuracy is "
+        f"taken in passing, on augmented batches, so it is not that of the table.{band_note(shown)}"
         f"{unfinished_note(shown)}",
     )
 

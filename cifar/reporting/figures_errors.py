@@ -13,8 +13,9 @@ from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]
 from harness.datasets import DIGITS_NAME, Split, load_dataset, load_digits
 from harness.errors import UserError
 from harness.recipes import RECIPES
+from reporting.comparisons import best_of
 from reporting.plot_style import Picture, new_figure
-from reporting.study_files import VARIANTS, Missing, Run, Study
+from reporting.study_files import Missing, Run, Study
 from reporting.wording import NO_NORM, conditions, escape, label
 
 SHOWN, COLUMNS = 24, 8  # misclassified images
@@ -27,11 +28,11 @@ def answered(study: Study, name: str) -> list[Run]:
 
 
 def best_variant(study: Study) -> str:
-    """By mean validation accuracy, so that the test split has no part in the choice."""
-    found = {name: runs for name in VARIANTS if (runs := answered(study, name))}
+    """Of those that have their predictions; see best_of."""
+    found = {name: runs for name in study.variants if (runs := answered(study, name))}
     if not found:
         raise Missing("No variant has finished with its predictions yet.")
-    return max(found, key=lambda name: np.mean([run.accuracy("val") for run in found[name]]))
+    return best_of(found)
 
 
 def confusion(runs: Sequence[Run]) -> np.ndarray:
@@ -87,13 +88,14 @@ def draw_confusion(study: Study) -> Picture:
     texts = np.vectorize(lambda value: f"{value:.0f}" if value > 0.5 else "")(values)
     draw_matrix(figure.subplots(), shades, texts, names, colours)
     diagonal = values.diagonal()
+    best = "" if study.alone else ", the best on the validation split,"
     off = np.unravel_index(np.nanargmax(shades), shades.shape)
     return Picture(
         "confusion",
         figure,
         alt=f"Confusion matrix of {label(name)} on the test split",
-        caption=f"What {label(name)}, the best on the validation split, takes the test images for, "
-        f"in % of the true class (below 0.5 left out): {conditions(runs)}.{kept_note(kept, whole)} "
+        caption=f"What {label(name)}{best} takes the test images for, in % of the true class "
+        f"(below 0.5 left out): {conditions(runs)}.{kept_note(kept, whole)} "
         f"Most often right: {escape(names[diagonal.argmax()])}; least: "
         f"{escape(names[diagonal.argmin()])}; most frequent confusion: "
         f"{escape(names[off[0]])} taken for {escape(names[off[1]])}.",
@@ -146,21 +148,26 @@ def read_test_split(run: Run, data_dir: Path | None) -> Split:
 
 
 def draw_misclassified(study: Study, data_dir: Path | None) -> Picture:
-    """The first test images that the best variant gets wrong, and how many variants do."""
+    """The test images that the best variant is surest of and gets wrong; how many variants do."""
     name = best_variant(study)
     run = answered(study, name)[0]
     split = read_test_split(run, data_dir)
     assert run.answers is not None
     labels, predictions = run.answers
-    if not np.array_equal(split.labels.numpy(), labels):
+    # Of a run in Triton's interpreter, which evaluates fewer, the first ones.
+    if not np.array_equal(split.labels.numpy()[: len(labels)], labels):
         raise UserError(f"--data-dir {data_dir}: its test labels are not those of {run.folder}")
-    others = [found[0] for variant in VARIANTS if (found := answered(study, variant))]
+    others = [found[0] for variant in study.variants if (found := answered(study, variant))]
     wrong = sum((other.answers[1] != labels).astype(int) for other in others if other.answers)
-    errors = np.flatnonzero(predictions != labels)
+    sure, errors = run.confidences, np.flatnonzero(predictions != labels)
+    if sure is not None:
+        errors = errors[np.argsort(-sure[errors], kind="stable")]
+    order = "in the split's order" if sure is None else "the surest errors first"
     chosen = errors[:SHOWN]
     if not len(chosen):
         raise Missing(f"{label(name)} gets every test image right.")
     names = run.class_names()
+    share = "" if study.alone else f", and how many of the {len(others)} variants get it wrong"
     lines = -(-len(chosen) // COLUMNS)
     figure = new_figure(1.55 * lines)
     panels = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
@@ -168,13 +175,16 @@ def draw_misclassified(study: Study, data_dir: Path | None) -> Picture:
         panel.axis("off")
     for panel, k in zip(panels, chosen, strict=False):
         panel.imshow(split.images[k].permute(1, 2, 0).numpy())
-        text = f"{names[labels[k]]}\n→ {names[predictions[k]]}\n{wrong[k]} of {len(others)} wrong"
+        text = f"{names[labels[k]]}\n→ {names[predictions[k]]}"
+        text += "" if sure is None else f" {100 * sure[k]:.0f}%"
+        if not study.alone:
+            text += f"\n{wrong[k]} of {len(others)} wrong"
         panel.set_title(text, fontsize=8)
     return Picture(
         "misclassified",
         figure,
         alt=f"{len(chosen)} test images that {label(name)} gets wrong",
         caption=f"The first {len(chosen)} of the {len(errors):,} test images that "
-        f"{label(name)} (seed {run.seed}) gets wrong, in the split's order: the true class, what "
-        f"it is taken for, and how many of the {len(others)} variants get the image wrong.",
+        f"{label(name)} (seed {run.seed}) gets wrong, {order}: the true class, what it is taken "
+        f"for{'' if sure is None else ' and with what probability'}{share}.",
     )

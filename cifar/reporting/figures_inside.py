@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reporting.plot_style import COLOURS, Picture, grid_of_panels, new_figure
-from reporting.study_files import VARIANTS, Missing, Run, Study
+from reporting.plot_style import COLOURS, Picture, colour, grid_of_panels, new_figure
+from reporting.study_files import Missing, Run, Study
 from reporting.wording import NO_NORM, conditions, label, unfinished_note
 
 PLACES = {
@@ -24,19 +24,23 @@ DIVERGED = 8.0  # times the narrower fan, from which on a linear axis would show
 
 def draw_features(study: Study, place: str) -> Picture:
     """Percentiles of `place`, a key of PLACES, over training: each norm against none."""
-    fans = {name: fan for name in VARIANTS if (fan := first_run_with(study, name, "features"))}
-    norms = [name for name in fans if name not in ("none", "bn-builtin")]
+    fans = {
+        name: fan for name in study.variants if (fan := first_run_with(study, name, "features"))
+    }
+    if not study.alone:
+        fans.pop("bn-builtin", None)  # it would repeat bn's
+    norms = [name for name in fans if study.alone or name != "none"]
     if not norms:
         raise Missing("No norm has percentiles of its features in metrics.jsonl yet.")
     values = {name: percentiles(run, place) for name, run in fans.items()}
     figure = new_figure(0.7 + 2.2 * -(-len(norms) // 4))
     panels = grid_of_panels(figure, len(norms), min(4, len(norms)))
     for panel, name in zip(panels, norms, strict=True):
-        draw_fan(panel, fans[name], values[name], COLOURS[name])
-        if "none" in fans:
+        draw_fan(panel, fans[name], values[name], colour(name))
+        if "none" in fans and not study.alone:
             panel.plot(fans["none"].epochs(), values["none"], color="black", linewidth=0.8)
         panel.set_title(label(name), loc="left")
-    asinh = scale_to(panels, [values[name] for name in fans if name != "bn-builtin"])
+    asinh = scale_to(panels, list(values.values()))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("value", fontsize=9)
     key = [
@@ -44,16 +48,23 @@ def draw_features(study: Study, place: str) -> Picture:
         Patch(color="0.3", alpha=0.7, label="20th to 80th"),
         Line2D([], [], color="black", linewidth=0.8, label=f"the same four, {NO_NORM}"),
     ]
-    figure.legend(handles=key if "none" in fans else key[:2], loc="outside upper center", ncols=3)
-    shown = [fans[name] for name in fans if name != "bn-builtin"]
-    absent = "" if "none" in fans else f" The network with {NO_NORM} is not there yet to compare."
+    compared = "none" in fans and not study.alone
+    handles = key if compared else key[:2]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    shown = list(fans.values())
+    absent = (
+        ""
+        if "none" in fans or study.alone
+        else f" The network with {NO_NORM} is not there yet to compare."
+    )
     axis = " The axis is linear near 0 and logarithmic beyond." if asinh else ""
     return Picture(
         f"features_{place}",
         figure,
         alt=f"Fans of percentiles over training of the {PLACES[place]}, one panel for each norm",
-        caption=f"Percentiles of the {PLACES[place]}, on fixed validation images, each norm "
-        f"(coloured) against {NO_NORM} (black lines): {conditions(shown)}.{axis}{absent}"
+        caption=f"Percentiles of the {PLACES[place]}, on fixed validation images, "
+        f"{'' if study.alone else f'each norm (coloured) against {NO_NORM} (black lines): '}"
+        f"{conditions(shown)}.{axis}{absent}"
         f"{unfinished_note(shown)}",
     )
 

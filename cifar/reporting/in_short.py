@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.plan import BATCH_NORMS
-from reporting.comparisons import batch_runs, builtin_pairs, compare, finished_variants
+from reporting.comparisons import batch_runs, best_of, builtin_pairs, compare, finished_variants
 from reporting.speeds import speed_groups
 from reporting.study_files import Missing, Run, Study
 from reporting.wording import escape, label, lengths, listing, spread
@@ -14,7 +14,7 @@ from reporting.wording import escape, label, lengths, listing, spread
 def in_short(study: Study) -> list[str]:
     """The sentences for which there are data."""
     lines = []
-    for sentence in (best_and_worst, indistinct, against_torch, small_batches, speed):
+    for sentence in (alone, best_and_worst, indistinct, against_torch, small_batches, speed):
         try:
             lines.append(sentence(study))
         except Missing:
@@ -28,13 +28,26 @@ def accuracies(runs: Sequence[Run]) -> str:
     return f"{val} (test {test})"
 
 
+def alone(study: Study) -> str:
+    """The scores of a single run."""
+    found = finished_variants(study)
+    if not study.alone or not found:
+        raise Missing("a study, or an unfinished run")
+    ((name, runs),) = found.items()
+    return f"**{label(name)}**: validation accuracy {accuracies(runs)}."
+
+
 def best_and_worst(study: Study) -> str:
     """By validation accuracy: the test split is to choose nothing."""
     found = finished_variants(study)
     if len(found) < 2:
         raise Missing("fewer than two variants")
     means = {name: np.mean([run.accuracy("val") for run in runs]) for name, runs in found.items()}
-    best, worst = (choose(found, key=lambda name: means[name]) for choose in (max, min))
+    worst = min(found, key=lambda name: means[name])
+    try:
+        best = best_of(found)
+    except Missing as none:
+        return str(none)
     return (
         f"Best validation accuracy: **{label(best)}**, {accuracies(found[best])}; worst: "
         f"**{label(worst)}**, {accuracies(found[worst])}; {len(found)} variants."

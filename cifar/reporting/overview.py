@@ -9,11 +9,19 @@ from harness.config import flag_words
 from harness.plan import StudyConfig
 from harness.recipes import RECIPES
 from reporting.comparisons import finished_variants
-from reporting.study_files import VARIANTS, Missing, Run, Study
-from reporting.wording import device_name, escape, label, listing, table
+from reporting.study_files import Missing, Run, Study
+from reporting.wording import device_name, escape, label, lengths, listing, table
 
 ORIGINAL = "CIFAR-10"
-AUTHORS = {"study": "of the published study", "he": "of He et al. (arXiv 1512.03385)"}
+PUBLISHED_STUDY = (
+    'Harman Singh and Shubham Mittal, "Normalizations in Deep Learning", 2021, '
+    "https://github.com/HarmanDotpy/Normalizations-in-Deep-Learning"
+)
+AUTHORS = {
+    "study": "of the published study (Singh and Mittal, 2021)",
+    "he": "of He et al. (arXiv 1512.03385)",
+    "digits": "of this harness for the digits",
+}
 PARTS = {
     "variants": "the variants",
     "builtin": "fastnorm against torch.nn",
@@ -63,20 +71,21 @@ def conditions_table(study: Study) -> str:
     runs = study.runs
     if not runs:
         raise Missing("There is no run yet.")
-    variants = [run for run in runs if run.name in VARIANTS] or runs
+    variants = [run for run in runs if run.name in study.variants] or runs
 
     def values(describe: Callable[[Run], object], of: Iterable[Run] = runs) -> str:
         return "; ".join(dict.fromkeys(escape(describe(run)) for run in of))
 
+    of = "" if study.alone else ", variants"
     rows = [
         ["data set", values(lambda run: run.dataset)],
         ["images: train / val / test", values(_images)],
         ["model", values(_model)],
         ["parameters", _parameters(runs)],
         ["recipe", values(_recipe)],
-        ["learning rate, variants", values(lambda run: run.flags["lr"], variants)],
-        ["epochs, variants", values(lambda run: run.flags["epochs"], variants)],
-        ["batch size, variants", values(lambda run: run.flags["batch_size"], variants)],
+        [f"learning rate{of}", values(lambda run: run.flags["lr"], variants)],
+        [f"epochs{of}", values(lambda run: run.flags["epochs"], variants)],
+        [f"batch size{of}", values(lambda run: run.flags["batch_size"], variants)],
         ["further flags", values(_further_flags)],
         ["hardware", values(_hardware)],
         ["versions", values(_versions)],
@@ -147,12 +156,14 @@ def cautions(study: Study) -> list[str]:
     runs, lines = study.runs, []
     for recipe in dict.fromkeys(run.flags["recipe"] for run in runs):
         whole = RECIPES[recipe].epochs
-        lengths = {run.flags["epochs"] for run in runs if run.name in VARIANTS}
-        if few := sorted(epochs for epochs in lengths if epochs < whole):
+        of_it = [run for run in runs if run.flags["recipe"] == recipe]
+        short = [r for r in of_it if r.name in study.variants and r.flags["epochs"] < whole]
+        if short:
+            published = " Expect accuracies below the published ones." * study.cifar10()
             lines.append(
-                f"The variants have {listing([*map(str, few)])} epochs, not the {whole} of the "
-                f"recipe {AUTHORS[recipe]}: its schedule was scaled, the learning rate falls after "
-                "the same shares of the epochs. Expect accuracies below the published ones."
+                f"{'The run has' if study.alone else 'The variants have'} {lengths(short)}, not "
+                f"the {whole} of the recipe {AUTHORS[recipe]}: its schedule was scaled, the "
+                f"learning rate falls after the same shares of the epochs.{published}"
             )
     names = [name for name in dict.fromkeys(run.dataset for run in runs) if name != ORIGINAL]
     if names:

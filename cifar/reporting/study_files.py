@@ -2,14 +2,16 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from scipy import stats  # type: ignore[import-untyped]
 
 from harness import files
+from harness.datasets import DIGITS_NAME
 from harness.errors import UserError
 from harness.plan import BATCH_NORMS, BUILTIN, Variant
 
@@ -68,20 +70,38 @@ class Run:
         """Of the last weights on "train", "val" or "test"; of a finished run."""
         return self.results[split]["accuracy"]
 
-    @cached_property
+    def learnt(self) -> bool:
+        """Whether the validation accuracy of a finished run is more than chance (p < 0.001)."""
+        count = self.description.get("evaluated", self.description["images"])["val"]
+        hits = round(self.accuracy("val") * count)
+        test = stats.binomtest(hits, count, 1 / len(self.class_names()), alternative="greater")
+        return bool(test.pvalue < 0.001)
+
+    @property
     def answers(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Labels and predictions (N,) of the test split in its order; None without the file."""
+        return None if self.arrays is None else (self.arrays["labels"], self.arrays["predictions"])
+
+    @property
+    def confidences(self) -> np.ndarray | None:
+        """float32 (N,): the probability of each prediction; None of runs that did not keep it."""
+        return None if self.arrays is None else self.arrays.get("confidences")
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        """predictions.npz; None without the file."""
         path = self.folder / "predictions.npz"
         if not (self.finished and path.is_file()):
             return None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
                 labels, predictions = arrays["labels"], arrays["predictions"]
         except (KeyError, ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}); run {self.name} again") from None
         if labels.shape != predictions.shape or labels.ndim != 1:
             raise UserError(f"{path}: labels {labels.shape}, predictions {predictions.shape}")
-        return labels, predictions
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,8 @@ class Study:
     plan: dict[str, Any]  # study.json
     runs: list[Run]  # by name and seed
     speed: list[Row]  # speed.jsonl
+    variants: tuple[str, ...] = VARIANTS  # the names of what is compared; of a single run its own
+    alone: bool = False  # a single run's folder
 
     def finished(self, name: str) -> list[Run]:
         """The finished runs of this name, by seed."""
@@ -102,6 +124,13 @@ class Study:
         begun = [run for run in self.runs if run.name == name and run.rows]
         finished = [run for run in begun if run.finished]
         return finished or sorted(begun, key=lambda run: len(run.rows))[-1:]
+
+    def cifar10(self) -> bool:
+        """Whether all runs are of CIFAR-10, or of a copy of it."""
+        return all(
+            run.flags["dataset"] in ("auto", "cifar10") and run.dataset != DIGITS_NAME
+            for run in self.runs
+        )
 
     def batch_sizes(self) -> list[int]:
         """Of the runs of the batch part, finished or not, in increasing order."""
@@ -151,19 +180,51 @@ def read_run(folder: Path, name: str, seed: int) -> Run | None:
     return Run(inner, name, seed, finished, description, rows, results)
 
 
+def read_alone(folder: Path) -> Study | None:
+    """The study that consists of the run in `folder`; None if there is no run's file."""
+    run = read_run(folder, "", 0)
+    if run is None:
+        return None
+    flags = run.flags
+    name = flags["norm"] + "-builtin" * (flags["backend"] == "builtin" and flags["norm"] != "none")
+    run = replace(run, name=name, seed=flags["seed"])
+    return Study(folder, plan={}, runs=[run], speed=[], variants=(name,), alone=True)
+
+
+def nothing_in(folder: Path) -> UserError:
+    """The error of a folder that neither study.py nor train.py wrote to."""
+    known = ("*/study.json", "*/config.json", "runs/*/study.json", "runs/*/config.json")
+    inner = sorted(path.parent for pattern in known for path in folder.glob(pattern))
+    meant = f"; did you mean {inner[0]}?" if inner else ""
+    return UserError(
+        f"{folder} holds neither a study nor a run; give the folder that study.py or train.py "
+        f"wrote to{meant}"
+    )
+
+
 def read_study(folder: Path) -> Study:
-    """Whatever of a study is there. Raises UserError if there is no such folder."""
+    """Whatever of a study is there, or a single run.
+
+    Raises UserError if there is no such folder, or neither in it.
+    """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the one that study.py wrote to")
+        raise UserError(
+            f"{folder} is not a folder; give the one that study.py or train.py wrote to"
+        )
+    if alone := read_alone(folder):
+        return alone
     plan = folder / "study.json"
     runs = []
     for path in sorted(folder.glob("runs/*/seed*")):
         seed = path.name.removeprefix("seed")
         if seed.isdigit() and (run := read_run(path, path.parent.name, int(seed))):
             runs.append(run)
+    speed = folder / "speed.jsonl"
+    if not (runs or plan.is_file() or speed.is_file()):
+        raise nothing_in(folder)
     return Study(
         folder=folder,
         plan=read_json(plan) if plan.is_file() else {},
         runs=sorted(runs, key=lambda run: (run.name, run.seed)),
-        speed=read_rows(folder / "speed.jsonl"),
+        speed=read_rows(speed),
     )

@@ -12,6 +12,7 @@ from reporting.comparisons import (
     finished_variants,
     pooled_counts,
 )
+from reporting.overview import PUBLISHED_STUDY
 from reporting.plot_style import COLOURS
 from reporting.significance import Pair, mcnemar
 from reporting.speeds import NO_SPEEDS, PROVIDERS, provider_name, speed_groups
@@ -33,9 +34,11 @@ PUBLISHED = {
 
 SCORES_NOTE = (
     "Accuracy of the last weights on each split's own images, neither cropped nor mirrored; F1 on "
-    "the test split; n seeds, mean ± standard deviation where there are several. Published is what "
-    "plain SGD reached in 100 epochs of the original CIFAR-10. In that study BIN's rho never "
-    "trained, so its BIN was BN in truth; here rho trains."
+    "the test split; n seeds, mean ± standard deviation where there are several."
+)
+PUBLISHED_NOTE = (
+    f" Published is what plain SGD reached in 100 epochs of the original CIFAR-10: "
+    f"{PUBLISHED_STUDY}. There BIN's rho never trained, so its BIN was BN in truth; here it trains."
 )
 
 
@@ -45,24 +48,28 @@ def score(runs: Sequence[Run], split: str, metric: str = "accuracy") -> str:
 
 
 def scores_table(study: Study) -> str:
-    """Accuracies and F1 of each variant beside the published accuracies."""
+    """Accuracies and F1 of each variant, of CIFAR-10 beside the published accuracies."""
     found = finished_variants(study)
     if not found:
         raise Missing("No run of a variant has finished yet: no scores.")
-    header = ["variant", "n", "train", "val", "test", "micro F1", "macro F1"]
-    rows = []
-    for name, runs in found.items():
+    what = "norm" if study.alone else "variant"
+    header = [what, "n", "train", "val", "test", "micro F1", "macro F1"]
+    rows = [
+        [
+            label(name),
+            str(len(runs)),
+            *(score(runs, split) for split in ("train", "val", "test")),
+            *(score(runs, "test", metric) for metric in ("micro_f1", "macro_f1")),
+        ]
+        for name, runs in found.items()
+    ]
+    if not study.cifar10():
+        return f"{table(header, rows)}\n\n{SCORES_NOTE}"
+    for name, row in zip(found, rows, strict=True):
         published = PUBLISHED.get(name)
-        rows.append(
-            [
-                label(name),
-                str(len(runs)),
-                *(score(runs, split) for split in ("train", "val", "test")),
-                *(score(runs, "test", metric) for metric in ("micro_f1", "macro_f1")),
-                " / ".join(f"{value:.3f}" for value in published) if published else "–",
-            ]
-        )
-    return f"{table([*header, 'published: train / val / test'], rows)}\n\n{SCORES_NOTE}"
+        row.append(" / ".join(f"{value:.3f}" for value in published) if published else "–")
+    header.append("published: train / val / test")
+    return f"{table(header, rows)}\n\n{SCORES_NOTE}{PUBLISHED_NOTE}"
 
 
 def mcnemar_matrix(comparison: Comparison) -> str:

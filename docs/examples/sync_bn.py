@@ -1,8 +1,6 @@
 """Batch norm over processes: two that see half a batch each train as one that sees it all.
 
-    torchrun --nproc-per-node=2 docs/examples/sync_bn.py
-
-NCCL where each process has a GPU, gloo on CPUs elsewhere.
+torchrun --nproc-per-node=2 docs/examples/sync_bn.py    # NCCL or, without GPUs, gloo
 """
 
 import os
@@ -35,6 +33,8 @@ def train(model: nn.Module, batches: list[Tensor]) -> None:
 
 
 def main() -> None:
+    if "RANK" not in os.environ:
+        raise SystemExit("start it with torchrun --nproc-per-node=2 docs/examples/sync_bn.py")
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     on_gpu = torch.cuda.device_count() >= ranks
     device = torch.device(f"cuda:{rank}" if on_gpu else "cpu")

@@ -25,7 +25,6 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     )
     assert result.ratio.p20 == result.ratio.p50 == 0.5
     assert result.us["torch"].p50 == 17.0
-    assert result.verdict == "pass"
 
 
 def test_a_ratio_above_the_goal_is_a_miss() -> None:
@@ -33,6 +32,31 @@ def test_a_ratio_above_the_goal_is_a_miss() -> None:
     result = cpu.summarise(SMALL[0], {"torch": [1.0, 1.0], "fastnorm": [0.7, 0.7]})
     assert result.verdict == "MISS"
     assert "MISS" in cpu.table_line(result)
+
+
+def test_a_ratio_below_the_goal_passes_however_wide_its_spread() -> None:
+    """Of 100 pairs 30 are disturbed, so 20%-80% spans the goal; the median's interval does not."""
+    ours = [0.5] * 70 + [15.0] * 30
+    result = cpu.summarise(SMALL[0], {"torch": [1.0] * 100, "fastnorm": ours})
+    assert result.ratio.p20 < cpu.GOALS["in"] < result.ratio.p80
+    assert result.verdict == "pass"
+
+
+@pytest.mark.parametrize("ours", [[0.07, 15.0], [0.07] * 24 + [15.0] * 26, [0.5] * 3 + [0.7] * 3])
+def test_a_verdict_is_noisy_where_the_interval_spans_the_goal(ours: list[float]) -> None:
+    result = cpu.summarise(SMALL[0], {"torch": [1.0] * len(ours), "fastnorm": ours})
+    assert result.verdict == "noisy" and "noisy" in cpu.table_line(result)
+    others = [cpu.summarise(SMALL[1], {"torch": [1.0] * 2, "fastnorm": [9.0] * 2})]
+    text = cpu.warning([result, *others], (7.0, 8.0))
+    assert text is not None and "1 of 2 verdicts are noisy" in text and "7.0 at the start" in text
+    assert cpu.warning(others, (0.0, 0.0)) is None
+
+
+def test_the_interval_of_the_median() -> None:
+    """Ranks of the binomial distribution's tables: 2 of 9, 18 of 50, 40 of 100; 1 of 6."""
+    for n, rank in ((2, 1), (5, 1), (6, 1), (9, 2), (50, 18), (100, 40), (1000, 469), (3000, 1446)):
+        values = [float(k) for k in range(n, 0, -1)]
+        assert cpu.median_interval(values) == (rank, n + 1 - rank)
 
 
 def test_other_shapes_have_no_goal() -> None:
@@ -74,6 +98,23 @@ def test_command_takes_only_the_named_operators(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     cpu.main(["--rounds", "2", "--ops", "in", "gn", "--out", str(out)])
     assert {row["op"] for row in read(out)} == {"in", "gn"}
+
+
+def test_noise_is_said_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = cpu.summarise(SMALL[0], {"torch": [1.0] * 2, "fastnorm": [0.07, 15.0]})
+    monkeypatch.setattr(cpu, "measure", lambda _case, _rounds: noisy)
+    cpu.main(["--rounds", "2", "--ops", "in"])
+    assert capsys.readouterr().err.startswith("warning: 1 of 1 verdicts are noisy")
+
+
+def test_a_missing_folder_is_an_error_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        cpu.main(["--out", str(tmp_path / "missing" / "rows.jsonl")])
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import files
 from harness.errors import UserError
-from harness.files import RunFolder, read_rows, write_json
+from harness.files import (
+    RunFolder,
+    append_rows,
+    load_checkpoint,
+    read_rows,
+    require_writable,
+    write_json,
+)
 
 from .conftest import CIFAR, run_python
 
@@ -143,8 +151,8 @@ def test_a_full_disk_is_one_line_and_overwrites_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the same OSError out of write."""
     (tmp_path / "checkpoint.pt").write_text("earlier")
     done = run_python("-c", FULL, tmp_path / "checkpoint.pt", PYTHONPATH=str(CIFAR))
-    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    expected = f"error: cannot write {tmp_path / 'checkpoint.pt'}: File too large\n"
+    assert (done.returncode, done.stderr) == (1, expected)
     assert (tmp_path / "checkpoint.pt").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
@@ -159,7 +167,78 @@ def test_a_failed_write_leaves_the_file_and_nothing_else(tmp_path: Path) -> None
         file.write(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.json: disk full"):
         files.write_atomic(tmp_path / "a.json", half)
     assert (tmp_path / "a.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+APPENDED = """
+import resource, signal, sys
+from pathlib import Path
+from harness.errors import run_script
+from harness.files import append_rows
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+rows = [{"text": "x" * 500}] * 100
+run_script(lambda: append_rows(Path(sys.argv[1]), rows))
+"""
+
+
+def test_rows_on_a_full_disk_are_added_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [{"a": 1}])
+    done = run_python("-c", APPENDED, path, PYTHONPATH=str(CIFAR))
+    expected = f"error: cannot write {path}: File too large\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+    assert path.read_text() == '{"a": 1}\n'
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A file where a folder should be, as nobody may forbid root anything; no temporary name."""
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / "inner" / "a.json"
+    for attempt in (lambda: write_json(path, {}), lambda: require_writable(path)):
+        with pytest.raises(UserError, match=r"^cannot write .*inner/a\.json: Not a directory$"):
+            attempt()
+    with pytest.raises(UserError, match="is a folder; give a file"):
+        require_writable(tmp_path)
+    with pytest.raises(UserError, match=r"cannot write .*unfinished: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").begin()
+
+
+def test_a_read_only_folder_is_named_without_a_temporary_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path, prefix: str, suffix: str) -> None:
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}x7k2{suffix}")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    with pytest.raises(UserError) as caught:
+        write_json(tmp_path / "a.json", {})
+    assert str(caught.value) == f"cannot write {tmp_path / 'a.json'}: Permission denied"
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "folder" / "a.csv")
+    (tmp_path / "old.csv").write_text("kept")
+    require_writable(tmp_path / "old.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.csv"]
+    assert (tmp_path / "old.csv").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9, 0.999])
+def test_a_checkpoint_cut_short(tmp_path: Path, kept: float) -> None:
+    """Anywhere: torch raises OSError, EOFError, RuntimeError or UnpicklingError, by the place."""
+    path = tmp_path / "checkpoint.pt"
+    files.write_torch(path, {"model": {"a": torch.zeros(1000)}, "config": {}})
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    with pytest.raises(UserError, match=r"checkpoint\.pt is not a checkpoint, or is cut short"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*x\.pt: No such file or directory; give"):
+        load_checkpoint(tmp_path / "x.pt")

@@ -13,7 +13,7 @@ from harness.model import (
     build_model,
     initialise,
     make_model,
-    synchronise,
+    require_synchronised,
 )
 
 NORMS_OF_TORCH = ("bn", "in", "ln", "gn", "none")
@@ -154,7 +154,7 @@ def test_torchs_synchronised_batch_norm_keeps_relu_and_parameters() -> None:
 def test_norms_that_cannot_be_synchronised() -> None:
     for norm, backend, message in (("wn", "aten", "mean-only"), ("bn", "builtin", "needs GPUs")):
         with pytest.raises(UserError, match=message):
-            synchronise(build_model(Architecture(norm), backend, 0), norm, backend)
+            require_synchronised(norm, backend, torch.device("cpu"))
 
 
 def test_rms_norm_of_images() -> None:

@@ -304,3 +304,40 @@ def test_no_images(predict: Predict, checkpoint: Path, tmp_path: Path) -> None:
     for name in ("empty.csv", "empty"):
         with pytest.raises(UserError, match=f"{name} has no images"):
             predict(checkpoint, tmp_path / name, tmp_path / "labels.csv")
+
+
+def test_files_that_are_left_out_are_named(
+    predict: Predict,
+    checkpoint: Path,
+    pngs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "labels.csv"
+    predict(checkpoint, pngs, output)
+    assert capsys.readouterr().err == ""
+    Image.new("RGB", (32, 32)).save(pngs / "photo.jpg")
+    (pngs / "more").mkdir()
+    predict(checkpoint, pngs, output)
+    expected = "warning: left out, for they are no .png files: more/, photo.jpg\n"
+    assert capsys.readouterr().err == expected
+    assert "photo" not in output.read_text()
+
+
+def test_a_folder_of_other_images(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.jpg")
+    with pytest.raises(UserError, match=r"has no images but photo\.jpg; give a CSV"):
+        list(read_batches(tmp_path))
+
+
+def test_what_is_missing_is_named_before_the_work(
+    predict: Predict, checkpoint: Path, csv: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels.csv"
+    with pytest.raises(UserError, match=r"--images .*absent\.csv is missing; give"):
+        predict(checkpoint, tmp_path / "absent.csv", output)
+    with pytest.raises(UserError, match=r"cannot read .*absent\.pt: No such file"):
+        predict(tmp_path / "absent.pt", csv, output)
+    with pytest.raises(UserError, match=r"cannot write .*labels\.csv: Not a directory"):
+        predict(checkpoint, csv, csv / "labels.csv")
+    assert not output.exists()

@@ -20,7 +20,7 @@ from reporting.in_short import in_short
 from reporting.overview import cautions, conditions_table
 from reporting.plot_style import COLOURS
 from reporting.study_files import Missing, read_study
-from reporting.tables import significance, speed_tables
+from reporting.tables import scores_table, significance, speed_tables
 
 from .study_folders import StudyFolder, whole_study
 
@@ -119,20 +119,114 @@ def test_a_half_finished_study(folder: StudyFolder) -> None:
     assert text.count("speed.jsonl is missing") == 1
 
 
-def test_an_empty_study(
-    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+def test_a_study_that_has_only_begun(
+    folder: StudyFolder, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = run_script("report.py", tmp_path)
+    folder.plan((0,))
+    done = run_script("report.py", folder.path)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / "report.md").read_text()
+    text = (folder.path / "report.md").read_text()
     sections = text.split("\n## ")[1:]
-    assert len(sections) == 9 and all(re.search(r"(?m)^\*[^*]+\*$", part) for part in sections)
-    assert (tmp_path / "report.html").is_file() and not (tmp_path / "figures").exists()
+    assert len(sections) == 9
+    assert all(re.search(r"(?m)^\*[^*]+\*$", part) for part in sections[1:])
+    assert (folder.path / "report.html").is_file() and not (folder.path / "figures").exists()
 
 
 def test_no_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent is not a folder"):
         report(ReportConfig(tmp_path / "absent"))
+
+
+def test_an_empty_or_wrong_folder_is_an_error(folder: StudyFolder, tmp_path: Path) -> None:
+    """Nothing is written there; a folder of runs names one that it holds."""
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "notes.txt").write_text("mine")
+    for path in (folder.path, tmp_path / "wrong"):
+        with pytest.raises(UserError, match=f"{path.name} holds neither a study nor a run; give"):
+            report(ReportConfig(path))
+    assert [path.name for path in (tmp_path / "wrong").iterdir()] == ["notes.txt"]
+    folder.run("bn", 0.9)
+    with pytest.raises(UserError, match=r"did you mean .*bn.seed0\?"):
+        report(ReportConfig(folder.path / "runs" / "bn"))
+
+
+@pytest.mark.parametrize("name", ["gn", "bn-builtin", "gn-builtin", "none", "bin"])
+def test_a_single_run(folder: StudyFolder, name: str) -> None:
+    """Its curves, its scores, its confusions; nothing that compares it with another."""
+    path = folder.run(name, 0.9, seed=3)
+    report(ReportConfig(path))
+    text = (path / "report.md").read_text()
+    shown = {"gn": "GN", "bn-builtin": "BN (torch)", "gn-builtin": "GN (torch)"}.get(name)
+    shown = shown or {"none": "no norm", "bin": "BIN"}[name]
+    assert text.startswith(f"# {shown}: CIFAR-10 (JPEG q75)\n")
+    assert cells(text, shown)[1:5] == ["1", "0.970", "0.900", "0.900"]
+    for figure in ("accuracy", "confusion", *["rho"] * (name == "bin")):
+        assert (path / "figures" / f"{figure}.png").is_file(), figure
+    assert "seed 3" in text and "Pass `--data-dir FOLDER` to see the images" in text
+    absent = (
+        "torch.nn",
+        "significant",
+        "variant",
+        "batch sizes",
+        "speed.jsonl",
+        "SN:",
+        "study.json",
+    )
+    assert not [word for word in absent if word in text]
+    assert (path / "report.html").is_file()
+
+
+def test_an_unfinished_run_alone(folder: StudyFolder) -> None:
+    path = folder.run("gn", 0.9, stop=3)
+    made = Report(read_study(path.parent), None)
+    assert "Unfinished: GN at epoch 3 of 20." in made.text
+    assert "figures/accuracy.png" in made.images and "figures/confusion.png" not in made.images
+
+
+def test_a_single_run_shows_its_errors(tmp_path: Path, tiny_cifar: Path) -> None:
+    _, (_, labels), _ = read_folder(CIFAR10, tiny_cifar)
+    path = StudyFolder(tmp_path / "small", labels).run("bn", 0.5)
+    report(ReportConfig(path, tiny_cifar))
+    assert (path / "figures" / "misclassified.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flag"), [("sklearn-digits-32x32", "auto"), ("CIFAR-100", "cifar100")]
+)
+def test_published_figures_stand_beside_cifar10_alone(
+    folder: StudyFolder, dataset: str, flag: str
+) -> None:
+    folder.run("bn", 0.9)
+    text = scores_table(read_study(folder.path))
+    assert "0.977 / 0.880 / 0.878" in text and "HarmanDotpy" in text and "Mittal" in text
+    folder.dataset = dataset
+    folder.run("bn", 0.9, dataset=flag)
+    study = read_study(folder.path)
+    text = scores_table(study)
+    assert cells(text, "BN")[1:] == ["1", "0.970", "0.900", "0.900", "0.900", "0.898"]
+    assert "ublished" not in text + " ".join(cautions(study)[:1]).replace("the published study", "")
+
+
+def test_a_single_epoch_is_no_plural(folder: StudyFolder) -> None:
+    folder.epochs = 1
+    folder.run("bn", 0.9)
+    assert cautions(read_study(folder.path))[0].startswith("The variants have 1 epoch, not the 100")
+
+
+def test_no_winner_among_networks_at_chance(folder: StudyFolder) -> None:
+    """10% of ten classes, a little more by luck; then one that has learnt."""
+    for name, accuracy in (("bn", 0.102), ("gn", 0.098)):
+        folder.run(name, accuracy)
+    study = read_study(folder.path)
+    assert in_short(study)[0] == (
+        "No variant is better than chance on the validation split: none is the best."
+    )
+    for draw in (draw_confusion, lambda study: draw_misclassified(study, None)):
+        with pytest.raises(Missing, match="No variant is better than chance"):
+            draw(study)
+    folder.run("in", 0.2)
+    assert best_variant(read_study(folder.path)) == "in"
+    assert in_short(read_study(folder.path))[0].startswith("Best validation accuracy: **IN**")
 
 
 def test_a_damaged_line_is_named(folder: StudyFolder) -> None:
@@ -229,6 +323,20 @@ def test_misclassified_images(tmp_path: Path, tiny_cifar: Path, folder: StudyFol
     folder.run("bn", 0.5)
     with pytest.raises(UserError, match="its test labels are not those of"):
         draw_misclassified(read_study(folder.path), tiny_cifar)
+
+
+def test_the_surest_errors_come_first(tmp_path: Path, tiny_cifar: Path) -> None:
+    _, (_, labels), _ = read_folder(CIFAR10, tiny_cifar)
+    path = StudyFolder(tmp_path, labels).run("bn", 0.5) / "predictions.npz"
+    predictions, sure = labels.copy(), np.full(len(labels), 0.99, np.float32)
+    predictions[[1, 3, 4]] += 1
+    sure[[1, 3, 4]] = 0.4, 0.9, 0.6
+    np.savez(path, labels=labels, predictions=predictions, confidences=sure)
+    picture = draw_misclassified(read_study(path.parent), tiny_cifar)
+    titles = [panel.get_title().split()[-1] for panel in picture.figure.axes if panel.images]
+    assert titles == ["90%", "60%", "40%"]
+    assert "The first 3 of the 3 test images" in picture.caption
+    assert "the surest errors first" in picture.caption
 
 
 def test_speeds(folder: StudyFolder) -> None:

@@ -19,6 +19,7 @@ from harness.config import TrainConfig, flag_words
 from harness.errors import UserError
 from harness.files import read_rows
 from harness.plan import SEVEN, StudyConfig, planned
+from harness.recipes import RECIPES
 
 SMALL = ("--seeds", 0, "--epochs", 1, "--depth-n", 1, "--device", "cpu", "--variants", "none", "gn")
 
@@ -51,6 +52,11 @@ def test_parts_and_recipes() -> None:
         "wn": (182, 0.03, "pad"),
     }
     assert plan(parts=("batch",), epochs=5)["bn-batch2"][0].epochs == 3
+    digits = plan(dataset="digits", batch_sizes=(32, 8))
+    (first, *_), (small, *_) = digits["gn"], digits["gn-batch8"]
+    recipe = RECIPES["digits"]
+    assert (first.recipe, first.epochs, first.batch_size) == ("digits", 10, recipe.batch_size)
+    assert (first.lr, small.lr) == (recipe.lr, recipe.lr * 8 / recipe.batch_size)
 
 
 @pytest.mark.parametrize(

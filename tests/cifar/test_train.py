@@ -4,14 +4,20 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import train as train_script
+from train import complete
 
+from harness import training
+from harness.config import TrainConfig
 from harness.errors import UserError
 from harness.files import read_rows
 from harness.model import Architecture, build_model
+from harness.progress import Progress
 from harness.recipes import RECIPES, default_epochs
 from harness.training import make_optimizer
 
@@ -115,7 +121,8 @@ def test_rho_has_ten_times_the_learning_rate() -> None:
 
 
 def test_learning_rate_falls_when_the_recipes_say() -> None:
-    study, he = RECIPES["study"], RECIPES["he"]
+    study, he, digits = RECIPES["study"], RECIPES["he"], RECIPES["digits"]
+    assert digits.milestones(10) == [6, 9]
     assert study.milestones(100) == [75, 95]
     assert study.milestones(10) == [8, 10]
     assert study.milestones(1) == [1, 1]  # after the only epoch: never
@@ -131,6 +138,22 @@ def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
 def test_default_epochs() -> None:
     assert [default_epochs(name, "cifar10", False) for name in ("study", "he")] == [100, 182]
     assert [default_epochs("he", "digits", interpreted) for interpreted in (False, True)] == [10, 1]
+
+
+def test_the_recipe_is_the_data_sets() -> None:
+    """The study's for CIFAR is the study's: batches of 128 at 0.1, plain SGD."""
+    for key, flags in (("cifar10", {}), ("cifar100", {}), ("digits", {"recipe": "study"})):
+        dataset = SimpleNamespace(key=key)
+        config = complete(TrainConfig(norm="gn", **flags), dataset, False)
+        assert (config.recipe, config.batch_size, config.lr) == ("study", 128, 0.1)
+        assert (RECIPES["study"].momentum, RECIPES["study"].weight_decay) == (0, 0)
+    config = complete(TrainConfig(norm="gn"), SimpleNamespace(key="digits"), False)
+    assert (config.recipe, config.epochs) == ("digits", 10)
+    recipe = RECIPES["digits"]
+    assert (config.batch_size, config.lr) == (recipe.batch_size, recipe.lr)
+    cifar = SimpleNamespace(key="cifar10")
+    rates = [complete(TrainConfig(norm="wn", lr=lr), cifar, False).lr for lr in (None, 0.2)]
+    assert rates == [0.03, 0.2]
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(run: Callable[..., Path]) -> None:
@@ -206,5 +229,76 @@ def test_triton_without_a_gpu_runs_in_the_interpreter(
     )
     assert done.returncode == 0, done.stderr
     assert "interpreter" in done.stderr
-    assert json.loads((output / "results.json").read_text())["interpreter"] is True
+    results = json.loads((output / "results.json").read_text())
+    assert results["interpreter"] is True
+    # Evaluating all would take far longer than the two steps of 8 images.
+    assert results["evaluated"] == {"train": 16, "val": 11, "test": 7}
+    assert "the first 16 images" in done.stdout
     assert_same_training(losses(output), truth)
+
+
+@pytest.mark.slow
+def test_the_digits_are_learnt_by_default(tmp_path: Path) -> None:
+    """What make train does without a network, and what it says to expect: 97% is known of them."""
+    folder = train_script.train(TrainConfig(norm="gn", dataset="digits", output=tmp_path / "run"))
+    assert json.loads((folder / "results.json").read_text())["test"]["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"norm": "bin", "backend": "builtin"}, {"output": "a file"}],
+    ids=["a norm that torch lacks", "a file in the way"],
+)
+def test_what_cannot_be_is_refused_before_the_download(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    flags = {"output": tmp_path / "run"} | flags
+    if flags["output"] == "a file":
+        flags["output"] = tmp_path / "file"
+    monkeypatch.setattr(train_script, "load_dataset", lambda *_: pytest.fail("has downloaded"))
+    with pytest.raises(UserError, match=r"no BIN|is a file"):
+        train_script.train(TrainConfig(**flags))
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first of two epochs."""
+    command = [".venv/bin/python", "cifar/train.py", "--norm", "bn", "--output", "my runs/x"]
+    monkeypatch.setattr(train_script.sys, "orig_argv", command)
+    original = training.Training.run_epoch
+
+    def stop(self: training.Training, progress: Any) -> Any:
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, progress)
+
+    monkeypatch.setattr(training.Training, "run_epoch", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(backend="builtin")
+    assert str(caught.value) == (
+        "go on after epoch 1 with: .venv/bin/python cifar/train.py --norm bn --output 'my runs/x' "
+        "--resume"
+    )
+
+
+def test_progress_within_an_epoch(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a terminal a bar that each batch moves; elsewhere a line an epoch and no bar."""
+    run(backend="builtin", max_steps=2)
+    assert "/32" not in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    seen = []
+    original = Progress.images
+
+    def images(self: Progress, count: int) -> None:
+        original(self, count)
+        (task,) = self.bar.tasks
+        seen.append((task.description, task.completed, task.total))
+
+    monkeypatch.setattr(Progress, "images", images)
+    run(backend="builtin", max_steps=2)
+    assert seen == [("epoch 1/2", 16, 32), ("epoch 1/2", 32, 32)]
+    assert "32/32" in capsys.readouterr().out
