@@ -45,7 +45,7 @@ def test_case(case: SmokeCase, record_property: Callable[[str, object], None]) -
 
 @pytest.mark.parametrize("case", smoke.cluster_cases(), ids=lambda case: case.name)
 def test_cluster(case: SmokeCase, record_property: Callable[[str, object], None]) -> None:
-    """The interpreter, which has no clusters, takes the tier that it would: a rehearsal of calls."""
+    """The interpreter has no clusters: there it is the calls that are rehearsed."""
     hold(case if DEVICE == "cuda" else replace(case, tier=None), record_property)
 
 

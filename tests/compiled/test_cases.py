@@ -31,13 +31,15 @@ def forward_kernels(case: Case) -> list[str]:
 
 
 def quick(cases: tuple[Case, ...]) -> set[int]:
-    """The cases, by their index, that have a new operator with a tier, a layout or a dtype."""
+    """The cases, by their index, that have an operator with a tier, or a tier with a layout, dtype
+    or size, that those before them have not."""
     seen: set[tuple[object, ...]] = set()
     found = set()
     for i, case in enumerate(cases):
-        kind = (case.op, case.tier, case.layout)
-        if kind not in seen:
-            seen.add(kind)
+        tier = case.tier
+        kinds = {(tier, case.op), (tier, case.layout), (tier, case.dtype), (tier, case.size)}
+        if not kinds <= seen:
+            seen |= kinds
             found.add(i)
     return found
 

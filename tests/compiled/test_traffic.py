@@ -64,7 +64,16 @@ def moved(emulator: Emulator, case: Case) -> tuple[int, int]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("case", [*CHANNELS, *ROWS], ids=str)
+def parameters() -> list[object]:
+    """Those of clusters are quick: nothing else counts what they move."""
+    slow = {"streaming": pytest.mark.slow}
+    return [
+        pytest.param(case, id=str(case), marks=slow.get(case.tier, ()))
+        for case in (*CHANNELS, *ROWS)
+    ]
+
+
+@pytest.mark.parametrize("case", parameters())
 def test_floor(emulator: Emulator, case: Case) -> None:
     """No less either: else a pass went unseen."""
     fused = ADD if case.op in ADDING else RESIDUAL if case.has_residual else PLAIN
