@@ -137,7 +137,7 @@ def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
 
 def test_default_epochs() -> None:
     assert [default_epochs(name, "cifar10", False) for name in ("study", "he")] == [100, 182]
-    assert [default_epochs("he", "digits", interpreted) for interpreted in (False, True)] == [10, 1]
+    assert [default_epochs("he", "digits", interpreted) for interpreted in (False, True)] == [13, 1]
 
 
 def test_the_recipe_is_the_data_sets() -> None:
@@ -148,7 +148,7 @@ def test_the_recipe_is_the_data_sets() -> None:
         assert (config.recipe, config.batch_size, config.lr) == ("study", 128, 0.1)
         assert (RECIPES["study"].momentum, RECIPES["study"].weight_decay) == (0, 0)
     config = complete(TrainConfig(norm="gn"), SimpleNamespace(key="digits"), False)
-    assert (config.recipe, config.epochs) == ("digits", 10)
+    assert (config.recipe, config.epochs) == ("digits", 13)
     recipe = RECIPES["digits"]
     assert (config.batch_size, config.lr) == (recipe.batch_size, recipe.lr)
     cifar = SimpleNamespace(key="cifar10")
