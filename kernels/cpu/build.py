@@ -1,0 +1,159 @@
+"""The engine's C compiled for this CPU, when a dtype is first needed, and kept for the next time.
+
+It is kept under XDG_CACHE_HOME or ~/.cache, in a folder fastnorm that nobody else may write to,
+under a name made of the sources, the compiler, its flags and the CPU. A library is written under
+another name and moved to its own: processes that compile it at once do not meet.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}  # as common.h has them
+SOURCES = Path(__file__).parent
+# Values keep IEEE's meaning: NaN, Inf and -0 go through. Only traps and errno are given up.
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+OPENMP = {False: "-fopenmp", True: "-fopenmp=libgomp"}  # by whether it is clang: torch's runtime
+FUNCTIONS = ("norm", "norm_backward", "rows", "rows_backward", "weight", "weight_backward")
+REMEDY = (
+    "install a C compiler with OpenMP (Debian: apt install gcc) or name one in CC, or choose "
+    "torch's own norms: fastnorm.set_backend('torch')"
+)
+
+
+class BuildError(RuntimeError):
+    """The engine cannot be compiled here; the message says why, and what to do."""
+
+
+class Functions:
+    """The engine's functions for one dtype, each of one argument: a struct of job.h, packed.
+
+    `quick` has the same ones, called without letting go of the interpreter's lock.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.quick = _bind(ctypes.PyDLL(str(path)), name)
+        vars(self).update(vars(_bind(ctypes.CDLL(str(path)), name)))
+
+    norm: Callable[[bytes], int]
+    norm_backward: Callable[[bytes], int]
+    rows: Callable[[bytes], int]
+    rows_backward: Callable[[bytes], int]
+    weight: Callable[[bytes], int]
+    weight_backward: Callable[[bytes], int]
+
+
+def _bind(library: Any, name: str) -> SimpleNamespace:
+    bound = SimpleNamespace()
+    for function in FUNCTIONS:
+        found = getattr(library, f"{function}_{name}")
+        found.argtypes, found.restype = (ctypes.c_char_p,), ctypes.c_int
+        setattr(bound, function, found)
+    return bound
+
+
+_one_at_a_time = threading.Lock()
+_loaded: dict[torch.dtype, Functions] = {}
+
+
+def functions(dtype: torch.dtype) -> Functions:
+    """The engine for tensors of a dtype. Raises BuildError where it cannot be compiled."""
+    found = _loaded.get(dtype)
+    if found is None:
+        with _one_at_a_time:
+            found = _loaded.get(dtype) or Functions(library(DTYPES[dtype]), DTYPES[dtype])
+            _loaded[dtype] = found
+    return found
+
+
+def library(name: str) -> Path:
+    """The shared library for tensors of a dtype, compiled if it is not there yet."""
+    compiler, version = _compiler()
+    flags = (*FLAGS, OPENMP["clang" in version])
+    path = folder() / f"{name}-{_key(compiler, version, flags)}.so"
+    if not path.exists():
+        compile_library(compiler, flags, name, path)
+    return path
+
+
+def compile_library(compiler: str, flags: tuple[str, ...], name: str, path: Path) -> None:
+    """Compile one dtype's engine to `path`, which is whole or not there."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    sources = [str(SOURCES / file) for file in (f"{name}.c", "common.c")]
+    command = [*compiler.split(), *flags, "-shared", "-o", str(unfinished), *sources, "-lm"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise BuildError(
+                f"fastnorm's CPU engine was not compiled: {' '.join(command)} failed with\n"
+                f"{done.stderr.strip()[-2000:]}\nUpdate the compiler, or {REMEDY}"
+            )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """The command, and what it says of its version."""
+    for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        if command and shutil.which(command.split()[0]):
+            asked = subprocess.run([*command.split(), "--version"], capture_output=True, text=True)
+            if asked.returncode == 0:
+                return command, asked.stdout
+    raise BuildError(f"fastnorm's CPU engine needs a C compiler, and none was found: {REMEDY}")
+
+
+def _key(compiler: str, version: str, flags: tuple[str, ...]) -> str:
+    sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
+    parts = [compiler, version, *flags, _cpu(), *(path.read_text() for path in sources)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What the compiler may take the CPU to be: its model and its instructions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    found = dict(line.split(":", 1) for line in reversed(lines) if line.startswith(names))
+    return f"{platform.machine()} {platform.processor()} {sorted(found.items())}"
+
+
+@functools.cache
+def folder() -> Path:
+    """Where libraries are kept: a temporary folder where the user's is not theirs alone."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(home, "fastnorm")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+        # What lies there is executed: a folder that another user may write to is none to trust.
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and path.is_dir():
+            return path
+    except OSError:
+        pass
+    return Path(_temporary().name)
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """Of this process; removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="fastnorm-")
