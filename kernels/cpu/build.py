@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,31 +42,25 @@ class BuildError(RuntimeError):
     """The engine cannot be compiled here; the message says why, and what to do."""
 
 
-class Functions:
-    """The engine's functions for one dtype, each of one argument: a struct of job.h, packed.
+class Functions(SimpleNamespace):
+    """The engine's FUNCTIONS for one dtype, each of one argument: a struct of job.h, packed.
 
     `quick` has the same ones, called without letting go of the interpreter's lock.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.quick = _bind(ctypes.PyDLL(str(path)), name)
-        vars(self).update(vars(_bind(ctypes.CDLL(str(path)), name)))
-
-    norm: Callable[[bytes], int]
-    norm_backward: Callable[[bytes], int]
-    rows: Callable[[bytes], int]
-    rows_backward: Callable[[bytes], int]
-    weight: Callable[[bytes], int]
-    weight_backward: Callable[[bytes], int]
+    quick: SimpleNamespace
 
 
-def _bind(library: Any, name: str) -> SimpleNamespace:
-    bound = SimpleNamespace()
-    for function in FUNCTIONS:
-        found = getattr(library, f"{function}_{name}")
-        found.argtypes, found.restype = (ctypes.c_char_p,), ctypes.c_int
-        setattr(bound, function, found)
+def _bound(library: Any, name: str) -> dict[str, Any]:
+    bound = {function: getattr(library, f"{function}_{name}") for function in FUNCTIONS}
+    for function in bound.values():
+        function.argtypes, function.restype = (ctypes.c_char_p,), ctypes.c_int
     return bound
+
+
+def _open(path: Path, name: str) -> Functions:
+    quick = SimpleNamespace(**_bound(ctypes.PyDLL(str(path)), name))
+    return Functions(quick=quick, **_bound(ctypes.CDLL(str(path)), name))
 
 
 _one_at_a_time = threading.Lock()
@@ -79,7 +72,7 @@ def functions(dtype: torch.dtype) -> Functions:
     found = _loaded.get(dtype)
     if found is None:
         with _one_at_a_time:
-            found = _loaded.get(dtype) or Functions(library(DTYPES[dtype]), DTYPES[dtype])
+            found = _loaded.get(dtype) or _open(library(DTYPES[dtype]), DTYPES[dtype])
             _loaded[dtype] = found
     return found
 

@@ -1,10 +1,12 @@
 """The structs of job.h: a call of the engine is one of them, packed into bytes."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 
 import torch
 
-from .build import NUMBERS, Functions, functions
+from .build import NUMBERS, functions
 
 NORMS = {
     name: number
@@ -20,15 +22,29 @@ pack_weight = struct.Struct("10q").pack
 QUICK = 1 << 14
 
 
-def engine(x: torch.Tensor) -> Functions:
-    """The engine's functions for x."""
+_recorded: list[str] | None = None
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[str]]:
+    """Yield a list that receives the name of each function called inside the `with` block."""
+    global _recorded
+    outer, names = _recorded, list[str]()
+    _recorded = names
+    try:
+        yield names
+    finally:
+        _recorded = outer
+        if outer is not None:
+            outer.extend(names)
+
+
+def run(function: str, x: torch.Tensor, job: bytes) -> None:
+    """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
+    if _recorded is not None:
+        _recorded.append(function)
     found = functions(x.dtype)
-    return found.quick if x.numel() < QUICK else found  # type: ignore[return-value]
-
-
-def checked(status: int, x: torch.Tensor) -> None:
-    """Raise MemoryError where the engine found no memory to work in."""
-    if status:
+    if getattr(found.quick if x.numel() < QUICK else found, function)(job):
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ..masks import mask_bytes, side_input, unpacked
 from ..tensors import Tensors, dense, laid_out_as
-from .calls import ACTIVATIONS, NORMS, checked, engine, number, of_one_dtype, pack_job, pointer
+from .calls import ACTIVATIONS, NORMS, number, of_one_dtype, pack_job, pointer, run
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]
 OF_BATCH = ("batch", "mean_only_batch")
@@ -51,7 +51,7 @@ def channel_norm(
         ACTIVATIONS[activation], number(weight, bias, rho), number(mean, var),
         torch.get_num_threads(), momentum, eps,
     )  # fmt: skip
-    checked(engine(x).norm(job), x)
+    run("norm", x, job)
     if use_input_stats and running_mean is not None:
         _written(running_mean, mean)
         _written(running_var, var)
@@ -97,7 +97,7 @@ def channel_norm_backward(
             *map(pointer, grads), 0, 0, N, C, S, last, NORMS[norm], groups, use_input_stats,
             ACTIVATIONS[activation], number(*parameters), 0, torch.get_num_threads(), 0.0, 0.0,
         )  # fmt: skip
-        checked(engine(x).norm_backward(job), x)
+        run("norm_backward", x, job)
     given = (weight, bias, rho)
     found = [g if g is None or p is None else g.to(p.dtype) for g, p in zip(grads, given)]
     return dx, dresidual if fused else dy if needs[1] else None, *found

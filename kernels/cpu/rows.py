@@ -6,7 +6,7 @@ import torch
 
 from ..masks import mask_bytes, side_input, unpacked
 from ..tensors import Tensors, contiguous
-from .calls import ACTIVATIONS, checked, engine, number, of_one_dtype, pack_rows, pointer
+from .calls import ACTIVATIONS, number, of_one_dtype, pack_rows, pointer, run
 
 ROW_NORMS = ("layer", "rms")
 
@@ -43,7 +43,7 @@ def row_norm(
         R, L, norm == "rms", ACTIVATIONS[activation], number(weight, bias),
         torch.get_num_threads(), eps,
     )  # fmt: skip
-    checked(engine(x).rows(job), x)
+    run("rows", x, job)
     return y, bits, (stats,)
 
 
@@ -82,7 +82,7 @@ def row_norm_backward(
             pointer(dresidual), pointer(dweight), pointer(dbias), R, L, norm == "rms",
             ACTIVATIONS[activation], number(wide_weight, wide_bias), torch.get_num_threads(), 0.0,
         )  # fmt: skip
-        checked(engine(x).rows_backward(job), x)
+        run("rows_backward", x, job)
     if dweight is not None and weight is not None:
         dweight = dweight.to(weight.dtype)
     if dbias is not None and bias is not None:

@@ -8,7 +8,7 @@ import torch
 
 from ..masks import mask_bytes, side_input
 from ..tensors import dense, laid_out_as
-from .calls import ACTIVATIONS, NORMS, checked, engine, pack_job, pointer
+from .calls import ACTIVATIONS, NORMS, pack_job, pointer, run
 from .channels import runs, sizes
 from .norms import relu_mask
 
@@ -23,7 +23,7 @@ def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x.data_ptr(), *[0] * 15, found.data_ptr(), *sizes(x), NORMS["moments"], 1, True, 0, 0, 0,
         torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
-    checked(engine(x).norm(job), x)
+    run("norm", x, job)
     mean, var = found
     return mean, var
 
@@ -54,7 +54,7 @@ def apply(
         y.data_ptr(), *[0] * 6, *N_C_S, NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0,
         torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
-    checked(engine(x).norm(job), x)
+    run("norm", x, job)
     return y, residual if side == "residual" else bits
 
 
@@ -114,4 +114,4 @@ def _backward(
         pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), *sizes(x),
         NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0, torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
-    checked(engine(x).norm_backward(job), x)
+    run("norm_backward", x, job)

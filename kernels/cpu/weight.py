@@ -3,7 +3,7 @@
 import torch
 
 from ..tensors import Tensors, contiguous, dense, laid_out_as
-from .calls import checked, engine, number, of_one_dtype, pack_weight, pointer
+from .calls import number, of_one_dtype, pack_weight, pointer, run
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
         rows.data_ptr(), pointer(given), 0, norms.data_ptr(), w.data_ptr(), 0,
         R, v.numel() // R, number(given), torch.get_num_threads(),
     )  # fmt: skip
-    checked(engine(rows).weight(job), v)
+    run("weight", rows, job)
     return _from_rows(w, v, dim), norms
 
 
@@ -43,7 +43,7 @@ def weight_norm_backward(
         rows.data_ptr(), pointer(given), dw.data_ptr(), norms.data_ptr(), pointer(dv), pointer(dg),
         R, v.numel() // R, number(given), torch.get_num_threads(),
     )  # fmt: skip
-    checked(engine(rows).weight_backward(job), v)
+    run("weight_backward", rows, job)
     return None if dv is None else _from_rows(dv, v, dim), None if dg is None else dg.to(g.dtype)
 
 
