@@ -166,8 +166,9 @@ class NormGradients(torch.autograd.Function):
     ) -> Tensors:
         inputs = (x, residual, weight, bias, rho, mean, var)
         module = _able(backend, dy)
-        if module is None:
-            return formula_gradients(dy, inputs, spec, needs)
+        if module is None:  # a gradient may be dy itself, which no Function may return
+            grads = formula_gradients(dy, inputs, spec, needs)
+            return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
         _, mask, stats = backend.norm(*inputs, differentiable=True, **spec._asdict())
         side = backend.side_input(spec.activation, residual is not None)
         return module.norm_backward(

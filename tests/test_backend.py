@@ -12,7 +12,7 @@ from fastnorm import backend
 from fastnorm.kernels import launch
 from tests.conftest import DEVICE, in_a_process, make_input
 
-NAMES = ("auto", "triton", "aten", "reference")
+NAMES = ("auto", "triton", "cpu", "reference")
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +37,20 @@ def test_set_and_get(name):
 
 
 def test_use_backend_nests_and_restores():
-    fastnorm.set_backend("aten")
+    fastnorm.set_backend("cpu")
     with fastnorm.use_backend("reference"):
         assert fastnorm.get_backend() == "reference"
         with fastnorm.use_backend("triton"):
             assert fastnorm.get_backend() == "triton"
         assert fastnorm.get_backend() == "reference"
-    assert fastnorm.get_backend() == "aten"
+    assert fastnorm.get_backend() == "cpu"
 
 
 def test_use_backend_restores_after_an_exception():
-    fastnorm.set_backend("aten")
+    fastnorm.set_backend("cpu")
     with pytest.raises(KeyError), fastnorm.use_backend("reference"):
         raise KeyError
-    assert fastnorm.get_backend() == "aten"
+    assert fastnorm.get_backend() == "cpu"
 
 
 @pytest.mark.parametrize("name", ["cuda", "", "Triton", None])
@@ -77,7 +77,7 @@ def test_each_backend_computes_where_it_says(op):
                 x, (5,)
             )
         launches[name] = bool(launched)
-    assert launches == {"auto": DEVICE == "cuda", "triton": True, "aten": False, "reference": False}
+    assert launches == {"auto": DEVICE == "cuda", "triton": True, "cpu": False, "reference": False}
 
 
 def test_reference_namespace_ignores_the_setting():
@@ -100,7 +100,7 @@ def test_unknown_backend_in_the_environment():
         "except ValueError as e: print(e)"
     )
     message = printed_by(code, FASTNORM_BACKEND="tritn")
-    assert "tritn" in message and "aten" in message
+    assert "tritn" in message and "cpu" in message
 
 
 def test_triton_on_the_cpu_needs_the_interpreter():
@@ -111,7 +111,7 @@ def test_triton_on_the_cpu_needs_the_interpreter():
         "except RuntimeError as e: print(e)"
     )
     message = printed_by(code)
-    assert "TRITON_INTERPRET=1" in message and "aten" in message
+    assert "TRITON_INTERPRET=1" in message and "cpu" in message
 
 
 def test_import_loads_no_kernel():
@@ -142,7 +142,7 @@ def test_record_nests():
 
 def test_autograd_runs_on_the_forward_backend():
     """Leaving `with` before backward() changes nothing about who computes the gradient."""
-    for name in ("triton", "aten", "reference"):
+    for name in ("triton", "cpu", "reference"):
         x = make_input((3, 4, 5), requires_grad=True)
         with fastnorm.use_backend(name):
             y = F.instance_norm(x)
@@ -153,7 +153,7 @@ def test_autograd_runs_on_the_forward_backend():
 
 @pytest.mark.parametrize(
     "missing, remedy",
-    [("fastnorm.kernels", "pip install -e"), ("numpy", "pip install numpy"), ("triton", "'aten'")],
+    [("fastnorm.kernels", "pip install -e"), ("numpy", "pip install numpy"), ("triton", "'cpu'")],
 )
 def test_missing_kernels_say_what_to_do(missing, remedy, monkeypatch):
     def import_module(name):

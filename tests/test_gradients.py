@@ -60,7 +60,7 @@ FEWER_PARAMETERS = (("weight", "channels_last"), ("none", "contiguous"))
 @pytest.mark.parametrize(
     ("backend", "norm", "affine", "layout"),
     combinations(
-        ["triton", "aten"], NORMS, AFFINE, LAYOUTS,
+        ["triton", "cpu"], NORMS, AFFINE, LAYOUTS,
         quick=lambda norm, *rest: rest[0] == "full" or rest in FEWER_PARAMETERS,
     ),
 )  # fmt: skip
@@ -80,7 +80,7 @@ ONE_OF_EACH = ((True, "relu"), (True, "gelu"), (False, "silu"))
 @pytest.mark.parametrize(
     ("backend", "norm", "with_residual", "activation"),
     combinations(
-        ["triton", "aten"],
+        ["triton", "cpu"],
         ["bn_train", "bn_eval", "in", "bin_train", "ln", "rms", "gn"],
         [False, True],
         [None, *ACTIVATIONS],
@@ -129,7 +129,7 @@ def test_gradgradcheck_reference(norm, affine, layout):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_gradgradcheck(backend, norm):
     x = make_input(SHAPE, requires_grad=True)
     p = make_params(norm, SHAPE, requires_grad=True)

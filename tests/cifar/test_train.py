@@ -73,7 +73,7 @@ def test_losses_are_the_seeds(run: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_backends_train_alike(run: Callable[..., Path], norm: str) -> None:
     truth = losses(run("truth", norm=norm, backend="builtin", max_steps=3))
-    for backend in ("aten", "reference"):
+    for backend in ("cpu", "reference"):
         assert_same_training(losses(run(backend, norm=norm, backend=backend, max_steps=3)), truth)
 
 
@@ -81,12 +81,12 @@ def test_backends_train_weight_norm_alike(run: Callable[..., Path]) -> None:
     """torch has no mean-only batch norm: the formula is the truth."""
     truth = losses(run("truth", norm="wn", backend="reference", max_steps=3))
     assert truth.isfinite().all()
-    assert_same_training(losses(run("aten", norm="wn", backend="aten", max_steps=3)), truth)
+    assert_same_training(losses(run("cpu", norm="wn", backend="cpu", max_steps=3)), truth)
 
 
 def test_weight_norm_is_initialised_by_the_first_batch(run: Callable[..., Path]) -> None:
     """Before any step worth the name, scales are no longer the norms of the initial weights."""
-    folder = run(norm="wn", backend="aten", max_steps=1, lr=1e-30)
+    folder = run(norm="wn", backend="cpu", max_steps=1, lr=1e-30)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     g, v = (state[f"conv.parametrizations.weight.original{i}"] for i in (0, 1))
     assert (g / torch.norm_except_dim(v, 2, 0) - 1).abs().min() > 0.01
@@ -98,7 +98,7 @@ def test_trains_with_every_norm(run: Callable[..., Path], norm: str) -> None:
     assert losses(folder).isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["aten", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> None:
     folder = run(norm="bin", backend=backend, epochs=3)
     metrics = read_rows(folder / "metrics.jsonl")
@@ -111,7 +111,7 @@ def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> 
 
 
 def test_rho_has_ten_times_the_learning_rate() -> None:
-    model = build_model(Architecture("bin", depth_n=1), "aten", seed=0)
+    model = build_model(Architecture("bin", depth_n=1), "cpu", seed=0)
     others, rho = make_optimizer(model, RECIPES["he"], 0.1).param_groups
     assert (others["lr"], rho["lr"]) == (0.1, 1.0)
     assert (others["weight_decay"], rho["weight_decay"]) == (1e-4, 0)

@@ -61,7 +61,7 @@ def test_threads_that_share_a_module(eager_threads, backend, tier):
             for tensor, expected in zip(mine, truth, strict=True):
                 assert_close(tensor, expected, slack=1e-12)
     assert 1 <= training.num_batches_tracked <= CALLS
-    most = WORKERS * MOMENTUM / (1 - (1 - MOMENTUM) ** WORKERS) if backend == "aten" else 1.0
+    most = WORKERS * MOMENTUM / (1 - (1 - MOMENTUM) ** WORKERS) if backend == "cpu" else 1.0
     pairs = ((training.running_mean, 0.0, x.mean((0, 2, 3))),
              (training.running_var, 1.0, x.var((0, 2, 3))))  # fmt: skip
     for found, start, batch in pairs:
@@ -110,7 +110,7 @@ class Normalised(Dataset):
         y.square().sum().backward()
         return y.detach()
 
-for backend in ("triton", "aten"):
+for backend in ("triton", "cpu"):
     fastnorm.set_backend(backend)
     expected = norm(x).detach()
     done = threading.Event()
@@ -149,4 +149,4 @@ def test_a_forked_worker_normalises(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # a worker that hangs too
     assert process.returncode == 0, errors[-3000:]
-    assert printed.split() == ["triton", "aten"]
+    assert printed.split() == ["triton", "cpu"]

@@ -43,7 +43,7 @@ def test_values_and_gradients(dtype, activation, with_residual, affine, calls):
         given = double(p, requires_grad=True) if wide else {k: copy(v) for k, v in p.items()}
         tensors = [t if t is None or not wide else leaf(t.double()) for t in (x, residual)]
         fused = {"activation": activation, "residual": tensors[1]}
-        with running("aten"):
+        with running("cpu"):
             found = forward_backward(
                 functional, "bn_train", tensors[0], given, dy.double() if wide else dy, **fused
             )
@@ -69,7 +69,7 @@ def test_gradcheck(calls):
     def function(x, weight, bias):
         return call(F, "bn_train", x, {**p, "weight": weight, "bias": bias})
 
-    with running("aten"):
+    with running("cpu"):
         assert gradcheck(function, (x, p["weight"], p["bias"]))
     assert calls
 
@@ -84,7 +84,7 @@ def test_far_means(mean, calls):
         Torch, "bn_train", leaf(x.double()), double(p, requires_grad=True), dy.double()
     )
     torchs = forward_backward(Torch, "bn_train", x, {k: copy(v) for k, v in p.items()}, dy)
-    with running("aten"):
+    with running("cpu"):
         ours = forward_backward(F, "bn_train", x, p, dy)
     assert [args[0].dtype for args in calls] == [torch.float32, torch.float64][: 1 + (mean > 16)]
     for name in truth:
@@ -96,7 +96,7 @@ def test_what_is_torchs_own(case, calls):
     dtype = torch.bfloat16 if case == "half" else torch.float32
     x = make_input(SHAPE, "channels_last" if case == "channels_last" else "contiguous", dtype=dtype)
     statistics = torch.zeros(6, device=x.device), torch.ones(6, device=x.device)
-    with running("aten"):
+    with running("cpu"):
         y = F.batch_norm(x, *statistics, training=case != "evaluation")
     assert not calls
     if case == "evaluation":
@@ -110,6 +110,6 @@ def test_only_large_tensors_take_it(monkeypatch, calls):
     batch_norm = channels.batch_norm
     monkeypatch.setattr(channels, "batch_norm", lambda *a: seen.append(a) or batch_norm(*a))
     for shape in ((64, 64, 16, 16), (63, 64, 16, 16), (512, 64, 8, 8)):
-        with running("aten"):
+        with running("cpu"):
             F.batch_norm(torch.randn(shape), None, None, training=True)
     assert [args[0].shape for args in seen] == [(64, 64, 16, 16)]

@@ -41,7 +41,7 @@ class Judged:
     def check(self, backend: str) -> None:
         """Run the case and apply the rule to all its results."""
         ours = self.ours(backend)
-        rounding = RoundingByStep if backend == "aten" else Rounding
+        rounding = RoundingByStep if backend == "cpu" else Rounding
         rounded = [Truth(self.case, self.t, rounding(self.case, seed)) for seed in range(3)]
         judges = [Truth(self.case, self.t), *rounded]
         margin = self._judge("y", [truth.y for truth in judges], ours["y"])
