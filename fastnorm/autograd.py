@@ -92,7 +92,7 @@ def _able(backend: ModuleType, dy: Tensor) -> ModuleType | None:
     """
     from . import ops  # it imports this module
 
-    if not (torch.compiler.is_compiling() or batched(dy)):
+    if backend is ops or not (torch.compiler.is_compiling() or batched(dy)):
         return backend
     return ops if backend.__name__ == "fastnorm.kernels" else None
 

@@ -10,7 +10,8 @@ import torch
 
 import fastnorm
 from fastnorm import __main__ as main_module
-from fastnorm import aten, functional, kernels, selfcheck
+from fastnorm import functional, kernels, selfcheck
+from fastnorm.kernels import cpu
 from tests.conftest import DEVICE, in_a_process
 
 FEW = ("batch-instance norm", "group norm + residual, ReLU", "add RMS norm")
@@ -47,7 +48,7 @@ def test_report(few, capsys, monkeypatch):
         assert facts[package] == importlib.metadata.version(package)
     assert facts["TRITON_CACHE_DIR"] == "'/some/where'"
     assert facts["FASTNORM_BACKEND"] == "'reference'" and facts["backend"] == "reference"
-    assert facts["auto"].startswith("is") and "aten for CPU tensors" in facts["auto"]
+    assert facts["auto"].startswith("is") and "cpu for CPU tensors" in facts["auto"]
     assert ("triton for CUDA tensors" in facts["auto"]) == ON_GPU
     allowed = "" if kernels.tiers.state()[0] else "not "
     assert facts["cooperative"] == f"kernels are {allowed}allowed"
@@ -83,7 +84,7 @@ def test_every_function_is_checked(monkeypatch):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
     """A thousandth off in one gradient or output is found, there alone."""
-    module = aten if backend == "cpu" else kernels
+    module = cpu if backend == "cpu" else kernels
     attribute = "norm" if direction == "forward" else "norm_backward"
     right = getattr(module, attribute)
 
@@ -94,10 +95,10 @@ def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
     monkeypatch.setattr(module, attribute, wrong)
     assert main_module.main() == 1
     output = capsys.readouterr().out
-    of_aten, of_triton = (outcomes(part) for part in output.split("\ntriton on the "))
-    for name, verdict in of_aten if backend == "cpu" else of_triton:
+    of_cpu, of_triton = (outcomes(part) for part in output.split("\ntriton on the "))
+    for name, verdict in of_cpu if backend == "cpu" else of_triton:
         assert (verdict == "WRONG") == (name == "batch-instance norm")
-    for _, verdict in of_triton if backend == "cpu" else of_aten:
+    for _, verdict in of_triton if backend == "cpu" else of_cpu:
         assert verdict == "ok"
     wrong_lines = [line for line in output.splitlines() if line.endswith("WRONG")]
     assert output.endswith(f"\n{len(wrong_lines)} wrong: see above\n")
@@ -106,14 +107,14 @@ def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
 
 def test_nan_is_wrong(few, capsys, monkeypatch):
     """One NaN, whatever the other results are."""
-    right = aten.norm_backward
+    right = cpu.norm_backward
 
     def wrong(*args, **kwargs):
         dx, *rest = right(*args, **kwargs)
         dx[0, 0] = float("nan")
         return dx, *rest
 
-    monkeypatch.setattr(aten, "norm_backward", wrong)
+    monkeypatch.setattr(cpu, "norm_backward", wrong)
     assert main_module.main() == 1
     assert "nan  WRONG" in capsys.readouterr().out
 

@@ -20,7 +20,7 @@ sits in the first cache gives its exact mean, then its squared deviations, so th
 once for statistics. Units that fit a core's own cache go through all stages there.
 """
 
-from . import build, stages
+from . import build, calls, stages
 from .norms import (
     add_norm,
     add_norm_backward,
@@ -36,6 +36,7 @@ __all__ = [
     "add_norm",
     "add_norm_backward",
     "build",
+    "calls",
     "like",
     "norm",
     "norm_backward",

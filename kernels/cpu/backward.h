@@ -114,15 +114,16 @@ static void merge_mixed_backward(struct call *k, size c) {
         batch_gx += s.gx + (*mean_of(k, n * C + c) - mean) * s.g;
     }
     batch_gx *= rstd;
-    const double share = k->job->own_stats ? -gamma * rho * rstd / (count * (double)N) : 0;
-    const double slope = share * rstd * batch_gx;
+    const double share = -gamma * rho * rstd / (count * (double)N);
+    double slope = 0, level = 0; /* by way of the batch's statistics, where they are x's own */
+    if (k->job->own_stats) slope = share * rstd * batch_gx, level = share * total_g;
     for (size n = 0; n < N; n++) {
         const double m = *mean_of(k, n * C + c), own = *rstd_of(k, n * C + c);
         const double g = k->sum_g[n * C + c], gx = k->sum_gx[n * C + c];
         const double of_instance = -gamma * (1 - rho) * own / count;
         const double p = gamma * ((1 - rho) * own + rho * rstd);
         set_slopes(k, n, c, p, of_instance * own * own * gx + slope,
-                   of_instance * g + (m - mean) * slope + share * total_g);
+                   of_instance * g + (m - mean) * slope + level);
     }
     k->of_gamma[c] = instance_gx + rho * (batch_gx - instance_gx);
     k->sum_g[c] = total_g;

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,19 +81,46 @@ def functions(dtype: torch.dtype) -> Functions:
 
 def library(name: str) -> Path:
     """The shared library for tensors of a dtype, compiled if it is not there yet."""
-    compiler, version = _compiler()
-    flags = (*FLAGS, OPENMP["clang" in version])
-    path = folder() / f"{name}-{_key(compiler, version, flags)}.so"
+    path = path_of(name)
     if not path.exists():
-        compile_library(compiler, flags, name, path)
+        compile_library(name, path)
     return path
 
 
-def compile_library(compiler: str, flags: tuple[str, ...], name: str, path: Path) -> None:
-    """Compile one dtype's engine to `path`, which is whole or not there."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+def path_of(name: str) -> Path:
+    """Where the library of a dtype is or will be."""
+    return folder() / f"{name}-{_key()}.so"
+
+
+def flags() -> tuple[str, ...]:
+    """What the compiler is told."""
+    return (*FLAGS, OPENMP["clang" in _compiler()[1]])
+
+
+def compile_all() -> list[tuple[str, float]]:
+    """Compile what is not there yet, as many at once as there are cores: each one's name, seconds.
+
+    Raises BuildError.
+    """
+    _compiler()  # asked once, before threads do
+
+    def timed(name: str) -> tuple[str, float, bool]:
+        start = time.perf_counter()
+        known = path_of(name).exists()
+        library(name)
+        return name, time.perf_counter() - start, known
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = list(pool.map(timed, DTYPES.values()))
+    return [(name, seconds) for name, seconds, known in done if not known]
+
+
+def compile_library(name: str, path: Path, *more: str) -> None:
+    """Compile one dtype's engine to `path`, which is whole or not there; `more` flags for tests."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     sources = [str(SOURCES / file) for file in (f"{name}.c", "common.c")]
-    command = [*compiler.split(), *flags, "-shared", "-o", str(unfinished), *sources, "-lm"]
+    command = [*_compiler()[0].split(), *flags(), *more, "-shared", "-o", str(unfinished)]
+    command += [*sources, "-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -115,9 +144,10 @@ def _compiler() -> tuple[str, str]:
     raise BuildError(f"fastnorm's CPU engine needs a C compiler, and none was found: {REMEDY}")
 
 
-def _key(compiler: str, version: str, flags: tuple[str, ...]) -> str:
+@functools.cache
+def _key() -> str:
     sources = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
-    parts = [compiler, version, *flags, _cpu(), *(path.read_text() for path in sources)]
+    parts = [*_compiler(), *flags(), _cpu(), *(path.read_text() for path in sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

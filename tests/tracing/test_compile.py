@@ -73,7 +73,7 @@ def test_one_graph_for_all_batch_sizes(backend, name, train):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_inductor(backend, train):
-    """With aten the program has torch's own operators. On a CPU torch 2.13 miscompiles the
+    """With cpu the program has torch's own operators. On a CPU torch 2.13 miscompiles the
     formula's second centring here (pytorch issue 185702): dx is off by twice its size."""
     model = Net().to(DEVICE).train(train)
     twin = copy.deepcopy(model)

@@ -19,7 +19,7 @@ from tests.tracing.nets import DIFFERENCE, MODULES, SHAPE, Net, difference, imag
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_export(backend, train, strict):
-    """A dynamic batch, saved and loaded; five operators, or under aten none of ours."""
+    """A dynamic batch, saved and loaded; five operators, or under cpu none of ours."""
     model = Net().to(DEVICE).train(train)
     batch = torch.export.Dim("batch", min=2, max=64)
     with fastnorm.use_backend(backend):
@@ -48,7 +48,7 @@ def test_export(backend, train, strict):
 @pytest.mark.parametrize("batch", [torch.export.Dim("batch"), torch.export.Dim.AUTO], ids=repr)
 @pytest.mark.parametrize("name", MODULES)
 def test_any_batch_size(name, batch, train):
-    """The choice among ATen's operators binds no program to sizes, such as those below 2^20."""
+    """No choice of ours binds a program to sizes."""
     model = MODULES[name]().to(DEVICE).train(train)
     x = make_input(SHAPE, dtype=torch.float32)
     with fastnorm.use_backend("cpu"):
@@ -62,7 +62,7 @@ def test_any_batch_size(name, batch, train):
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_empty_batches_in_compiled_programs(norm):
-    """What ATen's own norms do not differentiate."""
+    """What torch's own norms do not differentiate."""
 
     def program(x):
         if norm == "batch":
