@@ -233,7 +233,13 @@ class AddNorm(torch.autograd.Function):
         module = None if dy is None else _able(backend, dy)
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif module is None or torch.is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
+        elif (
+            module is None
+            or torch.is_grad_enabled()
+            or transformed()
+            or batched(dy)
+            or batched(dsum)
+        ):
             inputs = (total, None, weight, bias, None, None, None)
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)

@@ -27,9 +27,9 @@ def few(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fastnorm"])
 
 
-def outcomes(output):
+def outcomes(output, dtype=""):
     """(name, verdict) of each check's line."""
-    lines = output.splitlines()
+    lines = [line for line in output.splitlines() if dtype in line]
     return [(n, line.split()[-1]) for line in lines for n in FEW if line.startswith(f"  {n}  ")]
 
 
@@ -57,7 +57,7 @@ def test_report(few, capsys, monkeypatch):
     assert {name for name, _ in found} == set(FEW) and {verdict for _, verdict in found} == {"ok"}
     assert "one program" in output and "streaming" in output and "channels last" in output
     assert ("in Triton's interpreter" in output) == kernels.INTERPRETED
-    assert ("bfloat16" in output) == ON_GPU
+    assert "bfloat16" in output
     assert output.endswith("\nall ok\n") and max(map(len, output.splitlines())) <= 100
 
 
@@ -83,7 +83,7 @@ def test_every_function_is_checked(monkeypatch):
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
-    """A thousandth off in one gradient or output is found, there alone."""
+    """A thousandth off in one gradient or output is found in float32, there alone."""
     module = cpu if backend == "cpu" else kernels
     attribute = "norm" if direction == "forward" else "norm_backward"
     right = getattr(module, attribute)
@@ -95,7 +95,7 @@ def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
     monkeypatch.setattr(module, attribute, wrong)
     assert main_module.main() == 1
     output = capsys.readouterr().out
-    of_cpu, of_triton = (outcomes(part) for part in output.split("\ntriton on the "))
+    of_cpu, of_triton = (outcomes(part, "float32") for part in output.split("\ntriton on the "))
     for name, verdict in of_cpu if backend == "cpu" else of_triton:
         assert (verdict == "WRONG") == (name == "batch-instance norm")
     for _, verdict in of_triton if backend == "cpu" else of_cpu:
@@ -156,7 +156,7 @@ def test_without_triton(few, capsys, monkeypatch):
     assert main_module.main() == (1 if ON_GPU else 0)
     output = capsys.readouterr().out
     assert "no kernel was checked: triton is not installed" in output
-    assert len(outcomes(output)) == 5 and "cooperative" not in output
+    assert len(outcomes(output)) == 15 and "cooperative" not in output
 
 
 def test_kernels_that_cannot_be_imported(few, capsys, monkeypatch):

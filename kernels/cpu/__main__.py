@@ -1,4 +1,4 @@
-"""`python -m fastnorm.kernels.cpu`: compile the engine of CPUs now rather than when it is needed."""
+"""`python -m fastnorm.kernels.cpu`: compile the engine of CPUs before it is needed."""
 
 from .build import BuildError, compile_all, folder
 

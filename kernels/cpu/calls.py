@@ -48,21 +48,32 @@ def run(function: str, x: torch.Tensor, job: bytes) -> None:
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
 
 
+def in_dtype_of(
+    parameter: torch.Tensor | None, gradient: torch.Tensor | None
+) -> torch.Tensor | None:
+    """A parameter's gradient in its dtype."""
+    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
+        return gradient
+    return gradient.to(parameter.dtype)
+
+
 def pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def number(*tensors: torch.Tensor | None) -> int:
-    """The number of the dtype that these have, those of them that are there."""
+def of_one_dtype(*tensors: torch.Tensor | None) -> tuple[tuple[torch.Tensor | None, ...], int]:
+    """The tensors contiguous, and of one of the engine's dtypes, float64 where they differ; that
+    dtype's number."""
+    dtype, fits = None, True
     for tensor in tensors:
         if tensor is not None:
-            return NUMBERS[tensor.dtype]
-    return 0
-
-
-def of_one_dtype(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """The tensors contiguous, and of one of the engine's dtypes: float64 where they differ."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if len(dtypes) > 1 or not dtypes <= NUMBERS.keys():
-        tensors = tuple(None if t is None else t.to(torch.float64) for t in tensors)
-    return tuple(None if t is None else t.contiguous() for t in tensors)
+            if dtype is None:
+                dtype = tensor.dtype
+            fits = fits and tensor.dtype is dtype and tensor.is_contiguous()
+    if dtype is None:
+        return tensors, 0
+    if fits and dtype in NUMBERS:
+        return tensors, NUMBERS[dtype]
+    if dtype not in NUMBERS or any(t is not None and t.dtype != dtype for t in tensors):
+        dtype = torch.float64
+    return tuple(None if t is None else t.to(dtype).contiguous() for t in tensors), NUMBERS[dtype]

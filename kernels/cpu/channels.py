@@ -2,12 +2,13 @@
 
 import torch
 
-from ..masks import mask_bytes, side_input, unpacked
+from ..masks import mask_bytes, unpacked
 from ..tensors import Tensors, dense, laid_out_as
-from .calls import ACTIVATIONS, NORMS, number, of_one_dtype, pack_job, pointer, run
+from .calls import ACTIVATIONS, NORMS, in_dtype_of, of_one_dtype, pack_job, run
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]
 OF_BATCH = ("batch", "mean_only_batch")
+NOTHING = (None,) * 5
 
 
 def channel_norm(
@@ -35,20 +36,24 @@ def channel_norm(
     format, ReLU's mask beside a residual where `differentiable`, and the float64 statistics that
     channel_norm_backward takes.
     """
-    x = dense(x)
-    residual = laid_out_as(x, residual)
-    N, C, S, last = sizes(x)
-    weight, bias, rho = of_one_dtype(weight, bias, rho)
-    mean, var = of_one_dtype(running_mean, running_var)
+    x, N, C, S, last = seen(x)
+    bits = None
+    if residual is not None:
+        residual = laid_out_as(x, residual)
+        if activation == "relu" and differentiable:
+            bits = x.new_empty(mask_bytes(*runs(N, C, S, last)), dtype=torch.uint8)
+    (weight, bias, rho), parameter_type = of_one_dtype(weight, bias, rho)
+    (mean, var), running_type = of_one_dtype(running_mean, running_var)
     y = torch.empty_like(x)
-    masked = differentiable and side_input(activation, residual is not None) == "mask"
-    bits = x.new_empty(mask_bytes(*runs(N, C, S, last)), dtype=torch.uint8) if masked else None
-    stats = x.new_empty(stats_size(norm, N, C, groups), dtype=torch.float64)
+    stats = torch.empty(stats_size(norm, N, C, groups), dtype=torch.float64)
     job = pack_job(
-        x.data_ptr(), 0, pointer(residual), pointer(bits), pointer(weight), pointer(bias),
-        pointer(rho), pointer(mean), pointer(var), stats.data_ptr(), y.data_ptr(),
-        0, 0, 0, 0, 0, 0, N, C, S, last, NORMS[norm], groups, use_input_stats,
-        ACTIVATIONS[activation], number(weight, bias, rho), number(mean, var),
+        x.data_ptr(), 0,
+        0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if rho is None else rho.data_ptr(),
+        0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
+        stats.data_ptr(), y.data_ptr(), 0, 0, 0, 0, 0, 0, N, C, S, last, NORMS[norm], groups,
+        use_input_stats, ACTIVATIONS[activation], parameter_type, running_type,
         torch.get_num_threads(), momentum, eps,
     )  # fmt: skip
     run("norm", x, job)
@@ -77,46 +82,59 @@ def channel_norm_backward(
 
     `side` is what `side_input` named: ReLU's mask, the residual or None.
     """
-    x = dense(x)
+    x, N, C, S, last = seen(x)
     dy = laid_out_as(x, dy)
-    N, C, S, last = sizes(x)
-    masked = side is not None and activation == "relu"
-    residual, bits = (None, side) if masked else (laid_out_as(x, side), None)
-    parameters = of_one_dtype(weight, bias, rho)
+    residual = bits = None
+    if side is not None and activation == "relu":
+        bits = side
+    elif side is not None:
+        residual = laid_out_as(x, side)
+    (wide_weight, wide_bias, wide_rho), parameter_type = of_one_dtype(weight, bias, rho)
     dx = torch.empty_like(x) if needs[0] else None
-    fused = needs[1] and activation is not None
-    dresidual = torch.empty_like(x) if fused else None
-    grads = [
-        torch.empty_like(parameter) if needed and parameter is not None else None
-        for parameter, needed in zip(parameters, needs[2:], strict=True)
-    ]
-    if dx is not None or fused or any(grad is not None for grad in grads):
+    dresidual = torch.empty_like(x) if needs[1] and activation is not None else None
+    dweight = torch.empty_like(wide_weight) if needs[2] and wide_weight is not None else None
+    dbias = torch.empty_like(wide_bias) if needs[3] and wide_bias is not None else None
+    drho = torch.empty_like(wide_rho) if needs[4] and wide_rho is not None else None
+    written = (dx, dresidual, dweight, dbias, drho)
+    if written != NOTHING:
         job = pack_job(
-            x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(bits),
-            *map(pointer, parameters), 0, 0, stats[0].data_ptr(), pointer(dx), pointer(dresidual),
-            *map(pointer, grads), 0, 0, N, C, S, last, NORMS[norm], groups, use_input_stats,
-            ACTIVATIONS[activation], number(*parameters), 0, torch.get_num_threads(), 0.0, 0.0,
+            x.data_ptr(), dy.data_ptr(),
+            0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
+            0 if wide_weight is None else wide_weight.data_ptr(),
+            0 if wide_bias is None else wide_bias.data_ptr(),
+            0 if wide_rho is None else wide_rho.data_ptr(), 0, 0, stats[0].data_ptr(),
+            *[0 if tensor is None else tensor.data_ptr() for tensor in written], 0, 0,
+            N, C, S, last, NORMS[norm], groups, use_input_stats, ACTIVATIONS[activation],
+            parameter_type, 0, torch.get_num_threads(), 0.0, 0.0,
         )  # fmt: skip
         run("norm_backward", x, job)
-    given = (weight, bias, rho)
-    found = [g if g is None or p is None else g.to(p.dtype) for g, p in zip(grads, given)]
-    return dx, dresidual if fused else dy if needs[1] else None, *found
+    return (
+        dx,
+        dy if needs[1] and activation is None else dresidual,
+        in_dtype_of(weight, dweight),
+        in_dtype_of(bias, dbias),
+        in_dtype_of(rho, drho),
+    )
 
 
 def channel_relu_mask(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The booleans of the mask that a forward kept for x, in x's shape."""
-    N, C, S, last = sizes(dense(x))
+    x, N, C, S, last = seen(x)
     active = unpacked(mask, *runs(N, C, S, last))
     if last:
         return active.view(N, *x.shape[2:], C).movedim(-1, 1)
     return active.view(x.shape)
 
 
-def sizes(x: torch.Tensor) -> tuple[int, int, int, bool]:
-    """N, C, S of a dense x, and whether its channels lie last; where S is 1 they do."""
-    N, C = x.shape[0], x.shape[1]
+def seen(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int, bool]:
+    """x, dense, its N, C and S, and whether its channels lie last; where S is 1 they do."""
+    shape = x.shape
+    N, C = shape[0], shape[1]
     S = x.numel() // (N * C)
-    return N, C, S, S == 1 or not x.is_contiguous()
+    if x.is_contiguous():
+        return x, N, C, S, S == 1
+    x = dense(x)
+    return x, N, C, S, S == 1 or not x.is_contiguous()
 
 
 def runs(N: int, C: int, S: int, last: bool) -> tuple[int, int]:

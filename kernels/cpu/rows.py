@@ -6,7 +6,7 @@ import torch
 
 from ..masks import mask_bytes, side_input, unpacked
 from ..tensors import Tensors, contiguous
-from .calls import ACTIVATIONS, number, of_one_dtype, pack_rows, pointer, run
+from .calls import ACTIVATIONS, in_dtype_of, of_one_dtype, pack_rows, pointer, run
 
 ROW_NORMS = ("layer", "rms")
 
@@ -32,15 +32,15 @@ def row_norm(
     """
     x, residual, addend = x.contiguous(), contiguous(residual), contiguous(addend)
     R, L = row_sizes(x, normalized_ndim)
-    weight, bias = of_one_dtype(weight, bias)
+    (weight, bias), parameter_type = of_one_dtype(weight, bias)
     y = torch.empty_like(x)
     masked = differentiable and side_input(activation, residual is not None) == "mask"
     bits = x.new_empty(mask_bytes(R, L), dtype=torch.uint8) if masked else None
-    stats = x.new_empty(2 * R, dtype=torch.float64)
+    stats = torch.empty(2 * R, dtype=torch.float64)
     job = pack_rows(
         x.data_ptr(), pointer(addend), 0, 0, pointer(residual), pointer(bits), pointer(weight),
         pointer(bias), stats.data_ptr(), y.data_ptr(), pointer(total), 0, 0, 0,
-        R, L, norm == "rms", ACTIVATIONS[activation], number(weight, bias),
+        R, L, norm == "rms", ACTIVATIONS[activation], parameter_type,
         torch.get_num_threads(), eps,
     )  # fmt: skip
     run("rows", x, job)
@@ -69,7 +69,7 @@ def row_norm_backward(
     R, L = row_sizes(x, normalized_ndim)
     masked = side is not None and activation == "relu"
     residual, bits = (None, side) if masked else (side, None)
-    wide_weight, wide_bias = of_one_dtype(weight, bias)
+    (wide_weight, wide_bias), parameter_type = of_one_dtype(weight, bias)
     dx = torch.empty_like(x) if needs[0] else None
     fused = needs[1] and activation is not None
     dresidual = torch.empty_like(x) if fused else None
@@ -80,14 +80,11 @@ def row_norm_backward(
             x.data_ptr(), 0, dy.data_ptr(), pointer(dsum), pointer(residual), pointer(bits),
             pointer(wide_weight), pointer(wide_bias), stats[0].data_ptr(), pointer(dx), 0,
             pointer(dresidual), pointer(dweight), pointer(dbias), R, L, norm == "rms",
-            ACTIVATIONS[activation], number(wide_weight, wide_bias), torch.get_num_threads(), 0.0,
+            ACTIVATIONS[activation], parameter_type, torch.get_num_threads(), 0.0,
         )  # fmt: skip
         run("rows_backward", x, job)
-    if dweight is not None and weight is not None:
-        dweight = dweight.to(weight.dtype)
-    if dbias is not None and bias is not None:
-        dbias = dbias.to(bias.dtype)
-    return dx, dresidual if fused else dy if needs[1] else None, dweight, dbias
+    dresidual = dresidual if fused else dy if needs[1] else None
+    return dx, dresidual, in_dtype_of(weight, dweight), in_dtype_of(bias, dbias)
 
 
 def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from ..masks import mask_bytes, side_input
 from ..tensors import dense, laid_out_as
 from .calls import ACTIVATIONS, NORMS, pack_job, pointer, run
-from .channels import runs, sizes
+from .channels import runs, seen
 from .norms import relu_mask
 
 __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask", "table"]
@@ -17,10 +17,10 @@ __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask"
 
 def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each (n, c) of an x with elements: two of (N, C), float64."""
-    x = dense(x)
+    x, *sizes = seen(x)
     found = x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
     job = pack_job(
-        x.data_ptr(), *[0] * 15, found.data_ptr(), *sizes(x), NORMS["moments"], 1, True, 0, 0, 0,
+        x.data_ptr(), *[0] * 15, found.data_ptr(), *sizes, NORMS["moments"], 1, True, 0, 0, 0,
         torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm", x, job)
@@ -43,15 +43,15 @@ def apply(
     differentiable: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y, and what backward needs beside x and the table: ReLU's mask, the residual or nothing."""
-    x = dense(x)
+    x, *sizes = seen(x)
     residual = laid_out_as(x, residual)
-    side, N_C_S = side_input(activation, residual is not None), sizes(x)
+    side = side_input(activation, residual is not None)
     masked = differentiable and side == "mask"
-    bits = x.new_empty(mask_bytes(*runs(*N_C_S)), dtype=torch.uint8) if masked else None
+    bits = x.new_empty(mask_bytes(*runs(*sizes)), dtype=torch.uint8) if masked else None
     y = torch.empty_like(x)
     job = pack_job(
         x.data_ptr(), 0, pointer(residual), pointer(bits), *[0] * 5, table.data_ptr(),
-        y.data_ptr(), *[0] * 6, *N_C_S, NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0,
+        y.data_ptr(), *[0] * 6, *sizes, NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0,
         torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm", x, job)
@@ -106,12 +106,13 @@ def _backward(
     slopes: torch.Tensor | None = None,
     sums: torch.Tensor | None = None,
 ) -> None:
+    x, *sizes = seen(x)
     masked = side is not None and activation == "relu"
     dy = laid_out_as(x, dy)
     residual, bits = (None, side) if masked else (laid_out_as(x, side), None)
     job = pack_job(
         x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(bits), *[0] * 5, table.data_ptr(),
-        pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), *sizes(x),
+        pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), *sizes,
         NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0, torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm_backward", x, job)

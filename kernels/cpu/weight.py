@@ -3,7 +3,7 @@
 import torch
 
 from ..tensors import Tensors, contiguous, dense, laid_out_as
-from .calls import number, of_one_dtype, pack_weight, pointer, run
+from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -13,12 +13,12 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
     has an element for each norm.
     """
     rows = _rows(v, dim)
-    (given,) = of_one_dtype(g)
+    (given,), parameter_type = of_one_dtype(g)
     w, R = torch.empty_like(rows), g.numel()
     norms = v.new_empty(R, dtype=torch.float64)
     job = pack_weight(
         rows.data_ptr(), pointer(given), 0, norms.data_ptr(), w.data_ptr(), 0,
-        R, v.numel() // R, number(given), torch.get_num_threads(),
+        R, v.numel() // R, parameter_type, torch.get_num_threads(),
     )  # fmt: skip
     run("weight", rows, job)
     return _from_rows(w, v, dim), norms
@@ -35,16 +35,16 @@ def weight_norm_backward(
     """(dv, dg); None where `needs` says that nobody asked."""
     rows = _rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
-    (given,) = of_one_dtype(g)
+    (given,), parameter_type = of_one_dtype(g)
     dv = torch.empty_like(rows) if needs[0] else None
     dg = torch.empty_like(contiguous(given)) if needs[1] and given is not None else None
     R = g.numel()
     job = pack_weight(
         rows.data_ptr(), pointer(given), dw.data_ptr(), norms.data_ptr(), pointer(dv), pointer(dg),
-        R, v.numel() // R, number(given), torch.get_num_threads(),
+        R, v.numel() // R, parameter_type, torch.get_num_threads(),
     )  # fmt: skip
     run("weight_backward", rows, job)
-    return None if dv is None else _from_rows(dv, v, dim), None if dg is None else dg.to(g.dtype)
+    return None if dv is None else _from_rows(dv, v, dim), in_dtype_of(g, dg)
 
 
 def _rows(v: torch.Tensor, dim: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ def test_features_are_those_before_the_last_norm(norm: str) -> None:
     """By hand: everything up to the last convolution, then what the linear layer is given."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (IMAGES + 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    model = build_model(Architecture(norm, 1), "builtin", 0).train()
+    model = build_model(Architecture(norm, 1), "torch", 0).train()
     model(PLAIN(images[:8]))  # running statistics of something
     found = FeatureProbe(Split(images, torch.zeros(len(images))), PLAIN, CPU)(model)["features"]
     assert not model.training and not model.linear._forward_pre_hooks
