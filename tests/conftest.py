@@ -185,8 +185,8 @@ def running(backend: str, *, launches: bool = True) -> Iterator[list[str]]:
     """Run the body under `backend` and check that what computes it is that backend alone.
 
     Triton's kernels and the engine in C must run under their own names (unless `launches` is False:
-    nothing to do for an empty tensor) and under no others. A result of one that passes for another's
-    would make every other assertion hollow.
+    nothing to do for an empty tensor) and under no others. A result of one that passes for
+    another's would make every other assertion hollow.
     """
     import fastnorm
     from fastnorm.kernels import launch

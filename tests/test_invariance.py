@@ -53,7 +53,7 @@ def test_no_sample_depends_on_its_batch(backend, activation, norm, dtype):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_nothing_depends_on_the_number_of_threads(norm, layout, dtype):
-    """Outputs, gradients of parameters too, and running statistics; torch's gradients of them do."""
+    """Outputs, gradients of parameters too, and running statistics; of torch's own some do."""
     x, dy = (make_input(LARGE, layout, dtype, seed=seed) for seed in (0, 8))
     threads = torch.get_num_threads()
     found = []

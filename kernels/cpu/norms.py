@@ -127,11 +127,11 @@ def add_norm(
         return y, torch.empty_like(y), (stats.zero_(),)
     x = x.contiguous()
     total = torch.empty_like(x)
-    y, _, stats = row_norm(
+    y, _, kept = row_norm(
         x, None, weight, bias, norm=norm, normalized_ndim=groups, eps=eps, activation=None,
         differentiable=False, addend=residual, total=total,
     )  # fmt: skip
-    return y, total, stats
+    return y, total, kept
 
 
 def add_norm_backward(

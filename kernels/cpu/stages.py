@@ -17,11 +17,11 @@ __all__ = ["apply", "apply_backward", "gradient_moments", "moments", "relu_mask"
 
 def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance of each (n, c) of an x with elements: two of (N, C), float64."""
-    x, *sizes = seen(x)
+    x, N, C, S, last = seen(x)
     found = x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
     job = pack_job(
-        x.data_ptr(), *[0] * 15, found.data_ptr(), *sizes, NORMS["moments"], 1, True, 0, 0, 0,
-        torch.get_num_threads(), 0.0, 0.0,
+        x.data_ptr(), *[0] * 15, found.data_ptr(), N, C, S, last, NORMS["moments"], 1, True, 0, 0,
+        0, torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm", x, job)
     mean, var = found
@@ -43,16 +43,16 @@ def apply(
     differentiable: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y, and what backward needs beside x and the table: ReLU's mask, the residual or nothing."""
-    x, *sizes = seen(x)
+    x, N, C, S, last = seen(x)
     residual = laid_out_as(x, residual)
     side = side_input(activation, residual is not None)
     masked = differentiable and side == "mask"
-    bits = x.new_empty(mask_bytes(*runs(*sizes)), dtype=torch.uint8) if masked else None
+    bits = x.new_empty(mask_bytes(*runs(N, C, S, last)), dtype=torch.uint8) if masked else None
     y = torch.empty_like(x)
     job = pack_job(
         x.data_ptr(), 0, pointer(residual), pointer(bits), *[0] * 5, table.data_ptr(),
-        y.data_ptr(), *[0] * 6, *sizes, NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0,
-        torch.get_num_threads(), 0.0, 0.0,
+        y.data_ptr(), *[0] * 6, N, C, S, last, NORMS["given"], 1, True, ACTIVATIONS[activation],
+        0, 0, torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm", x, job)
     return y, residual if side == "residual" else bits
@@ -106,13 +106,13 @@ def _backward(
     slopes: torch.Tensor | None = None,
     sums: torch.Tensor | None = None,
 ) -> None:
-    x, *sizes = seen(x)
+    x, N, C, S, last = seen(x)
     masked = side is not None and activation == "relu"
     dy = laid_out_as(x, dy)
     residual, bits = (None, side) if masked else (laid_out_as(x, side), None)
     job = pack_job(
         x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(bits), *[0] * 5, table.data_ptr(),
-        pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), *sizes,
+        pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), N, C, S, last,
         NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0, torch.get_num_threads(), 0.0, 0.0,
     )  # fmt: skip
     run("norm_backward", x, job)

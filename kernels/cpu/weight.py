@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import Tensors, contiguous, dense, laid_out_as
+from ..tensors import Tensors, dense, laid_out_as
 from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
 
 
@@ -36,8 +36,9 @@ def weight_norm_backward(
     rows = _rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
     (given,), parameter_type = of_one_dtype(g)
+    assert given is not None
     dv = torch.empty_like(rows) if needs[0] else None
-    dg = torch.empty_like(contiguous(given)) if needs[1] and given is not None else None
+    dg = torch.empty_like(given) if needs[1] else None
     R = g.numel()
     job = pack_weight(
         rows.data_ptr(), pointer(given), dw.data_ptr(), norms.data_ptr(), pointer(dv), pointer(dg),

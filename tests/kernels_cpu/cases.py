@@ -69,7 +69,7 @@ def make(case: Case) -> tuple[NormSpec, list[torch.Tensor | None], torch.Tensor]
     name = case.norm.removesuffix("_eval")
     groups = 1
     if name == "group" and len(case.shape) > 2:  # few values have a variance near 0
-        groups = next(g for g in (4, 3, 2, 1) if C % g == 0 and C > g)
+        groups = next(g for g in (4, 3, 2, 1) if C % g == 0 and g < C)
     spec = NormSpec(name, groups, name == case.norm, 0.3, 1e-5, case.activation)
     given = (
         x,
