@@ -160,8 +160,8 @@ def warning(results: Sequence[Result], loads: tuple[float, float]) -> str | None
         return None
     return (
         f"warning: {noisy} of {len(results)} verdicts are noisy: the 95% interval of the median "
-        f"spans the goal. The load was {loads[0]:.1f} at the start and {loads[1]:.1f} at the end. Repeat it "
-        "on an idle machine, with more --rounds, or with OMP_WAIT_POLICY=PASSIVE"
+        f"spans the goal. The load was {loads[0]:.1f} at the start and {loads[1]:.1f} at the end. "
+        "Repeat it on an idle machine, with more --rounds, or with OMP_WAIT_POLICY=PASSIVE"
     )
 
 

@@ -24,7 +24,7 @@ HALVES = (torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_every_loop(norm, dtype):
     chosen = [case for case in cases.cases() if case.norm == norm and case.dtype == dtype]
-    assert len(chosen) > 20
+    assert len(chosen) >= 14
     with calls.record() as called:
         errors = {case: cases.check(case) for case in chosen}
     assert len(called) == 2 * len(chosen)
@@ -169,7 +169,7 @@ def test_a_child_computes_after_a_fork():
 
 def compiled_with(tmp_path, *flags, **environment):
     """The process that checks all cases with the engine compiled so."""
-    env = os.environ | {"OMP_NUM_THREADS": "2"} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"} | environment
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-m", "tests.kernels_cpu.cases", str(tmp_path), *flags]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500)
