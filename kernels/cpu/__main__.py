@@ -1,8 +1,16 @@
 """`python -m fastnorm.kernels.cpu`: compile the engine of CPUs before it is needed."""
 
+import argparse
+
 from .build import BuildError, compile_all, folder
 
-if __name__ == "__main__":
+
+def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m fastnorm.kernels.cpu",
+        description="Compile fastnorm's engine for CPUs, for all dtypes, where it is not yet. Exit "
+        "code 1 where it cannot be compiled.",
+    ).parse_args()
     try:
         compiled = compile_all()
     except BuildError as error:
@@ -10,3 +18,7 @@ if __name__ == "__main__":
     for name, seconds in compiled:
         print(f"{name}: compiled in {seconds:.1f} s")
     print(f"the engine of CPUs is in {folder()}")
+
+
+if __name__ == "__main__":
+    main()
