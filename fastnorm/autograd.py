@@ -90,9 +90,11 @@ def _able(backend: ModuleType, dy: Tensor) -> ModuleType | None:
     of is_grads_batched: there the kernels' operators, which serve each of them in turn, or, for the
     engine of CPUs, None, which is the formula.
     """
+    if not (torch.compiler.is_compiling() or batched(dy)):
+        return backend
     from . import ops  # it imports this module
 
-    if backend is ops or not (torch.compiler.is_compiling() or batched(dy)):
+    if backend is ops:
         return backend
     return ops if backend.__name__ == "fastnorm.kernels" else None
 

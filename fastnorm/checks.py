@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -52,23 +53,23 @@ def check_channels(
     running_var: Tensor | None = None,
     rho: Tensor | None = None,
 ) -> None:
-    C = input.shape[1]
-    tensors = {
-        "weight": weight,
-        "bias": bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "rho": rho,
-    }
-    for name, tensor in tensors.items():
+    shape, device = input.shape[1:2], input.device
+    for name, tensor in (
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("rho", rho),
+    ):
         if tensor is None:
             continue
-        if tensor.shape != (C,):
+        if tensor.shape != shape:
             raise RuntimeError(
                 f"{op} got {name} of shape {tuple(tensor.shape)} for an input of shape "
-                f"{tuple(input.shape)}: it needs one element for each of the {C} channels"
+                f"{tuple(input.shape)}: it needs one element for each of the {shape[0]} channels"
             )
-        check_parameter(op, name, tensor, input)
+        if tensor.device != device or not tensor.is_floating_point():
+            refuse_parameter(op, name, tensor, input)
 
 
 def check_rows(
@@ -96,10 +97,14 @@ def check_rows(
 
 def check_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> None:
     if parameter.device != input.device or not parameter.is_floating_point():
-        raise RuntimeError(
-            f"{op} got {name} of {parameter.dtype} on '{parameter.device}' for an input of "
-            f"{input.dtype} on '{input.device}': it has to be floating-point and on that device"
-        )
+        refuse_parameter(op, name, parameter, input)
+
+
+def refuse_parameter(op: str, name: str, parameter: Tensor, input: Tensor) -> NoReturn:
+    raise RuntimeError(
+        f"{op} got {name} of {parameter.dtype} on '{parameter.device}' for an input of "
+        f"{input.dtype} on '{input.device}': it has to be floating-point and on that device"
+    )
 
 
 def check_more_than_one_value(op: str, input: Tensor, sizes: Sequence[int], unit: str) -> None:

@@ -96,9 +96,10 @@ class _OverBatch(_Tracking):
             return self._as_leaf(input, residual)
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
-        used = not self.training or self.track_running_stats
-        mean, var = (self.running_mean, self.running_var) if used else (None, None)
-        batch_stats = self.training or (self.running_mean is None and self.running_var is None)
+        mean, var = self.running_mean, self.running_var
+        batch_stats = self.training or (mean is None and var is None)
+        if self.training and not tracked:
+            mean = var = None
         momentum = 0.0 if self.momentum is None else self.momentum
         running = (mean, var)
         if tracked and self.momentum is None and mean is not None:
