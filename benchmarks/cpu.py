@@ -27,7 +27,7 @@ import fastnorm
 from benchmarks.allocator import keep_freed_memory
 from benchmarks.check import check, step
 from benchmarks.inputs import make_inputs
-from benchmarks.providers import FACTORIES, eager, ours
+from benchmarks.providers import FACTORIES, Forward, eager, ours
 from benchmarks.shapes import OPS, Case, on_a_cpu
 from benchmarks.timing import Spread, cpu_model, wall_us
 
@@ -98,7 +98,7 @@ def steps(case: Case, against: str = "eager") -> dict[str, Callable[[], object]]
     """
     yardstick = replace(case, op="bn") if case.op == "bin" else case
     inputs = make_inputs(case)
-    torchs = partial(eager, yardstick)
+    torchs: Forward = partial(eager, yardstick)
     if against == "compile":
         torchs = FACTORIES["compile"]().bind(yardstick)
     return {

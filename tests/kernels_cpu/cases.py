@@ -4,6 +4,7 @@ As a script, `python -m tests.kernels_cpu.cases FOLDER FLAG...` compiles the eng
 into FOLDER, for the tests that run it in a process of its own, and checks all of it.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,7 @@ def check_weight_norm(dtype: torch.dtype) -> float:
 
 def main() -> int:
     folder, flags = Path(sys.argv[1]), sys.argv[2:]
+    os.environ.pop("LD_PRELOAD", None)  # of a sanitizer, which is not for the compiler
     for dtype, name in build.DTYPES.items():
         build.compile_library(name, folder / f"{name}.so", *flags)
         build._loaded[dtype] = build._open(folder / f"{name}.so", name)
