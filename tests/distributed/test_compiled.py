@@ -20,7 +20,6 @@ RANKS = 2
 QUICK = [
     ("aten", "aot_eager", "bn", 3.0, 1.0, 1),
     ("aten", "aot_eager", "sn", 3.0, None, 1),
-    ("aten", "inductor", "bn", 3.0, 1.0, 2),
 ]
 MANY = [
     case
