@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	-@$(BIN)/python -m fastnorm.kernels.cpu
 	@touch $@
 
 train: env  ## train the ResNet with group norm (CIFAR-10, or offline the embedded digits)

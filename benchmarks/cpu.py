@@ -1,13 +1,14 @@
-"""`python -m benchmarks.cpu`: shapes.paired(), ours against torch's, in pairs on this CPU.
+"""`python -m benchmarks.cpu`: shapes.on_a_cpu(), ours against torch's, in pairs on this CPU.
 
 A machine's speed drifts by more than the differences sought, so the two are called in turn
 (A B A B ...) and the ratio is taken within each pair; the medians in microseconds are for scale.
-malloc is told to keep freed memory, so that no call pays for another's page faults. Batch-instance
-norm, which torch lacks, is held against torch's batch norm.
+malloc is told to keep freed memory, so that no call pays for another's page faults. Torch's side is
+the same chain of its own operators, norm, addition and ReLU, eager or compiled (--against).
+Batch-instance norm, which torch lacks, is held against torch's batch norm.
 
 A verdict is "noisy" where the 95% interval of the median ratio spans the goal. Where the load is
-not near 0, set OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1: by default a waiting thread spins on
-the very core that the other needs, and a call of 2 ms takes 30.
+not near 0, set OMP_WAIT_POLICY=PASSIVE or --threads 1: by default a waiting thread spins on the
+very core that the other needs, and a call of 2 ms takes 30.
 """
 
 import argparse
@@ -26,14 +27,18 @@ import fastnorm
 from benchmarks.allocator import keep_freed_memory
 from benchmarks.check import check, step
 from benchmarks.inputs import make_inputs
-from benchmarks.providers import eager, ours
-from benchmarks.shapes import Case, paired
+from benchmarks.providers import FACTORIES, eager, ours
+from benchmarks.shapes import OPS, Case, on_a_cpu
 from benchmarks.timing import Spread, cpu_model, wall_us
 
 WARM_UP = 10
-CASES = paired()
-# Ours over torch's, by operator, at the first shape; bin against torch's batch norm.
-GOALS = {"in": 0.6, "bn": 0.9, "gn": 1.05, "ln": 1.05, "bin": 1.2}
+CASES = on_a_cpu()
+AGAINST = ("eager", "compile")
+# Ours over torch's: the geometric mean of all rows, the largest, and a ResNet's block.
+MEAN_GOALS = {"eager": 0.50, "compile": 0.75}
+ROW_GOALS = {"eager": 1.10, "compile": 1.30}
+BLOCK_GOALS = {"eager": 0.40, "compile": 0.75}
+BLOCKS = ((128, 16, 32, 32), (32, 64, 56, 56))  # of bn + residual + ReLU
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,16 @@ class Result:
     ratio: Spread
     median: tuple[float, float]  # the 95% interval of ratio.p50
 
+    against: str
+
     @property
-    def goal(self) -> float | None:
-        return GOALS[self.case.op] if self.case.shape == CASES[0].shape else None
+    def goal(self) -> float:
+        case = self.case
+        block = case.op == "bn" and case.has_residual and case.shape in BLOCKS
+        return (BLOCK_GOALS if block else ROW_GOALS)[self.against]
 
     @property
     def verdict(self) -> str:
-        if self.goal is None:
-            return ""
         low, high = self.median
         if low <= self.goal < high:
             return "noisy"
@@ -72,35 +79,43 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[k], ordered[n - 1 - k]
 
 
-def summarise(case: Case, us: dict[str, list[float]]) -> Result:
+def summarise(case: Case, us: dict[str, list[float]], against: str = "eager") -> Result:
     """Percentiles of paired timings; us[provider][k] belong to the k-th pair."""
     ratios = [b / a for a, b in zip(us["torch"], us["fastnorm"], strict=True)]
     spreads = {name: Spread.of(values) for name, values in us.items()}
-    return Result(case, spreads, Spread.of(ratios), median_interval(ratios))
+    return Result(case, spreads, Spread.of(ratios), median_interval(ratios), against)
 
 
-def steps(case: Case) -> dict[str, Callable[[], object]]:
-    """Forward + backward of torch's operator and of ours, on the same inputs.
+def geometric_mean(results: Sequence[Result]) -> float:
+    """Of the median ratios."""
+    return math.exp(sum(math.log(result.ratio.p50) for result in results) / len(results))
+
+
+def steps(case: Case, against: str = "eager") -> dict[str, Callable[[], object]]:
+    """Forward + backward of torch's chain and of ours, on the same inputs.
 
     Torch lacks batch-instance norm: its batch norm is the yardstick of the cost.
     """
     yardstick = replace(case, op="bn") if case.op == "bin" else case
     inputs = make_inputs(case)
+    torchs = partial(eager, yardstick)
+    if against == "compile":
+        torchs = FACTORIES["compile"]().bind(yardstick)
     return {
-        "torch": partial(step, partial(eager, yardstick), yardstick.op, inputs),
+        "torch": partial(step, torchs, yardstick.op, inputs),
         "fastnorm": partial(step, partial(ours, case), case.op, inputs),
     }
 
 
-def measure(case: Case, rounds: int) -> Result:
+def measure(case: Case, rounds: int, against: str = "eager") -> Result:
     """Check ours against float64, warm up, then time `rounds` pairs."""
     check(case, partial(ours, case))
-    pair = steps(case)
+    pair = steps(case, against)
     us: dict[str, list[float]] = {name: [] for name in pair}
     for _ in range(WARM_UP + rounds):
         for name, call in pair.items():
             us[name].append(wall_us(call, 1))
-    return summarise(case, {name: values[WARM_UP:] for name, values in us.items()})
+    return summarise(case, {name: values[WARM_UP:] for name, values in us.items()}, against)
 
 
 def rows(result: Result) -> list[dict[str, object]]:
@@ -111,6 +126,9 @@ def rows(result: Result) -> list[dict[str, object]]:
             "op": case.op,
             "shape": list(case.shape),
             "dtype": str(case.dtype).removeprefix("torch."),
+            "layout": case.layout,
+            "fused": case.fused,
+            "against": result.against,
             "provider": name,
             **{f"us_{key}": round(value, 1) for key, value in asdict(spread).items()},
             "ratio_p50": round(result.ratio.p50, 4) if name == "fastnorm" else 1.0,
@@ -123,23 +141,16 @@ def rows(result: Result) -> list[dict[str, object]]:
     ]
 
 
-HEADER = (
-    f"{'op':4} {'shape':14} {'torch us':>10} {'ours us':>10} {'ratio':>7}   20%-80%       of median"
-    "     goal"
-)
+HEADER = f"{'':50} {'torch us':>10} {'ours us':>10} {'ratio':>7}   20%-80%       of median     goal"
 
 
 def table_line(result: Result) -> str:
-    case, ratio = result.case, result.ratio
-    shape = "x".join(map(str, case.shape))
-    goal = "" if result.goal is None else f"{result.goal:5.2f} {result.verdict}"
-    low, high = result.median
+    ratio, (low, high) = result.ratio, result.median
     times = f"{result.us['torch'].p50:10.0f} {result.us['fastnorm'].p50:10.0f}"
-    line = (
-        f"{case.op:4} {shape:14} {times} {ratio.p50:7.3f}   {ratio.p20:.3f}-{ratio.p80:.3f}   "
-        f"{low:.3f}-{high:.3f} {goal}"
+    return (
+        f"{result.case.name:50} {times} {ratio.p50:7.3f}   {ratio.p20:.3f}-{ratio.p80:.3f}   "
+        f"{low:.3f}-{high:.3f} {result.goal:5.2f} {result.verdict}"
     )
-    return line.rstrip()
 
 
 def warning(results: Sequence[Result], loads: tuple[float, float]) -> str | None:
@@ -147,37 +158,49 @@ def warning(results: Sequence[Result], loads: tuple[float, float]) -> str | None
     noisy = sum(result.verdict == "noisy" for result in results)
     if not noisy:
         return None
-    count = sum(result.goal is not None for result in results)
     return (
-        f"warning: {noisy} of {count} verdicts are noisy: the 95% interval of the median spans the "
-        f"goal. The load was {loads[0]:.1f} at the start and {loads[1]:.1f} at the end. Repeat it "
-        "on an idle machine, with more --rounds, or with OMP_WAIT_POLICY=PASSIVE"
+        f"warning: {noisy} of {len(results)} verdicts are noisy: the 95% interval of the median "
+        f"spans the goal. The load was {loads[0]:.1f} at the start and {loads[1]:.1f} at the end. "
+        "Repeat it on an idle machine, with more --rounds, or with OMP_WAIT_POLICY=PASSIVE"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=50, help="timed pairs a case (at least 2)")
-    parser.add_argument("--ops", nargs="+", choices=list(GOALS), default=list(GOALS))
+    named = [op for op in OPS if any(case.op == op for case in CASES)]
+    parser.add_argument("--ops", nargs="+", choices=named, default=named)
+    parser.add_argument("--against", choices=AGAINST, default="eager", help="torch's side")
+    parser.add_argument("--threads", type=int, help="torch's; all cores by default")
     parser.add_argument("--out", type=Path, help="write JSON lines to this file")
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {args.rounds}")
+    if args.threads is not None:
+        if args.threads < 1:
+            parser.error(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
     if args.out is not None and not args.out.absolute().parent.is_dir():
         parser.error(f"--out {args.out}: there is no such folder")
 
     kept = "kept" if keep_freed_memory() else "left to malloc"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     print(f"torch {torch.__version__}, {threads} threads, {cpu_model()}, load {load:.1f}")
-    print(f"forward + backward, float32, {args.rounds} pairs, freed memory {kept}")
+    print(f"forward + backward against {args.against}, {args.rounds} pairs, freed memory {kept}")
     print(HEADER)
     results: list[Result] = []
     with fastnorm.use_backend("auto"):
         for case in CASES:
             if case.op in args.ops:
-                result = measure(case, args.rounds)
+                result = measure(case, args.rounds, args.against)
                 print(table_line(result), flush=True)
                 results.append(result)
+    goal = MEAN_GOALS[args.against]
+    worst = max(results, key=lambda result: result.ratio.p50)
+    print(
+        f"geometric mean of {len(results)} ratios {geometric_mean(results):.3f} (goal {goal:.2f}),"
+    )
+    print(f"largest {worst.ratio.p50:.3f}: {worst.case.name}")
     if args.out is not None:
         lines = [json.dumps(row) for result in results for row in rows(result)]
         args.out.write_text("\n".join(lines) + "\n")

@@ -130,7 +130,7 @@ def measuring(to: Settings) -> list[Part]:
     """Smoke, tests, benchmarks, figures."""
     smoke, clusters = "benchmarks/test_smoke.py", "cluster"  # which the names of theirs say
     tests = TESTS[:1] if to.rehearse else TESTS
-    kernels = ("-m", "not slow", "-k", "not aten and not reference")
+    kernels = ("-m", "not slow and not no_kernel")
     return limited(
         [
             pytest(to, "smoke", 37, CPUS, smoke, "-k", f"not {clusters}"),

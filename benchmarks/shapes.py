@@ -179,8 +179,25 @@ def quick() -> tuple[Case, ...]:
     return (*goals, *(replace(case, compiled=False) for case in alone))
 
 
+def on_a_cpu() -> tuple[Case, ...]:
+    """What `python -m benchmarks.cpu` takes in pairs; `ln` of an image is group norm of 1 group."""
+    images, rows = (*CIFAR, (32, 64, 56, 56)), ((4096, 768), (64, 256))
+    return (
+        *(
+            Case(op, shape, dtype, layout, fused, family="images")
+            for op, shape, dtype, layout, fused in product(
+                ("bn", "in", "gn", "ln", "bin"), images, DTYPES[:2], LAYOUTS, FUSIONS
+            )
+        ),
+        *(
+            Case(op, shape, dtype, fused=fused, family="rows")
+            for op, shape, dtype, fused in product(ROW_OPS, rows, DTYPES[:2], FUSIONS)
+        ),
+    )
+
+
 def paired() -> tuple[Case, ...]:
-    """What `python -m benchmarks.cpu` takes in pairs: float32 on a CPU, layer norm in a CNN too."""
+    """A few of them, for benchmarks/test_norms.py: float32, layer norm in a CNN too."""
     ops, shapes = ("in", "bn", "gn", "ln", "bin"), (CIFAR[0], CIFAR[2], (8, 64, 32, 32))
     return (*(Case(op, shape) for shape in shapes for op in ops), Case("ln", (4096, 768)))
 

@@ -56,7 +56,7 @@ def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
     ours = TrainConfig(**shared, norm=norm, batch_size=config.batch_size, lr=lr, epochs=1)
     found = {} if norm == "none" else {"fastnorm": ours}
     if norm not in MISSING:
-        found["builtin"] = replace(ours, backend="builtin")
+        found["builtin"] = replace(ours, backend="torch")
     compiled = {f"{name}-compile": replace(c, compile=True) for name, c in found.items()}
     return found | (compiled if config.compile else {})
 

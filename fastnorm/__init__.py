@@ -1,4 +1,4 @@
-"""fastnorm: normalisation layers for PyTorch on fused Triton kernels.
+"""fastnorm: normalisation layers for PyTorch on fused kernels, in Triton and in C.
 
     import fastnorm
     norm = fastnorm.GroupNorm(8, 64, activation="relu").cuda()
@@ -16,9 +16,9 @@ A call goes down this list, and imports go down it too:
     onnx                what torch.onnx.export sees instead
     autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
     batching            torch.func.vmap
-    backend             the choice: auto, triton, aten or reference
-    kernels             Triton; the map is in its own docstring
-    aten                the same three stages from ATen's operators
+    backend             the choice: auto, triton, cpu, torch or reference
+    kernels             Triton, and in kernels.cpu C; the maps are in their docstrings
+    torch_norms         torch's own norms: the backend torch, and traced programs on CPUs
     formula, reference  each norm in plain PyTorch: the definition, and every higher derivative
 
 merges and collectives are what norms of one's own and synchronised ones merge moments with;

@@ -18,11 +18,11 @@ import torch
 from torch.utils import collect_env
 
 from . import __version__, get_backend, selfcheck, use_backend
-from .backend import backend_for, load_kernels
+from .backend import backend_for, load_engine, load_kernels
 
 VARIABLES = ("FASTNORM_BACKEND", "TRITON_INTERPRET", "TRITON_CACHE_DIR")
 WIDTH = 100
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of which CPUs check the first
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of which Triton checks one on a CPU
 NO_TRITON = "triton is not installed"
 NO_NUMPY = "numpy, which Triton's interpreter needs, is not installed: pip install numpy"
 INTERPRETED = ", in Triton's interpreter: what it compiles for GPUs is NOT checked"
@@ -44,8 +44,7 @@ def main() -> int:
     print(f"fastnorm {__version__}")
     for name, value in [*_machine(), *_settings(asked, problem)]:
         print(f"  {name:<17} {value}")
-    print(f"\naten on the CPU\n{HEADER}")
-    wrong = _show(selfcheck.run("aten", "cpu", DTYPES[:1]))
+    wrong = _check_engine()
     if problem:
         print(f"\nno kernel was checked: {problem}")
         wrong += on_gpu or problem not in (NO_TRITON, NO_NUMPY)  # without a GPU auto calls none
@@ -57,6 +56,20 @@ def main() -> int:
         wrong += _show(selfcheck.run("triton", "cpu", DTYPES[:1]))
     print(f"\n{wrong} wrong: see above" if wrong else "\nall ok")
     return 1 if wrong else 0
+
+
+def _check_engine() -> int:
+    """Compile and check the engine of CPUs; how much is wrong. Without a compiler auto does without
+    it, and says so itself."""
+    try:
+        build = load_engine().build
+        kept = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in build.compile_all())
+    except (ModuleNotFoundError, RuntimeError) as error:
+        print(f"\nthe engine of CPUs was not checked: {error}")
+        return 0
+    print(f"\ncpu on the CPU, compiled into {build.folder()}" + (f": {kept}" if kept else ""))
+    print(HEADER)
+    return _show(selfcheck.run("cpu", "cpu", DTYPES))
 
 
 def _machine() -> Iterator[tuple[str, str]]:

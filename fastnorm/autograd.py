@@ -58,7 +58,8 @@ class Norm(torch.autograd.Function):
         saved = unwrap_dead_wrappers(ctx.saved_tensors)
         x, side, weight, bias, rho, mean, var, *stats = saved
         spec, needs = ctx.spec, ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled() or transformed():
+        module = _able(ctx.backend, dy)
+        if module is None or torch.is_grad_enabled() or transformed():
             if ctx.side == "mask":
                 # A constant, which is exact: ReLU's second derivative is 0.
                 dy = torch.where(ctx.backend.relu_mask(side, x, spec.norm, spec.groups), dy, 0.0)
@@ -66,7 +67,7 @@ class Norm(torch.autograd.Function):
             inputs = (x, side, weight, bias, rho, mean, var)
             grads = _gradients(dy, inputs, spec, needs, ctx.backend)
         else:
-            grads = _able(ctx.backend, dy).norm_backward(
+            grads = module.norm_backward(
                 dy, x, side, weight, bias, rho, stats, needs,
                 norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
                 activation=spec.activation,
@@ -84,14 +85,16 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def _able(backend: ModuleType, dy: Tensor) -> ModuleType:
-    """The backend, or in place of the kernels their operators: where compiled autograd traces the
-    backward of an eager call, and for the dy of is_grads_batched, each of which they serve in turn.
+def _able(backend: ModuleType, dy: Tensor) -> ModuleType | None:
+    """The backend, but where compiled autograd traces the backward of an eager call, and for the dy
+    of is_grads_batched: there the kernels' operators, which serve each of them in turn, or, for the
+    engine of CPUs, None, which is the formula.
     """
     from . import ops  # it imports this module
 
-    apart = torch.compiler.is_compiling() or batched(dy)
-    return ops if apart and backend.__name__ == "fastnorm.kernels" else backend
+    if backend is ops or not (torch.compiler.is_compiling() or batched(dy)):
+        return backend
+    return ops if backend.__name__ == "fastnorm.kernels" else None
 
 
 def batched(dy: Tensor | None) -> bool:
@@ -162,9 +165,13 @@ class NormGradients(torch.autograd.Function):
         backend: ModuleType,
     ) -> Tensors:
         inputs = (x, residual, weight, bias, rho, mean, var)
+        module = _able(backend, dy)
+        if module is None:  # a gradient may be dy itself, which no Function may return
+            grads = formula_gradients(dy, inputs, spec, needs)
+            return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
         _, mask, stats = backend.norm(*inputs, differentiable=True, **spec._asdict())
         side = backend.side_input(spec.activation, residual is not None)
-        return _able(backend, dy).norm_backward(
+        return module.norm_backward(
             dy, x, {"mask": mask, "residual": residual, None: None}[side], weight, bias, rho,
             stats, needs, norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
             activation=spec.activation,
@@ -223,15 +230,22 @@ class AddNorm(torch.autograd.Function):
         total, weight, bias, *stats = unwrap_dead_wrappers(ctx.saved_tensors)
         spec, backend, of = ctx.spec, ctx.backend, ctx.needs_input_grad
         needs = (of[0] or of[1], of[2], of[3])
+        module = None if dy is None else _able(backend, dy)
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif torch.is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
+        elif (
+            module is None
+            or torch.is_grad_enabled()
+            or transformed()
+            or batched(dy)
+            or batched(dsum)
+        ):
             inputs = (total, None, weight, bias, None, None, None)
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)
             dx = dx + dsum if dx is not None and dsum is not None else dx
         else:
-            dx, dweight, dbias = _able(backend, dy).add_norm_backward(
+            dx, dweight, dbias = module.add_norm_backward(
                 dy, dsum, total, weight, bias, stats, needs, norm=spec.norm, groups=spec.groups
             )
         return dx if of[0] else None, dx if of[1] else None, dweight, dbias, None, None

@@ -1,9 +1,12 @@
 """Which implementation serves a call. Nothing falls back silently.
 
-    auto        triton for CUDA tensors, aten for all others
+    auto        triton for CUDA tensors, cpu for CPU tensors, torch for all others
     triton      the kernels; CPU tensors need Triton's interpreter
-    aten        plain PyTorch from ATen's fused operators, any device
+    cpu         the engine in C, compiled when first needed; CPU tensors alone
+    torch       torch's own norms, any device: for comparison, and where nothing else runs
     reference   the formulas of `fastnorm.reference`, any device: slow, for tests
+
+Where auto finds no C compiler it warns once, and takes torch for CPU tensors too.
 
 The choice is one for the process and all its threads. It starts as the environment's
 FASTNORM_BACKEND, or auto.
@@ -13,17 +16,18 @@ import contextlib
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 
-BACKENDS = ("auto", "triton", "aten", "reference")
+BACKENDS = ("auto", "triton", "cpu", "torch", "reference")
 REMEDIES = {
     "fastnorm.kernels": "this fastnorm is a source tree, whose kernels lie elsewhere. Start Python "
     "outside of it to use the installed one, or install the tree: pip install -e .",
     "numpy": "Triton's interpreter needs it: pip install numpy",
-    "triton": "pip install triton (Linux alone has it), or fastnorm.set_backend('aten')",
+    "triton": "pip install triton (Linux alone has it), or fastnorm.set_backend('cpu')",
 }
 
 
@@ -34,7 +38,7 @@ def set_backend(name: str) -> None:
 
 
 def get_backend() -> str:
-    """The backend chosen: "auto", "triton", "aten" or "reference"."""
+    """The backend chosen: "auto", "triton", "cpu", "torch" or "reference"."""
     return _current
 
 
@@ -54,9 +58,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(x: torch.Tensor) -> str:
-    """The name of the backend that serves x: "triton", "aten" or "reference"."""
+    """The name of the backend that serves x: "triton", "cpu", "torch" or "reference"."""
     if _current == "auto":
-        return "triton" if x.is_cuda else "aten"
+        return "triton" if x.is_cuda else "cpu" if x.is_cpu else "torch"
     return _current
 
 
@@ -68,7 +72,7 @@ def kernels_for(x: torch.Tensor) -> ModuleType:
             f"backend 'triton' got a tensor of shape {tuple(x.shape)} on device '{x.device}': "
             "compiled kernels need CUDA tensors. Move it to a GPU, set TRITON_INTERPRET=1 in the "
             "environment before fastnorm's first use to interpret the kernels on the CPU (slow), "
-            "or choose another backend: fastnorm.set_backend('aten')"
+            "or choose another backend: fastnorm.set_backend('cpu')"
         )
     return kernels
 
@@ -80,12 +84,52 @@ def load_kernels() -> ModuleType:
     Raises ModuleNotFoundError where the kernels or what they need are not installed.
     """
     try:
+        importlib.import_module("fastnorm.kernels.launch")  # the package itself imports no Triton
         return importlib.import_module("fastnorm.kernels")
     except ModuleNotFoundError as error:
         if error.name not in REMEDIES:
             raise
         message = f"backend 'triton' found no module '{error.name}': {REMEDIES[error.name]}"
         raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def engine_for(x: torch.Tensor) -> ModuleType | None:
+    """`fastnorm.kernels.cpu`, compiled for x's dtype; None where `auto` has to do without.
+
+    Raises RuntimeError for a tensor that is not on the CPU, and under backend "cpu" where the
+    engine cannot be compiled.
+    """
+    engine = load_engine()
+    if not x.is_cpu:
+        raise RuntimeError(
+            f"backend 'cpu' got a tensor of shape {tuple(x.shape)} on device '{x.device}': move it "
+            "to the CPU, or choose another backend: fastnorm.set_backend('auto')"
+        )
+    try:
+        engine.build.functions(x.dtype)
+    except engine.build.BuildError as error:
+        if _current != "auto":
+            raise
+        _warn_once(str(error))
+        return None
+    return engine
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(f"{message}\nUntil then CPU tensors take torch's own norms.", stacklevel=2)
+
+
+@functools.cache
+def load_engine() -> ModuleType:
+    """`fastnorm.kernels.cpu`. Raises ModuleNotFoundError where it is not installed."""
+    try:
+        return importlib.import_module("fastnorm.kernels.cpu")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"backend 'cpu' found no module '{error.name}': {REMEDIES['fastnorm.kernels']}",
+            name=error.name,
+        ) from error
 
 
 def _checked(name: str, source: str) -> str:

@@ -1,7 +1,7 @@
 """From a checked call to what computes it: which backend, by which way.
 
 Outside of everything special a call is one autograd Function over a backend. A traced program gets
-the registered operator instead, or, where the backend is aten, torch's own. Forward-mode
+the registered operator instead, or, where the backend is cpu or torch, torch's own. Forward-mode
 derivatives come from the formula under every backend.
 """
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from . import aten, onnx, ops, reference
-from .aten import builtin
+from . import onnx, ops, reference, torch_norms
 from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
-from .backend import backend_for, kernels_for
+from .backend import backend_for, engine_for, kernels_for
 from .formula import NormSpec, formula
 from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
@@ -41,39 +40,43 @@ def normalise(
         return onnx.norm(spec, *tensors)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(spec, *tensors)
-    if name == "triton":
-        if traced:
-            return ops.differentiable_norm(*tensors, *spec)
-        apply = TransformedNorm.apply if transformed() else apply_norm
-        return apply(*tensors, spec, kernels_for(x))
-    if transformed():
-        return formula(spec, *tensors)
+    if name == "triton" and traced:
+        return ops.differentiable_norm(*tensors, *spec)
     # Whether x is traced comes first: a question about sizes would bind the program to the answer.
     if traced:
-        return formula(spec, *tensors) if _is_empty(x) else builtin.norm(spec, *tensors)
-    if x.numel() == 0:
+        return formula(spec, *tensors) if _is_empty(x) else torch_norms.norm(spec, *tensors)
+    module = _module(name, x)
+    if module is not None:
+        apply = TransformedNorm.apply if transformed() else apply_norm
+        return apply(*tensors, spec, module)
+    if transformed() or x.numel() == 0:
         return formula(spec, *tensors)
-    if builtin.is_best(x, spec):
-        return builtin.norm(spec, *tensors)
-    return apply_norm(*tensors, spec, aten)
+    return torch_norms.norm(spec, *tensors)
+
+
+def _module(name: str, x: Tensor) -> ModuleType | None:
+    """The backend that computes with x's memory; None: torch's operators do."""
+    if name == "triton":
+        return kernels_for(x)
+    return engine_for(x) if name == "cpu" else None
 
 
 def add_normalise(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
 ) -> tuple[Tensor, Tensor]:
-    """norm(x + residual) and that sum: fused by the kernels, elsewhere one after the other."""
+    """norm(x + residual) and that sum: fused by the backends, elsewhere one after the other."""
     if is_sharded(x):
         whole: tuple[Tensor, Tensor]
         whole = on_shards(add_normalise, spec, (x, residual, weight, bias))
         return whole
-    traced = is_traced(x)
-    exported = traced and torch.onnx.is_in_onnx_export()
-    if backend_for(x) == "triton" and not exported and forward_ad._current_level < 0:
-        if traced:
+    name, traced = backend_for(x), is_traced(x)
+    if forward_ad._current_level < 0 and not transformed():
+        if traced and name == "triton" and not torch.onnx.is_in_onnx_export():
             numbers = (spec.norm, spec.groups, spec.eps)
             return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
-        if not transformed():
-            return apply_add_norm(x, residual, weight, bias, spec, kernels_for(x))
+        module = None if traced else _module(name, x)
+        if module is not None:
+            return apply_add_norm(x, residual, weight, bias, spec, module)
     total = (x + residual).contiguous()
     return normalise(total, None, weight, bias, None, None, None, spec), total
 
@@ -85,8 +88,8 @@ def stages_for(x: Tensor) -> ModuleType | None:
         return None
     if forward_ad._current_level >= 0:
         return None
-    stages: ModuleType = (kernels_for(x) if name == "triton" else aten).stages
-    return stages
+    module = _module(name, x)
+    return None if module is None else module.stages
 
 
 def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
@@ -99,10 +102,11 @@ def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
     if name == "reference" or special:
         return reference.weight_norm(v, g, dim)
-    if is_traced(v):
+    module = None if is_traced(v) else _module(name, v)
+    if module is None:
         wide = torch.promote_types(v.dtype, torch.float32)
         return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
-    w: Tensor = WeightNorm.apply(v, g, dim, kernels_for(v) if name == "triton" else aten)
+    w: Tensor = WeightNorm.apply(v, g, dim, module)
     return w
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .aten.operators import broadcast, positions
 from .autograd import batched
+from .tensors import broadcast, positions
 
 
 @dataclass

@@ -9,9 +9,9 @@ its InstanceNormalization does not. The exporter before `dynamo=True` knows no R
 import torch
 from torch import Tensor
 
-from .aten import builtin
-from .aten.operators import accumulated, accumulation, broadcast, laid_out_as
+from . import torch_norms
 from .formula import NormSpec, formula
+from .tensors import accumulated, accumulation, broadcast, laid_out_as
 
 
 def norm(spec: NormSpec, x: Tensor, *others: Tensor | None) -> Tensor:
@@ -19,7 +19,7 @@ def norm(spec: NormSpec, x: Tensor, *others: Tensor | None) -> Tensor:
     if spec.norm == "rms" and torch._C._is_tracing():
         return formula(spec, x, *others)
     if spec.norm != "group":
-        return builtin.norm(spec, x, *others)
+        return torch_norms.norm(spec, x, *others)
     residual, weight, bias, *_ = others
     wide = x.to(accumulated(x))
     groups = wide.reshape(x.shape[0], spec.groups, -1)
@@ -27,4 +27,4 @@ def norm(spec: NormSpec, x: Tensor, *others: Tensor | None) -> Tensor:
     weight, bias = accumulation(weight, wide), accumulation(bias, wide)
     z = z if weight is None else z * broadcast(weight, x)
     z = z if bias is None else z + broadcast(bias, x)
-    return builtin.finish(spec, laid_out_as(x, z), x, residual)
+    return torch_norms.finish(spec, laid_out_as(x, z), x, residual)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import functional, reference
-from .backend import load_kernels, use_backend
+from .backend import load_engine, load_kernels, use_backend
 from .merges import Coefficients, merge_moments
 
 SHAPE = (3, 8, 8, 8)  # (N, C, H, W): a batch that fills no tile, rows that are read as vectors
@@ -72,8 +72,7 @@ def _check(
     try:
         tensors = _tensors(device, dtype, layout)
         truth = _results(norm, reference, {k: t.double() for k, t in tensors.items()})
-        launched = _through_kernels(tier) if backend == "triton" else contextlib.nullcontext()
-        with use_backend(backend), launched:
+        with use_backend(backend), _through_kernels(tier) if backend == "triton" else _called():
             found = _results(norm, functional, tensors)
         # torch's max of numbers, one of which is NaN, is NaN.
         worst = torch.stack([_relative_error(found[name], truth[name]) for name in truth]).max()
@@ -141,6 +140,15 @@ def _through_kernels(tier: str) -> Iterator[None]:
         yield
     if not launched:
         raise RuntimeError("no kernel was launched")
+
+
+@contextlib.contextmanager
+def _called() -> Iterator[None]:
+    """The engine of CPUs has to run inside the `with` block."""
+    with load_engine().calls.record() as called:
+        yield
+    if not called:
+        raise RuntimeError("the engine was not called")
 
 
 def _first_and_last_line(error: Exception) -> str:

@@ -32,24 +32,33 @@ Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled 
 imported; `INTERPRETED` says which.
 """
 
-from . import launch, stages, tiers
-from .launch import INTERPRETED
-from .masks import side_input
-from .norms import add_norm, add_norm_backward, like, norm, norm_backward, relu_mask
-from .weight import weight_norm, weight_norm_backward
+import importlib
+from typing import Any
 
-__all__ = [
-    "INTERPRETED",
-    "add_norm",
-    "add_norm_backward",
-    "launch",
-    "like",
-    "norm",
-    "norm_backward",
-    "relu_mask",
-    "side_input",
-    "stages",
-    "tiers",
-    "weight_norm",
-    "weight_norm_backward",
-]
+# Where each name comes from. Loaded when first asked for: fastnorm.kernels.cpu has no Triton in it.
+_MODULES = {
+    "INTERPRETED": "launch",
+    "add_norm": "norms",
+    "add_norm_backward": "norms",
+    "launch": "",
+    "like": "norms",
+    "norm": "norms",
+    "norm_backward": "norms",
+    "relu_mask": "norms",
+    "side_input": "masks",
+    "stages": "",
+    "tiers": "",
+    "weight_norm": "weight",
+    "weight_norm_backward": "weight",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` has, from the module that has it (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_MODULES[name] or name}", __name__)
+    found = getattr(module, name) if _MODULES[name] else module
+    globals()[name] = found
+    return found

@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("triton", "aten", "reference")
+BACKENDS = ("triton", "cpu", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 TESTS = Path(__file__).parent
 collect_ignore = ["compiled"]  # unless named: see its conftest
@@ -182,17 +182,20 @@ def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 @contextlib.contextmanager
 def running(backend: str, *, launches: bool = True) -> Iterator[list[str]]:
-    """Run the body under `backend` and check that Triton kernels ran exactly where they should.
+    """Run the body under `backend` and check that what computes it is that backend alone.
 
-    Triton must launch (unless `launches` is False: nothing to do for an empty tensor); the others
-    must not. An aten result that passes for a Triton one would make every other assertion hollow.
+    Triton's kernels and the engine in C must run under their own names (unless `launches` is False:
+    nothing to do for an empty tensor) and under no others. A result of one that passes for
+    another's would make every other assertion hollow.
     """
     import fastnorm
     from fastnorm.kernels import launch
+    from fastnorm.kernels.cpu import calls
 
-    with fastnorm.use_backend(backend), launch.record() as launched:
+    with fastnorm.use_backend(backend), launch.record() as launched, calls.record() as called:
         yield launched
-    if backend != "triton":
-        assert not launched, f"backend {backend!r} launched Triton kernels {launched}"
-    elif launches:
-        assert launched, "backend 'triton' launched no kernel"
+    for name, ran in (("triton", launched), ("cpu", called)):
+        if backend != name:
+            assert not ran, f"backend {backend!r} called {ran} of {name!r}"
+        elif launches:
+            assert ran, f"backend {name!r} ran nothing of its own"

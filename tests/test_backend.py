@@ -10,9 +10,10 @@ import fastnorm
 import fastnorm.functional as F
 from fastnorm import backend
 from fastnorm.kernels import launch
+from fastnorm.kernels.cpu import calls
 from tests.conftest import DEVICE, in_a_process, make_input
 
-NAMES = ("auto", "triton", "aten", "reference")
+NAMES = ("auto", "triton", "cpu", "torch", "reference")
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +38,20 @@ def test_set_and_get(name):
 
 
 def test_use_backend_nests_and_restores():
-    fastnorm.set_backend("aten")
+    fastnorm.set_backend("cpu")
     with fastnorm.use_backend("reference"):
         assert fastnorm.get_backend() == "reference"
         with fastnorm.use_backend("triton"):
             assert fastnorm.get_backend() == "triton"
         assert fastnorm.get_backend() == "reference"
-    assert fastnorm.get_backend() == "aten"
+    assert fastnorm.get_backend() == "cpu"
 
 
 def test_use_backend_restores_after_an_exception():
-    fastnorm.set_backend("aten")
+    fastnorm.set_backend("cpu")
     with pytest.raises(KeyError), fastnorm.use_backend("reference"):
         raise KeyError
-    assert fastnorm.get_backend() == "aten"
+    assert fastnorm.get_backend() == "cpu"
 
 
 @pytest.mark.parametrize("name", ["cuda", "", "Triton", None])
@@ -68,16 +69,33 @@ def test_unknown_backend(name):
 
 @pytest.mark.parametrize("op", ["batch_norm", "layer_norm"])
 def test_each_backend_computes_where_it_says(op):
-    """triton launches kernels, aten and reference none; auto is aten on the CPU, triton on CUDA."""
+    """Each runs what is its own, and auto the kernels on CUDA, the engine on the CPU."""
     x = make_input((3, 4, 5))
-    launches = {}
+    ran = {}
     for name in NAMES:
-        with fastnorm.use_backend(name), launch.record() as launched:
+        with fastnorm.use_backend(name), launch.record() as launched, calls.record() as called:
             F.batch_norm(x, None, None, training=True) if op == "batch_norm" else F.layer_norm(
                 x, (5,)
             )
-        launches[name] = bool(launched)
-    assert launches == {"auto": DEVICE == "cuda", "triton": True, "aten": False, "reference": False}
+        ran[name] = (bool(launched), bool(called))
+        if DEVICE == "cuda" and name == "triton":
+            break  # the engine refuses what is not on the CPU
+    assert ran["auto"] == (DEVICE == "cuda", DEVICE == "cpu") and ran["triton"] == (True, False)
+    if DEVICE == "cpu":
+        assert ran["cpu"] == (False, True)
+        assert ran["torch"] == ran["reference"] == (False, False)
+
+
+@pytest.mark.parametrize("name", ["cpu", "auto"])
+def test_tensors_elsewhere(name):
+    """The engine is for CPUs: its error says what to do; auto takes torch's own norms."""
+    x = torch.ones(2, 3, device="meta")
+    with fastnorm.use_backend(name):
+        if name == "auto":
+            assert backend.backend_for(x) == "torch"
+            return
+        with pytest.raises(RuntimeError, match=r"\(2, 3\) on device 'meta': move it to the CPU"):
+            backend.engine_for(x)
 
 
 def test_reference_namespace_ignores_the_setting():
@@ -100,7 +118,7 @@ def test_unknown_backend_in_the_environment():
         "except ValueError as e: print(e)"
     )
     message = printed_by(code, FASTNORM_BACKEND="tritn")
-    assert "tritn" in message and "aten" in message
+    assert "tritn" in message and "cpu" in message
 
 
 def test_triton_on_the_cpu_needs_the_interpreter():
@@ -111,16 +129,16 @@ def test_triton_on_the_cpu_needs_the_interpreter():
         "except RuntimeError as e: print(e)"
     )
     message = printed_by(code)
-    assert "TRITON_INTERPRET=1" in message and "aten" in message
+    assert "TRITON_INTERPRET=1" in message and "cpu" in message
 
 
 def test_import_loads_no_kernel():
-    """`import fastnorm` and the CPU path load no kernel: TRITON_INTERPRET may be set afterwards."""
+    """`import fastnorm` and the CPU path load no Triton: TRITON_INTERPRET may be set afterwards."""
     code = (
         "import sys, torch, fastnorm\nfastnorm.functional.layer_norm(torch.ones(2, 3), (3,))\n"
-        "print([m for m in sys.modules if m.startswith('fastnorm.kernels.')])"
+        "print('fastnorm.kernels.cpu' in sys.modules, 'triton' in sys.modules)"
     )
-    assert printed_by(code) == "[]"
+    assert printed_by(code) == "True False"
     code = (
         "import os, torch, fastnorm\nos.environ['TRITON_INTERPRET'] = '1'\n"
         "fastnorm.set_backend('triton')\n"
@@ -142,7 +160,7 @@ def test_record_nests():
 
 def test_autograd_runs_on_the_forward_backend():
     """Leaving `with` before backward() changes nothing about who computes the gradient."""
-    for name in ("triton", "aten", "reference"):
+    for name in ("triton", "cpu", "torch", "reference"):
         x = make_input((3, 4, 5), requires_grad=True)
         with fastnorm.use_backend(name):
             y = F.instance_norm(x)
@@ -153,7 +171,7 @@ def test_autograd_runs_on_the_forward_backend():
 
 @pytest.mark.parametrize(
     "missing, remedy",
-    [("fastnorm.kernels", "pip install -e"), ("numpy", "pip install numpy"), ("triton", "'aten'")],
+    [("fastnorm.kernels", "pip install -e"), ("numpy", "pip install numpy"), ("triton", "'cpu'")],
 )
 def test_missing_kernels_say_what_to_do(missing, remedy, monkeypatch):
     def import_module(name):

@@ -61,7 +61,7 @@ QUICK = (("full", "contiguous"), ("weight", "channels_last"), ("none", "sliced")
 @pytest.mark.parametrize(
     ("backend", "norm", "affine", "layout"),
     combinations(
-        ["triton", "aten"], NORMS, AFFINE, LAYOUTS,
+        ["triton", "cpu"], NORMS, AFFINE, LAYOUTS,
         quick=lambda norm, *rest: rest in QUICK,
     ),
 )  # fmt: skip
@@ -81,7 +81,7 @@ ONE_OF_EACH = ((True, "relu"), (True, "gelu"), (False, "silu"))
 @pytest.mark.parametrize(
     ("backend", "norm", "with_residual", "activation"),
     combinations(
-        ["triton", "aten"],
+        ["triton", "cpu"],
         ["bn_train", "bn_eval", "in", "bin_train", "ln", "rms", "gn"],
         [False, True],
         [None, *ACTIVATIONS],
@@ -132,7 +132,7 @@ def test_gradgradcheck_reference(norm, affine, layout):
 @pytest.mark.parametrize(
     ("backend", "norm"),
     combinations(
-        ["triton", "aten"], NORMS, quick=lambda norm: norm in ("bn_train", "bin_eval", "ln")
+        ["triton", "cpu"], NORMS, quick=lambda norm: norm in ("bn_train", "bin_eval", "ln")
     ),
 )
 def test_gradgradcheck(backend, norm):

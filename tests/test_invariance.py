@@ -8,7 +8,7 @@ import torch
 
 import fastnorm
 from tests.conftest import BACKENDS, DEVICE, make_input, running
-from tests.norms import call, make_params
+from tests.norms import NORMS, STATS, call, forward_backward, make_params
 
 PER_SAMPLE = ("in", "ln", "rms", "gn", "bn_eval", "in_eval", "mean_eval")
 SMALL, LARGE = (6, 4, 7, 5), (4, 16, 48, 48)
@@ -24,15 +24,18 @@ def of_batch(norm, x, parameters, dy, **options):
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU a tiling may follow the size of the batch")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norm", PER_SAMPLE)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_sample_depends_on_its_batch(backend, norm, dtype):
+@pytest.mark.parametrize(
+    ("backend", "activation"), [*((backend, "relu") for backend in BACKENDS), ("cpu", "gelu")]
+)
+def test_no_sample_depends_on_its_batch(backend, activation, norm, dtype):
     """Alone, among others, elsewhere in the batch: the same bits, forward and backward.
 
-    Not SiLU and GELU: ATen rounds them otherwise in the elements that fill no vector of a CPU.
+    reference not with SiLU and GELU, which torch rounds otherwise in the elements that fill no
+    vector of a CPU.
     """
     x, dy = (make_input(SMALL, dtype=dtype, seed=seed, mean=seed / 9) for seed in (0, 8))
     parameters = make_params(norm, SMALL, dtype=torch.float32)
-    options = {"activation": "relu", "residual": make_input(SMALL, dtype=dtype, seed=7)}
+    options = {"activation": activation, "residual": make_input(SMALL, dtype=dtype, seed=7)}
 
     def part(which):
         chosen = options | {"residual": options["residual"][which]}
@@ -46,19 +49,27 @@ def test_no_sample_depends_on_its_batch(backend, norm, dtype):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="threads of a CPU")
-@pytest.mark.parametrize("norm", (*PER_SAMPLE, "bn_train", "bin_train", "mean_train"))
-def test_no_output_depends_on_the_number_of_threads(norm):
-    """With tensors large enough for ATen to share out."""
-    x, dy = (make_input(LARGE, dtype=torch.float32, seed=seed) for seed in (0, 8))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_nothing_depends_on_the_number_of_threads(norm, layout, dtype):
+    """Outputs, gradients of parameters too, and running statistics; of torch's own some do."""
+    x, dy = (make_input(LARGE, layout, dtype, seed=seed) for seed in (0, 8))
     threads = torch.get_num_threads()
     found = []
     try:
-        for count in (1, 3):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
-            parameters = make_params(norm, LARGE, dtype=torch.float32)
-            with running("aten"):
-                found.append(of_batch(norm, x, parameters, dy))
+            p = make_params(norm, LARGE, dtype=torch.float32, requires_grad=True)
+            with running("cpu"):
+                results = forward_backward(fastnorm.functional, norm, leaf(x), p, dy)
+            found.append(results | {name: p[name] for name in STATS if p[name] is not None})
     finally:
         torch.set_num_threads(threads)
-    for one, several in zip(*found, strict=True):
-        assert torch.equal(one, several)
+    for others in found[1:]:
+        for name, expected in found[0].items():
+            assert torch.equal(others[name], expected), name
+
+
+def leaf(x):
+    return x.detach().requires_grad_()

@@ -10,7 +10,7 @@ from harness.errors import UserError
 from harness.recipes import RECIPES, RecipeName, Shortcut, choose_recipe
 
 Norm = Literal["bn", "in", "bin", "ln", "gn", "rms", "sn", "wn", "none"]
-Backend = Literal["auto", "triton", "aten", "reference", "builtin"]
+Backend = Literal["auto", "triton", "cpu", "torch", "reference"]
 Device = Literal["auto", "cpu", "cuda"]
 Amp = Literal["off", "bf16", "fp16"]
 
@@ -108,7 +108,7 @@ class TrainConfig(Setting):
     groups, sn is switchable, wn normalizes the convolutions' weights and has mean-only batch
     normalization after them."""
     backend: Backend = "auto"
-    """Who computes it: a fastnorm backend, or builtin for torch.nn's modules, add and relu."""
+    """Who computes it: a fastnorm backend, but torch: that is torch.nn's modules, add and relu."""
     groups: int | None = None
     """Of gn, the same number in each layer. Default: C/4, four channels a group."""
     epochs: int | None = None
@@ -134,7 +134,7 @@ class TrainConfig(Setting):
     def check(self) -> None:
         """Raises UserError for values that no run can have."""
         self.require_counts("depth_n", "groups", "epochs", "batch_size", "max_steps")
-        if self.backend == "builtin":
+        if self.backend == "torch":
             require_builtin(self.norm)
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UserError(f"--lr is {self.lr}; it must be positive and finite")
@@ -166,4 +166,4 @@ class TrainConfig(Setting):
 def require_builtin(norm: Norm) -> None:
     """Raises UserError for a norm that torch.nn does not have."""
     if norm in MISSING:
-        raise UserError(f"--backend builtin: torch.nn has no {MISSING[norm]}; use another backend")
+        raise UserError(f"--backend torch: torch.nn has no {MISSING[norm]}; use another backend")

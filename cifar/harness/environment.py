@@ -30,7 +30,7 @@ def select_backend(backend: Backend, device: torch.device) -> bool:
     To be called before anything imports triton (torch.optim does): triton reads TRITON_INTERPRET
     when its own functions are defined. Raises UserError if fastnorm or triton is not installed.
     """
-    if backend == "builtin":
+    if backend == "torch":
         return False
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
@@ -40,7 +40,7 @@ def select_backend(backend: Backend, device: torch.device) -> bool:
     try:
         import fastnorm
     except ModuleNotFoundError as error:
-        remedy = "pip install -e . in the repository, or --backend builtin"
+        remedy = "pip install -e . in the repository, or --backend torch"
         raise UserError(f"cannot import {error.name}: {remedy}") from None
     fastnorm.set_backend(backend)
     return backend == "triton" and device.type == "cpu"

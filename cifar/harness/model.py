@@ -32,7 +32,7 @@ class Architecture:
 
 
 def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> NormFactory:
-    """Makes the model's norms: torch.nn's for backend "builtin", else fastnorm's fused ones.
+    """Makes the model's norms: torch.nn's for backend "torch", else fastnorm's fused ones.
 
     All have a per-channel weight and bias, rms a weight alone, wn a bias alone. `groups` is gn's,
     None for C/4. Raises UserError for a norm that torch.nn does not have.
@@ -40,7 +40,7 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
     if norm == "none":
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
     modules: Any = builtin_norms
-    if backend != "builtin":
+    if backend != "torch":
         import fastnorm  # not at the top: select_backend has to come before it
 
         modules = fastnorm
@@ -174,8 +174,8 @@ def require_synchronised(norm: Norm, backend: Backend, device: torch.device) -> 
     """Raises UserError for what several processes cannot train."""
     if norm == "wn":
         raise UserError("--norm wn: mean-only batch norm is not synchronised; use one process")
-    if backend == "builtin" and norm == "bn" and device.type == "cpu":
-        raise UserError("--backend builtin: torch.nn.SyncBatchNorm needs GPUs; use another backend")
+    if backend == "torch" and norm == "bn" and device.type == "cpu":
+        raise UserError("--backend torch: torch.nn.SyncBatchNorm needs GPUs; use another backend")
 
 
 def synchronise(model: ResNet, backend: Backend) -> ResNet:
@@ -183,7 +183,7 @@ def synchronise(model: ResNet, backend: Backend) -> ResNet:
 
     For norms that can: see require_synchronised.
     """
-    if backend != "builtin":
+    if backend != "torch":
         import fastnorm
 
         fastnorm.convert_sync_batchnorm(model)

@@ -107,7 +107,7 @@ def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> Trai
     return TrainConfig(
         **study.settings() | chosen,
         norm=norm,  # type: ignore[arg-type]
-        backend="builtin" if "builtin" in variant else "auto",
+        backend="torch" if "builtin" in variant else "auto",
         seed=seed,
         output=study.output / "runs" / name / f"seed{seed}",
         resume=True,

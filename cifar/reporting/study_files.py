@@ -186,7 +186,7 @@ def read_alone(folder: Path) -> Study | None:
     if run is None:
         return None
     flags = run.flags
-    name = flags["norm"] + "-builtin" * (flags["backend"] == "builtin" and flags["norm"] != "none")
+    name = flags["norm"] + "-builtin" * (flags["backend"] == "torch" and flags["norm"] != "none")
     run = replace(run, name=name, seed=flags["seed"])
     return Study(folder, plan={}, runs=[run], speed=[], variants=(name,), alone=True)
 

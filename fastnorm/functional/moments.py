@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import reference
-from ..aten.operators import accumulated, broadcast, positions
 from ..checks import check_input
 from ..dispatch import autocast, stages_for
 from ..merges import Coefficients
 from ..moment_autograd import Apply, Call, Moments, summed
+from ..tensors import accumulated, broadcast, positions
 
 Merge = Callable[[Tensor, Tensor, int], Coefficients]
 

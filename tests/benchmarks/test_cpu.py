@@ -7,9 +7,11 @@ import torch
 
 from benchmarks import cpu
 from benchmarks.rows import read
-from benchmarks.shapes import Case
+from benchmarks.shapes import Case, on_a_cpu
 
-SMALL = (*(Case(op, (2, 8, 5, 3)) for op in cpu.GOALS), Case("ln", (6, 16)))
+OPS = ("in", "bn", "gn", "ln", "bin")
+SMALL = (*(Case(op, (2, 8, 5, 3)) for op in OPS), Case("ln", (6, 16)))
+BLOCK = Case("bn", (128, 16, 32, 32), fused="residual_relu")
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +30,24 @@ def test_ratios_are_taken_pair_by_pair() -> None:
 
 
 def test_a_ratio_above_the_goal_is_a_miss() -> None:
-    assert SMALL[0].op == "in" and cpu.GOALS["in"] < 0.7
-    result = cpu.summarise(SMALL[0], {"torch": [1.0, 1.0], "fastnorm": [0.7, 0.7]})
-    assert result.verdict == "MISS"
+    us = {"torch": [1.0, 1.0], "fastnorm": [0.7, 0.7]}
+    result = cpu.summarise(BLOCK, us)
+    assert result.verdict == "MISS" and cpu.summarise(SMALL[0], us).verdict == "pass"
+    assert cpu.summarise(BLOCK, us, "compile").verdict == "pass"
     assert "MISS" in cpu.table_line(result)
 
 
 def test_a_ratio_below_the_goal_passes_however_wide_its_spread() -> None:
     """Of 100 pairs 30 are disturbed, so 20%-80% spans the goal; the median's interval does not."""
-    ours = [0.5] * 70 + [15.0] * 30
-    result = cpu.summarise(SMALL[0], {"torch": [1.0] * 100, "fastnorm": ours})
-    assert result.ratio.p20 < cpu.GOALS["in"] < result.ratio.p80
+    ours = [0.3] * 70 + [15.0] * 30
+    result = cpu.summarise(BLOCK, {"torch": [1.0] * 100, "fastnorm": ours})
+    assert result.ratio.p20 < result.goal < result.ratio.p80
     assert result.verdict == "pass"
 
 
-@pytest.mark.parametrize("ours", [[0.07, 15.0], [0.07] * 24 + [15.0] * 26, [0.5] * 3 + [0.7] * 3])
+@pytest.mark.parametrize("ours", [[0.07, 15.0], [0.07] * 24 + [15.0] * 26, [0.3] * 3 + [0.7] * 3])
 def test_a_verdict_is_noisy_where_the_interval_spans_the_goal(ours: list[float]) -> None:
-    result = cpu.summarise(SMALL[0], {"torch": [1.0] * len(ours), "fastnorm": ours})
+    result = cpu.summarise(BLOCK, {"torch": [1.0] * len(ours), "fastnorm": ours})
     assert result.verdict == "noisy" and "noisy" in cpu.table_line(result)
     others = [cpu.summarise(SMALL[1], {"torch": [1.0] * 2, "fastnorm": [9.0] * 2})]
     text = cpu.warning([result, *others], (7.0, 8.0))
@@ -59,9 +62,19 @@ def test_the_interval_of_the_median() -> None:
         assert cpu.median_interval(values) == (rank, n + 1 - rank)
 
 
-def test_other_shapes_have_no_goal() -> None:
-    result = cpu.summarise(Case("in", (2, 4, 3, 3)), {"torch": [1.0] * 2, "fastnorm": [9.0] * 2})
-    assert result.goal is None and result.verdict == ""
+def test_the_geometric_mean() -> None:
+    results = [
+        cpu.summarise(SMALL[0], {"torch": [1.0] * 2, "fastnorm": [ratio] * 2})
+        for ratio in (0.25, 1.0)
+    ]
+    assert cpu.geometric_mean(results) == pytest.approx(0.5)
+
+
+def test_the_rows_are_those_of_the_goals() -> None:
+    """Norms, fusions, dtypes and layouts at seven shapes of images; two of rows."""
+    cases = on_a_cpu()
+    assert len(cases) == len(set(cases)) == 5 * 7 * 2 * 2 * 3 + 2 * 2 * 2 * 3
+    assert sum(case.shape in cpu.BLOCKS for case in cases) == 5 * 2 * 2 * 2 * 3
 
 
 def test_bin_pays_for_the_gradient_of_rho_and_its_yardstick_does_not() -> None:
@@ -79,7 +92,10 @@ def test_command_prints_a_line_and_writes_two_rows_for_each_case(
     cpu.main(["--rounds", "3", "--out", str(out)])
 
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed[-len(SMALL) :]] == [case.op for case in SMALL]
+    lines = printed[-len(SMALL) - 2 : -2]
+    assert [line.split()[0] for line in lines] == [case.op for case in SMALL]
+    assert printed[-2].startswith(f"geometric mean of {len(SMALL)} ratios")
+    assert printed[-1].startswith("largest")
     rows = read(out)
     assert [(row["op"], tuple(row["shape"])) for row in rows[::2]] == [
         (c.op, c.shape) for c in SMALL
@@ -104,7 +120,7 @@ def test_noise_is_said_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noisy = cpu.summarise(SMALL[0], {"torch": [1.0] * 2, "fastnorm": [0.07, 15.0]})
-    monkeypatch.setattr(cpu, "measure", lambda _case, _rounds: noisy)
+    monkeypatch.setattr(cpu, "measure", lambda *_: noisy)
     cpu.main(["--rounds", "2", "--ops", "in"])
     assert capsys.readouterr().err.startswith("warning: 1 of 1 verdicts are noisy")
 
@@ -115,6 +131,15 @@ def test_a_missing_folder_is_an_error_before_the_work(
     with pytest.raises(SystemExit):
         cpu.main(["--out", str(tmp_path / "missing" / "rows.jsonl")])
     assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_threads_are_torchs(capsys: pytest.CaptureFixture[str]) -> None:
+    former = torch.get_num_threads()
+    try:
+        cpu.main(["--rounds", "2", "--ops", "in", "--threads", "1"])
+    finally:
+        torch.set_num_threads(former)
+    assert ", 1 threads," in capsys.readouterr().out
 
 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

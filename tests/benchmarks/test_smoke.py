@@ -110,7 +110,7 @@ def test_dy_is_0_where_rounding_decides() -> None:
 
 
 def test_a_report_without_launches_fails() -> None:
-    """What ATen answered would be right, and say nothing of the kernels."""
+    """What the engine of CPUs answered would be right, and say nothing of the kernels."""
     module = pytest.importorskip("benchmarks.test_smoke")
     outcome = smoke.Outcome(0.0, "dx", 1.0, [])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="no kernel"):

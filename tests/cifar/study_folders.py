@@ -71,7 +71,7 @@ class StudyFolder:
         batch = int(rest.removeprefix("batch")) if rest.startswith("batch") else 128
         epochs = self.batch_epochs if batch != 128 or rest == "batch128" else self.epochs
         config = {
-            "norm": norm, "backend": "builtin" if rest == "builtin" else "auto", "depth_n": 2,
+            "norm": norm, "backend": "torch" if rest == "builtin" else "auto", "depth_n": 2,
             "epochs": epochs, "batch_size": batch, "lr": 0.1 * batch / 128, "seed": seed,
             "recipe": "study", "dataset": "cifar10", "amp": "off", "groups": None, **flags,
         }  # fmt: skip

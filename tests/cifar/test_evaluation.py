@@ -13,7 +13,7 @@ NORMALISE = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), CPU)
 
 def test_predict_takes_each_image_by_itself() -> None:
     """In eval mode: a batch norm that used, or updated, batch statistics would show."""
-    model = build_model(Architecture("bn", depth_n=1), "builtin", seed=0)
+    model = build_model(Architecture("bn", depth_n=1), "torch", seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8)

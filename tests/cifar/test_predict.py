@@ -25,7 +25,7 @@ Predict = Callable[..., None]
 def checkpoint(tiny_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained with torch's own modules, well enough to tell the tiny CIFAR-10's classes apart."""
     output = tmp_path_factory.mktemp("run")
-    flags = {"epochs": 4, "batch_size": 16, "depth_n": 1, "backend": "builtin"}
+    flags = {"epochs": 4, "batch_size": 16, "depth_n": 1, "backend": "torch"}
     return train(TrainConfig(data_dir=tiny_cifar, output=output, **flags)) / "checkpoint.pt"
 
 
@@ -80,7 +80,7 @@ def test_every_backend_reads_the_checkpoint(
     predict: Predict, checkpoint: Path, csv: Path, tmp_path: Path
 ) -> None:
     texts = set()
-    for backend in ("auto", "reference", "builtin"):
+    for backend in ("auto", "reference", "torch"):
         predict(checkpoint, csv, tmp_path / backend, backend)
         texts.add((tmp_path / backend).read_text())
     assert len(texts) == 1

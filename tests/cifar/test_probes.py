@@ -29,7 +29,7 @@ def test_features_are_those_before_the_last_norm(norm: str) -> None:
     """By hand: everything up to the last convolution, then what the linear layer is given."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (IMAGES + 3, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    model = build_model(Architecture(norm, 1), "builtin", 0).train()
+    model = build_model(Architecture(norm, 1), "torch", 0).train()
     model(PLAIN(images[:8]))  # running statistics of something
     found = FeatureProbe(Split(images, torch.zeros(len(images))), PLAIN, CPU)(model)["features"]
     assert not model.training and not model.linear._forward_pre_hooks
@@ -45,8 +45,8 @@ def test_features_are_those_before_the_last_norm(norm: str) -> None:
 
 
 def test_mixing() -> None:
-    assert mixing(build_model(Architecture("gn", 1), "aten", 0)) == {}
-    model = build_model(Architecture("bin", 1), "aten", 0)
+    assert mixing(build_model(Architecture("gn", 1), "cpu", 0)) == {}
+    model = build_model(Architecture("bin", 1), "cpu", 0)
     with torch.no_grad():
         model.norm.rho.copy_(torch.linspace(0, 1, 16))
     row = mixing(model)
@@ -54,7 +54,7 @@ def test_mixing() -> None:
     assert row["rho"]["norm"]["mean"] == pytest.approx(0.5)
     assert sum(row["rho"]["norm"]["histogram"]) == 16
     assert sum(row["rho_histogram"]) == sum(m.num_features for m in norms_of(model))
-    switch = build_model(Architecture("sn", 1), "aten", 0)
+    switch = build_model(Architecture("sn", 1), "cpu", 0)
     with torch.no_grad():
         switch.norm.mean_weight.copy_(torch.tensor([0.0, 1.0, 2.0]))
     shares = mixing(switch)["switch"]

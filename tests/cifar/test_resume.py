@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from harness.errors import UserError
 from harness.files import RunFolder, read_rows
 
-FLAGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "depth_n": 1, "backend": "aten"}
+FLAGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "depth_n": 1, "backend": "cpu"}
 TIMES = ("images_per_second", "seconds")
 
 

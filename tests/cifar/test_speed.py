@@ -23,7 +23,7 @@ def test_who_is_measured() -> None:
     assert list(providers(config, "none")) == ["builtin", "builtin-compile"]
     for name, run in providers(config, "gn").items():
         assert run.compile == name.endswith("compile") and run.amp == "bf16"
-        assert (run.backend == "builtin") == name.startswith("builtin")
+        assert (run.backend == "torch") == name.startswith("builtin")
 
 
 def test_weight_norm_is_timed_at_the_rate_that_it_trains_at() -> None:
@@ -45,7 +45,7 @@ def test_rows(tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def clocked(self: speed.Contender, steps: int) -> float:
         assert real(self, steps) > 0
-        return 2.0 if self.training.config.backend == "builtin" else 1.0
+        return 2.0 if self.training.config.backend == "torch" else 1.0
 
     monkeypatch.setattr(speed.Contender, "seconds", clocked)
     ours, torchs = measure(config, "in", dataset, CPU)

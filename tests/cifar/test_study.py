@@ -36,7 +36,7 @@ def test_the_whole_study() -> None:
     assert [len(configs) for configs in runs.values()] == [3] * (7 + 3 + 10)
     assert tuple(runs)[:7] == SEVEN
     assert all(config.epochs == 100 and config.lr == 0.1 for name in SEVEN for config in runs[name])
-    assert {(c.norm, c.backend) for c in runs["bn-builtin"]} == {("bn", "builtin")}
+    assert {(c.norm, c.backend) for c in runs["bn-builtin"]} == {("bn", "torch")}
     assert [c.seed for c in runs["gn-batch8"]] == [0, 1, 2]
     batch = {c.batch_size: (c.lr, c.epochs) for n, cs in runs.items() if "batch" in n for c in cs}
     expected = {size: (pytest.approx(0.1 * size / 128), 60) for size in (128, 32, 8, 4, 2)}

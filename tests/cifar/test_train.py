@@ -41,7 +41,7 @@ def assert_same_training(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_writes_its_files(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(backend="builtin", dataset_label="tiny")
+    folder = run(backend="torch", dataset_label="tiny")
     assert {path.name for path in folder.iterdir()} == FILES
     metrics, steps = read_rows(folder / "metrics.jsonl"), read_rows(folder / "steps.jsonl")
     assert [row["epoch"] for row in metrics] == [1, 2]
@@ -60,7 +60,7 @@ def test_writes_its_files(run: Callable[..., Path], capsys: pytest.CaptureFixtur
 
 def test_learns(run: Callable[..., Path]) -> None:
     """Three classes told apart by colour: chance is about a third."""
-    results = json.loads((run(backend="builtin", epochs=4) / "results.json").read_text())
+    results = json.loads((run(backend="torch", epochs=4) / "results.json").read_text())
     assert results["train"]["accuracy"] > 0.9
 
 
@@ -72,8 +72,8 @@ def test_losses_are_the_seeds(run: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_backends_train_alike(run: Callable[..., Path], norm: str) -> None:
-    truth = losses(run("truth", norm=norm, backend="builtin", max_steps=3))
-    for backend in ("aten", "reference"):
+    truth = losses(run("truth", norm=norm, backend="torch", max_steps=3))
+    for backend in ("cpu", "reference"):
         assert_same_training(losses(run(backend, norm=norm, backend=backend, max_steps=3)), truth)
 
 
@@ -81,12 +81,12 @@ def test_backends_train_weight_norm_alike(run: Callable[..., Path]) -> None:
     """torch has no mean-only batch norm: the formula is the truth."""
     truth = losses(run("truth", norm="wn", backend="reference", max_steps=3))
     assert truth.isfinite().all()
-    assert_same_training(losses(run("aten", norm="wn", backend="aten", max_steps=3)), truth)
+    assert_same_training(losses(run("cpu", norm="wn", backend="cpu", max_steps=3)), truth)
 
 
 def test_weight_norm_is_initialised_by_the_first_batch(run: Callable[..., Path]) -> None:
     """Before any step worth the name, scales are no longer the norms of the initial weights."""
-    folder = run(norm="wn", backend="aten", max_steps=1, lr=1e-30)
+    folder = run(norm="wn", backend="cpu", max_steps=1, lr=1e-30)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
     g, v = (state[f"conv.parametrizations.weight.original{i}"] for i in (0, 1))
     assert (g / torch.norm_except_dim(v, 2, 0) - 1).abs().min() > 0.01
@@ -98,7 +98,7 @@ def test_trains_with_every_norm(run: Callable[..., Path], norm: str) -> None:
     assert losses(folder).isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["aten", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> None:
     folder = run(norm="bin", backend=backend, epochs=3)
     metrics = read_rows(folder / "metrics.jsonl")
@@ -111,7 +111,7 @@ def test_rho_moves_within_its_bounds(run: Callable[..., Path], backend: str) -> 
 
 
 def test_rho_has_ten_times_the_learning_rate() -> None:
-    model = build_model(Architecture("bin", depth_n=1), "aten", seed=0)
+    model = build_model(Architecture("bin", depth_n=1), "cpu", seed=0)
     others, rho = make_optimizer(model, RECIPES["he"], 0.1).param_groups
     assert (others["lr"], rho["lr"]) == (0.1, 1.0)
     assert (others["weight_decay"], rho["weight_decay"]) == (1e-4, 0)
@@ -131,7 +131,7 @@ def test_learning_rate_falls_when_the_recipes_say() -> None:
 
 
 def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
-    metrics = read_rows(run(epochs=4, backend="builtin") / "metrics.jsonl")
+    metrics = read_rows(run(epochs=4, backend="torch") / "metrics.jsonl")
     assert [row["lr"] for row in metrics] == pytest.approx([0.1, 0.1, 0.1, 0.01])
 
 
@@ -157,19 +157,19 @@ def test_the_recipe_is_the_data_sets() -> None:
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(run: Callable[..., Path]) -> None:
-    folder = run(max_steps=4, epochs=9, backend="builtin")
+    folder = run(max_steps=4, epochs=9, backend="torch")
     assert [row["epoch"] for row in read_rows(folder / "steps.jsonl")] == [1, 1, 1, 2]
 
 
 def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Path]) -> None:
-    folder = run(seed=1, max_steps=1, backend="builtin")
+    folder = run(seed=1, max_steps=1, backend="torch")
     (folder / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match=r"loss of step \d+ is not finite"):
-        run(lr=1e30, norm="none", backend="builtin")
+        run(lr=1e30, norm="none", backend="torch")
     after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert after == before
-    run(seed=2, max_steps=1, backend="builtin")
+    run(seed=2, max_steps=1, backend="torch")
     assert json.loads((folder / "results.json").read_text())["config"]["seed"] == 2
     assert {path.name for path in folder.iterdir()} == {*FILES, "notes.txt"}
 
@@ -184,7 +184,7 @@ def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Pa
         ({"seed": -1}, "--seed is -1"),
         ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
         ({"data_dir": None, "dataset_label": "x"}, "--dataset-label"),
-        ({"norm": "bin", "backend": "builtin"}, "no BIN"),
+        ({"norm": "bin", "backend": "torch"}, "no BIN"),
         ({"groups": 4}, "--groups is for --norm gn"),
         ({"norm": "gn", "groups": 3}, "--groups is 3; it must divide 16"),
         ({"cuda_graph": True, "amp": "fp16"}, "--cuda-graph with --amp fp16"),
@@ -209,7 +209,7 @@ def test_errors_are_for_people(
     message: str,
     tmp_path: Path,
 ) -> None:
-    done = run_script("train.py", "--backend", "builtin", "--output", tmp_path / "x", *flags)
+    done = run_script("train.py", "--backend", "torch", "--output", tmp_path / "x", *flags)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
 
@@ -246,7 +246,7 @@ def test_the_digits_are_learnt_by_default(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [{"norm": "bin", "backend": "builtin"}, {"output": "a file"}],
+    [{"norm": "bin", "backend": "torch"}, {"output": "a file"}],
     ids=["a norm that torch lacks", "a file in the way"],
 )
 def test_what_cannot_be_is_refused_before_the_download(
@@ -276,7 +276,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 
     monkeypatch.setattr(training.Training, "run_epoch", stop)
     with pytest.raises(KeyboardInterrupt) as caught:
-        run(backend="builtin")
+        run(backend="torch")
     assert str(caught.value) == (
         "go on after epoch 1 with: .venv/bin/python cifar/train.py --norm bn --output 'my runs/x' "
         "--resume"
@@ -287,7 +287,7 @@ def test_progress_within_an_epoch(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a terminal a bar that each batch moves; elsewhere a line an epoch and no bar."""
-    run(backend="builtin", max_steps=2)
+    run(backend="torch", max_steps=2)
     assert "/32" not in capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
     seen = []
@@ -299,6 +299,6 @@ def test_progress_within_an_epoch(
         seen.append((task.description, task.completed, task.total))
 
     monkeypatch.setattr(Progress, "images", images)
-    run(backend="builtin", max_steps=2)
+    run(backend="torch", max_steps=2)
     assert seen == [("epoch 1/2", 16, 32), ("epoch 1/2", 32, 32)]
     assert "32/32" in capsys.readouterr().out

@@ -18,16 +18,16 @@ from tests.distributed.processes import run_ranks
 
 RANKS = 2
 QUICK = [
-    ("aten", "aot_eager", "bn", 3.0, 1.0, 1),
-    ("aten", "aot_eager", "sn", 3.0, None, 1),
+    ("cpu", "aot_eager", "bn", 3.0, 1.0, 1),
+    ("cpu", "aot_eager", "sn", 3.0, None, 1),
 ]
 MANY = [
     case
     for case in itertools.product(
-        ("aten", "triton"), ("eager", "aot_eager", "inductor"), gloo_compiled.NORMS,
+        ("cpu", "triton"), ("eager", "aot_eager", "inductor"), gloo_compiled.NORMS,
         (0.0, 3.0), (0.1, 1.0, None), (1, 3),
     )
-    if case[0] == "aten" or case[3:] == (3.0, 1.0, 3)  # traced, both are the same formula
+    if case[0] == "cpu" or case[3:] == (3.0, 1.0, 3)  # traced, both are the same formula
 ]  # fmt: skip
 assert len(MANY) == 117
 

@@ -64,7 +64,7 @@ def test_a_launch_that_stops_half_way(fail_at_program, name, tier):
     arm, disarm = fail_at_program
     x, dy = make_input((2, 9, 4, 5)), make_input((2, 9, 4, 5), seed=8)
     module = getattr(fastnorm, name)(9, affine=True, device=DEVICE, dtype=torch.float64)
-    with running("aten"):
+    with running("cpu"):
         exact = train(module, x, dy)
     with tiers.force(tier):
         before = snapshot(module)

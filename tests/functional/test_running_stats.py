@@ -74,12 +74,10 @@ def test_update_by_hand(backend, op, shape):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("op", WRITERS)
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_half_input_float_statistics(backend, op, dtype):
-    """The statistics of a half tensor are those of its values, in float32, never in half.
-
-    torch's own on the CPU are rounded (errors of 3e-4), and aten's with them: test_precision.
-    """
+    """The statistics of a half tensor are those of its values, in float32, never in half, as
+    torch's own on the CPU are (errors of 3e-4)."""
     x = make_input(SHAPE, dtype=dtype, mean=2.0)
     ours, exact = fresh(5, torch.float32), fresh(5, torch.float32)
     exact = tuple(t.double() for t in exact)

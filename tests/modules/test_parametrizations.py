@@ -32,7 +32,7 @@ PARAMETRIZATIONS = {
 
 @pytest.mark.parametrize("how", PARAMETRIZATIONS)
 @pytest.mark.parametrize("name", TWINS_2D)
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_parametrized_weight(backend, name, how):
     """Output, the gradient of what the weight is made from, and the checkpoint are torch's."""
     ours, theirs = make(name), randomised(make(name, nn))

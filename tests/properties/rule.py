@@ -15,7 +15,7 @@ import fastnorm.functional as F
 from tests.conftest import epsilon_term, running
 from tests.norms import STATS, Torch
 from tests.properties.cases import WRITERS, Case, Tensors, results, tensors, tiled
-from tests.properties.truth import Array, Rounding, RoundingByStep, Truth, as_tensor
+from tests.properties.truth import Array, Rounding, Truth, as_tensor
 
 ROUNDINGS = 32  # of each argument
 Results = dict[str, torch.Tensor]
@@ -41,8 +41,7 @@ class Judged:
     def check(self, backend: str) -> None:
         """Run the case and apply the rule to all its results."""
         ours = self.ours(backend)
-        rounding = RoundingByStep if backend == "aten" else Rounding
-        rounded = [Truth(self.case, self.t, rounding(self.case, seed)) for seed in range(3)]
+        rounded = [Truth(self.case, self.t, Rounding(self.case, seed)) for seed in range(3)]
         judges = [Truth(self.case, self.t), *rounded]
         margin = self._judge("y", [truth.y for truth in judges], ours["y"])
         if self._underflows(judges[0].z):

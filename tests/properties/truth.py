@@ -44,20 +44,9 @@ class Exact:
         """An argument, or a term of a sum that may cancel."""
         return a
 
-    def step(self, a: Array) -> Array:
-        """A tensor that torch, going step by step, stores in the dtype of x."""
-        return a
-
     def centred(self, x: Array, center: Array) -> Array:
         """x, of which `center` is going to be subtracted."""
         return x
-
-    def deviation(self, a: Array, x: Array) -> Array:
-        """a = x - mean, before it is scaled."""
-        return a
-
-    def variance(self, var: Array, mean: Array) -> Array:
-        return var
 
 
 class Rounding(Exact):
@@ -65,7 +54,7 @@ class Rounding(Exact):
     is subtracted: what the kernels and the formulas are to be as good as."""
 
     def __init__(self, case: Case, seed: int) -> None:
-        self.eps, self.step_eps = (torch.finfo(d).eps for d in (case.accumulation, case.dtype))
+        self.eps = torch.finfo(case.accumulation).eps
         self.rng = np.random.default_rng(seed)
 
     def term(self, a: Array) -> Array:
@@ -73,25 +62,6 @@ class Rounding(Exact):
 
     def centred(self, x: Array, center: Array) -> Array:
         return center + self.term(x - center)
-
-
-class RoundingByStep(Rounding):
-    """ATen's operators scale x before they subtract the scaled mean: that rounds x itself, and
-    where the mean is large torch's own error is luck. And they store each step in x's dtype."""
-
-    def __init__(self, case: Case, seed: int) -> None:
-        super().__init__(case, seed)
-        # Channels last its group norm takes E[x^2] - E[x]^2; narrower types go to float64 for that.
-        self.squares = case.norm == "gn" and case.dtype == torch.float64
-
-    def step(self, a: Array) -> Array:
-        return a * (1 + self.step_eps * self.rng.uniform(-1, 1, a.shape))
-
-    def deviation(self, a: Array, x: Array) -> Array:
-        return a + (self.term(x) - x)
-
-    def variance(self, var: Array, mean: Array) -> Array:
-        return abs(var + self.term(mean**2) - mean**2) if self.squares else var
 
 
 class Truth:
@@ -111,7 +81,7 @@ class Truth:
         self.parts = self._parts()
         self.x_hat = sum(share * x_hat for share, x_hat, _, _ in self.parts)
         normed = self.gamma * self.x_hat + self.p.get("bias", 0.0)
-        self.z = self.rounding.step(self.rounding.step(normed) + self.residual)
+        self.z = normed + self.residual
         self.y = activated(self.z, case.activation)
 
     def _center(self) -> Array:
@@ -163,7 +133,6 @@ class Truth:
             g = self.dy * (self.z > 0 if active is None else active)
         else:
             g = self.dy * slope(self.z, self.case.activation)
-        g = self.rounding.step(g)
         weighted, axes = self.gamma * g, (0, 1, 3) if self.case.norm in OF_ROWS else (0, 3)
         dx = sum(share * self._back(weighted, *part) for share, *part in self.parts)
         found = {"x": dx, "residual": g, "bias": g.sum(axes), "weight": (g * self.x_hat).sum(axes)}

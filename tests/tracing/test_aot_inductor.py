@@ -10,9 +10,9 @@ from tests.tracing.nets import Net, difference, image
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aten", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_package_and_load(tmp_path, backend):
-    """Any batch; under triton the package calls the kernels, under aten it holds none of ours."""
+    """Any batch; under triton the package calls the kernels, under cpu it holds none of ours."""
     model = Net().to(DEVICE).eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     with fastnorm.use_backend(backend), torch.no_grad():

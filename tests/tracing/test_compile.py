@@ -45,7 +45,7 @@ ONE_GRAPH = [
         backend, name, train,
         marks=slow_unless(backend == "triton" and (train or name in QUICK_EVALUATION)),
     )
-    for backend in ("triton", "aten", "reference")
+    for backend in ("triton", "cpu", "reference")
     for name in MODULES
     for train in (True, False)
 ]  # fmt: skip
@@ -72,9 +72,9 @@ def test_one_graph_for_all_batch_sizes(backend, name, train):
 
 
 @pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_inductor(backend, train):
-    """With aten the program has torch's own operators. On a CPU torch 2.13 miscompiles the
+    """With cpu the program has torch's own operators. On a CPU torch 2.13 miscompiles the
     formula's second centring here (pytorch issue 185702): dx is off by twice its size."""
     model = Net().to(DEVICE).train(train)
     twin = copy.deepcopy(model)
@@ -97,7 +97,7 @@ MODES = [
 
 @pytest.mark.parametrize(("train", "layout"), MODES)
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_mixed_dtypes(backend, name, train, layout):
     """bfloat16 x, float64 parameters and running statistics: eager's dtypes, layout and values."""
     module = MODULES[name]().to(DEVICE, torch.float64).train(train)
@@ -128,7 +128,7 @@ def test_inference_in_a_compiled_program_keeps_nothing():
     assert targets == ["fastnorm.norm.default"] * 5
 
 
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_rho_is_projected_in_compiled_training(backend):
     """Steps that throw rho out of [0, 1], two forwards a step: as in eager training."""
     module = fastnorm.BatchInstanceNorm2d(6).to(DEVICE)
@@ -150,7 +150,7 @@ def test_rho_is_projected_in_compiled_training(backend):
 
 @pytest.mark.parametrize("name", ["grad", "vmap", "per_sample", "jvp", "second"])
 @pytest.mark.parametrize("norm", ["gn", "ln", "rms"])
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_transforms_inside_a_compiled_program(backend, norm, name):
     """vmap stays an operator; derivatives inside are the formula's."""
     from torch.func import grad, jvp, vmap
@@ -198,7 +198,7 @@ def test_checkpointing(name, compiled):
     assert difference([x.grad, *(p.grad for p in module.parameters())], expected) == 0.0
 
 
-@pytest.mark.parametrize("backend", ["triton", "aten"])
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
 def test_compiled_under_autocast(backend):
     model = Net().to(DEVICE)
     run = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)

@@ -79,7 +79,7 @@ def test_every_norm_is_a_leaf(name, tracer, train):
     assert calls(traced.graph) == ["norm"]
     assert traced.norm is block.norm
     x = make_input(SHAPE, dtype=torch.float32)
-    with fastnorm.use_backend("aten"):
+    with fastnorm.use_backend("cpu"):
         assert torch.equal(traced(x), twin(x))
         assert torch.equal(pickle.loads(pickle.dumps(traced.eval()))(x), twin.eval()(x))
 
@@ -98,7 +98,7 @@ def test_a_mask_and_inputs_by_name():
     mask[1, 3:] = False
     traced = fx.symbolic_trace(model)
     assert calls(traced.graph) == ["bn", "ln"]
-    with fastnorm.use_backend("aten"):
+    with fastnorm.use_backend("cpu"):
         assert torch.equal(traced(x, mask), model(x, mask))
 
 

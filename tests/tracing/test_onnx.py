@@ -82,7 +82,7 @@ def assert_right_in_the_runtime(proto, model):
 
 
 @pytest.mark.parametrize(
-    ("backend", "opset"), [("triton", 23), ("aten", 18), ("reference", 23)], ids=str
+    ("backend", "opset"), [("triton", 23), ("cpu", 18), ("reference", 23)], ids=str
 )
 def test_dynamo_exporter(backend, opset):
     """The operators that ONNX has for these norms, and no custom one."""

@@ -1,8 +1,8 @@
-"""The norms by torch.nn.functional's own, with the autograd that those bring.
+"""Backend "torch": the norms by torch.nn.functional's own, with the autograd that those bring.
 
-They are what the aten backend runs where none is better, and what it puts into every traced
-program: its own operators choose by the values, which a trace has not, while compilers and
-exporters know torch's as they know them from torch.nn.
+Every traced program holds them, unless its backend is `triton` or `reference`: compilers and
+exporters know torch's norms as they know them from torch.nn. Batch-instance norm is a blend of
+torch's batch and instance norm; of mean-only batch norm torch has nothing, it is the formula.
 """
 
 import contextlib
@@ -14,37 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
-from .. import reference
-from ..formula import NormSpec
-from .activations import activate
-from .operators import (
+from . import reference
+from .formula import NormSpec
+from .tensors import (
     HALF,
     accumulated,
     accumulation,
     broadcast,
-    full_precision,
     laid_out_as,
     lies_channels_last,
-    positions,
-    widened,
 )
-
-# Batch norm's float32 moments by instances are faster than torch's own on tensors so large, with
-# instances so long; elsewhere Python, or the table of moments, is the larger cost (CPU, 2 threads).
-LARGE_BATCH = 2**20
-LONG_INSTANCE = 256
-
-
-def is_best(x: Tensor, spec: NormSpec) -> bool:
-    """Whether no other operators serve better on untraced tensors."""
-    if spec.norm == "group":
-        # torch 2.13's channels_last backward can crash the process: ours does not.
-        return x.is_contiguous()
-    if spec.norm == "batch":
-        large = x.numel() >= LARGE_BATCH and positions(x) >= LONG_INSTANCE
-        ours = spec.use_input_stats and large and x.dtype not in HALF and x.is_contiguous()
-        return not ours
-    return spec.of_rows
 
 
 def norm(
@@ -63,7 +42,7 @@ def norm(
     """
     if spec.norm == "layer":
         shape = _constants(x.shape[x.dim() - spec.groups :])
-        wide = widened(x)
+        wide = _widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
     elif spec.norm == "rms":
         # Torch's would keep x's layout, and warn of a float32 weight beside half precision.
@@ -72,11 +51,11 @@ def norm(
         z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps)
     elif spec.norm == "group":
         # Contiguous because channels last torch 2.13's can crash the process.
-        wide = widened(x).contiguous()
+        wide = _widened(x).contiguous()
         z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
         z = laid_out_as(x, z)
     elif spec.norm == "mean_only_batch":
-        wide = widened(x)
+        wide = _widened(x)
         numbers = spec.use_input_stats, spec.momentum
         z = laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
     elif spec.norm == "batch":
@@ -89,8 +68,13 @@ def norm(
 
 
 def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
-    """act(z + residual) in x's dtype."""
-    return activate(z.to(x.dtype), residual, spec.activation, ())[0]
+    """act(z + residual) in x's dtype, in z's memory where that is possible."""
+    z = z.to(x.dtype)
+    if residual is not None:
+        z = z.add_(residual)
+    if spec.activation == "relu":
+        return z.relu_()
+    return reference.activate(z, spec.activation)
 
 
 def _constants(sizes: Sequence[Any]) -> list[int]:
@@ -110,8 +94,8 @@ def _batch_norm(
     if x.dim() == 3 and lies_channels_last(x):  # whose layout torch keeps in four dimensions alone
         x = x.unsqueeze(2)
         return _batch_norm(spec, x, weight, bias, running_mean, running_var).squeeze(2)
-    wide = widened(x)
-    affine = full_precision(*_affine(wide, weight, bias), wide, wide.shape[1:2])
+    wide = _widened(x)
+    affine = _full_precision(*_affine(wide, weight, bias), wide, wide.shape[1:2])
     with _running(spec, wide, running_mean, running_var) as (mean, var):
         return F.batch_norm(wide, mean, var, *affine, spec.use_input_stats, spec.momentum, spec.eps)
 
@@ -135,6 +119,22 @@ def _of_instances(
     z = torch.lerp(F.instance_norm(x, eps=spec.eps), batch, broadcast(rho.to(x.dtype), x))
     z = z if weight is None else z * broadcast(weight.to(x.dtype), x)
     return z if bias is None else z + broadcast(bias.to(x.dtype), x)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x in float32 where it is half precision off the CPU: torch's other kernels want parameters of
+    x's own dtype, and statistics belong in float32."""
+    return x.float() if x.dtype in HALF and x.device.type != "cpu" else x
+
+
+def _full_precision(
+    gamma: Tensor | None, beta: Tensor | None, x: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """float32 parameters for float16 and bfloat16 x: with them torch keeps float32 statistics."""
+    if x.dtype not in HALF:
+        return gamma, beta
+    gamma = torch.ones(shape, device=x.device) if gamma is None else gamma
+    return gamma, torch.zeros(shape, device=x.device) if beta is None else beta
 
 
 @contextlib.contextmanager

@@ -1,0 +1,48 @@
+"""The three stages in C for CPUs: moments, merge, apply, compiled when a dtype is first needed.
+
+    norms            any norm: a function for each direction
+    channels, rows   norms of (N, C, S) and of (R, L); stages and weight as in fastnorm.kernels
+    calls            the structs that the engine is called with
+    build            the compiler, and where libraries are kept
+
+and in C, each file included by engine.h, once for a dtype:
+
+    job              what a call is                  common        threads, parameters
+    vec              vectors of a dtype              activation    what follows a norm
+    steps            what is done to one vector
+    contiguous       runs of neighbours              last          channels last
+    call             sizes and coefficients          forward, backward
+    rows             layer and RMS norm              weight        weight normalisation
+
+The tensor is cut into pieces that no number of threads changes, and what is found of them is merged
+in their order, in float64: results do not depend on the number of threads, to the bit. A block that
+sits in the first cache gives its exact mean, then its squared deviations, so that memory is read
+once for statistics. Units that fit a core's own cache go through all stages there.
+"""
+
+from . import build, calls, stages
+from .norms import (
+    add_norm,
+    add_norm_backward,
+    like,
+    norm,
+    norm_backward,
+    relu_mask,
+    side_input,
+)
+from .weight import weight_norm, weight_norm_backward
+
+__all__ = [
+    "add_norm",
+    "add_norm_backward",
+    "build",
+    "calls",
+    "like",
+    "norm",
+    "norm_backward",
+    "relu_mask",
+    "side_input",
+    "stages",
+    "weight_norm",
+    "weight_norm_backward",
+]

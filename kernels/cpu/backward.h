@@ -1,0 +1,261 @@
+/* A norm of channels, backward: sums of gradients, merge, apply. */
+
+/* Whatever the sums of (n, c) are kept under, they are of g and, relative to the rounded center,
+   of g (x - center). */
+
+/* A piece's sums. */
+static void sums_item(void *context, size i) {
+    struct call *k = context;
+    const int added = k->t.residual || k->t.bits, activation = (int)k->job->activation;
+    if (k->last) {
+        size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
+        struct stretch s = {first, MIN(first + k->piece, (n + 1) * k->S), k->C, n * k->C};
+        double *g = k->lanes_a + i * k->C, *gx = k->lanes_b + i * k->C;
+        memset(g, 0, k->C * sizeof *g);
+        memset(gx, 0, k->C * sizeof *gx);
+        SPECIALISED(stretch_sums, activation, added, &k->t, &k->a, s, g, gx)
+        return;
+    }
+    const struct sets *s = &k->sets;
+    size set = i / s->pieces, piece = i % s->pieces;
+    struct sums all = {0, 0};
+    for (size b = piece * BLOCKS; b < MIN((piece + 1) * BLOCKS, s->blocks); b++) {
+        struct block found = block_of(s, set / s->per_unit, set % s->per_unit, b);
+        for (size r = 0; r < found.rows; r++) {
+            size start = found.offset + r * s->row_stride, row = start / k->S;
+            size at = slot(k, row / k->C, row % k->C), first = start - row * k->S;
+            struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
+                                     splat(k->a.shift[at])};
+            struct run run = {row * k->S, first, first + found.length, k->S, row};
+            SPECIALISED(run_sums, activation, added, &k->t, run, a, &all)
+        }
+    }
+    k->sums_found[i] = all;
+}
+
+/* The sums of (n, c), merged from those of its pieces in their order. */
+static struct sums sums_of(const struct call *k, size n, size c) {
+    struct sums all = {0, 0};
+    const size pieces = k->last ? k->pieces : k->sets.pieces;
+    size set = n * k->C + c; /* the place of a set in the order of units */
+    if (of_batch(k->kind)) set = c;
+    if (k->kind == MIXED) set = c * k->N + n;
+    for (size p = 0; p < pieces; p++) {
+        size at = (n * pieces + p) * k->C + c;
+        struct sums part = k->last ? (struct sums){k->lanes_a[at], k->lanes_b[at]}
+                                   : k->sums_found[set * pieces + p];
+        all.g += part.g;
+        all.gx += part.gx;
+    }
+    return all;
+}
+
+/* The exact mean's distance from the rounded center. */
+static double offset_of(const struct call *k, size n, size c) {
+    return *mean_of(k, set_of(k, n, c)) - (double)k->a.center[slot(k, n, c)];
+}
+
+/* dx = p g + q (x - mean) + r of (n, c), made relative to the rounded center. */
+static void set_slopes(struct call *k, size n, size c, double p, double q, double r) {
+    const size i = slot(k, n, c);
+    k->a.p[i] = (acc)p;
+    k->a.q[i] = (acc)q;
+    k->a.r[i] = (acc)(r - q * offset_of(k, n, c));
+}
+
+/* Read the sums of (n, c), about the exact mean. */
+static struct sums take_sums(struct call *k, size n, size c) {
+    struct sums found = sums_of(k, n, c);
+    found.gx -= offset_of(k, n, c) * found.g;
+    k->sum_g[slot(k, n, c)] = found.g;
+    k->sum_gx[slot(k, n, c)] = found.gx;
+    return found;
+}
+
+static void merge_channel_backward(struct call *k, size c) {
+    struct sums s = take_sums(k, 0, c);
+    const double rstd = *rstd_of(k, c), p = k->gamma[c] * rstd;
+    const double count = (double)(k->N * k->S);
+    k->of_gamma[c] = rstd * s.gx;
+    if (!k->job->own_stats)
+        set_slopes(k, 0, c, p, 0, 0);
+    else if (k->kind == MEAN_ONLY)
+        set_slopes(k, 0, c, p, 0, -p * s.g / count);
+    else
+        set_slopes(k, 0, c, p, -p * rstd * rstd * s.gx / count, -p * s.g / count);
+}
+
+/* A group's channels of one instance; instance norm's groups are of one. */
+static void merge_group_backward(struct call *k, size n, size g) {
+    const size D = k->C / (k->stat_sets / k->N), first = g * D;
+    const double count = (double)(D * k->S);
+    double sum_g = 0, sum_gx = 0, rstd = *rstd_of(k, set_of(k, n, first));
+    for (size c = first; c < first + D; c++) {
+        struct sums s = take_sums(k, n, c);
+        k->of_gamma[n * k->C + c] = rstd * s.gx;
+        sum_g += k->gamma[c] * s.g;
+        sum_gx += k->gamma[c] * s.gx;
+    }
+    const double q = -rstd * rstd * rstd * sum_gx / count, r = -rstd * sum_g / count;
+    for (size c = first; c < first + D; c++) set_slopes(k, n, c, k->gamma[c] * rstd, q, r);
+}
+
+/* Batch-instance norm's channel c; the gradients of its parameters go where the sums of n = 0 are:
+   weight's, bias's and rho's. */
+static void merge_mixed_backward(struct call *k, size c) {
+    const size N = k->N, C = k->C;
+    const double gamma = k->gamma[c], rho = k->rho[c], mean = *batch_mean(k, c);
+    const double rstd = *batch_rstd(k, c), count = (double)k->S;
+    double total_g = 0, instance_gx = 0, batch_gx = 0;
+    for (size n = 0; n < N; n++) {
+        struct sums s = take_sums(k, n, c);
+        total_g += s.g;
+        instance_gx += *rstd_of(k, n * C + c) * s.gx;
+        batch_gx += s.gx + (*mean_of(k, n * C + c) - mean) * s.g;
+    }
+    batch_gx *= rstd;
+    const double share = -gamma * rho * rstd / (count * (double)N);
+    double slope = 0, level = 0; /* by way of the batch's statistics, where they are x's own */
+    if (k->job->own_stats) slope = share * rstd * batch_gx, level = share * total_g;
+    for (size n = 0; n < N; n++) {
+        const double m = *mean_of(k, n * C + c), own = *rstd_of(k, n * C + c);
+        const double g = k->sum_g[n * C + c], gx = k->sum_gx[n * C + c];
+        const double of_instance = -gamma * (1 - rho) * own / count;
+        const double p = gamma * ((1 - rho) * own + rho * rstd);
+        set_slopes(k, n, c, p, of_instance * own * own * gx + slope,
+                   of_instance * g + (m - mean) * slope + level);
+    }
+    k->of_gamma[c] = instance_gx + rho * (batch_gx - instance_gx);
+    k->sum_g[c] = total_g;
+    k->sum_gx[c] = gamma * (batch_gx - instance_gx);
+}
+
+static void merge_unit_backward(void *context, size u) {
+    struct call *k = context;
+    const size groups = k->stat_sets / k->N, last = k->last;
+    if (k->kind == MIXED) {
+        for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_mixed_backward(k, c);
+    } else if (of_batch(k->kind)) {
+        for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_channel_backward(k, c);
+    } else if (last) {
+        for (size g = 0; g < groups; g++) merge_group_backward(k, u, g);
+    } else {
+        merge_group_backward(k, u / groups, u % groups);
+    }
+}
+
+static void gradient_stretch(const struct call *k, size n, size first, size end) {
+    const int added = k->t.residual || k->t.bits;
+    struct stretch s = {n * k->S + first, n * k->S + end, k->C, n * k->C};
+    SPECIALISED(stretch_backward, k->job->activation, added, &k->t, &k->a, s)
+}
+
+static void gradient_rows(const struct call *k, size row, size step, size rows, size first,
+                          size end) {
+    const int added = k->t.residual || k->t.bits;
+    for (size i = 0; i < rows; i++, row += step) {
+        size at = slot(k, row / k->C, row % k->C);
+        struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
+                                 splat(k->a.shift[at])};
+        struct slopes d = {splat(k->a.p[at]), splat(k->a.q[at]), splat(k->a.r[at])};
+        struct run r = {row * k->S, first, end, k->S, row};
+        SPECIALISED(run_backward, k->job->activation, added, &k->t, r, a, d)
+    }
+}
+
+static void gradient_item(void *context, size i) {
+    struct call *k = context;
+    if (k->last) {
+        size first = i % k->pieces * k->piece;
+        gradient_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
+        return;
+    }
+    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = MAX(1, BLOCK / k->S);
+    size row = i / across * rows, first = i % across * BLOCK * BLOCKS;
+    gradient_rows(k, row, 1, MIN(rows, k->N * k->C - row), first,
+                  MIN(first + BLOCK * BLOCKS, k->S));
+}
+
+static void backward_unit(void *context, size u) {
+    struct call *k = context;
+    for (size i = u * k->items; i < (u + 1) * k->items; i++) sums_item(k, i);
+    merge_unit_backward(k, u);
+    if (!k->t.y && !k->t.dresidual) return;
+    if (k->last) {
+        for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) gradient_item(k, i);
+        return;
+    }
+    size first, step, rows;
+    unit_rows(k, u, &first, &step, &rows);
+    gradient_rows(k, first + (rows - 1) * step, -step, rows, 0, k->S);
+}
+
+/* Gradients of weight, bias and rho: sums over n in its order. */
+static void parameter_gradients(const struct call *k) {
+    const struct job *j = k->job;
+    const size per_channel = k->kind == MIXED || of_batch(k->kind);
+    for (size c = 0; c < k->C && (j->dweight || j->dbias || j->drho); c++) {
+        double weight = k->of_gamma[c], bias = k->sum_g[c];
+        for (size n = 1; n < (per_channel ? 1 : k->N); n++) {
+            weight += k->of_gamma[n * k->C + c];
+            bias += k->sum_g[n * k->C + c];
+        }
+        store_value(j->dweight, j->parameter_type, c, weight);
+        store_value(j->dbias, j->parameter_type, c, bias);
+        store_value(j->drho, j->parameter_type, c, k->sum_gx[c]);
+    }
+}
+
+/* The sums of a merge made elsewhere, about the given centers. */
+static void return_sums(struct call *k) {
+    const size sets = k->N * k->C;
+    for (size n = 0; n < k->N; n++)
+        for (size c = 0; c < k->C; c++) {
+            struct sums s = take_sums(k, n, c);
+            k->job->sums[n * k->C + c] = s.g;
+            k->job->sums[sets + n * k->C + c] = s.gx;
+        }
+}
+
+/* Slope and level of such a merge, dx = scale g + slope (x - center) + level. */
+static void given_slopes(struct call *k) {
+    const size sets = k->N * k->C;
+    const double *slope = k->job->slopes;
+    for (size n = 0; n < k->N; n++)
+        for (size c = 0; c < k->C; c++) {
+            size i = n * k->C + c;
+            set_slopes(k, n, c, *rstd_of(k, i), slope ? slope[i] : 0, slope ? slope[sets + i] : 0);
+        }
+}
+
+int NAME(norm_backward)(const struct job *j) {
+    struct call k;
+    if (begin(&k, j, 1)) return -1;
+    const size bytes = j->N * j->C * j->S * (size)sizeof(elem);
+    const int threads = threads_for(bytes, j->threads);
+    const int constant = of_batch(k.kind) && !j->own_stats;
+    const int writes = k.t.y || k.t.dresidual;
+    const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
+    all_coefficients(&k);
+    if (k.kind == GIVEN) {
+        if (j->sums) {
+            share_out(sums_item, &k, k.units * k.items, threads, 0);
+            return_sums(&k);
+        }
+        given_slopes(&k);
+        if (writes) share_out(gradient_item, &k, apply_items(&k), threads, 0);
+    } else if (sums && by_units(&k, 4, threads)) {
+        share_out(backward_unit, &k, k.units, threads, 0);
+    } else {
+        if (sums) {
+            share_out(sums_item, &k, k.units * k.items, threads, 0);
+            share_out(merge_unit_backward, &k, k.units, threads, 0);
+        }
+        for (size c = 0; !sums && constant && c < k.C; c++)
+            set_slopes(&k, 0, c, k.gamma[c] * *rstd_of(&k, c), 0, 0);
+        if (writes) share_out(gradient_item, &k, apply_items(&k), threads, sums);
+    }
+    if (k.kind != GIVEN) parameter_gradients(&k);
+    free(k.memory);
+    return 0;
+}

@@ -1,0 +1,158 @@
+/* A norm of channels while it is computed: sizes, scratch memory, coefficients. */
+
+struct call {
+    const struct job *job;
+    struct tensors t;
+    struct table a;
+    struct sets sets;                /* of contiguous tensors */
+    size N, C, S, D, G, last, kind; /* D channels of each of G groups */
+    size units, items;              /* units share nothing; items of each stage one of a unit */
+    size pieces, piece;             /* channels last: pieces of an instance, their positions */
+    size stat_sets;
+    double *gamma, *beta, *rho;
+    struct moments *pieces_found;    /* contiguous: of each piece, and of each set */
+    struct moments *found;
+    double *lanes_a, *lanes_b;       /* channels last: (N, pieces, C) of mean and M2, or sums */
+    struct sums *sums_found;
+    double *sum_g, *sum_gx;          /* of each (n, c), or each c */
+    double *of_gamma;                /* what each (n, c) adds to weight's gradient */
+    char *memory, *aligned;
+    size used;
+};
+
+static int of_batch(size kind) { return kind == BATCH || kind == MEAN_ONLY; }
+
+/* Where the coefficients of (n, c) are. */
+static INLINE size slot(const struct call *k, size n, size c) {
+    return of_batch(k->kind) ? c : n * k->C + c;
+}
+
+/* `bytes` of the call's scratch memory, which is cut up after it was measured: see `room`. */
+static void *cut(struct call *k, size bytes) {
+    size start = k->used;
+    k->used += (bytes + 63) & ~(size)63;
+    return k->aligned ? k->aligned + start : NULL;
+}
+
+/* Point at every piece of scratch memory; the first time only to find out how much it is. */
+static void room(struct call *k, int backward) {
+    const size sets = of_batch(k->kind) ? k->C : k->N * k->C, number = sizeof(double);
+    k->used = 0;
+    acc **tables[] = {&k->a.center, &k->a.scale, &k->a.shift, &k->a.p, &k->a.q, &k->a.r};
+    for (int i = 0; i < (backward ? 6 : 3); i++) *tables[i] = cut(k, sets * sizeof(acc));
+    k->gamma = cut(k, k->C * number);
+    k->beta = cut(k, k->C * number);
+    k->rho = cut(k, k->C * number);
+    if (k->last) {
+        k->lanes_a = cut(k, k->N * k->pieces * k->C * number);
+        k->lanes_b = cut(k, k->N * k->pieces * k->C * number);
+    }
+    const size of_sets = k->last ? 0 : k->sets.units * k->sets.per_unit;
+    if (!backward) {
+        k->found = cut(k, k->N * k->C * sizeof(struct moments));
+        k->pieces_found = cut(k, of_sets * k->sets.pieces * sizeof(struct moments));
+        return;
+    }
+    k->sums_found = cut(k, of_sets * k->sets.pieces * sizeof(struct sums));
+    k->sum_g = cut(k, sets * number);
+    k->sum_gx = cut(k, sets * number);
+    k->of_gamma = cut(k, sets * number);
+}
+
+/* The sets over which moments are taken, forward, or sums of gradients. */
+static struct sets sets_of(const struct call *k, int backward) {
+    const size N = k->N, C = k->C, S = k->S, D = k->D;
+    struct sets s = {.rows = 1, .length = S, .per_unit = 1};
+    if (of_batch(k->kind)) {
+        s.units = C, s.unit_stride = S, s.rows = N, s.row_stride = C * S;
+    } else if (k->kind == MIXED) {
+        s.units = C, s.unit_stride = S, s.per_unit = N, s.set_stride = C * S;
+    } else if (k->kind == GROUP && backward) {
+        s.units = N * k->G, s.unit_stride = D * S, s.per_unit = D, s.set_stride = S;
+    } else if (k->kind == GROUP) {
+        s.units = N * k->G, s.unit_stride = D * S, s.length = D * S;
+    } else {
+        s.units = N * C, s.unit_stride = S;
+    }
+    return with_blocks(s);
+}
+
+/* 0, or -1 where there is no memory. */
+static int begin(struct call *k, const struct job *j, int backward) {
+    memset(k, 0, sizeof *k);
+    k->job = j;
+    k->kind = j->norm;
+    k->last = j->last;
+    k->N = j->N, k->C = j->C, k->S = j->S;
+    if (k->last && of_batch(k->kind)) k->N = 1, k->S = j->N * j->S; /* one instance, in memory */
+    k->G = k->kind == GROUP ? j->groups : 1;
+    k->D = k->C / k->G;
+    const size C = k->C;
+    k->stat_sets = of_batch(k->kind) ? C : k->N * (k->kind == GROUP ? k->G : C);
+    struct tensors t = {j->x, j->dy, j->residual, j->y, j->dresidual, j->bits};
+    k->t = t;
+    if (k->last) {
+        k->piece = MAX(1, BLOCKS * POSITIONS(C));
+        k->pieces = ceil_div(k->S, k->piece);
+        k->units = k->kind == MIXED ? 1 : k->N;
+        k->items = k->N * k->pieces / k->units;
+    } else {
+        k->sets = sets_of(k, backward);
+        k->units = k->sets.units;
+        k->items = k->sets.per_unit * k->sets.pieces;
+    }
+    room(k, backward);
+    k->memory = malloc((size_t)k->used + 63);
+    if (!k->memory) return -1;
+    k->aligned = k->memory + (-(uintptr_t)k->memory & 63);
+    room(k, backward);
+    widen_all(k->gamma, j->weight, j->parameter_type, C, 1.0);
+    widen_all(k->beta, j->bias, j->parameter_type, C, 0.0);
+    widen_all(k->rho, j->rho, j->parameter_type, C, 0.0);
+    return 0;
+}
+
+/* The statistics of a set, kept for the backward. */
+static INLINE double *mean_of(const struct call *k, size set) { return k->job->stats + set; }
+static INLINE double *rstd_of(const struct call *k, size set) {
+    return k->job->stats + k->stat_sets + set;
+}
+
+/* MIXED keeps those of the batch after those of the instances. */
+static INLINE double *batch_mean(const struct call *k, size c) {
+    return k->job->stats + 2 * k->stat_sets + c;
+}
+static INLINE double *batch_rstd(const struct call *k, size c) {
+    return k->job->stats + 2 * k->stat_sets + k->C + c;
+}
+
+static INLINE size set_of(const struct call *k, size n, size c) {
+    if (of_batch(k->kind)) return c;
+    return k->kind == GROUP ? n * k->G + c / k->D : n * k->C + c;
+}
+
+/* y = (x - center) scale + shift, the center rounded to what vectors hold, shift making up for it.
+   The backward calls it too: z is recomputed to the bit. */
+static void set_coefficients(const struct call *k, size n, size c) {
+    const size i = slot(k, n, c), set = set_of(k, n, c);
+    const double mean = *mean_of(k, set), rstd = *rstd_of(k, set);
+    const double center = (double)(acc)mean, offset = center - mean;
+    double scale = k->gamma[c] * rstd, shift = k->beta[c] + scale * offset;
+    if (k->kind == GIVEN) {
+        scale = rstd;
+        shift = k->job->stats[2 * k->stat_sets + set] + scale * offset;
+    } else if (k->kind == MIXED) {
+        const double of_batch = k->gamma[c] * k->rho[c] * *batch_rstd(k, c);
+        scale *= 1 - k->rho[c];
+        shift = k->beta[c] + scale * offset + of_batch * (center - *batch_mean(k, c));
+        scale += of_batch;
+    }
+    k->a.center[i] = (acc)center;
+    k->a.scale[i] = (acc)scale;
+    k->a.shift[i] = (acc)shift;
+}
+
+static void all_coefficients(const struct call *k) {
+    for (size n = 0; n < (of_batch(k->kind) ? 1 : k->N); n++)
+        for (size c = 0; c < k->C; c++) set_coefficients(k, n, c);
+}

@@ -1,0 +1,228 @@
+/* A norm of channels, forward: moments, merge, apply. */
+
+/* A piece's moments. */
+static void moments_item(void *context, size i) {
+    struct call *k = context;
+    if (k->last) {
+        size n = i / k->pieces, first = i % k->pieces * k->piece;
+        positions_moments(k->t.x + (n * k->S + first) * k->C, k->C, MIN(k->piece, k->S - first),
+                          k->lanes_a + i * k->C, k->lanes_b + i * k->C);
+        return;
+    }
+    size set = i / k->sets.pieces, u = set / k->sets.per_unit;
+    k->pieces_found[i] =
+        piece_moments(k->t.x, &k->sets, u, set % k->sets.per_unit, i % k->sets.pieces);
+}
+
+/* Moments of (n, c), merged from those of its pieces in their order. */
+static struct moments lanes_found(const struct call *k, size n, size c) {
+    struct moments all = {0, 0, 0};
+    for (size p = 0; p < k->pieces; p++) {
+        size at = (n * k->pieces + p) * k->C + c;
+        struct moments part = {(double)MIN(k->piece, k->S - p * k->piece), k->lanes_a[at],
+                               k->lanes_b[at]};
+        all = merged(all, part);
+    }
+    return all;
+}
+
+static struct moments set_found(const struct call *k, size set) {
+    struct moments all = {0, 0, 0};
+    for (size p = 0; p < k->sets.pieces; p++)
+        all = merged(all, k->pieces_found[set * k->sets.pieces + p]);
+    return all;
+}
+
+static void update(void *running, const struct job *j, size c, double value) {
+    if (!running) return;
+    double old = load_value(running, j->running_type, c);
+    store_value(running, j->running_type, c, (1 - j->momentum) * old + j->momentum * value);
+}
+
+static void set_stats(const struct call *k, size set, struct moments m) {
+    *mean_of(k, set) = m.mean;
+    *rstd_of(k, set) = k->kind == MEAN_ONLY ? 1 : 1 / sqrt(m.m2 / m.count + k->job->eps);
+}
+
+/* Batch statistics of channel c, which has `m`. */
+static void set_batch(struct call *k, size c, struct moments m) {
+    const struct job *j = k->job;
+    update(j->running_mean, j, c, m.mean);
+    update(j->running_var, j, c, m.m2 / MAX(m.count - 1, 1));
+    if (k->kind != MIXED) {
+        set_stats(k, c, m);
+        return;
+    }
+    *batch_mean(k, c) = m.mean;
+    *batch_rstd(k, c) = 1 / sqrt(m.m2 / m.count + j->eps);
+}
+
+/* Statistics and coefficients of channel c of all instances, for sets that are one channel's. */
+static void merge_channel(struct call *k, size c) {
+    const size own = k->job->own_stats;
+    struct moments all = {0, 0, 0};
+    if (of_batch(k->kind)) {
+        set_batch(k, c, k->last ? lanes_found(k, 0, c) : set_found(k, c));
+        set_coefficients(k, 0, c);
+        return;
+    }
+    for (size n = 0; n < k->N; n++) {
+        struct moments m = k->last ? lanes_found(k, n, c) : set_found(k, c * k->N + n);
+        set_stats(k, n * k->C + c, m);
+        all = merged(all, m);
+    }
+    if (own) set_batch(k, c, all);
+    for (size n = 0; n < k->N; n++) set_coefficients(k, n, c);
+}
+
+/* The same of the channels of a group, of which instance norm's have one. */
+static void merge_group(struct call *k, size n, size g) {
+    const size D = k->C / (k->stat_sets / k->N), first = g * D;
+    struct moments m = {0, 0, 0};
+    if (k->last)
+        for (size c = first; c < first + D; c++) m = merged(m, lanes_found(k, n, c));
+    else
+        m = set_found(k, n * (k->C / D) + g);
+    k->found[n * (k->C / D) + g] = m;
+    if (k->kind == MOMENTS) return;
+    set_stats(k, n * (k->C / D) + g, m);
+    for (size c = first; c < first + D; c++) set_coefficients(k, n, c);
+}
+
+static void merge_unit(void *context, size u) {
+    struct call *k = context;
+    const size groups = k->stat_sets / k->N;
+    if (k->kind == MIXED || of_batch(k->kind)) {
+        for (size c = k->last ? 0 : u; c < (k->last ? k->C : u + 1); c++) merge_channel(k, c);
+    } else if (k->last) {
+        for (size g = 0; g < groups; g++) merge_group(k, u, g);
+    } else {
+        merge_group(k, u / groups, u % groups);
+    }
+}
+
+/* y of positions of one instance. */
+static void apply_stretch(const struct call *k, size n, size first, size end) {
+    struct stretch s = {n * k->S + first, n * k->S + end, k->C, n * k->C};
+    SPECIALISED(stretch_forward, k->job->activation, k->t.residual != NULL, &k->t, &k->a, s)
+}
+
+/* y of elements [first, end) of `rows` rows (n, c), counted on by `step`. */
+static void apply_rows(const struct call *k, size row, size step, size rows, size first,
+                       size end) {
+    for (size i = 0; i < rows; i++, row += step) {
+        size at = slot(k, row / k->C, row % k->C);
+        struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
+                                 splat(k->a.shift[at])};
+        struct run r = {row * k->S, first, end, k->S, row};
+        SPECIALISED(run_forward, k->job->activation, k->t.residual != NULL, &k->t, r, a)
+    }
+}
+
+/* How a stage that writes is shared out: in the order of memory. */
+static size apply_items(const struct call *k) {
+    if (k->last) return k->N * k->pieces;
+    return ceil_div(k->N * k->C, MAX(1, BLOCK / k->S)) * ceil_div(k->S, BLOCK * BLOCKS);
+}
+
+static void apply_item(void *context, size i) {
+    struct call *k = context;
+    if (k->last) {
+        size first = i % k->pieces * k->piece;
+        apply_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
+        return;
+    }
+    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = MAX(1, BLOCK / k->S);
+    size row = i / across * rows, first = i % across * BLOCK * BLOCKS;
+    apply_rows(k, row, 1, MIN(rows, k->N * k->C - row), first, MIN(first + BLOCK * BLOCKS, k->S));
+}
+
+/* The rows of a unit: first, step, how many. */
+static void unit_rows(const struct call *k, size u, size *first, size *step, size *rows) {
+    const size across = k->kind == MIXED || of_batch(k->kind);
+    *first = k->kind == GROUP ? u * k->D : u;
+    *step = across ? k->C : 1;
+    *rows = across ? k->N : k->kind == GROUP ? k->D : 1;
+}
+
+/* All stages of one unit, which stays in a core's own cache. */
+static void forward_unit(void *context, size u) {
+    struct call *k = context;
+    for (size i = u * k->items; i < (u + 1) * k->items; i++) moments_item(k, i);
+    merge_unit(k, u);
+    if (k->last) {
+        for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) apply_item(k, i);
+        return;
+    }
+    size first, step, rows;
+    unit_rows(k, u, &first, &step, &rows);
+    apply_rows(k, first + (rows - 1) * step, -step, rows, 0, k->S);
+}
+
+/* Whether each unit is to run through all stages: it fits, and there is one for every thread. */
+static int by_units(const struct call *k, size tensors, int threads) {
+    size bytes = k->N * k->C * k->S / k->units * (size)sizeof(elem) * tensors;
+    return bytes <= second_level_cache() / 4 * 3 && (threads == 1 || k->units >= 4 * threads);
+}
+
+/* Coefficients where there is nothing to merge. */
+static void given_coefficients(struct call *k) {
+    const struct job *j = k->job;
+    for (size c = 0; of_batch(k->kind) && c < k->C; c++) {
+        double var = j->running_var ? load_value(j->running_var, j->running_type, c) : 0;
+        *mean_of(k, c) = load_value(j->running_mean, j->running_type, c);
+        *rstd_of(k, c) = k->kind == MEAN_ONLY ? 1 : 1 / sqrt(var + j->eps);
+    }
+    all_coefficients(k);
+}
+
+/* Instance norm's running statistics: averages of the means and of the unbiased variances. */
+static void average_instances(struct call *k) {
+    const struct job *j = k->job;
+    for (size c = 0; (j->running_mean || j->running_var) && c < k->C; c++) {
+        double mean = 0, var = 0;
+        for (size n = 0; n < k->N; n++) {
+            struct moments m = k->found[n * k->C + c];
+            mean += m.mean / (double)k->N;
+            var += m.m2 / MAX(m.count - 1, 1) / (double)k->N;
+        }
+        update(j->running_mean, j, c, mean);
+        update(j->running_var, j, c, var);
+    }
+}
+
+static void return_moments(const struct call *k) {
+    for (size i = 0; i < k->N * k->C; i++) {
+        k->job->sums[i] = k->found[i].mean;
+        k->job->sums[k->N * k->C + i] = k->found[i].m2 / k->found[i].count;
+    }
+}
+
+int NAME(norm)(const struct job *j) {
+    struct call k;
+    if (begin(&k, j, 0)) return -1;
+    const size bytes = j->N * j->C * j->S * (size)sizeof(elem);
+    const int threads = threads_for(bytes, j->threads);
+    const int merges = k.kind != GIVEN && (!of_batch(k.kind) || j->own_stats);
+    if (k.kind == MIXED && !j->own_stats)
+        for (size c = 0; c < k.C; c++) {
+            double var = load_value(j->running_var, j->running_type, c);
+            *batch_mean(&k, c) = load_value(j->running_mean, j->running_type, c);
+            *batch_rstd(&k, c) = 1 / sqrt(var + j->eps);
+        }
+    if (merges && k.kind != MOMENTS && by_units(&k, 2, threads)) {
+        share_out(forward_unit, &k, k.units, threads, 0);
+    } else {
+        if (merges) {
+            share_out(moments_item, &k, k.units * k.items, threads, 0);
+            share_out(merge_unit, &k, k.units, threads, 0);
+        } else {
+            given_coefficients(&k);
+        }
+        if (k.kind != MOMENTS) share_out(apply_item, &k, apply_items(&k), threads, merges);
+    }
+    if (k.kind == INSTANCE) average_instances(&k);
+    if (k.kind == MOMENTS) return_moments(&k);
+    free(k.memory);
+    return 0;
+}

@@ -1,0 +1,44 @@
+/* What Python asks of the engine: one struct a call, packed by calls.py in this very order. */
+
+#include <stdint.h>
+
+enum { BATCH, INSTANCE, GROUP, MIXED, MEAN_ONLY, GIVEN, MOMENTS };
+
+/* A norm of channels. x and what has its shape lie as (N, C, S), or as (N, S, C) where `last`.
+   Statistics are of float64: mean and 1 / std of each set, those of the batch after those of the
+   instances for MIXED; for GIVEN center, scale and shift of each (n, c). Pointers may be NULL. */
+struct job {
+    const void *x, *dy, *residual;
+    uint8_t *bits;                    /* of ReLU: written forward, read backward */
+    const void *weight, *bias, *rho;  /* of parameter_type, (C) each */
+    void *running_mean, *running_var; /* of running_type, (C) each */
+    double *stats;
+    void *y; /* or dx */
+    void *dresidual, *dweight, *dbias, *drho;
+    const double *slopes; /* (2, N, C): slope and level of GIVEN's backward */
+    double *sums;         /* (2, N, C): what the moments, of x or of gradients, are wanted in */
+    int64_t N, C, S, last, norm, groups, own_stats, activation;
+    int64_t parameter_type, running_type, threads;
+    double momentum, eps;
+};
+
+/* A norm of R rows of L elements: layer norm, or RMS norm where `rms`. */
+struct rows_job {
+    const void *x, *addend, *dy, *dsum, *residual;
+    uint8_t *bits;
+    const void *weight, *bias; /* of parameter_type, (L) each */
+    double *stats;             /* (2, R): mean and 1 / std */
+    void *y;                   /* or dx */
+    void *total, *dresidual, *dweight, *dbias;
+    int64_t R, L, rms, activation, parameter_type, threads;
+    double eps;
+};
+
+/* Weight normalisation of R rows. */
+struct weight_job {
+    const void *v, *g, *dw; /* g of parameter_type, (R) */
+    double *norms;
+    void *w; /* or dv */
+    void *dg;
+    int64_t R, L, parameter_type, threads;
+};

@@ -1,0 +1,62 @@
+/* One vector of a tensor: what every layout does to it, forward and backward. */
+
+/* The coefficients of y = act((x - center) scale + shift + residual). */
+struct coefficients {
+    vec center, scale, shift;
+};
+
+/* The tensors of a call, x's neighbours in memory. */
+struct tensors {
+    const elem *x, *dy, *residual;
+    elem *y, *dresidual;
+    uint8_t *bits;
+};
+
+/* y of k neighbours, at `i`; bits is where theirs go. */
+static INLINE void forward_step(const struct tensors *t, size i, uint8_t *bits, int k,
+                                struct coefficients a, int activation, int added) {
+    vec z = (get(t->x + i, k) - a.center) * a.scale + a.shift;
+    if (added) {
+        z += get(t->residual + i, k);
+        if (activation == RELU && bits) put_bits(bits, above(z), k);
+    }
+    put(t->y + i, activated(z, activation), k);
+}
+
+/* g = dy act'(z) of k neighbours, and their x - center in *deviation. */
+static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *bits, int k,
+                                struct coefficients a, int activation, int added, vec *deviation) {
+    vec g = get(t->dy + i, k);
+    *deviation = get(t->x + i, k) - a.center;
+    if (activation == NONE) return g;
+    if (activation == RELU && added) return keep(get_bits(bits, k), g);
+    vec z = *deviation * a.scale + a.shift;
+    if (added) z += get(t->residual + i, k);
+    return activation_gradient(g, z, activation);
+}
+
+/* Run FUNCTION(..., activation, added), both constants inside of it. */
+#define SPECIALISED(FUNCTION, activation, added, ...)                        \
+    switch ((activation) * 2 + (added)) {                                    \
+    case NONE * 2: FUNCTION(__VA_ARGS__, NONE, 0); break;                    \
+    case NONE * 2 + 1: FUNCTION(__VA_ARGS__, NONE, 1); break;                \
+    case RELU * 2: FUNCTION(__VA_ARGS__, RELU, 0); break;                    \
+    case RELU * 2 + 1: FUNCTION(__VA_ARGS__, RELU, 1); break;                \
+    case SILU * 2:                                                           \
+    case SILU * 2 + 1: FUNCTION(__VA_ARGS__, SILU, added); break;            \
+    default: FUNCTION(__VA_ARGS__, GELU, added);                             \
+    }
+
+struct slopes {
+    vec p, q, r;
+};
+
+/* dx = p g + q (x - center) + r and dresidual = g, each where it is asked for. */
+static INLINE void backward_step(const struct tensors *t, size i, const uint8_t *bits, int k,
+                                 struct coefficients a, struct slopes d, int activation,
+                                 int added) {
+    vec deviation;
+    vec g = gradient_step(t, i, bits, k, a, activation, added, &deviation);
+    if (t->y) put(t->y + i, g * d.p + (deviation * d.q + d.r), k);
+    if (t->dresidual) put(t->dresidual + i, g, k);
+}

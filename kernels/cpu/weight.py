@@ -1,0 +1,61 @@
+"""Weight normalisation w = g v / ||v|| (arXiv 1602.07868), forward and backward."""
+
+import torch
+
+from ..tensors import Tensors, dense, laid_out_as
+from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
+
+
+def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """w in v's dtype and layout, and the float64 norms that weight_norm_backward takes.
+
+    v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1. g
+    has an element for each norm.
+    """
+    rows = _rows(v, dim)
+    (given,), parameter_type = of_one_dtype(g)
+    w, R = torch.empty_like(rows), g.numel()
+    norms = v.new_empty(R, dtype=torch.float64)
+    job = pack_weight(
+        rows.data_ptr(), pointer(given), 0, norms.data_ptr(), w.data_ptr(), 0,
+        R, v.numel() // R, parameter_type, torch.get_num_threads(),
+    )  # fmt: skip
+    run("weight", rows, job)
+    return _from_rows(w, v, dim), norms
+
+
+def weight_norm_backward(
+    dw: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    norms: torch.Tensor,
+    dim: int,
+    needs: tuple[bool, bool],
+) -> Tensors:
+    """(dv, dg); None where `needs` says that nobody asked."""
+    rows = _rows(v, dim)
+    dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
+    (given,), parameter_type = of_one_dtype(g)
+    assert given is not None
+    dv = torch.empty_like(rows) if needs[0] else None
+    dg = torch.empty_like(given) if needs[1] else None
+    R = g.numel()
+    job = pack_weight(
+        rows.data_ptr(), pointer(given), dw.data_ptr(), norms.data_ptr(), pointer(dv), pointer(dg),
+        R, v.numel() // R, parameter_type, torch.get_num_threads(),
+    )  # fmt: skip
+    run("weight_backward", rows, job)
+    return None if dv is None else _from_rows(dv, v, dim), in_dtype_of(g, dg)
+
+
+def _rows(v: torch.Tensor, dim: int) -> torch.Tensor:
+    """v with what belongs to one norm together in memory, in whatever order; a copy for a dim that
+    is not the first."""
+    if dim not in (-1, 0):
+        return v.movedim(dim, 0).contiguous()
+    return dense(v) if v.dim() > 1 else v.contiguous()
+
+
+def _from_rows(rows: torch.Tensor, v: torch.Tensor, dim: int) -> torch.Tensor:
+    """What `_rows` made of v, v's own shape and layout again."""
+    return rows if dim in (-1, 0) else torch.empty_like(v).copy_(rows.movedim(0, dim))
