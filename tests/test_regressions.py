@@ -218,6 +218,24 @@ def test_rows_are_answered_contiguously(backend, activation):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("norm", ["in", "in_eval", "bin_train", "bn_train", "gn"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+def test_a_gradient_of_one_image_lies_as_it_likes(backend, norm, layout):
+    """torch's own instance norm (2.13, 2.15) gives a wrong dx where x has lost dy's layout."""
+    shape = (1, *SHAPE[1:])
+    x = make_input(shape, layout, requires_grad=True)
+    p = make_params(norm, shape, requires_grad=True)
+    dy = make_input(shape, seed=8)
+    alike = make_input(shape, requires_grad=True)  # and so all that the truth is made of
+    truth = forward_backward(Torch, norm, alike, double(p, requires_grad=True), dy)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    with running(backend):
+        ours = forward_backward(F, norm, x, p, dy)
+    for name, exact in truth.items():
+        assert_close(ours[name], exact, name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_output_may_be_written_to(backend, norm, layout):
