@@ -232,7 +232,8 @@ def test_a_gradient_of_one_image_lies_as_it_likes(backend, norm, layout):
     with running(backend):
         ours = forward_backward(F, norm, x, p, dy)
     for name, exact in truth.items():
-        assert_close(ours[name], exact, name)
+        # rho's is 0: of one image the batch's statistics are the instance's
+        assert_close(ours[name], exact, name, slack=1e-14 if name == "rho" else 0.0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
