@@ -50,11 +50,13 @@ test-compiled: $(TRITONS:%=.triton/%)  ## all tests of compiled kernels, with ea
 # without Triton (no_kernel: tests/conftest.py marks them) would show what make test does.
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
-SMOKE := tests/functional/test_forward.py tests/modules/test_drop_in.py tests/kernels/test_compile.py
-test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels' tests with an older Triton, some with the oldest
+SMOKE := tests/functional/test_forward.py tests/modules/test_drop_in.py
+test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels' tests with an older Triton, some, and compiled kernels, with the oldest
 	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
 	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
 	    -m "not slow and not no_kernel" $(SMOKE)
+	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(COMPILED) -m "not slow" \
+	    --triton $(OLDEST_TRITON) --capability 80
 
 # The newest torch supported comes as a CUDA build of several GB: an environment of its own, not in CI.
 NEWEST := .newest/2.15.0

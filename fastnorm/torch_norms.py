@@ -113,12 +113,18 @@ def _of_instances(
     numbers = spec.use_input_stats, spec.momentum, spec.eps
     with _running(spec, x, running_mean, running_var) as (mean, var):
         if spec.norm == "instance":
-            return F.instance_norm(x, mean, var, weight, bias, *numbers)
+            return _instance_norm(x, mean, var, weight, bias, *numbers)
         batch = F.batch_norm(x, mean, var, None, None, *numbers)
     assert rho is not None, "batch_instance_norm requires it"
-    z = torch.lerp(F.instance_norm(x, eps=spec.eps), batch, broadcast(rho.to(x.dtype), x))
+    z = torch.lerp(_instance_norm(x, eps=spec.eps), batch, broadcast(rho.to(x.dtype), x))
     z = z if weight is None else z * broadcast(weight.to(x.dtype), x)
     return z if bias is None else z + broadcast(bias.to(x.dtype), x)
+
+
+def _instance_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Of three dimensions, which have no format of channels last: where the gradient of one image
+    lies so, torch's (2.13, 2.15) takes it for a contiguous one."""
+    return F.instance_norm(x.flatten(2), *args, **kwargs).view_as(x)
 
 
 def _widened(x: Tensor) -> Tensor:

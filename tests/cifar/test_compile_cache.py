@@ -96,10 +96,14 @@ def test_the_users_own_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_shared_objects_cut_short(tmp_path: Path) -> None:
-    """torch's own, as a process leaves them that is killed while they are linked."""
+    """torch's own, as a process leaves them that is killed while they are linked.
+
+    The program's alone: with a probe of the CPU's instructions cut short torch does without them,
+    which is slower and not wrong.
+    """
     folder = tmp_path / "compiled"
     run_python("-c", COMPILES, folder, "stop", PYTHONPATH=str(CIFAR))
-    libraries = list(folder.rglob("*.so"))
+    libraries = list(folder.rglob("*.main.so"))
     assert libraries
     for library in libraries:
         library.write_bytes(library.read_bytes()[:64])

@@ -130,6 +130,7 @@ def test_resuming_with_other_images(start: Callable[..., Path], tmp_path: Path) 
         start("other", resume=True)
 
 
+@pytest.mark.slow  # five points of it are test_killed_and_resumed's, in this process
 def test_a_killed_process(tiny_cifar: Path, tmp_path: Path, start: Callable[..., Path]) -> None:
     """SIGKILL as soon as there is a checkpoint."""
     flags = {**FLAGS, "epochs": 60}

@@ -108,6 +108,7 @@ def test_a_study_from_the_command_line(
     assert other.returncode == 1 and "another --amp (there off, here bf16)" in other.stderr
 
 
+@pytest.mark.slow
 def test_what_failed_is_named_and_the_others_go_on(
     run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_time_is_up(
     assert not list(tmp_path.glob("runs/*/*/results.json"))
 
 
+@pytest.mark.slow
 def test_a_terminated_study_leaves_no_run_behind(tiny_cifar: Path, tmp_path: Path) -> None:
     flags = [*map(str, SMALL), "--parts", "variants", "--data-dir", str(tiny_cifar)]
     command = [*command_line("study.py", {"output": tmp_path}), *flags, "--epochs", "500"]

@@ -20,7 +20,6 @@ RANKS = 2
 QUICK = [
     ("cpu", "aot_eager", "bn", 3.0, 1.0, 1),
     ("cpu", "aot_eager", "sn", 3.0, None, 1),
-    ("cpu", "inductor", "bn", 3.0, 1.0, 2),
 ]
 MANY = [
     case

@@ -38,6 +38,7 @@ def compiled(*arguments: str) -> list[tuple[str, int, int]]:
     return [(name, int(registers), int(stack)) for name, registers, stack in rows]
 
 
+@pytest.mark.slow  # tests/compiled runs what it compiles
 def test_every_kernel_compiles():
     """bfloat16, contiguous, ReLU and residual, for compute capability 9.0."""
     kernels = compiled("90", "quick")

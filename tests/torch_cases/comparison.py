@@ -24,11 +24,11 @@ class Three(NamedTuple):
 def marks(backend: str, x: Tensor, layout: str, dtype: str) -> list[pytest.MarkDecorator]:
     """Slow are, in the interpreter alone: programs by the hundred, gaps, formats beside the dtypes.
 
-    What stays is every class, option, mode and dtype on both backends, and channels last in fp32;
-    gaps are read by functional/test_forward and test_gradient_contract too.
+    What stays is every class, option and mode on both backends, in fp32, with channels last; other
+    dtypes are test_precision's too, gaps functional/test_forward's and test_gradient_contract's.
     """
     large = x.dim() > 0 and (x.shape[0] > 100 or x.numel() > 10_000)
-    ordinary = layout == "contiguous" or (layout == "channels_last" and dtype == "fp32")
+    ordinary = layout != "noncontiguous" and dtype == "fp32"
     return [pytest.mark.slow] if backend == "triton" and (large or not ordinary) else []
 
 

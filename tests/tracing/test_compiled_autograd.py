@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo import compiled_autograd
 
 import fastnorm
-from tests.conftest import BACKENDS, DEVICE, make_input, running
+from tests.conftest import BACKENDS, DEVICE, make_input, running, slow_unless
 from tests.tracing.nets import difference, loss
 
 C, SHAPE = 4, (3, 4, 6, 5)
@@ -34,7 +34,9 @@ class Net(nn.Module):
         return y + total
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(b, marks=slow_unless(b == "triton")) for b in BACKENDS]
+)
 def test_gradients_are_eagers(backend):
     model, x = Net().to(DEVICE), make_input(SHAPE, dtype=torch.float32, requires_grad=True)
     targets = [x, *model.parameters()]
