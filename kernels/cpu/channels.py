@@ -8,7 +8,6 @@ from .calls import ACTIVATIONS, NORMS, in_dtype_of, of_one_dtype, pack_job, run
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]
 OF_BATCH = ("batch", "mean_only_batch")
-NOTHING = (None,) * 5
 
 
 def channel_norm(
@@ -96,7 +95,7 @@ def channel_norm_backward(
     dbias = torch.empty_like(wide_bias) if needs[3] and wide_bias is not None else None
     drho = torch.empty_like(wide_rho) if needs[4] and wide_rho is not None else None
     written = (dx, dresidual, dweight, dbias, drho)
-    if written != NOTHING:
+    if any(tensor is not None for tensor in written):
         job = pack_job(
             x.data_ptr(), dy.data_ptr(),
             0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
