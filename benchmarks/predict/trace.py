@@ -52,8 +52,8 @@ class WarpTrace:
 
     def peak_in_flight(self) -> int:
         """The most bytes from the memory that a thread has asked for before it waits for some."""
-        most, loads, copies = 0, [0] * 8, []
-        copied = 0
+        most, copied = 0, 0
+        loads, copies = [0] * 8, list[int]()
         for (instruction, active, at), i in zip(self.steps, self.played, strict=True):
             most = max(most, sum(loads) + copied + sum(copies))
             for barrier in range(6):
