@@ -93,6 +93,7 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
         blocks = min(per_sm, _blocks(traces, room.blocks))
         played = play(gpu, [t.played for t in traces], code.warps, room.blocks, blocks)
         cycles += share * (played.cycles + (per_sm - blocks) * played.cycles_a_block)
+        cycles += share * _uneven(code, machine, levels, traces[0], gpu, room.blocks)
         if shown is None:
             shown = traces, played
     assert shown is not None
@@ -152,15 +153,28 @@ def _nobody(_k: int) -> int:
 def _traces(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], resident: int
 ) -> list[WarpTrace]:
-    """A warp of the longer of two programs, the first and one in the middle and, of many programs,
-    of its neighbours, whose work may differ."""
+    """A warp of each program that a multiprocessor in the middle starts with; of launches that
+    follow in many waves, of four neighbours, whose work may differ."""
     middle = code.programs // 2
-    found = [trace_warp(machine, p, levels, names, _nobody) for p in {0, middle}]
-    longest = max(found, key=lambda t: len(t.steps))
-    if code.programs <= SMS * resident:
-        return [longest]
-    neighbours = range(middle + 1, min(middle + 4, code.programs))
-    return [longest, *(trace_warp(machine, p, levels, names, _nobody) for p in neighbours)]
+    if code.programs > SMS * resident:
+        chosen = range(middle, min(middle + 4, code.programs))
+    else:
+        chosen = range(min(SMS // 2, middle), code.programs, SMS)
+    return [trace_warp(machine, p, levels, names, _nobody) for p in chosen]
+
+
+def _uneven(
+    code: Code, machine: Machine, levels: dict[int, int], trace: WarpTrace, gpu: str, resident: int
+) -> float:
+    """Cycles that the first program, which may have a turn more, works alone when others are done,
+    with as much bandwidth as the L2 cache has."""
+    if code.programs > SMS * resident:
+        return 0.0
+    first = trace_warp(machine, 0, levels, [], _nobody)
+    if len(first.steps) <= len(trace.steps):
+        return 0.0
+    times = [play(gpu, [t.played], code.warps, 1, 1, alone=True).cycles for t in (first, trace)]
+    return times[0] - times[1]
 
 
 def _blocks(traces: list[WarpTrace], resident: int) -> int:

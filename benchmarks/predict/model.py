@@ -13,6 +13,7 @@ SOURCE = Path(__file__).with_name("one_sm.cpp")
 SMS = 132
 CLOCK = 1.755e9  # cycles a second
 LAUNCH = 1.2e-6  # s between kernels that follow one another in a CUDA graph
+L2_RATE = 26  # bytes a cycle that one multiprocessor gets from the L2 cache
 L2_KEEPS = 20e6  # bytes that a second launch, which walks backwards, finds in the cache
 BANDWIDTH = {"h100": 3.0e12, "h200": 4.3e12}  # bytes a second that a copy reaches
 
@@ -64,9 +65,12 @@ def play(
     warps: int,
     resident: int,
     blocks: int,
+    alone: bool = False,
 ) -> Played:
-    """Blocks of so many warps, `resident` at a time, the traces in turns."""
-    machine = _Machine(BANDWIDTH[gpu] / SMS / CLOCK, 26, 1300, 280, 38, 250, 700, 700, 22)
+    """Blocks of so many warps, `resident` at a time, the traces in turns. `alone`, the other
+    multiprocessors take no bandwidth."""
+    share = L2_RATE if alone else BANDWIDTH[gpu] / SMS / CLOCK
+    machine = _Machine(share, L2_RATE, 1300, 280, 38, 250, 700, 700, 22)
     lengths = [len(trace) for trace in traces]
     joined = (PlayedInstruction * sum(lengths))()
     offsets, at = [], 0
