@@ -22,6 +22,8 @@ REGISTERS = 128
 STAGES = 3  # of loops over rows: two tiles are on their way while one is worked on
 # Of passes that keep nothing: elements of a tile, in 4 warps.
 TILE = 2048
+# Of passes that keep sums alone, forward in 4 warps and backward in 16.
+REDUCING_TILE = (4096, 8192)
 # A cluster's slice of a row: backward shorter, for the sums of columns that stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
@@ -35,6 +37,7 @@ class RowGeometry(NamedTuple):
     L: int
     BLOCK_R: int
     BLOCK_L: int
+    itemsize: int  # of x
     num_warps: int
     stages: int = 1
 
@@ -55,6 +58,11 @@ class RowGeometry(NamedTuple):
         """The sizes, in the kernels' order: L in multiples of ALIGN."""
         return self.R, self.L // alignment(self.L), self.units, self.members, groups
 
+    @property
+    def _inner(self) -> int:
+        """Columns of a tile's inner axis: what a warp loads at once, or all of one row."""
+        return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
+
     def constants(self) -> dict[str, Any]:
         """None: all that a kernel is compiled for is in its `choices`."""
         return {}
@@ -68,6 +76,7 @@ class RowGeometry(NamedTuple):
             WHOLE=self.L % self.BLOCK_L == 0,
             BLOCK_R=self.BLOCK_R,
             BLOCK_L=self.BLOCK_L,
+            INNER=self._inner,
             STAGES=self.stages,
         )
 
@@ -85,24 +94,25 @@ def choose(
         state,
         {
             "one_program": lambda: _one_program(R, L, itemsize, backward),
-            "cluster": lambda: _cluster(R, L, backward),
-            "streaming": lambda: reducing(R, L, backward),
+            "cluster": lambda: _cluster(R, L, itemsize, backward),
+            "streaming": lambda: reducing(R, L, itemsize, backward),
         },
         f"{R} rows of {L} elements",
     )
 
 
-def reducing(R: int, L: int, backward: bool) -> RowGeometry:
+def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     """For the first of two launches, which reads a tile and keeps sums alone."""
-    tile = 8192 if backward else 4096
+    tile = REDUCING_TILE[backward]
     BLOCK_L = min(_padded(L), tile)
-    return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, 16 if backward else 4, STAGES)
+    warps = 16 if backward else 4
+    return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, itemsize, warps, STAGES)
 
 
-def pointwise(R: int, L: int) -> RowGeometry:
+def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
     """For the second, and for weight norm: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, 4)
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4)
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
@@ -110,16 +120,16 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry |
     if BLOCK_L > (LONGEST_ROW_BACKWARD if backward else LONGEST_ROW):
         return None
     warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
-    least = 8 if backward else 2
+    least = 8 if backward else 1  # where rows leave shares of gradients, few programs
     warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
-    return RowGeometry(R, L, _rows(R, warps * warp_tile, BLOCK_L), BLOCK_L, warps, STAGES)
+    return RowGeometry(R, L, _rows(R, warps * warp_tile, BLOCK_L), BLOCK_L, itemsize, warps, STAGES)
 
 
-def _cluster(R: int, L: int, backward: bool) -> RowGeometry | None:
+def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
     slice_ = BACKWARD_SLICE if backward else SLICE
     BLOCK_L = min(_padded(L), slice_)
     BLOCK_R = _rows(R, 2 * slice_ if backward else slice_, BLOCK_L)
-    found = RowGeometry(R, L, BLOCK_R, BLOCK_L, 16 if backward else 8)
+    found = RowGeometry(R, L, BLOCK_R, BLOCK_L, itemsize, 16 if backward else 8)
     return found if found.members <= tilings.MOST_MEMBERS else None
 
 

@@ -4,7 +4,7 @@ of a cluster; or in two launches, each of which reads the tensor. Forward above 
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, inverse_std, store_gradient
+from .arithmetic import LANES_FIRST, accumulation_type, across, inverse_std, store_gradient
 from .row_tiles import (
     Sizes,
     Stats,
@@ -45,7 +45,8 @@ def load_sum(t, tile):
 @triton.jit
 def part_count(start, s, K: tl.constexpr, ACC: tl.constexpr):
     """The columns of a part, for each row."""
-    return tl.zeros([K.BLOCK_R], ACC) + tl.minimum(s.L - start, K.BLOCK_L).to(ACC)
+    count = tl.minimum(s.L - start, K.BLOCK_L).to(ACC)
+    return across(tl.zeros([K.BLOCK_R], ACC), False) + count
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -80,7 +81,7 @@ def row_norm_backward_kernel(t, R, L, row_blocks, parts, groups, K: tl.constexpr
     group, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     start = part * K.BLOCK_L
     affine = load_affine(t, start, s, K)
-    dweight = tl.zeros([K.BLOCK_R, K.BLOCK_L], ACC)
+    dweight = tl.zeros_like(affine.gamma)
     dbias = dweight
     for block in tl.range(group, row_blocks, groups, num_stages=K.STAGES):
         tile = row_tile(block, start, s, K)
@@ -107,12 +108,14 @@ def row_norm_backward_kernel(t, R, L, row_blocks, parts, groups, K: tl.constexpr
 @triton.jit
 def store_shares(partial_ptr, dweight, dbias, start, group, groups, s, K: tl.constexpr):
     """A group's share of dweight and dbias into (2, groups, L), for RMS norm (groups, L)."""
-    column = start + tl.arange(0, K.BLOCK_L)
+    ROWS: tl.constexpr = 0 if LANES_FIRST else 1
+    column = start + tl.arange(0, K.BLOCK_L // K.INNER)[:, None] * K.INNER
+    column += tl.arange(0, K.INNER)[None, :]
     slot = group.to(tl.int64) * s.L + column
-    tl.store(partial_ptr + slot, tl.sum(dweight, axis=0), mask=column < s.L)
+    tl.store(partial_ptr + slot, tl.sum(dweight, axis=ROWS), mask=column < s.L)
     if K.CENTRED:
         plane = groups.to(tl.int64) * s.L
-        tl.store(partial_ptr + plane + slot, tl.sum(dbias, axis=0), mask=column < s.L)
+        tl.store(partial_ptr + plane + slot, tl.sum(dbias, axis=ROWS), mask=column < s.L)
 
 
 @triton.jit
@@ -151,7 +154,7 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     block, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     begin = part.to(tl.int64) * steps * K.BLOCK_L
-    count = tl.zeros([K.BLOCK_R], ACC)
+    count = across(tl.zeros([K.BLOCK_R], ACC), False)
     mean, m2 = count, count
     end = tl.minimum(begin + steps * K.BLOCK_L, s.L)
     for start in tl.range(begin, end, K.BLOCK_L, num_stages=K.STAGES):
@@ -197,7 +200,7 @@ def row_sums_kernel(t, R, L, row_blocks, parts, groups, K: tl.constexpr):
     group, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     start = part.to(tl.int64) * K.BLOCK_L
     affine = load_affine(t, start, s, K)
-    dweight = tl.zeros([K.BLOCK_R, K.BLOCK_L], ACC)
+    dweight = tl.zeros_like(affine.gamma)
     dbias = dweight
     for block in tl.range(group, row_blocks, groups, num_stages=K.STAGES):
         tile = row_tile(block, start, s, K)

@@ -20,6 +20,7 @@ from .row_kernels import (
     row_norm_kernel,
     row_sums_kernel,
 )
+from .tensors import itemsize_of
 
 DX_REGISTERS = 64  # of row_dx_kernel, which keeps nothing: 32 warps an SM
 
@@ -48,7 +49,7 @@ def forward_plan(
     tier_state: tiers.State,
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of the call's tensors, x's first."""
-    tier, geometry = row_geometry.choose(R, L, _itemsize(dtypes), False, tier_state)
+    tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), False, tier_state)
     planes, moments = stats_planes(norm), 3 if norm == "layer" else 1
     if tier == "cluster":
         K = geometry.choices(norm, activation, cluster=True)
@@ -62,7 +63,7 @@ def forward_plan(
     wanted = triton.cdiv(tilings.ENOUGH_PROGRAMS, geometry.units)
     steps = triton.cdiv(geometry.members, min(wanted, geometry.members))
     parts = triton.cdiv(geometry.members, steps)
-    each = row_geometry.pointwise(R, L)
+    each = row_geometry.pointwise(R, L, itemsize_of(dtypes))
     aligned_L = L // alignment(L)
     return RowPlan(
         geometry,
@@ -99,7 +100,7 @@ def backward_plan(
     tier_state: tiers.State,
 ) -> RowPlan:
     """The backward for R rows of L elements on a device of so many multiprocessors."""
-    tier, geometry = row_geometry.choose(R, L, _itemsize(dtypes), True, tier_state)
+    tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), True, tier_state)
     planes, parameters = stats_planes(norm), any(needs[2:])
     table = planes * R * geometry.members
     if tier == "cluster":
@@ -111,7 +112,7 @@ def backward_plan(
         launch = _launch(row_norm_backward_kernel, groups, 1, geometry, norm, activation)
         return RowPlan(geometry, tier, planes, launch, groups=groups if parameters else 0)
     groups = min(geometry.units, max(sms // geometry.members, 1))
-    each = row_geometry.pointwise(R, L)
+    each = row_geometry.pointwise(R, L, itemsize_of(dtypes))
     adders = triton.cdiv(L, SHARES_L) if parameters else 0
     scalars = (R, L // alignment(L), each.units, geometry.members, groups)
     return RowPlan(
@@ -130,10 +131,6 @@ def backward_plan(
         table=table,
         groups=groups,
     )
-
-
-def _itemsize(dtypes: tuple[torch.dtype | None, ...]) -> int:
-    return max(dtype.itemsize for dtype in dtypes[:1] if dtype is not None)
 
 
 def _launch(

@@ -2,6 +2,10 @@
 
 A *tile* is a register block of BLOCK_R rows and BLOCK_L columns. Rows longer than that have several
 *parts*. Missing elements are loaded as 0; `mask` is None where none can be missing.
+
+A tile's columns are split in two axes, (outer, rows, inner), so that each warp takes rows of its
+own, where they are short enough, and sums along them cross no warps. The order of the axes is that
+of `arithmetic.py`.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +14,15 @@ import triton
 import triton.language as tl
 
 from .activation import activate, smooth_backward
-from .arithmetic import accumulation_type, chan_merge, product
+from .arithmetic import (
+    LANES_FIRST,
+    accumulation_type,
+    across,
+    across_lanes,
+    chan_merge,
+    product,
+    split_shape,
+)
 from .tables import piece_moments, piece_sums
 
 ENOUGH_TO_FUSE = tl.constexpr(256)  # columns of a tile, of which each thread then has several
@@ -26,6 +38,7 @@ class Choices(NamedTuple):
     WHOLE: bool  # BLOCK_L divides L
     BLOCK_R: int
     BLOCK_L: int
+    INNER: int  # columns of the inner axis
     STAGES: int = 1  # 1 plus the tiles that are on their way while one is worked on
 
 
@@ -82,20 +95,19 @@ class Sizes(NamedTuple):
 
 
 class Tile(NamedTuple):
-    row: Any  # (BLOCK_R,)
+    row: Any  # of the tile's shape, with 1 column, as all values of rows are
     start: Any  # the first column
-    column: Any  # (BLOCK_L,)
-    mask: Any  # (BLOCK_R, BLOCK_L) or None
-    offsets: Any  # (BLOCK_R, BLOCK_L), of elements
+    mask: Any  # of the tile's shape, or with 1 column, or None
+    offsets: Any  # of the tile's shape, of elements
 
 
 class Stats(NamedTuple):
-    mean: Any  # (BLOCK_R,)
+    mean: Any  # of each row
     rstd: Any
 
 
 class Affine(NamedTuple):
-    gamma: Any  # (1, BLOCK_L)
+    gamma: Any  # of the tile's shape, the same in each row
     beta: Any
 
 
@@ -103,17 +115,22 @@ class Affine(NamedTuple):
 
 
 @triton.jit
+def columns(K: tl.constexpr):
+    """The columns of a tile, counted from its first: all but the axis of the rows."""
+    outer = tl.arange(0, K.BLOCK_L // K.INNER) * K.INNER
+    return across_lanes(outer) + tl.arange(0, K.INNER)[None, None, :]
+
+
+@triton.jit
 def row_tile(block, start, s, K: tl.constexpr):
     """The tile of the rows of a block whose first column is `start`."""
-    row = tl.full([], K.BLOCK_R, tl.int64) * block + tl.arange(0, K.BLOCK_R)
-    column = start + tl.arange(0, K.BLOCK_L)
-    offsets = (row * s.L + start)[:, None] + tl.arange(0, K.BLOCK_L)[None, :]
+    row = across(tl.full([], K.BLOCK_R, tl.int64) * block + tl.arange(0, K.BLOCK_R), False)
     mask = None
     if not K.WHOLE:
-        mask = (row < s.R)[:, None] & (tl.arange(0, K.BLOCK_L) < s.L - start)[None, :]
+        mask = (row < s.R) & (columns(K) < s.L - start)
     elif K.BLOCK_R > 1:
-        mask = (row < s.R)[:, None]
-    return Tile(row, start, column, mask, offsets)
+        mask = row < s.R
+    return Tile(row, start, mask, row * s.L + start + columns(K))
 
 
 @triton.jit
@@ -141,10 +158,11 @@ def only_present(value, tile, K: tl.constexpr):
 
 @triton.jit
 def load_columns(ptr, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
-    """A parameter's slice of columns as a row, `default` where there is none."""
-    column = tl.arange(0, K.BLOCK_L)[None, :]
+    """A parameter's slice of columns, for each row of a tile; `default` where there is none."""
+    SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
+    column = tl.broadcast_to(columns(K), SHAPE)  # laid out as a tile is
     if ptr is None:
-        return tl.full(column.shape, default, ACC)
+        return tl.full(SHAPE, default, ACC)
     elif K.WHOLE:
         return tl.load(ptr + start + column).to(ACC)
     else:
@@ -182,8 +200,14 @@ def store_stats(stats_ptr, stats, tile, mask, s, K: tl.constexpr):
 @triton.jit
 def normalised(x, stats, tile, K: tl.constexpr):
     """x_hat of a tile as it is stored."""
-    x_hat = (x.to(stats.rstd.dtype) - stats.mean[:, None]) * stats.rstd[:, None]
-    return only_present(x_hat, tile, K)
+    return only_present((x.to(stats.rstd.dtype) - stats.mean) * stats.rstd, tile, K)
+
+
+@triton.jit
+def along(x):
+    """The sum along each row of a tile."""
+    OUTER: tl.constexpr = 1 if LANES_FIRST else 0
+    return tl.sum(tl.sum(x, axis=OUTER, keep_dims=True), axis=2, keep_dims=True)
 
 
 @triton.jit
@@ -194,9 +218,9 @@ def row_sum(a, b, K: tl.constexpr):
     `product`). Where each thread has several columns their sum comes between.
     """
     if K.BLOCK_L >= ENOUGH_TO_FUSE:
-        return tl.sum(a * b, axis=1)
+        return along(a * b)
     else:
-        return tl.sum(product(a, b), axis=1)
+        return along(product(a, b))
 
 
 @triton.jit
@@ -207,10 +231,11 @@ def _add_both(a, b, c, d):
 @triton.jit
 def row_sums(x, a, b, K: tl.constexpr):
     """The sums of x and of a * b along each row, in one round."""
-    if K.BLOCK_L >= ENOUGH_TO_FUSE:
-        return tl.reduce((x, a * b), 1, _add_both)
-    else:
-        return tl.reduce((x, product(a, b)), 1, _add_both)
+    products = a * b if K.BLOCK_L >= ENOUGH_TO_FUSE else product(a, b)
+    OUTER: tl.constexpr = 1 if LANES_FIRST else 0
+    x = tl.sum(x, axis=OUTER, keep_dims=True)
+    products = tl.sum(products, axis=OUTER, keep_dims=True)
+    return tl.reduce((x, products), 2, _add_both, keep_dims=True)
 
 
 @triton.jit
@@ -222,8 +247,8 @@ def row_moments(x, count, tile, K: tl.constexpr):
     does not.
     """
     if K.CENTRED:
-        mean = row_sum(x, tl.zeros_like(x) + (1.0 / count)[:, None], K)
-        deviation = only_present(x - mean[:, None], tile, K)
+        mean = row_sum(x, tl.zeros_like(x) + 1.0 / count, K)
+        deviation = only_present(x - mean, tile, K)
         total, squares = row_sums(deviation, deviation, deviation, K)
         error = total / count
         error = tl.where(tl.abs(error) < float("inf"), error, 0.0)
@@ -277,14 +302,14 @@ def publish_moments(table_ptr, count, mean, m2, part, tile, s, K: tl.constexpr):
 @triton.jit
 def published_moments(table_ptr, tile, s, K: tl.constexpr):
     """(mean, M2) of whole rows from what publish_moments left of their parts, in order."""
-    here = tile.row < s.R
+    row = tl.reshape(tile.row, [K.BLOCK_R])
     if K.CENTRED:
         plane = s.parts * s.R.to(tl.int64)
         planes = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
-        _, mean, m2 = piece_moments(planes, 0, tile.row, here, s.R, s.parts, K.BLOCK_R)
-        return mean, m2
+        _, mean, m2 = piece_moments(planes, 0, row, row < s.R, s.R, s.parts, K.BLOCK_R)
+        return across(mean, False), across(m2, False)
     else:
-        m2 = piece_sums(table_ptr, 0, tile.row, here, s.R, s.parts, K.BLOCK_R)
+        m2 = across(piece_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, K.BLOCK_R), False)
         return tl.zeros_like(m2), m2
 
 
@@ -311,13 +336,14 @@ def few_sums(table_ptr, tile, s, K: tl.constexpr):
     """Each row's sum over its parts, in order; parts are loaded some at a time, past the L1 cache,
     which other programs' stores do not reach."""
     BLOCK_P: tl.constexpr = 8
+    row = tl.reshape(tile.row, [K.BLOCK_R])
     total = tl.zeros([BLOCK_P, K.BLOCK_R], table_ptr.dtype.element_ty)
     for first in range(0, s.parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
-        slot = part[:, None] * s.R.to(tl.int64) + tile.row[None, :]
-        here = (part < s.parts)[:, None] & (tile.row < s.R)[None, :]
+        slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
+        here = (part < s.parts)[:, None] & (row < s.R)[None, :]
         total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
-    return tl.sum(total, axis=0)
+    return across(tl.sum(total, axis=0), False)
 
 
 # --- the output, its mask of bits, the gradient ---
@@ -326,24 +352,29 @@ def few_sums(table_ptr, tile, s, K: tl.constexpr):
 @triton.jit
 def store_output(t, x, stats, affine, tile, s, K: tl.constexpr):
     """y = act(x_hat * gamma + beta + residual), and ReLU's bits where they are wanted."""
-    z = (x - stats.mean[:, None]) * stats.rstd[:, None] * affine.gamma + affine.beta
+    z = (x - stats.mean) * stats.rstd * affine.gamma + affine.beta
     if t.residual is not None:
         z += load(t.residual, tile).to(z.dtype)
     if t.bits is not None:
-        BYTES: tl.constexpr = K.BLOCK_L // 8
-        active = tl.reshape(((z <= 0.0) == 0).to(tl.int32), [K.BLOCK_R, BYTES, 8])
-        byte = tl.sum(active << tl.arange(0, 8)[None, None, :], axis=2)
+        SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER // 8, 8)
+        bits = tl.reshape(((z <= 0.0) == 0).to(tl.int32), SHAPE) << bit_of_byte()
         offsets, mask = bit_bytes(tile, s, K)
-        tl.store(t.bits + offsets, byte.to(tl.uint8), mask=mask)
+        tl.store(t.bits + offsets, tl.sum(bits, axis=3).to(tl.uint8), mask=mask)
     store(t.y, activate(z, K.ACTIVATION), tile)
+
+
+@triton.jit
+def bit_of_byte():
+    return tl.arange(0, 8)[None, None, None, :]
 
 
 @triton.jit
 def bit_bytes(tile, s, K: tl.constexpr):
     """(offsets, mask) of a tile's bytes in ReLU's mask: bits of 8 neighbours, each row's own."""
-    byte = tl.arange(0, K.BLOCK_L // 8)
-    offsets = (tile.row * tl.cdiv(s.L, 8) + tile.start // 8)[:, None] + byte[None, :]
-    return offsets, (tile.row < s.R)[:, None] & (byte * 8 < s.L - tile.start)[None, :]
+    outer = tl.arange(0, K.BLOCK_L // K.INNER) * (K.INNER // 8)
+    byte = across_lanes(outer) + tl.arange(0, K.INNER // 8)[None, None, :]
+    offsets = tile.row * tl.cdiv(s.L, 8) + tile.start // 8 + byte
+    return offsets, (tile.row < s.R) & (byte * 8 < s.L - tile.start)
 
 
 @triton.jit
@@ -357,7 +388,7 @@ def activation_gradient(t, dy, x_hat, affine, tile, s, K: tl.constexpr):
     elif t.bits is not None:
         offsets, mask = bit_bytes(tile, s, K)
         byte = tl.load(t.bits + offsets, mask=mask, other=0).to(tl.int32)
-        bits = (byte[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+        bits = (byte[:, :, :, None] >> bit_of_byte()) & 1
         return tl.where(tl.reshape(bits, dy.shape) != 0, dy, 0.0).to(dy.dtype)
     else:
         z = x_hat * affine.gamma + affine.beta
@@ -375,8 +406,7 @@ def store_dx(t, g, x_hat, gamma, g_mean, gx_mean, rstd, tile):
     if t.dresidual is not None:
         store(t.dresidual, g, tile)
     if t.dx is not None:
-        dx = gamma * g.to(rstd.dtype) - g_mean[:, None] - x_hat * gx_mean[:, None]
-        dx *= rstd[:, None]
+        dx = (gamma * g.to(rstd.dtype) - g_mean - x_hat * gx_mean) * rstd
         if t.dsum is not None:
             dx += load(t.dsum, tile).to(dx.dtype)
         store(t.dx, dx, tile)

@@ -10,14 +10,22 @@ from .arithmetic import accumulation_type, product, store_rounded
 from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import pointwise
-from .row_tiles import Sizes, load, row_tile, store
-from .tensors import Tensors, accumulation, contiguous, dense, dtypes_of, laid_out_as
+from .row_tiles import Sizes, along, load, row_tile, store
+from .tensors import (
+    Tensors,
+    accumulation,
+    contiguous,
+    dense,
+    dtypes_of,
+    itemsize_of,
+    laid_out_as,
+)
 
 
 @triton.jit
 def rooted_sums(squares, row, R):
     """The root of each row's sum; 1 for rows that are not there, which nothing divides by 0."""
-    total = tl.where(row < R, tl.sum(squares, axis=1), 1.0)
+    total = tl.where(row < R, along(squares), 1.0)
     if total.dtype == tl.float64:
         return tl.sqrt(total)
     else:
@@ -49,7 +57,7 @@ def weight_norm_kernel(
         squares += more * more
     norm = rooted_sums(squares, tile.row, R)
     g = tl.load(g_ptr + tile.row, mask=tile.row < R, other=0.0).to(ACC)
-    scale = (g / norm)[:, None]
+    scale = g / norm
     tl.store(norms_ptr + tile.row, norm, mask=tile.row < R)
     store(w_ptr, v * scale, tile)
     for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
@@ -80,12 +88,12 @@ def weight_norm_backward_kernel(
         later = row_tile(block, start, s, K)
         products += load(dw_ptr, later).to(ACC) * load(v_ptr, later).to(ACC)
     norm = tl.load(norms_ptr + tile.row, mask=tile.row < R, other=1.0)
-    dg = tl.sum(products, axis=1) / norm
+    dg = along(products) / norm
     if dg_ptr is not None:
         store_rounded(dg_ptr + tile.row, dg, tile.row < R)
     if dv_ptr is not None:
         g = tl.load(g_ptr + tile.row, mask=tile.row < R, other=0.0).to(ACC)
-        scale, along = (g / norm)[:, None], (dg / norm)[:, None]
+        scale, along = g / norm, dg / norm
         store(dv_ptr, scale * (dw - along * v), tile)
         for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
             later = row_tile(block, start, s, K)
@@ -95,10 +103,10 @@ def weight_norm_backward_kernel(
 
 @functools.lru_cache(PLANS)
 def weight_launch(
-    R: int, L: int, _dtypes: tuple[torch.dtype | None, ...], backward: bool
+    R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool
 ) -> Launch:
     """A launch is made for one pattern of dtypes and of tensors that are None."""
-    geometry = pointwise(R, L)
+    geometry = pointwise(R, L, itemsize_of(dtypes))
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
     constants = {"K": geometry.choices("rms", None)}
     return Launch(kernel, geometry.units, (R, L // alignment(L)), constants, geometry.num_warps)

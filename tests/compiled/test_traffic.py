@@ -58,7 +58,7 @@ def moved(emulator: Emulator, case: Case) -> tuple[int, int]:
     found = [0, 0]
     for name, *_, statistics in emulator.log:
         backward = any(word in name for word in ("backward", "gradient", "row_sums", "row_dx"))
-        if name != "sum_partials_kernel":
+        if name != "add_shares_kernel":
             sectors = statistics.sectors_of.items()
             found[backward] += sum(32 * n for (_, tensor), n in sectors if tensor in TENSORS)
     return found[0], found[1]
