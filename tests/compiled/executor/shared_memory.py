@@ -72,11 +72,10 @@ class SharedMemory:
 
     def check_copy(self, address: Array, values: list[Array], mask: Array, site: Site) -> None:
         """A copy that may write from here on: not what others read since the last barrier."""
+        size, threads = 4 * len(values), self.thread[mask]
+        offset = self._offset(address[mask], size, site)
         if self.races is not None:
-            size = 4 * len(values)
-            threads = self.thread[mask]
             stored = np.ascontiguousarray(np.stack([v[mask] for v in values], 1)).view(u8)
-            offset = self._offset(address[mask], size, site)
             self.races.check_write(offset, size, threads, stored.reshape(-1), site)
 
     def load_matrices(
