@@ -9,9 +9,10 @@ from . import launch, tiers, tilings
 from .geometry import alignment
 from .row_tiles import Choices
 
-# Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns.
+# Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns, by
+# x's bytes an element.
 LONGEST_ROW = 16384
-LONGEST_ROW_BACKWARD = 8192
+LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
 # Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
@@ -86,7 +87,7 @@ def choose(
 ) -> tuple[str, RowGeometry]:
     """The tier for rows of L elements and its geometry.
 
-    one_program   rows up to 16,384 elements, backward 8,192
+    one_program   rows up to 16,384 elements, backward 8,192 where they have more than 16 bits
     cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
     streaming     any
     """
@@ -102,7 +103,7 @@ def choose(
 
 
 def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
-    """For the first of two launches, which reads a tile and keeps sums alone."""
+    """For the first of two launches, which keeps sums alone, and for weight norm."""
     tile = REDUCING_TILE[backward]
     BLOCK_L = min(_padded(L), tile)
     warps = 16 if backward else 4
@@ -110,14 +111,14 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
 
 
 def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
-    """For the second, and for weight norm: a tile a program."""
+    """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
     return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4)
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
     BLOCK_L = _padded(L)
-    if BLOCK_L > (LONGEST_ROW_BACKWARD if backward else LONGEST_ROW):
+    if BLOCK_L > (LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW):
         return None
     warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
     least = 8 if backward else 1  # where rows leave shares of gradients, few programs

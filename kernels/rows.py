@@ -35,9 +35,10 @@ def row_norm(
     statistics of each row that row_norm_backward takes, in the accumulation dtype."""
     x = x.contiguous()
     masked = differentiable and side_input(activation, residual is not None) == "mask"
-    bits = x.new_empty(mask_bytes(*row_sizes(x, normalized_ndim)), dtype=torch.uint8)
+    kept = mask_bytes(*row_sizes(x, normalized_ndim)) if masked else 0
+    bits = x.new_empty(kept, dtype=torch.uint8) if masked else None
     t = _norm(
-        x, None, None, residual, weight, bias, bits if masked else None, norm=norm,
+        x, None, None, residual, weight, bias, bits, norm=norm,
         normalized_ndim=normalized_ndim, eps=eps, activation=activation,
     )  # fmt: skip
     return t.y, t.bits, (t.stats,)

@@ -9,7 +9,7 @@ import triton.language as tl
 from .arithmetic import accumulation_type, product, store_rounded
 from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import pointwise
+from .row_geometry import reducing
 from .row_tiles import Sizes, along, load, row_tile, store
 from .tensors import (
     Tensors,
@@ -106,7 +106,7 @@ def weight_launch(
     R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool
 ) -> Launch:
     """A launch is made for one pattern of dtypes and of tensors that are None."""
-    geometry = pointwise(R, L, itemsize_of(dtypes))
+    geometry = reducing(R, L, itemsize_of(dtypes), backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
     constants = {"K": geometry.choices("rms", None)}
     return Launch(kernel, geometry.units, (R, L // alignment(L)), constants, geometry.num_warps)
