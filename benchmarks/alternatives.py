@@ -38,7 +38,7 @@ AS_IT_IS = Alternative()
 ROWS_FORWARD = (
     Alternative(warps=8),
     Alternative((("row_geometry.STAGES", 4),)),
-    Alternative((("row_geometry.WARPS_AN_SM", 12),)),
+    Alternative((("row_geometry.FEW_WARPS_AN_SM", 16),)),
 )
 ROWS_BACKWARD = (
     Alternative(warps=16),

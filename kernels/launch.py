@@ -135,7 +135,12 @@ class Launch:
     def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """The compiled kernel for these tensors, loaded on the current device, not launched."""
         handle = self.kernel.warmup(
-            *_arguments(tensors), *floats, *self.scalars, **self.constants, **self.options, grid=(1,)
+            *_arguments(tensors),
+            *floats,
+            *self.scalars,
+            **self.constants,
+            **self.options,
+            grid=(1,),
         )
         handle._init_handles()
         return handle

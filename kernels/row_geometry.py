@@ -17,9 +17,11 @@ LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
 MOST_WARPS = 16
-# Warps that an SM has, of kernels that keep their tile; at 128 registers more do not fit.
+# Warps that an SM has, of kernels that keep their tile; fewer where threads keep 32 elements, gamma
+# and beta of 16 bits in float32.
 WARPS_AN_SM = 16
-REGISTERS = 128
+FEW_WARPS_AN_SM = 12
+SM_REGISTERS = 65536
 STAGES = 3  # of loops over rows: two tiles are on their way while one is worked on
 # Of passes that keep nothing: elements of a tile, in 4 warps.
 TILE = 2048
@@ -40,6 +42,7 @@ class RowGeometry(NamedTuple):
     BLOCK_L: int
     itemsize: int  # of x
     num_warps: int
+    at_once: int = 1  # programs that an SM has at a time, where they take rows in turns
     stages: int = 1
 
     @property
@@ -51,9 +54,9 @@ class RowGeometry(NamedTuple):
         return triton.cdiv(self.L, self.BLOCK_L)
 
     @property
-    def at_once(self) -> int:
-        """Programs that an SM has at a time."""
-        return max(WARPS_AN_SM // self.num_warps, 1)
+    def registers(self) -> int:
+        """The most that a thread may have for so many programs to fit."""
+        return min(SM_REGISTERS // (32 * self.num_warps * self.at_once) // 8 * 8, 255)
 
     def scalars(self, groups: int) -> tuple[int, ...]:
         """The sizes, in the kernels' order: L in multiples of ALIGN."""
@@ -106,14 +109,15 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     """For the first of two launches, which keeps sums alone, and for weight norm."""
     tile = REDUCING_TILE[backward]
     BLOCK_L = min(_padded(L), tile)
-    warps = 16 if backward else 4
-    return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, itemsize, warps, STAGES)
+    warps, at_once = (16, 1) if backward else (4, 4)
+    rows = _rows(R, tile, BLOCK_L)
+    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
 def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
     """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4)
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 8)  # 32 warps
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
@@ -123,7 +127,10 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry |
     warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
     least = 8 if backward else 1  # where rows leave shares of gradients, few programs
     warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
-    return RowGeometry(R, L, _rows(R, warps * warp_tile, BLOCK_L), BLOCK_L, itemsize, warps, STAGES)
+    few = itemsize == 2 and not backward and warps <= 4
+    at_once = (FEW_WARPS_AN_SM if few else WARPS_AN_SM) // warps
+    rows = _rows(R, warps * warp_tile, BLOCK_L)
+    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
 def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:

@@ -10,7 +10,7 @@ from . import row_geometry, tiers, tilings
 from .clusters import ClusterLaunch
 from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import REGISTERS, SHARES_L, RowGeometry
+from .row_geometry import SHARES_L, RowGeometry
 from .row_kernels import (
     add_shares_kernel,
     row_apply_kernel,
@@ -21,8 +21,6 @@ from .row_kernels import (
     row_sums_kernel,
 )
 from .tensors import itemsize_of
-
-DX_REGISTERS = 64  # of row_dx_kernel, which keeps nothing: 32 warps an SM
 
 
 class RowPlan(NamedTuple):
@@ -126,7 +124,7 @@ def backward_plan(
             scalars,
             {"K": each.choices(norm, activation), "SHARES_L": SHARES_L},
             each.num_warps,
-            DX_REGISTERS,
+            each.registers,
         ),
         table=table,
         groups=groups,
@@ -137,9 +135,14 @@ def _launch(
     kernel: Any, groups: int, members: int, geometry: RowGeometry, norm: str, activation: str | None
 ) -> Launch:
     """Of groups of so many programs, which take blocks of rows in turns."""
-    constants = {"K": geometry.choices(norm, activation)}
-    scalars = geometry.scalars(groups)
-    return Launch(kernel, groups * members, scalars, constants, geometry.num_warps, REGISTERS)
+    return Launch(
+        kernel,
+        groups * members,
+        geometry.scalars(groups),
+        {"K": geometry.choices(norm, activation)},
+        geometry.num_warps,
+        geometry.registers,
+    )
 
 
 @functools.lru_cache(PLANS)

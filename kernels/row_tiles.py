@@ -286,9 +286,7 @@ def publish(table_ptr, values, part, tile, s):
     """A tuple of values of each row, a plane (parts, R) each."""
     slot = part * s.R.to(tl.int64) + tile.row
     for i in tl.static_range(len(values)):
-        tl.store(
-            table_ptr + i * s.parts * s.R.to(tl.int64) + slot, values[i], mask=tile.row < s.R
-        )
+        tl.store(table_ptr + i * s.parts * s.R.to(tl.int64) + slot, values[i], mask=tile.row < s.R)
 
 
 @triton.jit

@@ -102,9 +102,7 @@ def weight_norm_backward_kernel(
 
 
 @functools.lru_cache(PLANS)
-def weight_launch(
-    R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool
-) -> Launch:
+def weight_launch(R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool) -> Launch:
     """A launch is made for one pattern of dtypes and of tensors that are None."""
     geometry = reducing(R, L, itemsize_of(dtypes), backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel

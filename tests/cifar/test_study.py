@@ -55,7 +55,11 @@ def test_parts_and_recipes() -> None:
     digits = plan(dataset="digits", batch_sizes=(32, 8))
     (first, *_), (small, *_) = digits["gn"], digits["gn-batch8"]
     recipe = RECIPES["digits"]
-    assert (first.recipe, first.epochs, first.batch_size) == ("digits", recipe.epochs, recipe.batch_size)
+    assert (first.recipe, first.epochs, first.batch_size) == (
+        "digits",
+        recipe.epochs,
+        recipe.batch_size,
+    )
     assert (first.lr, small.lr) == (recipe.lr, recipe.lr * 8 / recipe.batch_size)
 
 

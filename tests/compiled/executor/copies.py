@@ -77,9 +77,7 @@ class Copies:
             if not done.all():
                 late = ~done
                 words = [word[late] for word in each.words]
-                left.append(
-                    Copy(each.threads[late], each.address[late], words, each.group[late])
-                )
+                left.append(Copy(each.threads[late], each.address[late], words, each.group[late]))
         self.pending = left
 
     def _finish(self, each: Copy, done: Array, site: Site) -> None:
