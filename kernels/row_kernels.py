@@ -222,7 +222,6 @@ def row_dx_kernel(
 ):  # fmt: skip
     """dx, a tile a program; the first programs add up the groups' shares instead."""
     s = Sizes(R, L * K.ALIGN, parts)
-    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     adders = tl.cdiv(s.L, SHARES_L) if t.partial is not None else 0
     program = tl.program_id(0) - adders
     if program < 0:

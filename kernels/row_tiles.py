@@ -53,9 +53,10 @@ class Forward(NamedTuple):
     bias: Any  # (L,) or None
     y: Any  # (R, L)
     bits: Any  # (R, ceil(L / 8)) or None: where ReLU let z through
-    stats: Any  # (2, R): rstd and mean; RMS norm's (R,)
-    table: Any  # (3, parts, R), RMS norm's (parts, R), or None: moments of parts of rows
-    counters: Any  # barriers or tickets, or None
+    stats: Any = None  # (2, R): rstd and mean; RMS norm's (R,)
+    # Scratch: moments of parts of rows (3, parts, R), RMS norm's (parts, R); barriers or tickets.
+    table: Any = None
+    counters: Any = None
 
 
 class Backward(NamedTuple):
@@ -204,7 +205,7 @@ def normalised(x, stats, tile, K: tl.constexpr):
 
 
 @triton.jit
-def along(x):
+def sum_along(x):
     """The sum along each row of a tile."""
     OUTER: tl.constexpr = 1 if LANES_FIRST else 0
     return tl.sum(tl.sum(x, axis=OUTER, keep_dims=True), axis=2, keep_dims=True)
@@ -218,9 +219,9 @@ def row_sum(a, b, K: tl.constexpr):
     `product`). Where each thread has several columns their sum comes between.
     """
     if K.BLOCK_L >= ENOUGH_TO_FUSE:
-        return along(a * b)
+        return sum_along(a * b)
     else:
-        return along(product(a, b))
+        return sum_along(product(a, b))
 
 
 @triton.jit

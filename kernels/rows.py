@@ -79,19 +79,30 @@ def _norm(
 ) -> Forward:
     """What was read and written; x is contiguous."""
     R, L = row_sizes(x, normalized_ndim)
-    inputs = (*map(contiguous, (addend, residual, weight, bias)), bits)
-    key = (R, L, dtypes_of((x, *inputs)), norm, activation, multiprocessors(x))
+    t = Forward(
+        x,
+        contiguous(addend),
+        total,
+        contiguous(residual),
+        contiguous(weight),
+        contiguous(bias),
+        y=torch.empty_like(x),
+        bits=bits,
+    )
+    key = (R, L, dtypes_of(t), norm, activation, multiprocessors(x))
 
     def run(state: tiers.State) -> Forward | None:
         plan = forward_plan(*key, state)
-        stats = x.new_empty(plan.planes * R, dtype=accumulation(x))
-        others = torch.empty_like(x), bits, stats, accumulators(x, plan.table), _counters(plan, x)
-        t = Forward(x, inputs[0], total, *inputs[1:4], *others)
-        if not plan.first(t, (eps,)):
+        filled = t._replace(
+            stats=x.new_empty(plan.planes * R, dtype=accumulation(x)),
+            table=accumulators(x, plan.table),
+            counters=_counters(plan, x),
+        )
+        if not plan.first(filled, (eps,)):
             return None
         if plan.second is not None:
-            plan.second(t)
-        return t
+            plan.second(filled)
+        return filled
 
     return tiers.with_fallback(run)
 

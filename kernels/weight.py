@@ -10,7 +10,7 @@ from .arithmetic import accumulation_type, product, store_rounded
 from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import reducing
-from .row_tiles import Sizes, along, load, row_tile, store
+from .row_tiles import Sizes, load, row_tile, store, sum_along
 from .tensors import (
     Tensors,
     accumulation,
@@ -25,7 +25,7 @@ from .tensors import (
 @triton.jit
 def rooted_sums(squares, row, R):
     """The root of each row's sum; 1 for rows that are not there, which nothing divides by 0."""
-    total = tl.where(row < R, along(squares), 1.0)
+    total = tl.where(row < R, sum_along(squares), 1.0)
     if total.dtype == tl.float64:
         return tl.sqrt(total)
     else:
@@ -88,7 +88,7 @@ def weight_norm_backward_kernel(
         later = row_tile(block, start, s, K)
         products += load(dw_ptr, later).to(ACC) * load(v_ptr, later).to(ACC)
     norm = tl.load(norms_ptr + tile.row, mask=tile.row < R, other=1.0)
-    dg = along(products) / norm
+    dg = sum_along(products) / norm
     if dg_ptr is not None:
         store_rounded(dg_ptr + tile.row, dg, tile.row < R)
     if dv_ptr is not None:
