@@ -223,6 +223,16 @@ def _multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def _shared_memory(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def shared_memory(x: torch.Tensor) -> int:
+    """Bytes that a program on x's device may have; for a CPU tensor as many as on an H200."""
+    return _shared_memory(x.get_device()) if x.is_cuda else 227 * 1024
+
+
 def multiprocessors(x: torch.Tensor) -> int:
     """Those of x's device; for a CPU tensor as many as an H200 has."""
     return _multiprocessors(x.get_device()) if x.is_cuda else 132

@@ -23,6 +23,7 @@ WARPS_AN_SM = 16
 FEW_WARPS_AN_SM = 12
 SM_REGISTERS = 65536
 STAGES = 3  # of loops over rows: two tiles are on their way while one is worked on
+SHARED_FOR_SUMS = 16 * 1024  # bytes beside the tiles that are on their way
 # Of passes that keep nothing: elements of a tile, in 4 warps.
 TILE = 2048
 # Of passes that keep sums alone, forward in 4 warps and backward in 16.
@@ -61,6 +62,13 @@ class RowGeometry(NamedTuple):
     def scalars(self, groups: int) -> tuple[int, ...]:
         """The sizes, in the kernels' order: L in multiples of ALIGN."""
         return self.R, self.L // alignment(self.L), self.units, self.members, groups
+
+    def pipelined(self, streams: int, shared: int) -> "RowGeometry":
+        """With as many stages as the shared memory of an SM has room for: tiles of so many tensors,
+        for each program and each stage but the first."""
+        tile = self.BLOCK_R * self.BLOCK_L * self.itemsize
+        room = (shared - SHARED_FOR_SUMS) // self.at_once // (streams * tile)
+        return self._replace(stages=min(self.stages, 1 + room))
 
     @property
     def _inner(self) -> int:
@@ -117,7 +125,7 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
 def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
     """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 8)  # 32 warps
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:

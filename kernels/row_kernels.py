@@ -1,5 +1,5 @@
-"""The kernels of layer and RMS norm. A row in one launch, whole in a program or cut among the members
-of a cluster; or in two launches, each of which reads the tensor. Forward above backward in each."""
+"""The kernels of layer and RMS norm: in one launch, a row whole in a program or cut among the
+members of a cluster; in two, each of which reads the tensor. Forward above backward in each."""
 
 import triton
 import triton.language as tl
@@ -149,7 +149,7 @@ def add_shares_kernel(t, groups, L, ALIGN: tl.constexpr, BLOCK_L: tl.constexpr):
 
 @triton.jit(do_not_specialize=["R", "L", "parts", "steps"])
 def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
-    """Statistics of rows in parts of `steps` tiles; the last program of a block merges its parts."""
+    """Statistics of rows, by parts of `steps` tiles; a block's last program merges its parts."""
     s = Sizes(R, L * K.ALIGN, parts)
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     block, part = tl.program_id(0) // parts, tl.program_id(0) % parts

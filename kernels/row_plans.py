@@ -20,6 +20,7 @@ from .row_kernels import (
     row_norm_kernel,
     row_sums_kernel,
 )
+from .row_tiles import Backward, Forward
 from .tensors import itemsize_of
 
 
@@ -44,10 +45,14 @@ def forward_plan(
     norm: str,
     activation: str | None,
     sms: int,
+    shared: int,
     tier_state: tiers.State,
 ) -> RowPlan:
-    """The forward for R rows of L elements; `dtypes` are those of the call's tensors, x's first."""
+    """The forward for R rows of L elements; `dtypes` are those of a Forward."""
     tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), False, tier_state)
+    t = Forward(*dtypes)
+    streams = sum(each is not None for each in (t.x, t.addend, t.residual))
+    geometry = geometry.pipelined(streams, shared)
     planes, moments = stats_planes(norm), 3 if norm == "layer" else 1
     if tier == "cluster":
         K = geometry.choices(norm, activation, cluster=True)
@@ -95,10 +100,14 @@ def backward_plan(
     activation: str | None,
     needs: tuple[bool, ...],
     sms: int,
+    shared: int,
     tier_state: tiers.State,
 ) -> RowPlan:
-    """The backward for R rows of L elements on a device of so many multiprocessors."""
+    """The backward on a device of so many multiprocessors; `dtypes` are those of a Backward."""
     tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), True, tier_state)
+    t = Backward(*dtypes)
+    streams = sum(each is not None for each in (t.x, t.dy, t.residual, t.dsum))
+    geometry = geometry.pipelined(streams, shared)
     planes, parameters = stats_planes(norm), any(needs[2:])
     table = planes * R * geometry.members
     if tier == "cluster":

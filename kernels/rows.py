@@ -10,7 +10,7 @@ import torch
 
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
-from .launch import counters, multiprocessors
+from .launch import counters, multiprocessors, shared_memory
 from .masks import mask_bytes, side_input, unpacked
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
 from .row_tiles import Backward, Forward, Shares
@@ -89,7 +89,7 @@ def _norm(
         y=torch.empty_like(x),
         bits=bits,
     )
-    key = (R, L, dtypes_of(t), norm, activation, multiprocessors(x))
+    key = (R, L, dtypes_of(t), norm, activation, multiprocessors(x), shared_memory(x))
 
     def run(state: tiers.State) -> Forward | None:
         plan = forward_plan(*key, state)
@@ -152,7 +152,7 @@ def row_norm_backward(
         dbias=_like(bias, needs[3]),
     )
     R, L = row_sizes(x, normalized_ndim)
-    key = (R, L, dtypes_of(t), norm, activation, needs, multiprocessors(x))
+    key = (R, L, dtypes_of(t), norm, activation, needs, multiprocessors(x), shared_memory(x))
     tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, any(needs[2:])))
     return t.dx, dy if needs[1] and activation is None else t.dresidual, t.dweight, t.dbias
 
