@@ -45,7 +45,7 @@ def load_sum(t, tile):
 @triton.jit
 def part_count(start, s, K: tl.constexpr, ACC: tl.constexpr):
     """The columns of a part, for each row."""
-    count = tl.minimum(s.L - start, K.BLOCK_L).to(ACC)
+    count = tl.minimum(s.L - start, tl.full([], K.BLOCK_L, tl.int32)).to(ACC)
     return across(tl.zeros([K.BLOCK_R], ACC), False) + count
 
 

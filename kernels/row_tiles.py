@@ -1,7 +1,7 @@
 """Rows of x, seen as (R, L): what kernels are given, where a tile lies, what is done to one.
 
 A *tile* is a register block of BLOCK_R rows and BLOCK_L columns. Rows longer than that have several
-*parts*. Missing elements are loaded as 0; `mask` is None where none can be missing.
+*parts*. Missing elements are loaded as 0.
 
 A tile's columns are split in two axes, (outer, rows, inner), so that each warp takes rows of its
 own, where they are short enough, and sums along them cross no warps. The order of the axes is that
@@ -98,7 +98,7 @@ class Sizes(NamedTuple):
 class Tile(NamedTuple):
     row: Any  # of the tile's shape, with 1 column, as all values of rows are
     start: Any  # the first column
-    mask: Any  # of the tile's shape, or with 1 column, or None
+    mask: Any  # of the tile's shape, or with 1 column
     offsets: Any  # of the tile's shape, of elements
 
 
@@ -126,21 +126,19 @@ def columns(K: tl.constexpr):
 def row_tile(block, start, s, K: tl.constexpr):
     """The tile of the rows of a block whose first column is `start`."""
     row = across(tl.full([], K.BLOCK_R, tl.int64) * block + tl.arange(0, K.BLOCK_R), False)
-    mask = None
     if not K.WHOLE:
         mask = (row < s.R) & (columns(K) < s.L - start)
     elif K.BLOCK_R > 1:
         mask = row < s.R
+    else:
+        mask = tl.full(row.shape, True, tl.int1)
     return Tile(row, start, mask, row * s.L + start + columns(K))
 
 
 @triton.jit
 def load(ptr, tile):
     """A tile as it is stored."""
-    if tile.mask is None:
-        return tl.load(ptr + tile.offsets)
-    else:
-        return tl.load(ptr + tile.offsets, mask=tile.mask, other=0.0)
+    return tl.load(ptr + tile.offsets, mask=tile.mask, other=0.0)
 
 
 @triton.jit
