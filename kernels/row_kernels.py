@@ -45,8 +45,8 @@ def load_sum(t, tile):
 @triton.jit
 def part_count(start, s, K: tl.constexpr, ACC: tl.constexpr):
     """The columns of a part, for each row."""
-    count = tl.minimum(s.L - start, tl.full([], K.BLOCK_L, tl.int32)).to(ACC)
-    return across(tl.zeros([K.BLOCK_R], ACC), False) + count
+    count = tl.minimum(s.L - start, K.BLOCK_L).to(ACC)
+    return across(tl.full([K.BLOCK_R], 0.0, ACC), False) + count
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -55,7 +55,7 @@ def row_norm_kernel(t, eps: tl.float64, R, L, row_blocks, parts, groups, K: tl.c
     s = Sizes(R, L * K.ALIGN, parts)
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     group = tl.program_id(0) // parts if K.CLUSTER else tl.program_id(0)
-    part = tl.program_id(0) % parts if K.CLUSTER else 0
+    part = tl.program_id(0) % parts if K.CLUSTER else tl.full([], 0, tl.int32)
     start = part * K.BLOCK_L
     affine = load_affine(t, start, s, K)
     for block in tl.range(group, row_blocks, groups, num_stages=K.STAGES):
@@ -154,7 +154,7 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     block, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     begin = part.to(tl.int64) * steps * K.BLOCK_L
-    count = across(tl.zeros([K.BLOCK_R], ACC), False)
+    count = across(tl.full([K.BLOCK_R], 0.0, ACC), False)
     mean, m2 = count, count
     end = tl.minimum(begin + steps * K.BLOCK_L, s.L)
     for start in tl.range(begin, end, K.BLOCK_L, num_stages=K.STAGES):

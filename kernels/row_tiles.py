@@ -334,7 +334,7 @@ def few_sums(table_ptr, tile, s, K: tl.constexpr):
     which other programs' stores do not reach."""
     BLOCK_P: tl.constexpr = 8
     row = tl.reshape(tile.row, [K.BLOCK_R])
-    total = tl.zeros([BLOCK_P, K.BLOCK_R], table_ptr.dtype.element_ty)
+    total = tl.full([BLOCK_P, K.BLOCK_R], 0.0, table_ptr.dtype.element_ty)
     for first in range(0, s.parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
         slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
