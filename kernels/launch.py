@@ -225,7 +225,8 @@ def _multiprocessors(device: int) -> int:
 
 @functools.cache
 def _shared_memory(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    # The system takes 1 KB of it.
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor) - 1024
 
 
 def shared_memory(x: torch.Tensor) -> int:

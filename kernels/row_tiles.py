@@ -299,14 +299,15 @@ def publish_moments(table_ptr, count, mean, m2, part, tile, s, K: tl.constexpr):
 @triton.jit
 def published_moments(table_ptr, tile, s, K: tl.constexpr):
     """(mean, M2) of whole rows from what publish_moments left of their parts, in order."""
-    row = tl.reshape(tile.row, [K.BLOCK_R])
+    BLOCK_R: tl.constexpr = K.BLOCK_R
+    row = tl.reshape(tile.row, [BLOCK_R])
     if K.CENTRED:
         plane = s.parts * s.R.to(tl.int64)
         planes = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
-        _, mean, m2 = piece_moments(planes, 0, row, row < s.R, s.R, s.parts, K.BLOCK_R)
+        _, mean, m2 = piece_moments(planes, 0, row, row < s.R, s.R, s.parts, BLOCK_R)
         return across(mean, False), across(m2, False)
     else:
-        m2 = across(piece_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, K.BLOCK_R), False)
+        m2 = across(piece_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R), False)
         return tl.zeros_like(m2), m2
 
 
@@ -357,7 +358,8 @@ def store_output(t, x, stats, affine, tile, s, K: tl.constexpr):
         bits = tl.reshape(((z <= 0.0) == 0).to(tl.int32), SHAPE) << bit_of_byte()
         offsets, mask = bit_bytes(tile, s, K)
         tl.store(t.bits + offsets, tl.sum(bits, axis=3).to(tl.uint8), mask=mask)
-    store(t.y, activate(z, K.ACTIVATION), tile)
+    ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
+    store(t.y, activate(z, ACTIVATION), tile)
 
 
 @triton.jit
@@ -394,7 +396,8 @@ def activation_gradient(t, dy, x_hat, affine, tile, s, K: tl.constexpr):
         if K.ACTIVATION == "relu":
             return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
         else:  # act'(z) of what is not there may be NaN
-            return only_present(smooth_backward(dy.to(z.dtype), z, K.ACTIVATION), tile, K)
+            ACTIVATION: tl.constexpr = K.ACTIVATION
+            return only_present(smooth_backward(dy.to(z.dtype), z, ACTIVATION), tile, K)
 
 
 @triton.jit
