@@ -19,6 +19,7 @@
     compile_only          kernels compiled for a GPU that is not there
     machine_code          what a compiled kernel does to memory, read from its code
     codegen               `python -m benchmarks.codegen`: a report and a verdict on every kernel
+    predict/              `python -m benchmarks.predict`: estimated times, from machine code
     compiled              `python -m benchmarks.compiled`: a table of what kernels execute
     compiled_cases, _counts, _peers    its cases; their counts; those of another package
     recompilations        `python -m benchmarks.recompilations`: kernels that batch sizes need

@@ -37,13 +37,13 @@ class Alternative:
 AS_IT_IS = Alternative()
 ROWS_FORWARD = (
     Alternative(warps=8),
-    Alternative(warps=2),
-    Alternative((("row_geometry.TILE", 8192),)),
+    Alternative((("row_geometry.STAGES", 4),)),
+    Alternative((("row_geometry.FEW_WARPS_AN_SM", 16),)),
 )
 ROWS_BACKWARD = (
-    Alternative((("row_geometry.BACKWARD_TILE", 4096),), warps=8),
-    Alternative((("row_geometry.BACKWARD_TILE", 4096),)),
-    Alternative(warps=8),
+    Alternative(warps=16),
+    Alternative((("row_geometry.STAGES", 4),)),
+    Alternative((("row_geometry.STAGES", 2),)),
     Alternative(tier="streaming"),
 )
 CLUSTERS = (

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,6 +28,14 @@ from benchmarks.shapes import Case
 from fastnorm import dispatch
 
 
+class Argument(NamedTuple):
+    """One pointer or number; those in a tuple are named as "tensors.x_ptr" is."""
+
+    name: str
+    form: str  # in Triton's signature: "*fp32", "i32"
+    value: int | float  # of a tensor the bytes
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch that became a compilation, or found its kernel compiled already."""
@@ -36,6 +44,8 @@ class Launch:
     folder: Path  # of the kernel's source
     kernel: Any  # triton's CompiledKernel
     shapes: dict[str, tuple[int, ...]]  # of the tensors, by the kernel's argument
+    programs: int = 0
+    arguments: tuple["Argument", ...] = ()  # what the compiled kernel is given, in order
 
 
 class CompilingDriver:
@@ -77,17 +87,36 @@ def compile_launches(capability: int) -> list[Launch]:
         self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any
     ) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        shapes = {
-            name: tuple(value.shape)
-            for name, value in (dict(zip(self.arg_names, args, strict=False)) | kwargs).items()
-            if isinstance(value, torch.Tensor)
-        }
+        given = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        flat = [
+            part
+            for name in self.arg_names
+            for part in _flat(name, given.get(name), kernel.src.signature[name])
+        ]
+        shapes = {n: tuple(v.shape) for n, _, v in flat if isinstance(v, torch.Tensor)}
+        arguments = (
+            Argument(n, form, v.nbytes if isinstance(v, torch.Tensor) else v)
+            for n, form, v in flat
+            if form != "constexpr"
+        )
         folder = Path(inspect.getfile(self.fn)).parent
-        launches.append(Launch(self.fn.__name__, folder, kernel, shapes))
+        programs = grid(given)[0] if callable(grid) else grid[0]
+        launches.append(
+            Launch(self.fn.__name__, folder, kernel, shapes, programs, tuple(arguments))
+        )
         return kernel
 
     JITFunction.run = compile_instead
     return launches
+
+
+def _flat(name: str, value: Any, form: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, form, value) of an argument or, where it is a NamedTuple, of each of its fields."""
+    if isinstance(form, tuple):
+        for field, part, inner in zip(value._fields, value, form, strict=True):
+            yield from _flat(f"{name}.{field}", part, inner)
+    else:
+        yield name, form, value
 
 
 def launches_of(

@@ -63,7 +63,7 @@ def table(rows: Sequence[Row], command: str) -> str:
         "- *programs x warps*: of what was executed; *whole*: programs of the case itself on 132",
         "  multiprocessors. *executed as* is the shape that the case was cut to: the same compiled",
         "  kernels, fewer tiles",
-        "- `sum_partials_kernel`, and in `row_dx_kernel` a program for each 64 columns, add up",
+        "- `add_shares_kernel`, and in `row_dx_kernel` a program for each 32 columns, add up",
         "  what programs left for the parameters: that work grows with columns, and few",
         "  rows share it here, so its counts for an element are larger than those of the case",
     ]

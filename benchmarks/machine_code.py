@@ -65,8 +65,8 @@ def assembler_resources(cubin: bytes) -> Resources:
     return Resources(int(found[1]), int(found[2]))
 
 
-def disassemble(cubin: bytes) -> str:
-    return _run_tool("nvdisasm", "--no-dataflow", "--print-code", cubin=cubin)
+def disassemble(cubin: bytes, *options: str) -> str:
+    return _run_tool("nvdisasm", "--no-dataflow", "--print-code", *options, cubin=cubin)
 
 
 def _run_tool(name: str, *options: str, cubin: bytes) -> str:

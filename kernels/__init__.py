@@ -11,10 +11,10 @@ group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
     calls            channels                         rows
     their launches   plans                            row_plans
     chosen sizes     geometry, tilings                row_geometry
-    one launch       resident, resident_backward      row_resident
-    two launches     streaming, streaming_backward    row_streaming
+    one launch       resident, resident_backward      row_kernels
+    two launches     streaming, streaming_backward    row_kernels
     a tile           tiles                            row_tiles
-    stage two        merge, gradients                 row_statistics
+    stage two        merge, gradients                 row_tiles
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
 two merges what programs found. Under both engines:

@@ -82,7 +82,8 @@ class Launch:
     def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> bool:
         """Launch on the device of the first tensor and its current stream; True, as it always does.
 
-        A launch is made for one pattern of dtypes and of tensors that are None.
+        A launch is made for one pattern of dtypes and of tensors that are None. A NamedTuple of
+        tensors is one argument of the kernel, as it is.
         """
         x = tensors[0]
         assert x is not None
@@ -110,9 +111,10 @@ class Launch:
                 self._handles[device] = handle
             return
         stream = driver.active.get_current_stream(device)
+        arguments = (tuple(pointers),) if _is_one_argument(tensors) else pointers
         handle.run(
             self.programs, 1, 1, stream, handle.function, handle.packed_metadata, None, None, None,
-            *pointers, *floats, *self._tail,
+            *arguments, *floats, *self._tail,
         )  # fmt: skip
 
     def _launch(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
@@ -120,7 +122,7 @@ class Launch:
         try:
             with _one_at_a_time:
                 return self.kernel[(self.programs,)](
-                    *tensors, *floats, *self.scalars, **self.constants, **self.options
+                    *_arguments(tensors), *floats, *self.scalars, **self.constants, **self.options
                 )
         except BaseException:
             _counters.clear()  # some program may have arrived where the others never will
@@ -133,10 +135,23 @@ class Launch:
     def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """The compiled kernel for these tensors, loaded on the current device, not launched."""
         handle = self.kernel.warmup(
-            *tensors, *floats, *self.scalars, **self.constants, **self.options, grid=(1,)
+            *_arguments(tensors),
+            *floats,
+            *self.scalars,
+            **self.constants,
+            **self.options,
+            grid=(1,),
         )
         handle._init_handles()
         return handle
+
+
+def _is_one_argument(tensors: Tensors) -> bool:
+    return hasattr(tensors, "_fields")
+
+
+def _arguments(tensors: Tensors) -> tuple[Any, ...]:
+    return (tensors,) if _is_one_argument(tensors) else tensors
 
 
 def _hooked() -> bool:
@@ -206,6 +221,17 @@ def _capturing(device: int) -> bool:
 @functools.cache
 def _multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _shared_memory(device: int) -> int:
+    # The system takes 1 KB of it.
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor) - 1024
+
+
+def shared_memory(x: torch.Tensor) -> int:
+    """Bytes that a program on x's device may have; for a CPU tensor as many as on an H200."""
+    return _shared_memory(x.get_device()) if x.is_cuda else 227 * 1024
 
 
 def multiprocessors(x: torch.Tensor) -> int:

@@ -1,4 +1,5 @@
-"""Which programs read what of rows: slices of BLOCK_L columns, blocks of BLOCK_R rows."""
+"""Which programs read what of rows: tiles of BLOCK_R rows and BLOCK_L columns, and how many at a
+time."""
 
 from typing import Any, NamedTuple
 
@@ -6,19 +7,31 @@ import triton
 
 from . import launch, tiers, tilings
 from .geometry import alignment
+from .row_tiles import Choices
 
-# Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns.
+# Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns, by
+# x's bytes an element.
 LONGEST_ROW = 16384
-LONGEST_ROW_BACKWARD = 8192
-# Elements of a tile: forward 32 a thread, backward 16 in 16 warps.
-TILE = 4096
-BACKWARD_TILE = 8192
+LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
+# Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
+WARP_TILE = {2: 1024, 4: 512, 8: 512}
+BACKWARD_WARP_TILE = 512
+MOST_WARPS = 16
+# Warps that an SM has, of kernels that keep their tile; fewer where threads keep 32 elements, gamma
+# and beta of 16 bits in float32.
+WARPS_AN_SM = 16
+FEW_WARPS_AN_SM = 12
+SM_REGISTERS = 65536
+STAGES = 3  # of loops over rows: two tiles are on their way while one is worked on
+SHARED_FOR_SUMS = 16 * 1024  # bytes beside the tiles that are on their way
+# Of passes that keep nothing: elements of a tile, in 4 warps.
+TILE = 2048
+# Of passes that keep sums alone, forward in 4 warps and backward in 16.
+REDUCING_TILE = (4096, 8192)
 # A cluster's slice of a row: backward shorter, for the sums of columns that stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
-PARAMETERS_L = 64  # columns whose partial sums one program adds up
-# A limit for kernels that keep their tile, or two and sums of columns: 16 warps fill an SM.
-REGISTERS = 128
+SHARES_L = 32  # columns whose shares of a gradient one program adds up
 
 
 class RowGeometry(NamedTuple):
@@ -28,7 +41,10 @@ class RowGeometry(NamedTuple):
     L: int
     BLOCK_R: int
     BLOCK_L: int
+    itemsize: int  # of x
     num_warps: int
+    at_once: int = 1  # programs that an SM has at a time, where they take rows in turns
+    stages: int = 1
 
     @property
     def units(self) -> int:
@@ -39,55 +55,97 @@ class RowGeometry(NamedTuple):
         return triton.cdiv(self.L, self.BLOCK_L)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """R, and L in multiples of ALIGN."""
-        return self.R, self.L // alignment(self.L)
+    def registers(self) -> int:
+        """The most that a thread may have for so many programs to fit."""
+        return min(SM_REGISTERS // (32 * self.num_warps * self.at_once) // 8 * 8, 255)
 
-    def scalars(self, clusters: int) -> tuple[int, ...]:
-        """The sizes, in the resident kernels' order."""
-        return *self.sizes, self.units, self.members, clusters
+    def scalars(self, groups: int) -> tuple[int, ...]:
+        """The sizes, in the kernels' order: L in multiples of ALIGN."""
+        return self.R, self.L // alignment(self.L), self.units, self.members, groups
+
+    def pipelined(self, streams: int, shared: int) -> "RowGeometry":
+        """With as many stages as the shared memory of an SM has room for: tiles of so many tensors,
+        for each program and each stage but the first."""
+        tile = self.BLOCK_R * self.BLOCK_L * self.itemsize
+        room = (shared - SHARED_FOR_SUMS) // self.at_once // (streams * tile)
+        return self._replace(stages=min(self.stages, 1 + room))
+
+    @property
+    def _inner(self) -> int:
+        """Columns of a tile's inner axis: what a warp loads at once, or all of one row."""
+        return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
 
     def constants(self) -> dict[str, Any]:
-        return {"ALIGN": alignment(self.L), "BLOCK_R": self.BLOCK_R, "BLOCK_L": self.BLOCK_L}
+        """None: all that a kernel is compiled for is in its `choices`."""
+        return {}
+
+    def choices(self, norm: str, activation: str | None, cluster: bool = False) -> Choices:
+        return Choices(
+            CENTRED=norm == "layer",
+            ACTIVATION=activation,
+            CLUSTER=cluster,
+            ALIGN=alignment(self.L),
+            WHOLE=self.L % self.BLOCK_L == 0,
+            BLOCK_R=self.BLOCK_R,
+            BLOCK_L=self.BLOCK_L,
+            INNER=self._inner,
+            STAGES=self.stages,
+        )
 
 
-def choose(R: int, L: int, backward: bool, state: tiers.State) -> tuple[str, RowGeometry]:
+def choose(
+    R: int, L: int, itemsize: int, backward: bool, state: tiers.State
+) -> tuple[str, RowGeometry]:
     """The tier for rows of L elements and its geometry.
 
-    one_program   rows up to 16,384 elements, backward 8,192
+    one_program   rows up to 16,384 elements, backward 8,192 where they have more than 16 bits
     cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
     streaming     any
     """
     return tiers.first_with_room(
         state,
         {
-            "one_program": lambda: _one_program(R, L, backward),
-            "cluster": lambda: _cluster(R, L, backward),
-            "streaming": lambda: streaming(R, L, backward),
+            "one_program": lambda: _one_program(R, L, itemsize, backward),
+            "cluster": lambda: _cluster(R, L, itemsize, backward),
+            "streaming": lambda: reducing(R, L, itemsize, backward),
         },
         f"{R} rows of {L} elements",
     )
 
 
-def streaming(R: int, L: int, backward: bool) -> RowGeometry:
-    tile = BACKWARD_TILE if backward else TILE
+def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
+    """For the first of two launches, which keeps sums alone, and for weight norm."""
+    tile = REDUCING_TILE[backward]
     BLOCK_L = min(_padded(L), tile)
-    return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, 16 if backward else 4)
+    warps, at_once = (16, 1) if backward else (4, 4)
+    rows = _rows(R, tile, BLOCK_L)
+    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def _one_program(R: int, L: int, backward: bool) -> RowGeometry | None:
+def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
+    """For the second: a tile a program."""
+    BLOCK_L = min(_padded(L), TILE)
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
+
+
+def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
     BLOCK_L = _padded(L)
-    if BLOCK_L > (LONGEST_ROW_BACKWARD if backward else LONGEST_ROW):
+    if BLOCK_L > (LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW):
         return None
-    tile = BACKWARD_TILE if backward else max(TILE, BLOCK_L)
-    return RowGeometry(R, L, _rows(R, tile, BLOCK_L), BLOCK_L, 16 if backward else tile // 1024)
+    warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
+    least = 8 if backward else 1  # where rows leave shares of gradients, few programs
+    warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
+    few = itemsize == 2 and not backward and warps <= 4
+    at_once = (FEW_WARPS_AN_SM if few else WARPS_AN_SM) // warps
+    rows = _rows(R, warps * warp_tile, BLOCK_L)
+    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def _cluster(R: int, L: int, backward: bool) -> RowGeometry | None:
+def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
     slice_ = BACKWARD_SLICE if backward else SLICE
     BLOCK_L = min(_padded(L), slice_)
-    BLOCK_R = _rows(R, BACKWARD_TILE if backward else slice_, BLOCK_L)
-    found = RowGeometry(R, L, BLOCK_R, BLOCK_L, 16 if backward else 8)
+    BLOCK_R = _rows(R, 2 * slice_ if backward else slice_, BLOCK_L)
+    found = RowGeometry(R, L, BLOCK_R, BLOCK_L, itemsize, 16 if backward else 8)
     return found if found.members <= tilings.MOST_MEMBERS else None
 
 
@@ -99,4 +157,4 @@ def _rows(R: int, tile: int, BLOCK_L: int) -> int:
     """Rows of a tile; in the interpreter, where a program costs more than an element, many."""
     if launch.INTERPRETED:
         return min(tilings.INTERPRETER_TILE // BLOCK_L, triton.next_power_of_2(R))
-    return tile // BLOCK_L
+    return max(tile // BLOCK_L, 1)

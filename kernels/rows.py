@@ -10,14 +10,13 @@ import torch
 
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
-from .launch import counters, multiprocessors
+from .launch import counters, multiprocessors, shared_memory
 from .masks import mask_bytes, side_input, unpacked
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
-from .tensors import Tensors, accumulators, contiguous, dtypes_of
+from .row_tiles import Backward, Forward, Shares
+from .tensors import Tensors, accumulation, accumulators, contiguous, dtypes_of
 
 ROW_NORMS = ("layer", "rms")
-# y, the sum where there is an addend, ReLU's mask where it is kept, and the statistics.
-Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
 
 
 def row_norm(
@@ -35,10 +34,14 @@ def row_norm(
     """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
     statistics of each row that row_norm_backward takes, in the accumulation dtype."""
     x = x.contiguous()
-    inputs = (x, None, contiguous(residual), contiguous(weight), contiguous(bias))
     masked = differentiable and side_input(activation, residual is not None) == "mask"
-    y, _, bits, stats = _norm(inputs, norm, normalized_ndim, eps, activation, masked)
-    return y, bits, (stats,)
+    kept = mask_bytes(*row_sizes(x, normalized_ndim)) if masked else 0
+    bits = x.new_empty(kept, dtype=torch.uint8) if masked else None
+    t = _norm(
+        x, None, None, residual, weight, bias, bits, norm=norm,
+        normalized_ndim=normalized_ndim, eps=eps, activation=activation,
+    )  # fmt: skip
+    return t.y, t.bits, (t.stats,)
 
 
 def row_add_norm(
@@ -52,42 +55,63 @@ def row_add_norm(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
     """y, what it is the norm of, x + addend (both contiguous, in x's dtype), and the statistics."""
-    inputs = (x.contiguous(), addend.contiguous(), None, contiguous(weight), contiguous(bias))
-    y, total, _, stats = _norm(inputs, norm, normalized_ndim, eps, None, False)
-    assert total is not None
-    return y, total, (stats,)
+    x = x.contiguous()
+    t = _norm(
+        x, addend, torch.empty_like(x), None, weight, bias, None, norm=norm,
+        normalized_ndim=normalized_ndim, eps=eps, activation=None,
+    )  # fmt: skip
+    return t.y, t.total, (t.stats,)
 
 
 def _norm(
-    inputs: Tensors, norm: str, ndim: int, eps: float, activation: str | None, masked: bool
-) -> Outputs:
-    x = inputs[0]
-    assert x is not None
-    R, L = row_sizes(x, ndim)
-    key = (R, L, (*dtypes_of(inputs), torch.uint8 if masked else None), norm, activation)
-    return tiers.with_fallback(
-        lambda state: _forward(forward_plan(*key, state), inputs, masked, eps)
+    x: torch.Tensor,
+    addend: torch.Tensor | None,
+    total: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    bits: torch.Tensor | None,
+    *,
+    norm: str,
+    normalized_ndim: int,
+    eps: float,
+    activation: str | None,
+) -> Forward:
+    """What was read and written; x is contiguous."""
+    R, L = row_sizes(x, normalized_ndim)
+    t = Forward(
+        x,
+        contiguous(addend),
+        total,
+        contiguous(residual),
+        contiguous(weight),
+        contiguous(bias),
+        y=torch.empty_like(x),
+        bits=bits,
     )
+    key = (R, L, dtypes_of(t), norm, activation, multiprocessors(x), shared_memory(x))
+
+    def run(state: tiers.State) -> Forward | None:
+        plan = forward_plan(*key, state)
+        filled = t._replace(
+            stats=x.new_empty(plan.planes * R, dtype=accumulation(x)),
+            table=accumulators(x, plan.table),
+            counters=_counters(plan, x),
+        )
+        if not plan.first(filled, (eps,)):
+            return None
+        if plan.second is not None:
+            plan.second(filled)
+        return filled
+
+    return tiers.with_fallback(run)
 
 
-def _forward(plan: RowPlan, inputs: Tensors, masked: bool, eps: float) -> Outputs | None:
-    """What _norm returns, by one plan; None where a cluster is too large for the device."""
-    x, addend, *others = inputs
-    assert x is not None
-    R, L = plan.geometry.R, plan.geometry.L
-    y = torch.empty_like(x)
-    total = None if addend is None else torch.empty_like(x)
-    bits = x.new_empty(mask_bytes(R, L), dtype=torch.uint8) if masked else None
-    stats, table = accumulators(x, plan.planes * R), accumulators(x, plan.table)
-    assert stats is not None
-    if plan.second is not None:
-        tickets = counters(x, "tickets", plan.tickets)
-        plan.first((x, addend, total, stats, table, tickets), (eps,))
-        plan.second((x if total is None else total, *others, y, bits, stats))
-        return y, total, bits, stats
-    barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
-    tensors = (x, addend, total, *others, y, bits, stats, table, barriers)
-    return (y, total, bits, stats) if plan.first(tensors, (eps,)) else None
+def _counters(plan: RowPlan, x: torch.Tensor) -> torch.Tensor | None:
+    """Tickets, or the barriers of clusters."""
+    if plan.tier == "cluster":
+        return counters(x, "barriers", MOST_CLUSTERS)
+    return counters(x, "tickets", plan.tickets)
 
 
 def row_norm_backward(
@@ -109,49 +133,56 @@ def row_norm_backward(
     dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
     """
     needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None)
-    x, dy, side = x.contiguous(), dy.contiguous(), contiguous(side)
     if activation is None and not any((needs[0], *needs[2:])):
-        return None, dy if needs[1] else None, None, None
+        return None, dy.contiguous() if needs[1] else None, None, None
+    x, dy = x.contiguous(), dy.contiguous()
     masked = side is not None and activation == "relu"
-    sides = (None, side) if masked else (side, None)
-    dsum = contiguous(dsum) if needs[0] else None
-    inputs = (x, dy, *sides, contiguous(weight), contiguous(bias), *stats, dsum)
-    R, L = row_sizes(x, normalized_ndim)
-    key = (R, L, dtypes_of(inputs), norm, activation, needs, multiprocessors(x))
-    return tiers.with_fallback(
-        lambda state: _backward(backward_plan(*key, state), inputs, needs, activation)
+    t = Backward(
+        x,
+        dy,
+        residual=None if masked else contiguous(side),
+        bits=side if masked else None,
+        weight=contiguous(weight),
+        bias=contiguous(bias),
+        stats=stats[0],
+        dsum=contiguous(dsum) if needs[0] else None,
+        dx=torch.empty_like(x) if needs[0] else None,
+        dresidual=torch.empty_like(x) if needs[1] and activation is not None else None,
+        dweight=_like(weight, needs[2]),
+        dbias=_like(bias, needs[3]),
     )
+    R, L = row_sizes(x, normalized_ndim)
+    key = (R, L, dtypes_of(t), norm, activation, needs, multiprocessors(x), shared_memory(x))
+    tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, any(needs[2:])))
+    return t.dx, dy if needs[1] and activation is None else t.dresidual, t.dweight, t.dbias
 
 
-def _backward(
-    plan: RowPlan, inputs: Tensors, needs: tuple[bool, ...], activation: str | None
-) -> Tensors | None:
-    """What row_norm_backward returns, by one plan; None where a cluster is too large."""
-    x, dy, _, _, weight, bias, _, dsum = inputs
-    assert x is not None
-    dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if needs[1] and activation is not None else None
-    dweight = torch.empty_like(weight) if needs[2] and weight is not None else None
-    dbias = torch.empty_like(bias) if needs[3] and bias is not None else None
-    parameters, L = needs[2] or needs[3], plan.geometry.L
-    table, groups = accumulators(x, plan.table), plan.groups
+def _like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
+    """Room for a parameter's gradient, where it is needed."""
+    if parameter is None or not needed:
+        return None
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format)
+
+
+def _backward(plan: RowPlan, t: Backward, parameters: bool) -> bool | None:
+    """Fill t's gradients by one plan; None where a cluster is too large."""
+    x, L, groups = t.x, plan.geometry.L, plan.groups
+    t = t._replace(table=accumulators(x, plan.table))
+    if isinstance(plan.first, ClusterLaunch):
+        t = t._replace(
+            partial=accumulators(x, 1) if parameters else None, barriers=_counters(plan, x)
+        )
+        groups = plan.first.clusters(t, ())
+    if parameters:
+        t = t._replace(partial=accumulators(x, plan.planes * groups * L))
+    if not plan.first(t):
+        return None
     if plan.second is not None:
-        partial = accumulators(x, plan.planes * groups * L) if parameters else None
-        plan.first((*inputs[:-1], table, partial))
-        plan.second((*inputs[:-1], table, partial, dsum, dx, dresidual, dweight, dbias))
-    else:
-        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
-        if isinstance(plan.first, ClusterLaunch):
-            model = accumulators(x, 1) if parameters else None
-            tensors = (*inputs, dx, dresidual, model, table, barriers)
-            groups = plan.first.clusters(tensors, ())
-        partial = accumulators(x, plan.planes * groups * L) if parameters else None
-        if not plan.first((*inputs, dx, dresidual, partial, table, barriers)):
-            return None
-        if partial is not None:
-            add = sum_launch(L, groups, dtypes_of((partial, dweight, dbias)))
-            add((partial, dweight, dbias))
-    return dx, dy if needs[1] and activation is None else dresidual, dweight, dbias
+        plan.second(t)
+    elif t.partial is not None:
+        shares = Shares(t.partial, t.dweight, t.dbias)
+        sum_launch(L, groups, dtypes_of(shares))(shares)
+    return True
 
 
 def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:

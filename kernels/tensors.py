@@ -41,3 +41,9 @@ def laid_out_as(x: torch.Tensor, other: MaybeTensor) -> MaybeTensor:
 
 def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
     return tuple([None if tensor is None else tensor.dtype for tensor in tensors])
+
+
+def itemsize_of(dtypes: tuple[torch.dtype | None, ...]) -> int:
+    """Bytes an element of the first tensor, which is one."""
+    (dtype,) = [dtype for dtype in dtypes[:1] if dtype is not None]
+    return dtype.itemsize

@@ -7,27 +7,29 @@ import triton
 import triton.language as tl
 
 from .arithmetic import accumulation_type, product, store_rounded
+from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import streaming
-from .row_tiles import row_tile
-from .tensors import Tensors, accumulation, contiguous, dense, dtypes_of, laid_out_as
+from .row_geometry import reducing
+from .row_tiles import Sizes, load, row_tile, store, sum_along
+from .tensors import (
+    Tensors,
+    accumulation,
+    contiguous,
+    dense,
+    dtypes_of,
+    itemsize_of,
+    laid_out_as,
+)
 
 
 @triton.jit
 def rooted_sums(squares, row, R):
     """The root of each row's sum; 1 for rows that are not there, which nothing divides by 0."""
-    total = tl.where(row < R, tl.sum(squares, axis=1), 1.0)
+    total = tl.where(row < R, sum_along(squares), 1.0)
     if total.dtype == tl.float64:
         return tl.sqrt(total)
     else:
         return tl.sqrt_rn(total)  # sqrt.approx would cost half the digits
-
-
-@triton.jit
-def next_tile(x_ptr, first, start, R, L, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr):
-    """row_tile's tile, mask and offsets."""
-    x, _row, _column, mask, offsets = row_tile(x_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-    return x, mask, offsets
 
 
 @triton.jit(do_not_specialize=["R", "L"])
@@ -38,32 +40,29 @@ def weight_norm_kernel(
     norms_ptr,  # (R,)
     R,
     L,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
+    K: tl.constexpr,
 ):
     """w = g v / ||v|| and ||v|| of each row; NaN where ||v|| is 0, as torch's.
 
     A row's first BLOCK_L columns stay in registers: shorter rows are read once, longer ones twice.
     """
     ACC: tl.constexpr = accumulation_type(v_ptr.dtype.element_ty)
-    L = L * ALIGN
-    first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    zero = tl.zeros([], tl.int64)
-    v, row, _column, mask, offsets = row_tile(v_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
-    v = v.to(ACC)
+    s = Sizes(R, L * K.ALIGN, 1)
+    block, zero = tl.program_id(0), tl.zeros([], tl.int64)
+    tile = row_tile(block, zero, s, K)
+    v = load(v_ptr, tile).to(ACC)
     squares = product(v, v)
-    for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-        squares += more.to(ACC) * more.to(ACC)
-    norm = rooted_sums(squares, row, R)
-    g = tl.load(g_ptr + row, mask=row < R, other=0.0).to(ACC)
-    scale = (g / norm)[:, None]
-    tl.store(norms_ptr + row, norm, mask=row < R)
-    tl.store(w_ptr + offsets, v * scale, mask=mask)
-    for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, here, there = next_tile(v_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-        tl.store(w_ptr + there, more.to(ACC) * scale, mask=here)
+    for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
+        more = load(v_ptr, row_tile(block, start, s, K)).to(ACC)
+        squares += more * more
+    norm = rooted_sums(squares, tile.row, R)
+    g = tl.load(g_ptr + tile.row, mask=tile.row < R, other=0.0).to(ACC)
+    scale = g / norm
+    tl.store(norms_ptr + tile.row, norm, mask=tile.row < R)
+    store(w_ptr, v * scale, tile)
+    for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
+        later = row_tile(block, start, s, K)
+        store(w_ptr, load(v_ptr, later).to(ACC) * scale, later)
 
 
 @triton.jit(do_not_specialize=["R", "L"])
@@ -76,46 +75,39 @@ def weight_norm_backward_kernel(
     dg_ptr,  # (R,) or None
     R,
     L,
-    ALIGN: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr,
+    K: tl.constexpr,
 ):
     """dg = <dw, v> / ||v|| and dv = g / ||v|| (dw - dg v / ||v||), equation 3."""
     ACC: tl.constexpr = accumulation_type(v_ptr.dtype.element_ty)
-    L = L * ALIGN
-    first = tl.program_id(0).to(tl.int64) * BLOCK_R
-    zero = tl.zeros([], tl.int64)
-    dw, row, _column, mask, offsets = row_tile(dw_ptr, first, zero, R, L, BLOCK_R, BLOCK_L)
-    v = tl.load(v_ptr + offsets, mask=mask, other=0.0)
-    products = product(dw.to(ACC), v.to(ACC))
-    for start in range(zero + BLOCK_L, L, BLOCK_L):
-        more, here, there = next_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-        products += more.to(ACC) * tl.load(v_ptr + there, mask=here, other=0.0).to(ACC)
-    norm = tl.load(norms_ptr + row, mask=row < R, other=1.0)
-    dg = tl.sum(products, axis=1) / norm
+    s = Sizes(R, L * K.ALIGN, 1)
+    block, zero = tl.program_id(0), tl.zeros([], tl.int64)
+    tile = row_tile(block, zero, s, K)
+    dw, v = load(dw_ptr, tile).to(ACC), load(v_ptr, tile).to(ACC)
+    products = product(dw, v)
+    for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
+        later = row_tile(block, start, s, K)
+        products += load(dw_ptr, later).to(ACC) * load(v_ptr, later).to(ACC)
+    norm = tl.load(norms_ptr + tile.row, mask=tile.row < R, other=1.0)
+    dg = sum_along(products) / norm
     if dg_ptr is not None:
-        store_rounded(dg_ptr + row, dg, row < R)
+        store_rounded(dg_ptr + tile.row, dg, tile.row < R)
     if dv_ptr is not None:
-        g = tl.load(g_ptr + row, mask=row < R, other=0.0).to(ACC)
-        scale, along = (g / norm)[:, None], (dg / norm)[:, None]
-        tl.store(dv_ptr + offsets, scale * (dw.to(ACC) - along * v.to(ACC)), mask=mask)
-        for start in range(zero + BLOCK_L, L, BLOCK_L):
-            more, here, there = next_tile(dw_ptr, first, start, R, L, BLOCK_R, BLOCK_L)
-            dv = scale * (
-                more.to(ACC) - along * tl.load(v_ptr + there, mask=here, other=0.0).to(ACC)
-            )
-            tl.store(dv_ptr + there, dv, mask=here)
+        g = tl.load(g_ptr + tile.row, mask=tile.row < R, other=0.0).to(ACC)
+        scale, along = g / norm, dg / norm
+        store(dv_ptr, scale * (dw - along * v), tile)
+        for start in range(zero + K.BLOCK_L, s.L, K.BLOCK_L):
+            later = row_tile(block, start, s, K)
+            more = load(dw_ptr, later).to(ACC)
+            store(dv_ptr, scale * (more - along * load(v_ptr, later).to(ACC)), later)
 
 
 @functools.lru_cache(PLANS)
-def weight_launch(
-    R: int, L: int, _dtypes: tuple[torch.dtype | None, ...], backward: bool
-) -> Launch:
+def weight_launch(R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool) -> Launch:
     """A launch is made for one pattern of dtypes and of tensors that are None."""
-    geometry = streaming(R, L, backward)
+    geometry = reducing(R, L, itemsize_of(dtypes), backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
-    warps = geometry.num_warps
-    return Launch(kernel, geometry.units, geometry.sizes, geometry.constants(), warps)
+    constants = {"K": geometry.choices("rms", None)}
+    return Launch(kernel, geometry.units, (R, L // alignment(L)), constants, geometry.num_warps)
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,7 +47,8 @@ def test_goals_missed_by_more_than_a_tenth_worst_first() -> None:
 def chosen(case: Case, direction: str, clusters: bool) -> object:
     """The tier and geometry of a direction, as on a GPU."""
     if case.op in ROW_OPS:
-        return row_geometry.choose(*case.shape, direction == "backward", tiers.state())
+        itemsize, backward = case.dtype.itemsize, direction == "backward"
+        return row_geometry.choose(*case.shape, itemsize, backward, tiers.state())
     depth = case.shape[1] // case.num_groups if case.op == "gn" else 1
     sets = Sets(depth, case.op == "bn", False)
     view = view_of(torch.Size(case.shape), True, case.dtype.itemsize, sets.of_batch)

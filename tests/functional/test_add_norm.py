@@ -66,7 +66,7 @@ def test_shapes(backend, norm, shape):
 
 TINY = {"one_program": (33, 10), "streaming": (5, 100)}
 KERNELS = {
-    "one_program": ["row_norm_kernel", "row_norm_backward_kernel", "sum_partials_kernel"],
+    "one_program": ["row_norm_kernel", "row_norm_backward_kernel", "add_shares_kernel"],
     "streaming": ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"],
 }
 

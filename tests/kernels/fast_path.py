@@ -29,6 +29,15 @@ class Pointer:
         return self.address
 
 
+def addresses(argument: Any) -> Any:
+    """Of pointers, and of those in a tuple, which the launcher takes for a NamedTuple too."""
+    if isinstance(argument, Pointer):
+        return argument.data_ptr()
+    if isinstance(argument, tuple) and any(isinstance(each, Pointer) for each in argument):
+        return tuple(addresses(each) for each in argument)
+    return argument
+
+
 def main() -> None:
     set_target(CAPABILITY)
     fastnorm.set_backend("triton")
@@ -42,16 +51,18 @@ def main() -> None:
         kernel._run = lambda *arguments: calls.append(list(arguments))
 
     def launch_twice(launch: Any, tensors: Any, floats: tuple[float, ...] = ()) -> bool:
-        pointers = tuple(
+        pointers: Any = tuple(
             None if tensor is None else Pointer(4096 * (i + 1), tensor.dtype)
             for i, tensor in enumerate(tensors)
         )
+        if hasattr(tensors, "_fields"):
+            pointers = type(tensors)(*pointers)
         calls.clear()
         for _ in range(2):
             launch._launch_on(CAPABILITY, pointers, floats)
         through_triton, fast = calls
         through_triton[6:9] = [None] * 3  # its metadata and hooks, of which there are none
-        through_triton = [p.data_ptr() if isinstance(p, Pointer) else p for p in through_triton]
+        through_triton = [addresses(each) for each in through_triton]
         plain = [[repr(value) for value in each] for each in (through_triton, fast)]
         found.append({"kernel": launch.name, "triton": plain[0], "fast": plain[1]})
         return True

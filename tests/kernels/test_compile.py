@@ -25,7 +25,7 @@ KERNELS = {
     "row_apply_kernel",
     "row_sums_kernel",
     "row_dx_kernel",
-    "sum_partials_kernel",
+    "add_shares_kernel",
     "weight_norm_kernel",
     "weight_norm_backward_kernel",
 }

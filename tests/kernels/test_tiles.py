@@ -156,7 +156,7 @@ def test_one_program(chosen, case, fusion):
     """Whole sets in a program, several of them where they are small."""
     launched = check(case, fusion, "one_program")
     if case.norm in OF_ROWS:
-        assert launched == ["row_norm_kernel", "row_norm_backward_kernel", "sum_partials_kernel"]
+        assert launched == ["row_norm_kernel", "row_norm_backward_kernel", "add_shares_kernel"]
         assert all(shape.BLOCK_R > 1 for _, shape in chosen)
     else:
         assert launched == ["resident_kernel", "resident_backward_kernel"]

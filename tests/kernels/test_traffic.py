@@ -203,8 +203,8 @@ def few_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All rows in one block: what each reads of gamma and beta, and leaves of their gradients, is
     next to nothing."""
     monkeypatch.setattr(tilings, "INTERPRETER_TILE", 1 << 18)
-    for tile in ("TILE", "BACKWARD_TILE"):
-        monkeypatch.setattr(row_geometry, tile, 2048)
+    monkeypatch.setattr(row_geometry, "TILE", 2048)
+    monkeypatch.setattr(row_geometry, "REDUCING_TILE", (2048, 2048))
     with fresh_plans():
         yield
 

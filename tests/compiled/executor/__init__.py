@@ -18,7 +18,8 @@ The path of a launch:
   means of `writer` (operands, results, constants). It calls `integers` and `floats` for what NumPy
   has no operation for, and the
 - `cta` for all else: special registers, votes, barriers, and its `global_memory` and
-  `shared_memory`, which check every access against the `memory` that the launch may touch.
+  `shared_memory`, which check every access against the `memory` that the launch may touch, and its
+  `copies` from one to the other.
 
 Beside it: `options` (how to execute, what was found), `races` and `shared_races` (happens-before
 checks), `l1` (stale lines), `counters` (sectors, bank conflicts), `ptx_types` (PTX's types as
@@ -40,10 +41,10 @@ What is approximate:
 - `Options.weak` keeps a line until an acquire or fence of its multiprocessor: nothing is evicted.
 - Bank conflicts are counted in passes; an L1, a clock and latencies are not counted.
 
-What is refused, as EmulationError: tensor descriptors and TMA, wgmma and mma, asynchronous copies,
-calls (that of a device_assert which fails is told as a trap), clusters of CTAs, grids of more than
-one dimension, scratch memory, static shared memory, atomics of shared memory and of 16-bit floats,
-generic addresses, saturating conversions, 8-bit floats, named barriers.
+What is refused, as EmulationError: tensor descriptors and TMA, wgmma and mma, calls (that of a
+device_assert which fails is told as a trap), clusters of CTAs, grids of more than one dimension,
+scratch memory, static shared memory, atomics of shared memory and of 16-bit floats, generic
+addresses, saturating conversions, 8-bit floats, named barriers.
 """
 
 from .memory import Memory

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from .copies import Copies
 from .global_memory import GlobalMemory
 from .ptx_types import WARP, Array, EmulationError, Mask, Site, pred, u8, u16, u32, u64
 from .shared_memory import LocalMemory, SharedMemory
@@ -33,6 +34,7 @@ class Cta:
         self.global_memory = GlobalMemory(state, index, self.multiprocessor)
         self.shared_memory = SharedMemory(state, index)
         self.local_memory = LocalMemory(state, index)
+        self.copies = Copies(self.global_memory, self.shared_memory)
         self.noise = state.noise
 
     def special(self, name: str, axis: str) -> Array:

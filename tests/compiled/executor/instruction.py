@@ -66,7 +66,8 @@ class Instruction:
 
     @property
     def accesses_global(self) -> bool:
-        return self.name in ("ld", "st") and self.space == "global"
+        copies = self.opcode.startswith("cp.async.c") and self.type == "global"
+        return copies or (self.name in ("ld", "st") and self.space == "global")
 
     @property
     def needs_whole_warp(self) -> bool:
@@ -84,6 +85,8 @@ class Instruction:
         name, last = self.name, self.type
         if name in MEMORY_OPERATIONS:
             return f"{name}.{self.space}"
+        if name == "cp":
+            return "cp.async"
         if name in ("bra", "ret", "exit"):
             return "branch"
         if name in ("shfl", "bar", "barrier", "ldmatrix", "stmatrix", "cvt"):

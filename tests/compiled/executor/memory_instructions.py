@@ -114,7 +114,21 @@ def store_matrix(w: BlockWriter, i: Instruction) -> None:
     )
 
 
+def copy(w: BlockWriter, i: Instruction) -> None:
+    """cp.async from global to shared memory, and the groups that copies are waited for in."""
+    if i.opcode == "cp.async.commit_group":
+        return w.emit(f"cta.copies.commit({w.mask})")
+    if i.opcode == "cp.async.wait_group":
+        return w.emit(f"cta.copies.wait({int(i.operands[0], 0)}, {w.mask}, {w.site})")
+    if i.parts[:2] != ["cp", "async"] or i.parts[2] not in ("ca", "cg"):
+        raise EmulationError("copy")
+    to, source = w.address(i.operands[0], "u32"), w.address(i.operands[1], "u64")
+    size = int(i.operands[2], 0)
+    there = w.read(i.operands[3], "u32") if len(i.operands) > 3 else None
+    w.emit(f"cta.copies.copy({to}, {source}, {size}, {there}, {w.mask}, {i.parts[2]!r}, {w.site})")
+
+
 HANDLERS: dict[str, Callable[[BlockWriter, Instruction], None]] = {
     "ld": load, "st": store, "atom": atomic, "red": atomic, "ldmatrix": load_matrix,
-    "stmatrix": store_matrix,
+    "stmatrix": store_matrix, "cp": copy,
 }  # fmt: skip

@@ -70,6 +70,14 @@ class SharedMemory:
             self.races.check_write(offset, size, threads, stored, site)
         self.bytes.store(offset, values, width)
 
+    def check_copy(self, address: Array, values: list[Array], mask: Array, site: Site) -> None:
+        """A copy that may write from here on: not what others read since the last barrier."""
+        size, threads = 4 * len(values), self.thread[mask]
+        offset = self._offset(address[mask], size, site)
+        if self.races is not None:
+            stored = np.ascontiguousarray(np.stack([v[mask] for v in values], 1)).view(u8)
+            self.races.check_write(offset, size, threads, stored.reshape(-1), site)
+
     def load_matrices(
         self, address: Array, count: int, transposed: bool, mask: Mask, site: Site
     ) -> list[Array]:

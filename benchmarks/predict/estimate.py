@@ -1,0 +1,207 @@
+"""The estimate of a launch: what its machine code does, played on a model of one multiprocessor."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.compile_only import Argument, Launch
+from benchmarks.machine_code import Resources, assembler_resources
+from fastnorm.kernels.occupancy import occupancy
+
+from .constants import bank_of
+from .model import CLOCK, L2_KEEPS, SMS, play
+from .sass import Program, parse
+from .thread import Machine
+from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
+
+CAPABILITY = 90
+NEAR = 65536  # bytes of parameters that stay in the L1 cache
+LONG = 4000  # instructions of a warp beyond which few blocks are played
+
+
+@dataclass(frozen=True)
+class Code:
+    """A launch as the model needs it: its machine code, its grid and what it is given."""
+
+    name: str
+    program: Program
+    resources: Resources
+    shared: int
+    warps: int
+    programs: int
+    arguments: tuple[Argument, ...]
+
+    @property
+    def tensors(self) -> list[Argument]:
+        return [a for a in self.arguments if a.form[0] == "*"]
+
+
+def code_of(launch: Launch) -> Code:
+    cubin, metadata = launch.kernel.asm["cubin"], launch.kernel.metadata
+    return Code(
+        launch.name,
+        parse(cubin),
+        assembler_resources(cubin),
+        metadata.shared,
+        metadata.num_warps,
+        launch.programs,
+        launch.arguments,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts of one launch, which are exact, and its time, which is an estimate."""
+
+    kernel: str
+    programs: int
+    warps: int
+    registers: int
+    spilled: int  # bytes a thread; arrays of the program's own count too
+    resident_warps: int  # on a multiprocessor at a time
+    waves: float
+    peak_kb: float  # the most that a multiprocessor has asked of memory at a time
+    mean_kb: float
+    instructions: float  # of threads, for each element of x
+    issued: float  # share of the issue slots
+    us: float
+    tail_us: float  # what the program that finds itself last does beside
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Estimate:
+    """Of one launch on x of so many elements; `again` names tensors that an earlier launch of the
+    same call has read, of which a part is in the L2 cache."""
+    room = occupancy(CAPABILITY, code.resources.registers, code.shared, code.warps)
+    bank = bank_of(code.arguments)
+    machine = Machine(code.program, bank.words)
+    streams = streams_of(code, elements)
+    reread = [a for a in streams if a.name in again]
+    cached = min(1.0, L2_KEEPS / sum(a.value for a in reread)) if reread else 0.0
+    cycles = 0.0
+    shown = None
+    for level, share in ((DRAM, 1 - cached), (L2, cached)):
+        if share <= 0:
+            continue
+        near = {a.name for a in reread} if level == L2 else set()
+        levels = _levels(code.tensors, streams, near)
+        traces = _traces(code, machine, levels, bank.tensors, room.blocks)
+        per_sm = math.ceil(code.programs / SMS)
+        blocks = min(per_sm, _blocks(traces, room.blocks))
+        played = play(gpu, [t.played for t in traces], code.warps, room.blocks, blocks)
+        cycles += share * (played.cycles + (per_sm - blocks) * played.cycles_a_block)
+        cycles += share * _uneven(code, machine, levels, traces[0], gpu, room.blocks)
+        if shown is None:
+            shown = traces, played
+    assert shown is not None
+    traces, played = shown
+    resident = min(room.blocks, math.ceil(code.programs / SMS))
+    a_thread = sum(len(t.steps) for t in traces) / len(traces)
+    threads = code.warps * WARP
+    return Estimate(
+        code.name,
+        code.programs,
+        code.warps,
+        code.resources.registers,
+        code.resources.stack,
+        room.warps,
+        code.programs / (SMS * room.blocks),
+        max(t.peak_in_flight() for t in traces) * threads * resident / 1024,
+        played.in_flight / 1024,
+        a_thread * threads * code.programs / elements,
+        played.issued,
+        cycles / CLOCK * 1e6,
+        _tail(code, machine, levels, bank.tensors, gpu),
+    )
+
+
+def streams_of(code: Code, elements: int) -> list[Argument]:
+    """The tensors as large as x, and ReLU's bits."""
+    return [
+        a
+        for a in code.tensors
+        if a.form == "*u8" or a.value == elements * int(a.form.lstrip("*bfpiu")) // 8
+    ]
+
+
+def _levels(
+    tensors: Sequence[Argument], streams: Sequence[Argument], near: set[str]
+) -> dict[int, int]:
+    """Where each tensor lies: what is as large as x in memory, small parameters in the L1 cache."""
+    parameters = [a for a in tensors if _field(a) in ("weight_ptr", "bias_ptr", "W_ptr", "B_ptr")]
+    close = L1 if sum(a.value for a in parameters) <= NEAR else L2
+    found = {}
+    for number, tensor in enumerate(tensors):
+        if tensor in streams:
+            found[number] = L2 if tensor.name in near else DRAM
+        else:
+            found[number] = close if tensor in parameters else L2
+    return found
+
+
+def _field(argument: Argument) -> str:
+    return argument.name.rpartition(".")[2]
+
+
+def _nobody(_k: int) -> int:
+    return 0
+
+
+def _traces(
+    code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], resident: int
+) -> list[WarpTrace]:
+    """A warp of each program that a multiprocessor in the middle starts with; of launches that
+    follow in many waves, of four neighbours, whose work may differ."""
+    middle = code.programs // 2
+    if code.programs > SMS * resident:
+        chosen = range(middle, min(middle + 4, code.programs))
+    else:
+        chosen = range(min(SMS // 2, middle), code.programs, SMS)
+    return [trace_warp(machine, p, levels, names, _nobody) for p in chosen]
+
+
+def _uneven(
+    code: Code, machine: Machine, levels: dict[int, int], trace: WarpTrace, gpu: str, resident: int
+) -> float:
+    """Cycles that the first program, which may have a turn more, works alone when others are done,
+    with as much bandwidth as the L2 cache has."""
+    if code.programs > SMS * resident:
+        return 0.0
+    first = trace_warp(machine, 0, levels, [], _nobody)
+    if len(first.steps) <= len(trace.steps):
+        return 0.0
+    times = [play(gpu, [t.played], code.warps, 1, 1, alone=True).cycles for t in (first, trace)]
+    return times[0] - times[1]
+
+
+def _blocks(traces: list[WarpTrace], resident: int) -> int:
+    if len(traces[0].steps) < LONG:
+        return max(6 * resident, 8)
+    return max(3 * resident, 3)
+
+
+def _tail(
+    code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], gpu: str
+) -> float:
+    """us by which a program that finds itself the last of a set's works longer than the others."""
+    if not any(i.base == "ATOMG" for i in code.program.instructions):
+        return 0.0
+    alone = trace_warp(machine, code.programs // 2, levels, names, _nobody)
+    times = []
+    for trace in (alone, trace_warp(machine, code.programs // 2, levels, names, _last(code))):
+        times.append(play(gpu, [trace.played], code.warps, 1, 1).cycles)
+    return (times[1] - times[0]) / CLOCK * 1e6
+
+
+def _last(code: Code) -> Callable[[int], int]:
+    """What tickets say to the last of a set's programs."""
+    values = {a.name: int(a.value) for a in code.arguments if a.form[0] != "*"}
+    if "pieces" not in values:
+        return _nobody
+    others = [values["pieces"] * values.get("row_blocks", 1) - 1, values.get("N", 1) - 1]
+    if code.name.startswith("row"):
+        others[0] = values["pieces"] - 1
+    return lambda k: others[min(k, 2) - 1]

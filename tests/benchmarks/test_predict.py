@@ -1,0 +1,169 @@
+"""The estimate from machine code: on that of three launches of version 0.1.0, made by Triton 3.9.0,
+whose figures another program of the same model gave; then the command on a case of fastnorm's.
+
+`launches.json.gz` holds the disassembly of these launches, their grids and arguments.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compile_only import Argument
+from benchmarks.machine_code import Resources
+from benchmarks.predict import model
+from benchmarks.predict.estimate import Code, Estimate, estimate
+from benchmarks.predict.operands import Operands
+from benchmarks.predict.sass import Program, parse_text
+from benchmarks.predict.thread import Machine
+
+ROOT = Path(__file__).parents[2]
+FORWARD, BACKWARD = (4096, 4096), (4096, 1024)
+# Of layer norm of these shapes in bfloat16: the launches' estimated us, instructions an element.
+KNOWN = {
+    ("h100", "row_norm_kernel"): (24.8, 21.1),
+    ("h100", "row_norm_backward_kernel"): (18.3, 36.8),
+}
+KNOWN_SUM = 9.1  # us of sum_partials_kernel, which waits for memory 9 times in turn
+CLOSE = 0.03
+
+
+def saved_launches() -> dict[str, Code]:
+    with gzip.open(Path(__file__).with_name("launches.json.gz"), "rt") as file:
+        found = json.load(file)
+    return {
+        saved["name"]: Code(
+            saved["name"],
+            parse_text("\n".join(saved["code"])),
+            Resources(saved["registers"], saved["stack"]),
+            saved["shared"],
+            saved["warps"],
+            saved["programs"],
+            tuple(Argument(*a) for a in saved["arguments"]),
+        )
+        for saved in found
+    }
+
+
+def estimated(code: Code, gpu: str) -> Estimate:
+    rows, length = FORWARD if code.name == "row_norm_kernel" else BACKWARD
+    return estimate(code, rows * length, gpu, frozenset())
+
+
+@pytest.mark.parametrize(("gpu", "name"), KNOWN)
+def test_known_figures_come_again(gpu, name):
+    us, instructions = KNOWN[gpu, name]
+    found = estimated(saved_launches()[name], gpu)
+    assert found.us == pytest.approx(us, rel=CLOSE)
+    assert found.instructions == pytest.approx(instructions, rel=CLOSE)
+
+
+def test_a_chain_of_loads_is_waited_for():
+    found = estimated(saved_launches()["sum_partials_kernel"], "h100")
+    assert found.us == pytest.approx(KNOWN_SUM, rel=CLOSE)
+    assert found.peak_kb == 0  # partial sums lie in the L2 cache
+
+
+def test_bytes_in_flight_of_a_multiprocessor():
+    found = estimated(saved_launches()["row_norm_kernel"], "h100")
+    assert (found.resident_warps, found.peak_kb) == (20, 40)  # 64 bytes a thread
+
+
+@pytest.mark.parametrize("base", ["FADD", "FFMA"])
+def test_other_counts_are_other_figures(base):
+    """Without half of its sums the launch no longer has the known figures."""
+    code = saved_launches()["row_norm_kernel"]
+    instructions = code.program.instructions
+    kept = tuple(i for n, i in enumerate(instructions) if i.base != base or n % 2)
+    assert len(kept) < len(instructions)
+    found = estimated(replace(code, program=Program(kept, code.program.labels)), "h100")
+    us, per_element = KNOWN["h100", "row_norm_kernel"]
+    assert found.instructions < per_element * (1 - CLOSE)
+    assert found.us < us
+
+
+def test_twice_the_rows_are_twice_the_instructions():
+    code = saved_launches()["row_norm_backward_kernel"]
+    doubled = tuple(
+        Argument(n, f, 2 * v if n in ("R", "row_blocks") else v) for n, f, v in code.arguments
+    )
+    once, twice = (estimated(c, "h100") for c in (code, replace(code, arguments=doubled)))
+    assert twice.instructions / once.instructions == pytest.approx(2, rel=0.1)
+    assert twice.us / once.us == pytest.approx(2, rel=0.1)
+
+
+def test_integers_are_exact():
+    """R2 = 7 * 5 - 3, then a loop that counts it down by 8."""
+    code = """
+        /*0000*/ MOV R1, 0x7 ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        /*0010*/ IMAD R2, R1, 0x5, -0x3 ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        .L_1:
+        /*0020*/ IADD3 R2, R2, -0x8, RZ ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        /*0030*/ ISETP.GT.AND P0, PT, R2, RZ, PT ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        /*0040*/ @P0 BRA `(.L_1) ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        /*0050*/ STG.E.64 desc[UR4][R2.64+0x8], R2 ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+        /*0060*/ EXIT ; /* 0x0000000000000000 */
+        /* 0x000fe20000000000 */
+    """
+    steps = Machine(parse_text(code), {}).run(0, 0, lambda k: 0)
+    assert len(steps) == 2 + 3 * 4 + 2
+    assert steps[-2].at == 8  # 32 - 4 * 8, and the offset
+    assert steps[0].instruction.stall == 1
+
+
+def test_operands_as_expressions():
+    o = Operands({0x210: 5, 0x214: 1})
+    assert o.word("c[0x0][0x210]") == "5"
+    assert o.double_word("c[0x0][0x210]") == str(5 | 1 << 32)
+    assert o.word("-R3") == "(-R[3]&M)"
+    assert o.address("[R2.X4+UR4+0x10]") == "+R[2]*4+U[4]+16"
+    assert o.put_double("R2", "x") == "w = x; R[2] = w&M; R[3] = w>>32&M"
+
+
+def test_without_a_compiler_the_error_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model._simulator.cache_clear()
+    with pytest.raises(model.NoCompilerError, match=r"g\+\+"):
+        model._simulator()
+    model._simulator.cache_clear()
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.predict", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_command_estimates_both_directions_beside_a_baseline(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    arguments = ("rms", "4096x1024", "bfloat16", "--gpu", "h200", "--out", str(out))
+    ran = command(*arguments, "--baseline", str(ROOT))
+    assert ran.returncode == 0, ran.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["direction"] for row in rows] == ["forward", "backward"]
+    for row in rows:
+        us = sum(e["us"] + e["tail_us"] for e in row["launches"]) + 1.2 * len(row["launches"])
+        assert row["estimated_us"] == pytest.approx(us)
+        share = row["estimated_percent_of_floor"] / 100 * row["estimated_us"]
+        assert row["floor_us"] == pytest.approx(share)
+    assert ran.stdout.count("1.00 times as fast as the baseline") == 3
+    assert ran.stdout.count("estimated") >= 5
+
+
+def test_command_refuses_what_it_does_not_know(tmp_path):
+    assert "no case has the words" in command("7x7x7").stderr
+    assert "name a checkout" in command("rms", "--baseline", str(tmp_path)).stderr
