@@ -1,41 +1,79 @@
-"""`python -m benchmarks.plot_cpu`: results/cpu.png, the rows of results/cpu.jsonl as a figure."""
+"""`python -m benchmarks.plot_cpu`: results/cpu.png and the pages' tables, of results/cpu.jsonl."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks.plot import COLOURS
 from benchmarks.rows import Row, read
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
-    "in": "instance norm",
-    "bn": "batch norm",
-    "gn": "group norm",
-    "ln": "layer norm",
-    "bin": "batch-instance norm*",
+    "bn": "batch",
+    "in": "instance",
+    "gn": "group",
+    "ln": "layer",
+    "rms": "RMS",
+    "bin": "batch-instance*",
 }
+FUSIONS = {"plain": "alone", "relu": "+ ReLU", "residual_relu": "+ residual + ReLU"}
+COLOURS = ("#4c78a8", "#72b7b2", "#54a24b")
+
+
+def mean_ratio(rows: Iterable[Row]) -> float | None:
+    """The geometric mean of the rows' ratios to torch; None of no rows."""
+    logs = [math.log(row["ratio_p50"]) for row in rows]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def shape_name(row: Row) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def table(rows: Sequence[Row], column: Callable[[Row], str], columns: Sequence[str]) -> str:
+    """Markdown: a line for each norm, the mean ratio of the rows that belong to each column."""
+    lines = [f"| norm | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for op, name in NAMES.items():
+        of_norm = [row for row in rows if row["op"] == op]
+        means = [mean_ratio(r for r in of_norm if column(r) == wanted) for wanted in columns]
+        cells = ["" if mean is None else f"{mean:.2f}" for mean in means]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_fusion(rows: Sequence[Row]) -> str:
+    """The README's table."""
+    return table(rows, lambda row: FUSIONS[row["fused"]], list(FUSIONS.values()))
+
+
+def by_shape(rows: Sequence[Row]) -> str:
+    """The table of docs/benchmarks.md."""
+    return table(rows, shape_name, list(dict.fromkeys(map(shape_name, rows))))
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """Time of forward + backward as a share of torch's, one bar a norm and shape."""
-    ours = [row for row in rows if row["provider"] == "fastnorm"]
+    """Time of forward + backward as a share of torch's, a group of bars for each norm."""
     figure, panel = plt.subplots(figsize=(8.6, 5.2), layout="constrained")
-    labels = [f"{NAMES[row['op']]}  {' x '.join(map(str, row['shape']))}" for row in ours]
-    ratios = [row["ratio_p50"] for row in ours]
-    colours = [COLOURS["fastnorm"] if ratio <= 1 else COLOURS["eager"] for ratio in ratios]
-    bars = panel.barh(labels, ratios, color=colours)
-    panel.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3)
+    height = 0.8 / len(FUSIONS)
+    for k, (fused, label) in enumerate(FUSIONS.items()):
+        of_fusion = [row for row in rows if row["fused"] == fused]
+        means = [mean_ratio(r for r in of_fusion if r["op"] == op) or 0.0 for op in NAMES]
+        places = [n + (k - 1) * height for n in range(len(NAMES))]
+        bars = panel.barh(places, means, height, label=label, color=COLOURS[k])
+        panel.bar_label(bars, [f"{mean:.2f}" for mean in means], padding=3, fontsize=8)
+    panel.set_yticks(range(len(NAMES)), [f"{name} norm" for name in NAMES.values()])
     panel.axvline(1, color="black", linewidth=1)
     panel.invert_yaxis()
-    panel.set_xlim(0, 1.15 * max(ratios))
-    panel.set_xlabel("time of forward + backward, torch's operator = 1 (shorter is faster)")
+    panel.set_xlim(right=1.15 * max(panel.get_xlim()[1], 1))
+    panel.set_xlabel("time of forward + backward, torch's operators = 1 (shorter is faster)")
+    panel.legend(loc="lower right")
     panel.spines[["top", "right"]].set_visible(False)
-    row = ours[0]
+    row = rows[0]
     figure.supxlabel(
-        f"CPU, not a GPU: {row['cpu']}, {row['threads']} threads, torch {row['torch']}, float32, "
-        "medians of pairs. *torch has none: against its batch norm.",
+        f"CPU, not a GPU: {row['cpu']}, {row['threads']} threads, torch {row['torch']}, eager; "
+        f"geometric means\nof {len(rows)} rows (shapes, float32 and bfloat16, both layouts), each a "
+        "median of pairs. *torch has none: its batch norm.",
         fontsize=8,
         color="0.35",
     )
@@ -45,7 +83,14 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    draw(read(RESULTS / "cpu.jsonl"), RESULTS / "cpu.png")
+    rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    draw(rows, RESULTS / "cpu.png")
+    print(f"{by_fusion(rows)}\n\n{by_shape(rows)}\n")
+    worst = max(rows, key=lambda row: float(row["ratio_p50"]))
+    print(
+        f"{len(rows)} rows, mean {mean_ratio(rows):.2f}, largest {worst['ratio_p50']:.2f}: "
+        f"{worst['op']} {shape_name(worst)} {worst['layout']} {worst['fused']} {worst['dtype']}"
+    )
 
 
 if __name__ == "__main__":

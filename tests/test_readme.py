@@ -7,7 +7,6 @@ run. A block in another language, or a command that COMMANDS does not know, is a
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -25,6 +24,7 @@ import pytest
 import torch.distributed.run
 
 import fastnorm
+from benchmarks.rows import read
 
 NO_TOOLS = "of the tools for development, which a machine for `make gpu` need not have"
 markdown_it = pytest.importorskip("markdown_it", reason=NO_TOOLS)
@@ -235,16 +235,9 @@ def test_links(page):
         assert not anchor or anchor in anchors(str(target)), link
 
 
-NORMS = {"in": "instance", "bn": "batch", "gn": "group", "ln": "layer", "bin": "batch-instance"}
-
-
 def test_measured_speed():
     """The tables' figures are those of the rows."""
-    summary, table = ((ROOT / page).read_text() for page in ("README.md", "docs/benchmarks.md"))
-    lines = (ROOT / "benchmarks/results/cpu.jsonl").read_text().splitlines()
-    rows = list(map(json.loads, lines))
-    for torchs, ours in zip(rows[::2], rows[1::2], strict=True):
-        op, shape, ratio = ours["op"], " x ".join(map(str, ours["shape"])), ours["ratio_p50"]
-        cells = f"{shape} | {torchs['us_p50']:.0f} | {ours['us_p50']:.0f} | {ratio:.3f}"
-        assert re.search(rf"^\| {op}\b.* \| {re.escape(cells)} \|", table, re.MULTILINE), cells
-        assert re.search(rf"^\| {NORMS[op]}[ ,].*\b{ratio:.3f}\b", summary, re.MULTILINE), cells
+    plot_cpu = pytest.importorskip("benchmarks.plot_cpu", reason="matplotlib is not installed")
+    rows = [row for row in read(plot_cpu.RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    assert plot_cpu.by_fusion(rows) in (ROOT / "README.md").read_text()
+    assert plot_cpu.by_shape(rows) in (ROOT / "docs/benchmarks.md").read_text()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import summary
+from benchmarks.rows import Row
 from benchmarks.shapes import OPS, ROW_OPS, Case
 
 from .rows import rows_of, timed_row
@@ -72,19 +73,38 @@ def test_rows_of_two_machines_or_none_are_refused(tmp_path: Path) -> None:
         plot.main([str(written(tmp_path, [])), "--out", str(tmp_path / "figures")])
 
 
-def test_figure_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of our rows is a bar of its ratio."""
-    rows = (plot_cpu.RESULTS / "cpu.jsonl").read_text().splitlines()
-    (tmp_path / "cpu.jsonl").write_text("\n".join(rows[:4]))
-    drawn = []
+def row_of_a_cpu(op: str, fused: str, ratio: float, shape: tuple[int, ...] = (8, 4, 2)) -> Row:
+    return {
+        "op": op, "shape": list(shape), "fused": fused, "layout": "contiguous", "dtype": "float32",
+        "provider": "fastnorm", "ratio_p50": ratio, "cpu": "a CPU", "threads": 2, "torch": "2.13",
+    }  # fmt: skip
+
+
+def test_figure_and_tables_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each bar and each cell is the geometric mean of the rows it stands for, torch's left out."""
+    rows = [
+        row_of_a_cpu("bn", "plain", 0.5),
+        row_of_a_cpu("bn", "plain", 2.0, (9, 4)),
+        row_of_a_cpu("bn", "relu", 0.25),
+        row_of_a_cpu("rms", "residual_relu", 0.75, (9, 4)),
+    ]
+    theirs = row_of_a_cpu("bn", "plain", 1.0) | {"provider": "torch"}
+    lines = [json.dumps(row) for row in (*rows, theirs)]
+    (tmp_path / "cpu.jsonl").write_text("\n".join(lines))
+    drawn: list[float] = []
     barh = plot_cpu.plt.Axes.barh
 
-    def spy(panel: Any, labels: list[str], values: list[float], **style: Any) -> Any:
-        drawn.extend(values)
-        return barh(panel, labels, values, **style)
+    def spy(panel: Any, places: list[float], values: list[float], *args: Any, **style: Any) -> Any:
+        drawn.extend(value for value in values if value)
+        return barh(panel, places, values, *args, **style)
 
     monkeypatch.setattr(plot_cpu.plt.Axes, "barh", spy)
     monkeypatch.setattr(plot_cpu, "RESULTS", tmp_path)
     plot_cpu.main()
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert drawn == [json.loads(rows[i])["ratio_p50"] for i in (1, 3)]
+    assert drawn == pytest.approx([1.0, 0.25, 0.75])
+    printed = capsys.readouterr().out
+    assert "| batch | 1.00 | 0.25 |  |" in printed and "| RMS |  |  | 0.75 |" in printed
+    assert "| batch | 0.35 | 2.00 |" in printed and "largest 2.00: bn 9 x 4" in printed
