@@ -72,8 +72,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     row = rows[0]
     figure.supxlabel(
         f"CPU, not a GPU: {row['cpu']}, {row['threads']} threads, torch {row['torch']}, eager; "
-        f"geometric means\nof {len(rows)} rows (shapes, float32 and bfloat16, both layouts), each a "
-        "median of pairs. *torch has none: its batch norm.",
+        f"geometric means\nof {len(rows)} rows (shapes, float32 and bfloat16, both layouts), each "
+        "a median of pairs. *torch has none: its batch norm.",
         fontsize=8,
         color="0.35",
     )
