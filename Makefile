@@ -51,7 +51,7 @@ test-compiled: $(TRITONS:%=.triton/%)  ## all tests of compiled kernels, with ea
 OLD_TRITON := 3.7.1
 OLDEST_TRITON := 3.6.0
 SMOKE := tests/functional/test_forward.py tests/modules/test_drop_in.py
-test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run the kernels' tests with an older Triton, some, and compiled kernels, with the oldest
+test-matrix: .triton/$(OLD_TRITON) .triton/$(OLDEST_TRITON)  ## run kernels with an older Triton, and a part with the oldest
 	$(call with_triton,$(OLD_TRITON)) -m pytest -n 2 --dist worksteal -m "not slow and not no_kernel"
 	$(call with_triton,$(OLDEST_TRITON)) -m pytest -n 2 --dist worksteal \
 	    -m "not slow and not no_kernel" $(SMOKE)

@@ -123,7 +123,10 @@ def _of_instances(
 
 def _instance_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Of three dimensions, which have no format of channels last: where the gradient of one image
-    lies so, torch's (2.13, 2.15) takes it for a contiguous one."""
+    lies so, torch's (2.13, 2.15) takes it for a contiguous one. The older ONNX exporter, which
+    traces, would no more know the channels."""
+    if torch.jit.is_tracing():
+        return F.instance_norm(x, *args, **kwargs)
     return F.instance_norm(x.flatten(2), *args, **kwargs).view_as(x)
 
 

@@ -154,7 +154,8 @@ def _padded(L: int) -> int:
 
 
 def _rows(R: int, tile: int, BLOCK_L: int) -> int:
-    """Rows of a tile; in the interpreter, where a program costs more than an element, many."""
+    """Rows of a tile; in the interpreter, where a program costs more than an element, many, and for
+    few rows 2: how columns are split follows from L alone, so that no row's bits tell of R."""
     if launch.INTERPRETED:
-        return min(tilings.INTERPRETER_TILE // BLOCK_L, triton.next_power_of_2(R))
+        return min(tilings.INTERPRETER_TILE // BLOCK_L, max(triton.next_power_of_2(R), 2))
     return max(tile // BLOCK_L, 1)

@@ -251,7 +251,8 @@ def row_moments(x, count, tile, K: tl.constexpr):
         total, squares = row_sums(deviation, deviation, deviation, K)
         error = total / count
         error = tl.where(tl.abs(error) < float("inf"), error, 0.0)
-        m2 = squares - error * total
+        excess = error * total  # of squares, which overflow where it does
+        m2 = squares - tl.where(excess < float("inf"), excess, 0.0)
         return mean + error, tl.where(m2 < 0.0, 0.0, m2)  # not maximum: NaN has to go through
     else:
         m2 = row_sum(x, x, K)

@@ -111,11 +111,9 @@ class Truth:
             return self.rounding.term(self.x * rstd), rstd, axes
         first = self.x[tuple(slice(0, 1) if a in axes else slice(None) for a in range(4))]
         centred = self.x - first
-        mean = centred.mean(axes, keepdims=True)
-        centred = centred - mean
-        var = self.rounding.variance((centred**2).mean(axes, keepdims=True), first + mean)
+        centred = centred - centred.mean(axes, keepdims=True)
+        var = (centred**2).mean(axes, keepdims=True)
         rstd = 1 / np.sqrt(var + np.longdouble(self.case.eps))
-        centred = self.rounding.deviation(centred, self.x)
         if self.case.norm in MEAN_ONLY:
             return self.rounding.term(centred), np.ones_like(rstd), axes
         return self.rounding.term(centred * rstd), rstd, axes
@@ -124,7 +122,7 @@ class Truth:
         rstd = np.longdouble(1)
         if self.case.norm not in MEAN_ONLY:
             rstd = 1 / np.sqrt(self.p["running_var"] + np.longdouble(self.case.eps))
-        centred = self.rounding.deviation(self.x - self.p["running_mean"], self.x)
+        centred = self.x - self.p["running_mean"]
         return self.rounding.term(centred * rstd), rstd, ()
 
     def gradients(self, active: Array | None = None) -> dict[str, Array]:
