@@ -62,16 +62,16 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         places = [n + (k - 1) * height for n in range(len(NAMES))]
         bars = panel.barh(places, means, height, label=label, color=COLOURS[k])
         panel.bar_label(bars, [f"{mean:.2f}" for mean in means], padding=3, fontsize=8)
-    panel.set_yticks(range(len(NAMES)), [f"{name} norm" for name in NAMES.values()])
+    panel.set_yticks(range(len(NAMES)), list(NAMES.values()))
     panel.axvline(1, color="black", linewidth=1)
     panel.invert_yaxis()
     panel.set_xlim(right=1.15 * max(panel.get_xlim()[1], 1))
     panel.set_xlabel("time of forward + backward, torch's operators = 1 (shorter is faster)")
-    panel.legend(loc="lower right")
+    panel.legend(loc="upper right")
     panel.spines[["top", "right"]].set_visible(False)
     row = rows[0]
     figure.supxlabel(
-        f"CPU, not a GPU: {row['cpu']}, {row['threads']} threads, torch {row['torch']}, eager; "
+        f"CPU, not a GPU: {row['cpu']}, threads: {row['threads']}, torch {row['torch']}, eager; "
         f"geometric means\nof {len(rows)} rows (shapes, float32 and bfloat16, both layouts), each "
         "a median of pairs. *torch has none: its batch norm.",
         fontsize=8,
