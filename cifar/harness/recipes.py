@@ -80,7 +80,7 @@ RECIPES = {
         shortcut="projection",
         he_initialisation=False,
         validation_share=0.2,
-        expectation="0.95 on the digits' test images with gn, in a minute and a half of a CPU",
+        expectation="0.95 on the digits' test images with gn, in a minute of a CPU",
     ),
 }
 INTERPRETED_DIGITS_EPOCHS = 1
