@@ -25,9 +25,8 @@ def losses(folder: Path) -> torch.Tensor:
     return torch.tensor([row["loss"] for row in read_rows(folder / "steps.jsonl")])
 
 
-@pytest.mark.parametrize(
-    "norm", ["bn", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("gn", "bin", "sn"))]
-)
+@pytest.mark.slow  # the norms in two processes are tests/distributed's
+@pytest.mark.parametrize("norm", ["bn", "gn", "bin", "sn"])
 def test_two_processes_train_as_one(norm: str, tiny_cifar: Path, tmp_path: Path) -> None:
     """44 images in batches of 15, 15 and 14: the shares of the first two are 7 and 8.
 
