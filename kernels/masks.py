@@ -6,6 +6,8 @@ in memory fill bytes of their own, eight to a byte.
 
 import torch
 
+from .tensors import row_sizes
+
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
     """What backward needs beside x to know act'(z): "mask", "residual" or nothing.
@@ -28,3 +30,8 @@ def unpacked(mask: torch.Tensor, runs: int, length: int) -> torch.Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
     bits = mask.view(runs, -1, 1) >> shifts & 1
     return bits.view(runs, -1)[:, :length].bool()
+
+
+def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
+    """The booleans of the mask that a forward kept for x, in x's shape."""
+    return unpacked(mask, *row_sizes(x, normalized_ndim)).view(x.shape)

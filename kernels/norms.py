@@ -3,18 +3,11 @@
 import torch
 
 from .channels import channel_norm, channel_norm_backward, channel_relu_mask
-from .masks import mask_bytes, side_input
+from .masks import mask_bytes, row_relu_mask, side_input
 from .plans import Norm, kept_sizes
 from .row_plans import stats_planes
-from .rows import (
-    ROW_NORMS,
-    row_add_norm,
-    row_norm,
-    row_norm_backward,
-    row_relu_mask,
-    row_sizes,
-)
-from .tensors import Tensors, accumulation, dense
+from .rows import row_add_norm, row_norm, row_norm_backward
+from .tensors import ROW_NORMS, Tensors, accumulation, dense, row_sizes
 
 
 def norm(

@@ -4,19 +4,15 @@ Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0:
 beta, and half of layer norm's table of sums and of what it keeps for the backward.
 """
 
-import math
-
 import torch
 
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import counters, multiprocessors, shared_memory
-from .masks import mask_bytes, side_input, unpacked
+from .masks import mask_bytes, side_input
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
 from .row_tiles import Backward, Forward, Shares
-from .tensors import Tensors, accumulation, accumulators, contiguous, dtypes_of
-
-ROW_NORMS = ("layer", "rms")
+from .tensors import Tensors, accumulation, accumulators, contiguous, dtypes_of, row_sizes
 
 
 def row_norm(
@@ -183,14 +179,3 @@ def _backward(plan: RowPlan, t: Backward, parameters: bool) -> bool | None:
         shares = Shares(t.partial, t.dweight, t.dbias)
         sum_launch(L, groups, dtypes_of(shares))(shares)
     return True
-
-
-def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
-    """The booleans of the mask that a forward kept for x, in x's shape."""
-    return unpacked(mask, *row_sizes(x, normalized_ndim)).view(x.shape)
-
-
-def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
-    """(R, L) of x, whose sizes may be symbolic: its rows are its last dimensions."""
-    leading = x.dim() - normalized_ndim
-    return math.prod(x.shape[:leading]), math.prod(x.shape[leading:])

@@ -1,9 +1,11 @@
 """Tensors as kernels are given them: their memory layouts, and room for statistics of them."""
 
+import math
 from typing import TypeVar
 
 import torch
 
+ROW_NORMS = ("layer", "rms")  # whose x is seen as rows
 Tensors = tuple[torch.Tensor | None, ...]
 MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
 
@@ -47,3 +49,22 @@ def itemsize_of(dtypes: tuple[torch.dtype | None, ...]) -> int:
     """Bytes an element of the first tensor, which is one."""
     (dtype,) = [dtype for dtype in dtypes[:1] if dtype is not None]
     return dtype.itemsize
+
+
+def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
+    """(R, L) of x, whose sizes may be symbolic: its rows are its last dimensions."""
+    leading = x.dim() - normalized_ndim
+    return math.prod(x.shape[:leading]), math.prod(x.shape[leading:])
+
+
+def weight_rows(v: torch.Tensor, dim: int) -> torch.Tensor:
+    """v with what belongs to one norm together in memory, in whatever order; a copy for a dim that
+    is not the first."""
+    if dim not in (-1, 0):
+        return v.movedim(dim, 0).contiguous()
+    return dense(v) if v.dim() > 1 else v.contiguous()
+
+
+def from_weight_rows(rows: torch.Tensor, v: torch.Tensor, dim: int) -> torch.Tensor:
+    """What `weight_rows` made of v, v's own shape and layout again."""
+    return rows if dim in (-1, 0) else torch.empty_like(v).copy_(rows.movedim(0, dim))

@@ -15,10 +15,11 @@ from .tensors import (
     Tensors,
     accumulation,
     contiguous,
-    dense,
     dtypes_of,
+    from_weight_rows,
     itemsize_of,
     laid_out_as,
+    weight_rows,
 )
 
 
@@ -116,12 +117,12 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
     v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1. g
     has an element for each norm.
     """
-    rows = _rows(v, dim)
+    rows = weight_rows(v, dim)
     w = torch.empty_like(rows)
     norms = torch.empty(g.numel(), dtype=accumulation(v), device=v.device)
     tensors = (rows, contiguous(g), w, norms)
     weight_launch(norms.numel(), v.numel() // norms.numel(), dtypes_of(tensors), False)(tensors)
-    return _from_rows(w, v, dim), norms
+    return from_weight_rows(w, v, dim), norms
 
 
 def weight_norm_backward(
@@ -133,23 +134,10 @@ def weight_norm_backward(
     needs: tuple[bool, bool],
 ) -> Tensors:
     """(dv, dg); None where `needs` says that nobody asked."""
-    rows = _rows(v, dim)
+    rows = weight_rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
     dv = torch.empty_like(rows) if needs[0] else None
     dg = torch.empty_like(g, memory_format=torch.contiguous_format) if needs[1] else None
     tensors = (dw, rows, contiguous(g), norms, dv, dg)
     weight_launch(norms.numel(), v.numel() // norms.numel(), dtypes_of(tensors), True)(tensors)
-    return None if dv is None else _from_rows(dv, v, dim), dg
-
-
-def _rows(v: torch.Tensor, dim: int) -> torch.Tensor:
-    """v with what belongs to one norm together in memory, in whatever order; a copy for a dim that
-    is not the first."""
-    if dim not in (-1, 0):
-        return v.movedim(dim, 0).contiguous()
-    return dense(v) if v.dim() > 1 else v.contiguous()
-
-
-def _from_rows(rows: torch.Tensor, v: torch.Tensor, dim: int) -> torch.Tensor:
-    """What `_rows` made of v, v's own shape and layout again."""
-    return rows if dim in (-1, 0) else torch.empty_like(v).copy_(rows.movedim(0, dim))
+    return None if dv is None else from_weight_rows(dv, v, dim), dg

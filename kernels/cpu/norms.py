@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from ..masks import mask_bytes, side_input
-from ..tensors import Tensors, dense
+from ..masks import mask_bytes, row_relu_mask, side_input
+from ..tensors import ROW_NORMS, Tensors, dense, row_sizes
 from .channels import (
     channel_norm,
     channel_norm_backward,
@@ -13,7 +13,7 @@ from .channels import (
     runs,
     stats_size,
 )
-from .rows import ROW_NORMS, row_norm, row_norm_backward, row_relu_mask, row_sizes
+from .rows import row_norm, row_norm_backward
 
 __all__ = [
     "add_norm",

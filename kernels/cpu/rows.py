@@ -1,14 +1,10 @@
 """Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (L,)."""
 
-import math
-
 import torch
 
-from ..masks import mask_bytes, side_input, unpacked
-from ..tensors import Tensors, contiguous
+from ..masks import mask_bytes, side_input
+from ..tensors import Tensors, contiguous, row_sizes
 from .calls import ACTIVATIONS, in_dtype_of, of_one_dtype, pack_rows, pointer, run
-
-ROW_NORMS = ("layer", "rms")
 
 
 def row_norm(
@@ -85,14 +81,3 @@ def row_norm_backward(
         run("rows_backward", x, job)
     dresidual = dresidual if fused else dy if needs[1] else None
     return dx, dresidual, in_dtype_of(weight, dweight), in_dtype_of(bias, dbias)
-
-
-def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
-    """The booleans of the mask that a forward kept for x, in x's shape."""
-    return unpacked(mask, *row_sizes(x, normalized_ndim)).view(x.shape)
-
-
-def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
-    """(R, L) of x: its rows are its last dimensions."""
-    leading = x.dim() - normalized_ndim
-    return math.prod(x.shape[:leading]), math.prod(x.shape[leading:])

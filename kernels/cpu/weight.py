@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import Tensors, dense, laid_out_as
+from ..tensors import Tensors, from_weight_rows, laid_out_as, weight_rows
 from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
 
 
@@ -12,7 +12,7 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
     v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1. g
     has an element for each norm.
     """
-    rows = _rows(v, dim)
+    rows = weight_rows(v, dim)
     (given,), parameter_type = of_one_dtype(g)
     w, R = torch.empty_like(rows), g.numel()
     norms = v.new_empty(R, dtype=torch.float64)
@@ -21,7 +21,7 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
         R, v.numel() // R, parameter_type, torch.get_num_threads(),
     )  # fmt: skip
     run("weight", rows, job)
-    return _from_rows(w, v, dim), norms
+    return from_weight_rows(w, v, dim), norms
 
 
 def weight_norm_backward(
@@ -33,7 +33,7 @@ def weight_norm_backward(
     needs: tuple[bool, bool],
 ) -> Tensors:
     """(dv, dg); None where `needs` says that nobody asked."""
-    rows = _rows(v, dim)
+    rows = weight_rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
     (given,), parameter_type = of_one_dtype(g)
     assert given is not None
@@ -45,17 +45,4 @@ def weight_norm_backward(
         R, v.numel() // R, parameter_type, torch.get_num_threads(),
     )  # fmt: skip
     run("weight_backward", rows, job)
-    return None if dv is None else _from_rows(dv, v, dim), in_dtype_of(g, dg)
-
-
-def _rows(v: torch.Tensor, dim: int) -> torch.Tensor:
-    """v with what belongs to one norm together in memory, in whatever order; a copy for a dim that
-    is not the first."""
-    if dim not in (-1, 0):
-        return v.movedim(dim, 0).contiguous()
-    return dense(v) if v.dim() > 1 else v.contiguous()
-
-
-def _from_rows(rows: torch.Tensor, v: torch.Tensor, dim: int) -> torch.Tensor:
-    """What `_rows` made of v, v's own shape and layout again."""
-    return rows if dim in (-1, 0) else torch.empty_like(v).copy_(rows.movedim(0, dim))
+    return None if dv is None else from_weight_rows(dv, v, dim), in_dtype_of(g, dg)
