@@ -1,5 +1,6 @@
 /* Common to every file: sizes, parameters in float64, work shared by threads. */
 
+#include <math.h>
 #include <stdint.h>
 
 #define INLINE inline __attribute__((always_inline))
@@ -14,6 +15,12 @@
 typedef int64_t size;
 
 static INLINE size ceil_div(size a, size b) { return (a + b - 1) / b; }
+
+/* The rounding error of a mean, by the sum of the deviations from it. Where that sum overflows the
+   variance does too, and the error is of no account. */
+static INLINE double error_of_mean(double deviations, double count) {
+    return isfinite(deviations) ? deviations / count : 0;
+}
 
 /* A parameter's value, of the dtype with that number; parameters are few. */
 double load_value(const void *p, int64_t type, size i);

@@ -46,7 +46,8 @@ static INLINE struct moments merged(struct moments a, struct moments b) {
 }
 
 /* The exact mean, then the squares of the deviations from it. The sum of the deviations is the
-   mean's own rounding error. Means are sums of shares: a sum would overflow where they do not. */
+   mean's own rounding error, to the last bit if all values are equal. Means are sums of shares: a
+   sum would overflow where they do not. */
 static struct moments block_moments(const elem *x, struct block b, size row_stride) {
     const acc share = (acc)1 / (acc)(b.rows * b.length);
     vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
@@ -69,20 +70,20 @@ static struct moments block_moments(const elem *x, struct block b, size row_stri
         size i = 0;
         for (; i + 2 * VL <= b.length; i += 2 * VL) {
             vec d0 = get(p + i, VL) - mean, d1 = get(p + i + VL, VL) - mean;
-            e0 += d0 * share;
+            e0 += d0;
             q0 += d0 * d0;
-            e1 += d1 * share;
+            e1 += d1;
             q1 += d1 * d1;
         }
         for (; i < b.length; i += VL) {
             int k = (int)MIN(VL, b.length - i);
             vec d = get(p + i, k) - mean;
             if (k < VL) d = keep(first_lanes(k), d);
-            e0 += d * share;
+            e0 += d;
             q0 += d * d;
         }
     }
-    const double count = (double)(b.rows * b.length), error = sum(e0 + e1);
+    const double count = (double)(b.rows * b.length), error = error_of_mean(sum(e0 + e1), count);
     const double m2 = sum(q0 + q1) - count * error * error;
     struct moments found = {count, mean + error, m2 < 0 ? 0 : m2};
     return found;

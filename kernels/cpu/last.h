@@ -27,14 +27,14 @@ static INLINE void lanes_moments(const elem *x, size C, size positions, const in
 #pragma GCC unroll 4
         for (int j = 0; j < CHAINS; j++) {
             vec d = get(x + (p + j / vectors) * C + j % vectors * VL, k) - center[j];
-            e[j] += d * share;
+            e[j] += d;
             q[j] += d * d;
         }
     for (; p < positions; p++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) {
             vec d = get(x + p * C + j * VL, k) - center[j];
-            e[j] += d * share;
+            e[j] += d;
             q[j] += d * d;
         }
 #pragma GCC unroll 4
@@ -48,8 +48,8 @@ static INLINE void lanes_moments(const elem *x, size C, size positions, const in
         memcpy(squares, &q[j], sizeof m);
         for (int i = 0; i < (k < VL ? k : VL); i++) {
             double *to_mean = mean + j * VL + i, *to_m2 = m2 + j * VL + i;
-            double exact = (double)m[i] + error[i];
-            double own = squares[i] - n * error[i] * (double)error[i];
+            double off = error_of_mean(error[i], n), exact = (double)m[i] + off;
+            double own = squares[i] - n * off * off;
             own = own < 0 ? 0 : own;
             double delta = exact - *to_mean;
             *to_m2 = before ? *to_m2 + own + delta * (before * part) * delta : own;

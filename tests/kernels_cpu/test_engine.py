@@ -38,6 +38,33 @@ def test_rows_that_add_and_weights(dtype):
     assert cases.check_weight_norm(dtype) <= 1
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(131, 2), (131, 2, 3), (7, 5, 33), (128, 33, 13), (2, 3, 40000)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_values_are_their_mean(dtype, shape, layout):
+    """To the last bit, whatever a mean of shares rounds: torch answers 0 too."""
+    order = (0, *range(2, len(shape)), 1) if layout == "channels_last" else range(len(shape))
+    for value in (9984.0, 1234.5678, 3e-3, 7.7):
+        x = torch.full(shape, value, dtype=dtype).permute(*order)
+        x = x.contiguous().permute(*torch.tensor(list(order)).argsort().tolist())
+        with running("cpu"):
+            found = [F.batch_norm(x, None, None, training=True), F.group_norm(x, 1)]
+            found += [F.instance_norm(x)] if x.dim() > 2 else []
+            found += [F.layer_norm(x, x.shape[1:])]
+        assert not any(y.any() for y in found), value
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 3, 40), (40, 3)])
+def test_a_sum_of_deviations_that_overflows(dtype, shape):
+    """No NaN: the variance is infinite, and the other values of the set are 0."""
+    x = torch.full(shape, -torch.finfo(dtype).max / 2, dtype=dtype)
+    x[::2] *= -1
+    with running("cpu"):
+        y = F.batch_norm(x, None, None, training=True)
+    assert y.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_every_value_is_read_and_rounded_as_torch_does(dtype):
     """All 65536, and their sums with others: subnormal ones, ties, overflows, NaN, Inf, -0."""
