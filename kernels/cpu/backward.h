@@ -3,43 +3,62 @@
 /* Whatever the sums of (n, c) are kept under, they are of g and, relative to the rounded center,
    of g (x - center). */
 
-/* A piece's sums. */
-static void sums_item(void *context, size i) {
-    struct call *k = context;
-    const int added = k->t.residual || k->t.bits, activation = (int)k->job->activation;
-    if (k->last) {
-        size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
-        struct stretch s = {first, MIN(first + k->piece, (n + 1) * k->S), k->C, n * k->C};
-        double *g = k->lanes_a + i * k->C, *gx = k->lanes_b + i * k->C;
-        memset(g, 0, k->C * sizeof *g);
-        memset(gx, 0, k->C * sizeof *gx);
-        SPECIALISED(stretch_sums, activation, added, &k->t, &k->a, s, g, gx)
-        return;
-    }
+/* Sums of the i-th piece of positions, channels last. */
+static void positions_sums(struct call *k, size i) {
+    const int added = k->t.residual || k->t.bits;
+    size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
+    struct stretch s = {first, MIN(first + k->piece, (n + 1) * k->S), k->C, n * k->C};
+    double *g = k->lanes_a + i * k->C, *gx = k->lanes_b + i * k->C;
+    memset(g, 0, k->C * sizeof *g);
+    memset(gx, 0, k->C * sizeof *gx);
+    SPECIALISED(stretch_sums, k->job->activation, added, &k->t, &k->a, s, g, gx)
+}
+
+/* Sums of a piece, whose rows are (n, c) or runs of them. */
+static struct sums piece_sums(const struct call *k, struct piece p) {
+    const int added = k->t.residual || k->t.bits;
     const struct sets *s = &k->sets;
-    size set = i / s->pieces, piece = i % s->pieces;
     struct sums all = {0, 0};
-    for (size b = piece * BLOCKS; b < MIN((piece + 1) * BLOCKS, s->blocks); b++) {
-        struct block found = block_of(s, set / s->per_unit, set % s->per_unit, b);
-        for (size r = 0; r < found.rows; r++) {
-            size start = found.offset + r * s->row_stride, row = start / k->S;
-            size at = slot(k, row / k->C, row % k->C), first = start - row * k->S;
+    for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
+        struct block found = block_of(s, p.unit, p.set, b);
+        size row = found.offset / k->S, first = found.offset - row * k->S;
+        size n = row / k->C, c = row % k->C; /* rows that follow are of the same channel */
+        for (size r = 0; r < found.rows; r++, row += k->C, n++) {
+            size at = slot(k, n, c);
             struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
                                      splat(k->a.shift[at])};
             struct run run = {row * k->S, first, first + found.length, k->S, row};
-            SPECIALISED(run_sums, activation, added, &k->t, run, a, &all)
+            SPECIALISED(run_sums, k->job->activation, added, &k->t, run, a, &all)
         }
     }
-    k->sums_found[i] = all;
+    return all;
+}
+
+static void sums_item(void *context, size i) {
+    struct call *k = context;
+    if (k->last) {
+        positions_sums(k, i);
+        return;
+    }
+    struct piece p = piece_at(&k->sets, i);
+    k->sums_found[p.at] = piece_sums(k, p);
+}
+
+static void unit_sums(struct call *k, size u) {
+    if (k->last) {
+        for (size i = 0; i < k->items; i++) positions_sums(k, u * k->items + i);
+        return;
+    }
+    FOR_PIECES(p, &k->sets, u) k->sums_found[p.at] = piece_sums(k, p);
 }
 
 /* The sums of (n, c), merged from those of its pieces in their order. */
 static struct sums sums_of(const struct call *k, size n, size c) {
     struct sums all = {0, 0};
-    const size pieces = k->last ? k->pieces : k->sets.pieces;
+    size pieces = k->last ? k->pieces : k->sets.pieces;
     size set = n * k->C + c; /* the place of a set in the order of units */
-    if (of_batch(k->kind)) set = c;
     if (k->kind == MIXED) set = c * k->N + n;
+    if (of_batch(k->kind)) set = c, pieces *= k->last ? 1 : k->sets.per_unit;
     for (size p = 0; p < pieces; p++) {
         size at = (n * pieces + p) * k->C + c;
         struct sums part = k->last ? (struct sums){k->lanes_a[at], k->lanes_b[at]}
@@ -87,7 +106,7 @@ static void merge_channel_backward(struct call *k, size c) {
 
 /* A group's channels of one instance; instance norm's groups are of one. */
 static void merge_group_backward(struct call *k, size n, size g) {
-    const size D = k->C / (k->stat_sets / k->N), first = g * D;
+    const size D = k->D, first = g * D;
     const double count = (double)(D * k->S);
     double sum_g = 0, sum_gx = 0, rstd = *rstd_of(k, set_of(k, n, first));
     for (size c = first; c < first + D; c++) {
@@ -132,15 +151,15 @@ static void merge_mixed_backward(struct call *k, size c) {
 
 static void merge_unit_backward(void *context, size u) {
     struct call *k = context;
-    const size groups = k->stat_sets / k->N, last = k->last;
+    const size last = k->last;
     if (k->kind == MIXED) {
         for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_mixed_backward(k, c);
     } else if (of_batch(k->kind)) {
         for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_channel_backward(k, c);
     } else if (last) {
-        for (size g = 0; g < groups; g++) merge_group_backward(k, u, g);
+        for (size g = 0; g < k->G; g++) merge_group_backward(k, u, g);
     } else {
-        merge_group_backward(k, u / groups, u % groups);
+        merge_group_backward(k, u / k->G, u % k->G);
     }
 }
 
@@ -150,16 +169,17 @@ static void gradient_stretch(const struct call *k, size n, size first, size end)
     SPECIALISED(stretch_backward, k->job->activation, added, &k->t, &k->a, s)
 }
 
-static void gradient_rows(const struct call *k, size row, size step, size rows, size first,
-                          size end) {
+static void gradient_rows(const struct call *k, size row, size rows, size first, size end) {
     const int added = k->t.residual || k->t.bits;
-    for (size i = 0; i < rows; i++, row += step) {
-        size at = slot(k, row / k->C, row % k->C);
+    size n = row / k->C, c = row % k->C;
+    for (size i = 0; i < rows; i++, row++) {
+        size at = slot(k, n, c);
         struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
                                  splat(k->a.shift[at])};
         struct slopes d = {splat(k->a.p[at]), splat(k->a.q[at]), splat(k->a.r[at])};
         struct run r = {row * k->S, first, end, k->S, row};
         SPECIALISED(run_backward, k->job->activation, added, &k->t, r, a, d)
+        if (++c == k->C) c = 0, n++;
     }
 }
 
@@ -170,24 +190,22 @@ static void gradient_item(void *context, size i) {
         gradient_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
         return;
     }
-    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = MAX(1, BLOCK / k->S);
-    size row = i / across * rows, first = i % across * BLOCK * BLOCKS;
-    gradient_rows(k, row, 1, MIN(rows, k->N * k->C - row), first,
+    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = k->rows, row = i / across * rows;
+    size first = i % across * BLOCK * BLOCKS;
+    gradient_rows(k, row, MIN(rows, k->N * k->C - row), first,
                   MIN(first + BLOCK * BLOCKS, k->S));
 }
 
 static void backward_unit(void *context, size u) {
     struct call *k = context;
-    for (size i = u * k->items; i < (u + 1) * k->items; i++) sums_item(k, i);
+    unit_sums(k, u);
     merge_unit_backward(k, u);
     if (!k->t.y && !k->t.dresidual) return;
     if (k->last) {
         for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) gradient_item(k, i);
         return;
     }
-    size first, step, rows;
-    unit_rows(k, u, &first, &step, &rows);
-    gradient_rows(k, first + (rows - 1) * step, -step, rows, 0, k->S);
+    gradient_rows(k, u * k->D, k->D, 0, k->S);
 }
 
 /* Gradients of weight, bias and rho: sums over n in its order. */

@@ -5,8 +5,10 @@ struct call {
     struct tensors t;
     struct table a;
     struct sets sets;                /* of contiguous tensors */
-    size N, C, S, D, G, last, kind; /* D channels of each of G groups */
+    size N, C, S, last, kind;
+    size G, D;                      /* sets of one instance, and the channels of each */
     size units, items;              /* units share nothing; items of each stage one of a unit */
+    size rows;                      /* contiguous: (n, c) of an item of the stage that writes */
     size pieces, piece;             /* channels last: pieces of an instance, their positions */
     size stat_sets;
     double *gamma, *beta, *rho;
@@ -59,13 +61,17 @@ static void room(struct call *k, int backward) {
     k->of_gamma = cut(k, sets * number);
 }
 
+/* Elements of (n, c) from which on each is a set of its own, whatever is merged: a stage then reads
+   in the order of memory. Several shorter ones make up a block. */
+#define LONG_ROW (BLOCK / 16)
+
 /* The sets over which moments are taken, forward, or sums of gradients. */
 static struct sets sets_of(const struct call *k, int backward) {
     const size N = k->N, C = k->C, S = k->S, D = k->D;
     struct sets s = {.rows = 1, .length = S, .per_unit = 1};
-    if (of_batch(k->kind)) {
+    if (of_batch(k->kind) && S < LONG_ROW) {
         s.units = C, s.unit_stride = S, s.rows = N, s.row_stride = C * S;
-    } else if (k->kind == MIXED) {
+    } else if (of_batch(k->kind) || k->kind == MIXED) {
         s.units = C, s.unit_stride = S, s.per_unit = N, s.set_stride = C * S;
     } else if (k->kind == GROUP && backward) {
         s.units = N * k->G, s.unit_stride = D * S, s.per_unit = D, s.set_stride = S;
@@ -85,10 +91,10 @@ static int begin(struct call *k, const struct job *j, int backward) {
     k->last = j->last;
     k->N = j->N, k->C = j->C, k->S = j->S;
     if (k->last && of_batch(k->kind)) k->N = 1, k->S = j->N * j->S; /* one instance, in memory */
-    k->G = k->kind == GROUP ? j->groups : 1;
+    k->G = k->kind == GROUP ? j->groups : k->C;
     k->D = k->C / k->G;
     const size C = k->C;
-    k->stat_sets = of_batch(k->kind) ? C : k->N * (k->kind == GROUP ? k->G : C);
+    k->stat_sets = of_batch(k->kind) ? C : k->N * k->G;
     struct tensors t = {j->x, j->dy, j->residual, j->y, j->dresidual, j->bits};
     k->t = t;
     if (k->last) {
@@ -100,6 +106,8 @@ static int begin(struct call *k, const struct job *j, int backward) {
         k->sets = sets_of(k, backward);
         k->units = k->sets.units;
         k->items = k->sets.per_unit * k->sets.pieces;
+        size most = MAX(1, k->N * C / (8 * j->threads));
+        k->rows = MIN(MAX(1, BLOCK * BLOCKS / k->S), most);
     }
     room(k, backward);
     k->memory = malloc((size_t)k->used + 63);
@@ -128,7 +136,7 @@ static INLINE double *batch_rstd(const struct call *k, size c) {
 
 static INLINE size set_of(const struct call *k, size n, size c) {
     if (of_batch(k->kind)) return c;
-    return k->kind == GROUP ? n * k->G + c / k->D : n * k->C + c;
+    return k->D == 1 ? n * k->C + c : n * k->G + c / k->D;
 }
 
 /* y = (x - center) scale + shift, the center rounded to what vectors hold, shift making up for it.

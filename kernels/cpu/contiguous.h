@@ -20,14 +20,18 @@ static struct sets with_blocks(struct sets s) {
     return s;
 }
 
-/* One run of a set's block: its first element, its length and how many rows follow it. */
+/* One run of a set's block: its first element, its length and how many rows follow it. Divisions
+   take longer than a short set's values: most sets are one block, and do without. */
 struct block {
     size offset, rows, length;
 };
 
 static INLINE struct block block_of(const struct sets *s, size u, size k, size b) {
-    size across = ceil_div(s->length, BLOCK), row = b / across * s->block_rows;
-    size column = b % across * BLOCK;
+    size row = 0, column = 0;
+    if (s->blocks > 1) {
+        size across = ceil_div(s->length, BLOCK);
+        row = b / across * s->block_rows, column = b % across * BLOCK;
+    }
     struct block found = {
         u * s->unit_stride + k * s->set_stride + row * s->row_stride + column,
         MIN(s->block_rows, s->rows - row),
@@ -89,11 +93,35 @@ static struct moments block_moments(const elem *x, struct block b, size row_stri
     return found;
 }
 
-static struct moments piece_moments(const elem *x, const struct sets *s, size u, size k,
-                                    size piece) {
+/* A piece of a set: its unit, the set in it, the piece of that, where its results go. */
+struct piece {
+    size unit, set, index, at;
+};
+
+/* The i-th item of a stage. Sets of neighbouring rows are taken in the order of units, those of one
+   channel of each instance in the order of memory. */
+static struct piece piece_at(const struct sets *s, size i) {
+    struct piece p = {i / s->pieces, 0, i % s->pieces, i};
+    if (s->per_unit > 1) {
+        size set = p.unit;
+        if (s->set_stride > s->unit_stride)
+            p.unit = set % s->units, p.set = set / s->units;
+        else
+            p.unit = set / s->per_unit, p.set = set % s->per_unit;
+        p.at = (p.unit * s->per_unit + p.set) * s->pieces + p.index;
+    }
+    return p;
+}
+
+#define FOR_PIECES(p, s, u)                                                                   \
+    for (struct piece p = {u, 0, 0, (u) * (s)->per_unit * (s)->pieces}; p.set < (s)->per_unit; \
+         p.set++, p.index = 0)                                                                \
+        for (; p.index < (s)->pieces; p.index++, p.at++)
+
+static struct moments piece_moments(const elem *x, const struct sets *s, struct piece p) {
     struct moments all = {0, 0, 0};
-    for (size b = piece * BLOCKS; b < MIN((piece + 1) * BLOCKS, s->blocks); b++)
-        all = merged(all, block_moments(x, block_of(s, u, k, b), s->row_stride));
+    for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++)
+        all = merged(all, block_moments(x, block_of(s, p.unit, p.set, b), s->row_stride));
     return all;
 }
 

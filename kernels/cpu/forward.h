@@ -1,17 +1,30 @@
 /* A norm of channels, forward: moments, merge, apply. */
 
-/* A piece's moments. */
+/* Moments of the i-th piece of positions, channels last. */
+static void positions_item(struct call *k, size i) {
+    size n = i / k->pieces, first = i % k->pieces * k->piece;
+    positions_moments(k->t.x + (n * k->S + first) * k->C, k->C, MIN(k->piece, k->S - first),
+                      k->lanes_a + i * k->C, k->lanes_b + i * k->C);
+}
+
+/* Moments of a piece. */
 static void moments_item(void *context, size i) {
     struct call *k = context;
     if (k->last) {
-        size n = i / k->pieces, first = i % k->pieces * k->piece;
-        positions_moments(k->t.x + (n * k->S + first) * k->C, k->C, MIN(k->piece, k->S - first),
-                          k->lanes_a + i * k->C, k->lanes_b + i * k->C);
+        positions_item(k, i);
         return;
     }
-    size set = i / k->sets.pieces, u = set / k->sets.per_unit;
-    k->pieces_found[i] =
-        piece_moments(k->t.x, &k->sets, u, set % k->sets.per_unit, i % k->sets.pieces);
+    struct piece p = piece_at(&k->sets, i);
+    k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, p);
+}
+
+/* Those of a unit, one after the other. */
+static void unit_moments(struct call *k, size u) {
+    if (k->last) {
+        for (size i = 0; i < k->items; i++) positions_item(k, u * k->items + i);
+        return;
+    }
+    FOR_PIECES(p, &k->sets, u) k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, p);
 }
 
 /* Moments of (n, c), merged from those of its pieces in their order. */
@@ -26,9 +39,10 @@ static struct moments lanes_found(const struct call *k, size n, size c) {
     return all;
 }
 
-static struct moments set_found(const struct call *k, size set) {
+/* Moments of `count` sets, neighbours in the order of units. */
+static struct moments sets_found(const struct call *k, size set, size count) {
     struct moments all = {0, 0, 0};
-    for (size p = 0; p < k->sets.pieces; p++)
+    for (size p = 0; p < count * k->sets.pieces; p++)
         all = merged(all, k->pieces_found[set * k->sets.pieces + p]);
     return all;
 }
@@ -62,12 +76,13 @@ static void merge_channel(struct call *k, size c) {
     const size own = k->job->own_stats;
     struct moments all = {0, 0, 0};
     if (of_batch(k->kind)) {
-        set_batch(k, c, k->last ? lanes_found(k, 0, c) : set_found(k, c));
+        const size sets = k->sets.per_unit;
+        set_batch(k, c, k->last ? lanes_found(k, 0, c) : sets_found(k, c * sets, sets));
         set_coefficients(k, 0, c);
         return;
     }
     for (size n = 0; n < k->N; n++) {
-        struct moments m = k->last ? lanes_found(k, n, c) : set_found(k, c * k->N + n);
+        struct moments m = k->last ? lanes_found(k, n, c) : sets_found(k, c * k->N + n, 1);
         set_stats(k, n * k->C + c, m);
         all = merged(all, m);
     }
@@ -77,27 +92,26 @@ static void merge_channel(struct call *k, size c) {
 
 /* The same of the channels of a group, of which instance norm's have one. */
 static void merge_group(struct call *k, size n, size g) {
-    const size D = k->C / (k->stat_sets / k->N), first = g * D;
+    const size D = k->D, first = g * D, set = n * k->G + g;
     struct moments m = {0, 0, 0};
     if (k->last)
         for (size c = first; c < first + D; c++) m = merged(m, lanes_found(k, n, c));
     else
-        m = set_found(k, n * (k->C / D) + g);
-    k->found[n * (k->C / D) + g] = m;
+        m = sets_found(k, set, 1);
+    k->found[set] = m;
     if (k->kind == MOMENTS) return;
-    set_stats(k, n * (k->C / D) + g, m);
+    set_stats(k, set, m);
     for (size c = first; c < first + D; c++) set_coefficients(k, n, c);
 }
 
 static void merge_unit(void *context, size u) {
     struct call *k = context;
-    const size groups = k->stat_sets / k->N;
     if (k->kind == MIXED || of_batch(k->kind)) {
         for (size c = k->last ? 0 : u; c < (k->last ? k->C : u + 1); c++) merge_channel(k, c);
     } else if (k->last) {
-        for (size g = 0; g < groups; g++) merge_group(k, u, g);
+        for (size g = 0; g < k->G; g++) merge_group(k, u, g);
     } else {
-        merge_group(k, u / groups, u % groups);
+        merge_group(k, u / k->G, u % k->G);
     }
 }
 
@@ -107,22 +121,24 @@ static void apply_stretch(const struct call *k, size n, size first, size end) {
     SPECIALISED(stretch_forward, k->job->activation, k->t.residual != NULL, &k->t, &k->a, s)
 }
 
-/* y of elements [first, end) of `rows` rows (n, c), counted on by `step`. */
-static void apply_rows(const struct call *k, size row, size step, size rows, size first,
-                       size end) {
-    for (size i = 0; i < rows; i++, row += step) {
-        size at = slot(k, row / k->C, row % k->C);
+/* y of elements [first, end) of each of `rows` neighbouring rows (n, c). */
+static void apply_rows(const struct call *k, size row, size rows, size first, size end) {
+    size n = row / k->C, c = row % k->C;
+    for (size i = 0; i < rows; i++, row++) {
+        size at = slot(k, n, c);
         struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
                                  splat(k->a.shift[at])};
         struct run r = {row * k->S, first, end, k->S, row};
         SPECIALISED(run_forward, k->job->activation, k->t.residual != NULL, &k->t, r, a)
+        if (++c == k->C) c = 0, n++;
     }
 }
 
-/* How a stage that writes is shared out: in the order of memory. */
+/* How a stage that writes is shared out: in the order of memory, and in runs of many elements.
+   Items are taken from the last to the first, and what is ahead of a run is fetched in time. */
 static size apply_items(const struct call *k) {
     if (k->last) return k->N * k->pieces;
-    return ceil_div(k->N * k->C, MAX(1, BLOCK / k->S)) * ceil_div(k->S, BLOCK * BLOCKS);
+    return ceil_div(k->N * k->C, k->rows) * ceil_div(k->S, BLOCK * BLOCKS);
 }
 
 static void apply_item(void *context, size i) {
@@ -132,35 +148,28 @@ static void apply_item(void *context, size i) {
         apply_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
         return;
     }
-    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = MAX(1, BLOCK / k->S);
-    size row = i / across * rows, first = i % across * BLOCK * BLOCKS;
-    apply_rows(k, row, 1, MIN(rows, k->N * k->C - row), first, MIN(first + BLOCK * BLOCKS, k->S));
-}
-
-/* The rows of a unit: first, step, how many. */
-static void unit_rows(const struct call *k, size u, size *first, size *step, size *rows) {
-    const size across = k->kind == MIXED || of_batch(k->kind);
-    *first = k->kind == GROUP ? u * k->D : u;
-    *step = across ? k->C : 1;
-    *rows = across ? k->N : k->kind == GROUP ? k->D : 1;
+    size across = ceil_div(k->S, BLOCK * BLOCKS), rows = k->rows, row = i / across * rows;
+    size first = i % across * BLOCK * BLOCKS;
+    apply_rows(k, row, MIN(rows, k->N * k->C - row), first, MIN(first + BLOCK * BLOCKS, k->S));
 }
 
 /* All stages of one unit, which stays in a core's own cache. */
 static void forward_unit(void *context, size u) {
     struct call *k = context;
-    for (size i = u * k->items; i < (u + 1) * k->items; i++) moments_item(k, i);
+    unit_moments(k, u);
     merge_unit(k, u);
     if (k->last) {
         for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) apply_item(k, i);
         return;
     }
-    size first, step, rows;
-    unit_rows(k, u, &first, &step, &rows);
-    apply_rows(k, first + (rows - 1) * step, -step, rows, 0, k->S);
+    apply_rows(k, u * k->D, k->D, 0, k->S);
 }
 
-/* Whether each unit is to run through all stages: it fits, and there is one for every thread. */
+/* Whether each unit is to run through all stages: it fits, and there is one for every thread. One
+   that is a channel of each instance is not: its runs lie far apart, and take longer than a second
+   read of the tensor in its order. */
 static int by_units(const struct call *k, size tensors, int threads) {
+    if (!k->last && (of_batch(k->kind) || k->kind == MIXED)) return 0;
     size bytes = k->N * k->C * k->S / k->units * (size)sizeof(elem) * tensors;
     return bytes <= second_level_cache() / 4 * 3 && (threads == 1 || k->units >= 4 * threads);
 }
