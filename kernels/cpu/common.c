@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-double load_value(const void *p, int64_t type, size i) {
+static INLINE double load_as(const void *p, int64_t type, size i) {
     if (type == FLOAT32) return ((const float *)p)[i];
     if (type == FLOAT64) return ((const double *)p)[i];
     uint16_t half = ((const uint16_t *)p)[i];
@@ -24,8 +24,7 @@ double load_value(const void *p, int64_t type, size i) {
     return value;
 }
 
-void store_value(void *p, int64_t type, size i, double value) {
-    if (!p) return;
+static INLINE void store_as(void *p, int64_t type, size i, double value) {
     float f = (float)value;
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
@@ -50,8 +49,35 @@ void store_value(void *p, int64_t type, size i, double value) {
     }
 }
 
+double load_value(const void *p, int64_t type, size i) { return load_as(p, type, i); }
+
+void store_value(void *p, int64_t type, size i, double value) {
+    if (p) store_as(p, type, i, value);
+}
+
+/* STATEMENT with TYPE as a constant: its loop is then of vectors. */
+#define WITH_TYPE(type, STATEMENT)                                      \
+    switch (type) {                                                     \
+    case FLOAT32: { enum { TYPE = FLOAT32 }; STATEMENT; } break;        \
+    case FLOAT64: { enum { TYPE = FLOAT64 }; STATEMENT; } break;        \
+    case BFLOAT16: { enum { TYPE = BFLOAT16 }; STATEMENT; } break;      \
+    default: { enum { TYPE = FLOAT16 }; STATEMENT; }                    \
+    }
+
 void widen_all(double *out, const void *p, int64_t type, size n, double otherwise) {
-    for (size i = 0; i < n; i++) out[i] = p ? load_value(p, type, i) : otherwise;
+    if (p)
+        WITH_TYPE(type, for (size i = 0; i < n; i++) out[i] = load_as(p, TYPE, i))
+    else
+        for (size i = 0; i < n; i++) out[i] = otherwise;
+}
+
+void load_floats(float *out, const void *p, int64_t type, size n) {
+    WITH_TYPE(type, for (size i = 0; i < n; i++) out[i] = (float)load_as(p, TYPE, i))
+}
+
+void store_all(void *p, int64_t type, size first, size n, const double *values) {
+    if (!p) return;
+    WITH_TYPE(type, for (size i = 0; i < n; i++) store_as(p, TYPE, first + i, values[i]))
 }
 
 /* The threads of OpenMP do not survive a fork: a child computes with its own one alone. */

@@ -28,8 +28,13 @@ double load_value(const void *p, int64_t type, size i);
 /* n parameters in float64; `otherwise` where p is NULL. */
 void widen_all(double *out, const void *p, int64_t type, size n, double otherwise);
 
+void load_floats(float *out, const void *p, int64_t type, size n);
+
 /* value, rounded to the i-th parameter at p; nothing where p is NULL. */
 void store_value(void *p, int64_t type, size i, double value);
+
+/* n of them, from the one at `first` on. */
+void store_all(void *p, int64_t type, size first, size n, const double *values);
 
 /* task(context, i) for each i < items, or from the last to the first. Each thread takes a run of
    neighbours, the same one in either direction: what it read last it reads first. Results cannot
