@@ -196,16 +196,16 @@ static void gradient_item(void *context, size i) {
                   MIN(first + BLOCK * BLOCKS, k->S));
 }
 
-static void backward_unit(void *context, size u) {
+static void backward_units(void *context, size i) {
     struct call *k = context;
-    unit_sums(k, u);
-    merge_unit_backward(k, u);
+    const size first = i * k->together, end = MIN(first + k->together, k->units);
+    for (size u = first; u < end; u++) unit_sums(k, u);
+    for (size u = first; u < end; u++) merge_unit_backward(k, u);
     if (!k->t.y && !k->t.dresidual) return;
-    if (k->last) {
-        for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) gradient_item(k, i);
-        return;
-    }
-    gradient_rows(k, u * k->D, k->D, 0, k->S);
+    if (k->last)
+        for (size p = end * k->items - 1; p >= first * k->items; p--) gradient_item(k, p);
+    else
+        gradient_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
 }
 
 /* Gradients of weight, bias and rho: sums over n in its order. */
@@ -263,7 +263,7 @@ int NAME(norm_backward)(const struct job *j) {
         given_slopes(&k);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, 0);
     } else if (sums && by_units(&k, 4, threads)) {
-        share_out(backward_unit, &k, k.units, threads, 0);
+        share_out(backward_units, &k, ceil_div(k.units, k.together), threads, 0);
     } else {
         if (sums) {
             share_out(sums_item, &k, k.units * k.items, threads, 0);

@@ -8,6 +8,7 @@ struct call {
     size N, C, S, last, kind;
     size G, D;                      /* sets of one instance, and the channels of each */
     size units, items;              /* units share nothing; items of each stage one of a unit */
+    size together;                  /* units whose stages are run together */
     size rows;                      /* contiguous: (n, c) of an item of the stage that writes */
     size pieces, piece;             /* channels last: pieces of an instance, their positions */
     size stat_sets;
@@ -101,6 +102,7 @@ static int begin(struct call *k, const struct job *j, int backward) {
         k->piece = MAX(1, BLOCKS * POSITIONS(C));
         k->pieces = ceil_div(k->S, k->piece);
         k->units = k->kind == MIXED ? 1 : k->N;
+        k->together = 1;
         k->items = k->N * k->pieces / k->units;
     } else {
         k->sets = sets_of(k, backward);
@@ -108,6 +110,7 @@ static int begin(struct call *k, const struct job *j, int backward) {
         k->items = k->sets.per_unit * k->sets.pieces;
         size most = MAX(1, k->N * C / (8 * j->threads));
         k->rows = MIN(MAX(1, BLOCK * BLOCKS / k->S), most);
+        k->together = MIN(MAX(1, BLOCK / (k->D * k->S)), MAX(1, k->units / (8 * j->threads)));
     }
     room(k, backward);
     k->memory = malloc((size_t)k->used + 63);

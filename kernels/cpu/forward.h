@@ -153,16 +153,17 @@ static void apply_item(void *context, size i) {
     apply_rows(k, row, MIN(rows, k->N * k->C - row), first, MIN(first + BLOCK * BLOCKS, k->S));
 }
 
-/* All stages of one unit, which stays in a core's own cache. */
-static void forward_unit(void *context, size u) {
+/* All stages of some units, which stay in a core's own cache: of short ones as many as L1 has room
+   for, so that what one waits for is done while another's is computed. */
+static void forward_units(void *context, size i) {
     struct call *k = context;
-    unit_moments(k, u);
-    merge_unit(k, u);
-    if (k->last) {
-        for (size i = (u + 1) * k->items - 1; i >= u * k->items; i--) apply_item(k, i);
-        return;
-    }
-    apply_rows(k, u * k->D, k->D, 0, k->S);
+    const size first = i * k->together, end = MIN(first + k->together, k->units);
+    for (size u = first; u < end; u++) unit_moments(k, u);
+    for (size u = first; u < end; u++) merge_unit(k, u);
+    if (k->last)
+        for (size p = end * k->items - 1; p >= first * k->items; p--) apply_item(k, p);
+    else
+        apply_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
 }
 
 /* Whether each unit is to run through all stages: it fits, and there is one for every thread. One
@@ -220,7 +221,7 @@ int NAME(norm)(const struct job *j) {
             *batch_rstd(&k, c) = 1 / sqrt(var + j->eps);
         }
     if (merges && k.kind != MOMENTS && by_units(&k, 2, threads)) {
-        share_out(forward_unit, &k, k.units, threads, 0);
+        share_out(forward_units, &k, ceil_div(k.units, k.together), threads, 0);
     } else {
         if (merges) {
             share_out(moments_item, &k, k.units * k.items, threads, 0);

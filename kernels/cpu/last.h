@@ -96,8 +96,10 @@ static INLINE uint8_t *bits_of(uint8_t *bits, size position, size C, size c) {
     return bits ? bits + position * ceil_div(C, 8) + c / 8 : NULL;
 }
 
-static INLINE void stretch_forward(const struct tensors *t, const struct table *a, struct stretch s,
+static INLINE void stretch_forward(const struct tensors *shared, const struct table *table, struct stretch s,
                                    int activation, int added) {
+    const struct tensors own = *shared, *t = &own;
+    const struct table of_it = *table, *a = &of_it;
     if (s.C == VL) { /* the coefficients stay in registers */
         struct coefficients own = coefficients_at(a, s.at, VL);
         for (size p = s.first; p < s.end; p++)
@@ -162,8 +164,10 @@ static INLINE void lanes_sums(const struct tensors *t, const struct table *a, st
 }
 
 /* Added to sum_g and sum_gx, of C elements each. */
-static INLINE void stretch_sums(const struct tensors *t, const struct table *a, struct stretch s,
+static INLINE void stretch_sums(const struct tensors *shared, const struct table *table, struct stretch s,
                                 double *sum_g, double *sum_gx, int activation, int added) {
+    const struct tensors own = *shared, *t = &own;
+    const struct table of_it = *table, *a = &of_it;
     struct stretch block = s;
     for (; block.first < s.end; block.first = block.end) {
         block.end = MIN(block.first + POSITIONS(s.C), s.end);
@@ -177,8 +181,10 @@ static INLINE void stretch_sums(const struct tensors *t, const struct table *a, 
     }
 }
 
-static INLINE void stretch_backward(const struct tensors *t, const struct table *a,
+static INLINE void stretch_backward(const struct tensors *shared, const struct table *table,
                                     struct stretch s, int activation, int added) {
+    const struct tensors own = *shared, *t = &own;
+    const struct table of_it = *table, *a = &of_it;
     if (s.C == VL) {
         struct coefficients own = coefficients_at(a, s.at, VL);
         struct slopes d = slopes_at(a, s.at, VL);
