@@ -80,7 +80,8 @@ def test_gradients_asked_for_in_part(shape, needs):
         y = F.layer_norm(
             t["x"], (L,), t["weight"], t["bias"], activation="relu", residual=t["residual"]
         )
-        whole = torch.autograd.grad(y, list(t.values()), dy.float())
+        whole = torch.autograd.grad(y, list(t.values()), dy.float(), retain_graph=True)
+        torch.autograd.grad(y, list(t.values()), -dy.float())  # what is left in freed memory
         t = {k: v.detach().requires_grad_(k in needs) for k, v in t.items()}
         y = F.layer_norm(
             t["x"], (L,), t["weight"], t["bias"], activation="relu", residual=t["residual"]
