@@ -12,17 +12,18 @@ A call goes down this list, and imports go down it too:
     nested              their nested tensors, as the rows of dense ones
     dispatch            which backend computes a call, by which way
     sharding            DTensors, as each process's plain shards
-    ops                 the kernels as operators, for traced programs
+    ops, traced         the kernels as operators, and the backend that traced programs have in them
     onnx                what torch.onnx.export sees instead
     autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
     batching            torch.func.vmap
     backend             the choice: auto, triton, cpu, torch or reference
     kernels             Triton, and in kernels.cpu C; the maps are in their docstrings
     torch_norms         torch's own norms: the backend torch, and traced programs on CPUs
-    formula, reference  each norm in plain PyTorch: the definition, and every higher derivative
+    reference           each norm in plain PyTorch: the definition, and every higher derivative
 
-merges and collectives are what norms of one's own and synchronised ones merge moments with;
-`python -m fastnorm` runs selfcheck.
+contract is what all of it and the kernels agree on: a call's tensors and norm, and what an engine
+does; tensors is layouts and dtypes, the kernels' too. merges and collectives are what norms of
+one's own and synchronised ones merge moments with; `python -m fastnorm` runs selfcheck.
 """
 
 import importlib.metadata

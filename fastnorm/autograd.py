@@ -7,23 +7,34 @@
     TransformedNorm   every call inside torch.func's transforms
     AddNorm           (norm(x + residual), x + residual) outside of them
 
-A backend is a module with norm and norm_backward, for AddNorm add_norm and add_norm_backward;
-side_input, which says what the backward needs to keep for the activation; and relu_mask, which
-reads the mask that a forward kept.
+Each gets a `Route`, the backends of the call. A Function's inputs have to be tensors by themselves,
+so there a call's `Inputs` are spelled out.
 """
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from . import batching
-from .formula import NormSpec, formula_gradients, pull_back
+from .contract import Backend, Inputs, NormSpec, Tensors, side_input
+from .reference.specs import formula_gradients, pull_back
 
-Tensors = tuple[Tensor | None, ...]
+
+class Route(NamedTuple):
+    """Which backends compute a call and its backward."""
+
+    backend: Backend
+    # Where compiled autograd traces the backward of an eager call, and for the dy of
+    # is_grads_batched, which no kernel can read. None: the formula.
+    traced: Backend | None
+
+    def for_backward(self, dy: Tensor) -> Backend | None:
+        if torch.compiler.is_compiling() or batched(dy):
+            return self.traced
+        return self.backend
 
 
 class Norm(torch.autograd.Function):
@@ -40,38 +51,34 @@ class Norm(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         spec: NormSpec,
-        backend: ModuleType,
+        route: Route,
     ) -> Tensor:
-        y, mask, stats = backend.norm(
-            x, residual, weight, bias, rho, running_mean, running_var,
-            differentiable=any(ctx.needs_input_grad), **spec._asdict(),
-        )  # fmt: skip
-        side = backend.side_input(spec.activation, residual is not None)
-        kept = {"mask": mask, "residual": residual, None: None}[side]
-        constants = (None, None) if spec.use_input_stats else (running_mean, running_var)
-        ctx.save_for_backward(x, kept, weight, bias, rho, *constants, *stats)
-        ctx.spec, ctx.backend, ctx.side = spec, backend, side
+        inputs = Inputs(x, residual, weight, bias, rho, running_mean, running_var)
+        y, mask, stats = route.backend.norm(inputs, spec, any(ctx.needs_input_grad))
+        if residual is not None and side_input(spec.activation, True) != "residual":
+            residual = None
+        if spec.use_input_stats:
+            running_mean = running_var = None
+        ctx.save_for_backward(
+            x, residual, weight, bias, rho, running_mean, running_var, mask, stats
+        )
+        ctx.spec, ctx.route = spec, route
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensors:
-        saved = unwrap_dead_wrappers(ctx.saved_tensors)
-        x, side, weight, bias, rho, mean, var, *stats = saved
-        spec, needs = ctx.spec, ctx.needs_input_grad[:5]
-        module = _able(ctx.backend, dy)
-        if module is None or torch.is_grad_enabled() or transformed():
-            if ctx.side == "mask":
+        *tensors, mask, stats = unwrap_dead_wrappers(ctx.saved_tensors)
+        inputs = Inputs(*tensors)
+        spec, route, needs = ctx.spec, ctx.route, ctx.needs_input_grad[:5]
+        backend = route.for_backward(dy)
+        if backend is None or torch.is_grad_enabled() or transformed():
+            if mask is not None:
                 # A constant, which is exact: ReLU's second derivative is 0.
-                dy = torch.where(ctx.backend.relu_mask(side, x, spec.norm, spec.groups), dy, 0.0)
-                side, spec = None, spec._replace(activation=None)
-            inputs = (x, side, weight, bias, rho, mean, var)
-            grads = _gradients(dy, inputs, spec, needs, ctx.backend)
+                dy = torch.where(route.backend.relu_mask(mask, inputs.x, spec), dy, 0.0)
+                spec = spec._replace(activation=None)
+            grads = _gradients(dy, inputs, spec, needs, route)
         else:
-            grads = module.norm_backward(
-                dy, x, side, weight, bias, rho, stats, needs,
-                norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
-                activation=spec.activation,
-            )  # fmt: skip
+            grads = backend.norm_backward(dy, inputs, mask, stats, needs, spec)
         return (*grads, None, None, None, None)
 
 
@@ -83,20 +90,6 @@ apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 def transformed() -> bool:
     """Whether a transform of torch.func is active: its tensors look plain and have no memory."""
     return torch._C._are_functorch_transforms_active()
-
-
-def _able(backend: ModuleType, dy: Tensor) -> ModuleType | None:
-    """The backend, but where compiled autograd traces the backward of an eager call, and for the dy
-    of is_grads_batched: there the kernels' operators, which serve each of them in turn, or, for the
-    engine of CPUs, None, which is the formula.
-    """
-    if not (torch.compiler.is_compiling() or batched(dy)):
-        return backend
-    from . import ops  # it imports this module
-
-    if backend is ops:
-        return backend
-    return ops if backend.__name__ == "fastnorm.kernels" else None
 
 
 def batched(dy: Tensor | None) -> bool:
@@ -119,30 +112,33 @@ class TransformedNorm(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         spec: NormSpec,
-        backend: ModuleType,
+        route: Route,
     ) -> Tensor:
-        inputs = (x, residual, weight, bias, rho, running_mean, running_var)
-        return backend.norm(*inputs, differentiable=False, **spec._asdict())[0]
+        inputs = Inputs(x, residual, weight, bias, rho, running_mean, running_var)
+        return route.backend.norm(inputs, spec, False)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, mean, var, spec, backend = inputs
+        *tensors, mean, var, spec, route = inputs
         constants = (None, None) if spec.use_input_stats else (mean, var)
         ctx.save_for_backward(*tensors, *constants)
-        ctx.spec, ctx.backend = spec, backend
+        ctx.spec, ctx.route = spec, route
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensors:
-        inputs = unwrap_dead_wrappers(ctx.saved_tensors)
-        grads = _gradients(dy, inputs, ctx.spec, ctx.needs_input_grad[:5], ctx.backend)
+        inputs = Inputs(*unwrap_dead_wrappers(ctx.saved_tensors))
+        grads = _gradients(dy, inputs, ctx.spec, ctx.needs_input_grad[:5], ctx.route)
         return (*grads, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        *tensors, spec, backend = inputs
-        return batching.norm(
-            TransformedNorm.apply, info.batch_size, in_dims, tensors, spec, backend
-        )
+        *tensors, spec, route = inputs
+
+        def call(*inputs: Any) -> Tensor:
+            y: Tensor = TransformedNorm.apply(*inputs, route)
+            return y
+
+        return batching.norm(call, info.batch_size, in_dims, tensors, spec)
 
 
 class NormGradients(torch.autograd.Function):
@@ -164,20 +160,16 @@ class NormGradients(torch.autograd.Function):
         var: Tensor | None,
         spec: NormSpec,
         needs: tuple[bool, ...],
-        backend: ModuleType,
+        route: Route,
     ) -> Tensors:
-        inputs = (x, residual, weight, bias, rho, mean, var)
-        module = _able(backend, dy)
-        if module is None:  # a gradient may be dy itself, which no Function may return
+        inputs = Inputs(x, residual, weight, bias, rho, mean, var)
+        backend = route.for_backward(dy)
+        if backend is None:  # a gradient may be dy itself, which no Function may return
             grads = formula_gradients(dy, inputs, spec, needs)
             return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
-        _, mask, stats = backend.norm(*inputs, differentiable=True, **spec._asdict())
-        side = backend.side_input(spec.activation, residual is not None)
-        return module.norm_backward(
-            dy, x, {"mask": mask, "residual": residual, None: None}[side], weight, bias, rho,
-            stats, needs, norm=spec.norm, groups=spec.groups, use_input_stats=spec.use_input_stats,
-            activation=spec.activation,
-        )  # fmt: skip
+        _, mask, stats = route.backend.norm(inputs, spec, True)
+        kept = residual if side_input(spec.activation, residual is not None) == "residual" else None
+        return backend.norm_backward(dy, inputs._replace(residual=kept), mask, stats, needs, spec)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -191,17 +183,20 @@ class NormGradients(torch.autograd.Function):
         sought = [i for i in range(6) if ctx.needs_input_grad[i]]
 
         def gradients(dy: Tensor, *primals: Tensor | None) -> Tensors:
-            return formula_gradients(dy, (*primals, *inputs[5:]), ctx.spec, ctx.needs)
+            return formula_gradients(dy, Inputs._make((*primals, *inputs[5:])), ctx.spec, ctx.needs)
 
         grads = pull_back(gradients, (dy, *inputs[:5]), sought, cotangents)
         return (*grads, *[None] * 5)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensors, Any]:
-        *tensors, spec, needs, backend = inputs
-        return batching.gradients(
-            NormGradients.apply, info.batch_size, in_dims, tensors, spec, needs, backend
-        )
+        *tensors, spec, needs, route = inputs
+
+        def call(*inputs: Any) -> Tensors:
+            grads: Tensors = NormGradients.apply(*inputs, route)
+            return grads
+
+        return batching.gradients(call, info.batch_size, in_dims, tensors, spec, needs)
 
 
 class AddNorm(torch.autograd.Function):
@@ -215,13 +210,11 @@ class AddNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         spec: NormSpec,
-        backend: ModuleType,
+        route: Route,
     ) -> tuple[Tensor, Tensor]:
-        y, total, stats = backend.add_norm(
-            x, residual, weight, bias, norm=spec.norm, groups=spec.groups, eps=spec.eps
-        )
-        ctx.save_for_backward(total, weight, bias, *stats)
-        ctx.spec, ctx.backend = spec, backend
+        y, total, stats = route.backend.add_norm(Inputs(x, residual, weight, bias), spec)
+        ctx.save_for_backward(total, weight, bias, stats)
+        ctx.spec, ctx.route = spec, route
         ctx.set_materialize_grads(False)
         if not any(ctx.needs_input_grad[:2]):
             ctx.mark_non_differentiable(total)
@@ -229,27 +222,25 @@ class AddNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None) -> Tensors:
-        total, weight, bias, *stats = unwrap_dead_wrappers(ctx.saved_tensors)
-        spec, backend, of = ctx.spec, ctx.backend, ctx.needs_input_grad
+        total, weight, bias, stats = unwrap_dead_wrappers(ctx.saved_tensors)
+        inputs = Inputs(total, None, weight, bias)
+        spec, route, of = ctx.spec, ctx.route, ctx.needs_input_grad
         needs = (of[0] or of[1], of[2], of[3])
-        module = None if dy is None else _able(backend, dy)
+        backend = None if dy is None else route.for_backward(dy)
         if dy is None:
             dx, dweight, dbias = dsum, None, None
         elif (
-            module is None
+            backend is None
             or torch.is_grad_enabled()
             or transformed()
             or batched(dy)
             or batched(dsum)
         ):
-            inputs = (total, None, weight, bias, None, None, None)
             asked = (needs[0], False, *needs[1:], False)
-            dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, backend)
+            dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, route)
             dx = dx + dsum if dx is not None and dsum is not None else dx
         else:
-            dx, dweight, dbias = module.add_norm_backward(
-                dy, dsum, total, weight, bias, stats, needs, norm=spec.norm, groups=spec.groups
-            )
+            dx, dweight, dbias = backend.add_norm_backward(dy, dsum, inputs, stats, needs, spec)
         return dx if of[0] else None, dx if of[1] else None, dweight, dbias, None, None
 
 
@@ -257,13 +248,11 @@ apply_add_norm: Callable[..., tuple[Tensor, Tensor]]
 apply_add_norm = super(torch.autograd.Function, AddNorm).apply
 
 
-def _gradients(
-    dy: Tensor, inputs: Sequence[Tensor | None], spec: NormSpec, needs: Any, backend: ModuleType
-) -> Tensors:
+def _gradients(dy: Tensor, inputs: Inputs, spec: NormSpec, needs: Any, route: Route) -> Tensors:
     """The gradients of the forward's first five inputs, differentiable functions of all."""
     fused = spec.activation is not None
     asked = (needs[0], needs[1] and fused, *needs[2:])
     grads: Tensors = (None,) * 5
     if any(asked):
-        grads = NormGradients.apply(dy, *inputs, spec, asked, backend)
+        grads = NormGradients.apply(dy, *inputs, spec, asked, route)
     return grads if fused or not needs[1] else (grads[0], dy, *grads[2:])

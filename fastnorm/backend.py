@@ -22,6 +22,8 @@ from types import ModuleType
 
 import torch
 
+from .contract import Engine
+
 BACKENDS = ("auto", "triton", "cpu", "torch", "reference")
 REMEDIES = {
     "fastnorm.kernels": "this fastnorm is a source tree, whose kernels lie elsewhere. Start Python "
@@ -64,8 +66,8 @@ def backend_for(x: torch.Tensor) -> str:
     return _current
 
 
-def kernels_for(x: torch.Tensor) -> ModuleType:
-    """`fastnorm.kernels`. Raises RuntimeError where they cannot run on x's device."""
+def kernels_for(x: torch.Tensor) -> Engine:
+    """The engine of `fastnorm.kernels`. Raises RuntimeError where they cannot run on x's device."""
     kernels = load_kernels()
     if not x.is_cuda and not kernels.INTERPRETED:
         raise RuntimeError(
@@ -74,7 +76,8 @@ def kernels_for(x: torch.Tensor) -> ModuleType:
             "environment before fastnorm's first use to interpret the kernels on the CPU (slow), "
             "or choose another backend: fastnorm.set_backend('cpu')"
         )
-    return kernels
+    engine: Engine = kernels.ENGINE
+    return engine
 
 
 @functools.cache
@@ -93,25 +96,26 @@ def load_kernels() -> ModuleType:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def engine_for(x: torch.Tensor) -> ModuleType | None:
-    """`fastnorm.kernels.cpu`, compiled for x's dtype; None where `auto` has to do without.
+def engine_for(x: torch.Tensor) -> Engine | None:
+    """That of `fastnorm.kernels.cpu`, compiled for x's dtype; None where `auto` has to do without.
 
     Raises RuntimeError for a tensor that is not on the CPU, and under backend "cpu" where the
     engine cannot be compiled.
     """
-    engine = load_engine()
+    cpu = load_engine()
     if not x.is_cpu:
         raise RuntimeError(
             f"backend 'cpu' got a tensor of shape {tuple(x.shape)} on device '{x.device}': move it "
             "to the CPU, or choose another backend: fastnorm.set_backend('auto')"
         )
     try:
-        engine.build.functions(x.dtype)
-    except engine.build.BuildError as error:
+        cpu.build.functions(x.dtype)
+    except cpu.build.BuildError as error:
         if _current != "auto":
             raise
         _warn_once(str(error))
         return None
+    engine: Engine = cpu.ENGINE
     return engine
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formula import NormSpec, formula, formula_gradients
+from .contract import Inputs, NormSpec, Tensors
+from .reference.specs import formula, formula_gradients
 
 Dims = Sequence[int | None]
-Tensors = tuple[Tensor | None, ...]
 
 
 def norm(
@@ -24,23 +24,22 @@ def norm(
     in_dims: Dims,
     tensors: Sequence[Tensor | None],
     spec: NormSpec,
-    backend: Any,
 ) -> tuple[Tensor, int]:
-    """y and its batch dimension; `tensors` are x, residual, weight, bias, rho and the running
-    statistics, `in_dims` say where each has the batch of `size`."""
+    """y and its batch dimension, by apply(*tensors, spec); `tensors` are those of `Inputs`,
+    `in_dims` say where each has the batch of `size`."""
     if spec.of_rows:
         if in_dims[2] is not None or in_dims[3] is not None:
 
             def call(*tensors: Any) -> Tensor:
-                return formula(spec, *tensors)
+                return formula(Inputs(*tensors), spec)
 
             return torch.vmap(call, tuple(in_dims[:7]))(*tensors), 0
         rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
-        return apply(*rows, *tensors[2:], spec, backend), 0
+        return apply(*rows, *tensors[2:], spec), 0
     _check_running(in_dims, tensors, spec)
     images = [_images(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[2:], in_dims[2:7], strict=True)]
-    y = apply(*images, *vectors, _folded(spec, size), backend)
+    y = apply(*images, *vectors, _folded(spec, size))
     if spec.use_input_stats:
         for buffer, dim, updated in zip(tensors[5:], in_dims[5:7], vectors[3:], strict=True):
             if buffer is not None and updated is not None:
@@ -56,18 +55,18 @@ def gradients(
     tensors: Sequence[Tensor | None],
     spec: NormSpec,
     needs: tuple[bool, ...],
-    backend: Any,
 ) -> tuple[Tensors, tuple[int | None, ...]]:
-    """The gradients and their batch dimensions; `tensors` are dy and then the forward's."""
+    """The gradients and their batch dimensions, by apply(*tensors, spec, needs); `tensors` are dy
+    and then those of `Inputs`."""
     if spec.of_rows:
         if any(d is not None for d in in_dims[3:5]) or any(needs[2:4]):
             return _row_gradients(in_dims, tensors, spec, needs)
         rows = [_rows(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
-        grads = apply(*rows, *tensors[3:], spec, needs, backend)
+        grads = apply(*rows, *tensors[3:], spec, needs)
         return grads, tuple(None if grad is None else 0 for grad in grads)
     images = [_images(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[3:], in_dims[3:8], strict=True)]
-    grads = apply(*images, *vectors, _folded(spec, size), needs, backend)
+    grads = apply(*images, *vectors, _folded(spec, size), needs)
     dims = (1, 1, 0, 0, 0)
     unfolded = tuple(
         None if grad is None else grad.unflatten(dim, (size, -1))
@@ -82,7 +81,7 @@ def _row_gradients(
     wanted = [i for i, needed in enumerate(needs) if needed]
 
     def call(dy: Any, *inputs: Any) -> Tensors:
-        found = formula_gradients(dy, inputs, spec, needs)
+        found = formula_gradients(dy, Inputs(*inputs), spec, needs)
         return tuple(found[i] for i in wanted)
 
     found = torch.vmap(call, tuple(in_dims[:8]))(*tensors)

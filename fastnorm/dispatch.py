@@ -5,7 +5,7 @@ the registered operator instead, or, where the backend is cpu or torch, torch's 
 derivatives come from the formula under every backend.
 """
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,83 +13,89 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import onnx, ops, reference, torch_norms
-from .autograd import TransformedNorm, apply_add_norm, apply_norm, transformed
+from .autograd import Route, TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, engine_for, kernels_for
-from .formula import NormSpec, formula
+from .contract import Engine, Inputs, NormSpec, Stages
+from .reference.specs import formula
 from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
 
 
-def normalise(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    rho: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    spec: NormSpec,
-) -> Tensor:
+def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
     """act(norm(x) + residual); the running statistics are updated where `use_input_stats`."""
-    tensors = (x, residual, weight, bias, rho, running_mean, running_var)
+    x = inputs.x
     if is_sharded(x):
-        whole: Tensor = on_shards(normalise, spec, tensors[:5], tensors[5:])
+
+        def of_shards(*shards: Any) -> Tensor:
+            return normalise(Inputs(*shards), spec)
+
+        whole: Tensor = on_shards(of_shards, spec, inputs[:5], inputs[5:])
         return whole
     name, traced = backend_for(x), is_traced(x)
     if traced and torch.onnx.is_in_onnx_export():
-        return onnx.norm(spec, *tensors)
+        return onnx.norm(inputs, spec)
     if name == "reference" or forward_ad._current_level >= 0:
-        return formula(spec, *tensors)
+        return formula(inputs, spec)
     if name == "triton" and traced:
-        return ops.differentiable_norm(*tensors, *spec)
+        return ops.differentiable_norm(inputs, spec)
     # Whether x is traced comes first: a question about sizes would bind the program to the answer.
     if traced:
-        return formula(spec, *tensors) if _is_empty(x) else torch_norms.norm(spec, *tensors)
-    module = _module(name, x)
-    if module is not None:
+        return formula(inputs, spec) if _is_empty(x) else torch_norms.norm(inputs, spec)
+    route = _route(name, x)
+    if route is not None:
         apply = TransformedNorm.apply if transformed() else apply_norm
-        return apply(*tensors, spec, module)
+        return apply(*inputs, spec, route)
     if transformed() or x.numel() == 0:
-        return formula(spec, *tensors)
-    return torch_norms.norm(spec, *tensors)
+        return formula(inputs, spec)
+    return torch_norms.norm(inputs, spec)
 
 
-def _module(name: str, x: Tensor) -> ModuleType | None:
-    """The backend that computes with x's memory; None: torch's operators do."""
+def _engine(name: str, x: Tensor) -> Engine | None:
+    """The engine that computes with x's memory; None: torch's operators do."""
     if name == "triton":
         return kernels_for(x)
     return engine_for(x) if name == "cpu" else None
 
 
-def add_normalise(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
-) -> tuple[Tensor, Tensor]:
+def _route(name: str, x: Tensor) -> Route | None:
+    """That engine with the backend of its traced backward."""
+    engine = _engine(name, x)
+    if engine is None:
+        return None
+    return Route(engine, ops.TRACED.backend if name == "triton" else None)
+
+
+def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
     """norm(x + residual) and that sum: fused by the backends, elsewhere one after the other."""
+    x, residual, weight, bias = inputs[:4]
+    assert residual is not None, "there is nothing to add"
     if is_sharded(x):
-        whole: tuple[Tensor, Tensor]
-        whole = on_shards(add_normalise, spec, (x, residual, weight, bias))
+
+        def of_shards(*shards: Any) -> tuple[Tensor, Tensor]:
+            return add_normalise(Inputs(*shards), spec)
+
+        whole: tuple[Tensor, Tensor] = on_shards(of_shards, spec, inputs[:4])
         return whole
     name, traced = backend_for(x), is_traced(x)
     if forward_ad._current_level < 0 and not transformed():
         if traced and name == "triton" and not torch.onnx.is_in_onnx_export():
-            numbers = (spec.norm, spec.groups, spec.eps)
-            return ops.differentiable_add_norm(x, residual, weight, bias, *numbers)
-        module = None if traced else _module(name, x)
-        if module is not None:
-            return apply_add_norm(x, residual, weight, bias, spec, module)
+            return ops.differentiable_add_norm(inputs, spec)
+        route = None if traced else _route(name, x)
+        if route is not None:
+            return apply_add_norm(x, residual, weight, bias, spec, route)
     total = (x + residual).contiguous()
-    return normalise(total, None, weight, bias, None, None, None, spec), total
+    return normalise(Inputs(total, None, weight, bias), spec), total
 
 
-def stages_for(x: Tensor) -> ModuleType | None:
-    """The backend's moments and apply, for a merge in plain PyTorch; None: all in plain PyTorch."""
+def stages_for(x: Tensor) -> Stages | None:
+    """The engine's moments and apply, for a merge in plain PyTorch; None: all in plain PyTorch."""
     name = backend_for(x)
     if name == "reference" or is_traced(x) or transformed() or x.numel() == 0:
         return None
     if forward_ad._current_level >= 0:
         return None
-    module = _module(name, x)
-    return None if module is None else module.stages
+    engine = _engine(name, x)
+    return None if engine is None else engine.stages
 
 
 def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
@@ -102,11 +108,11 @@ def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
     if name == "reference" or special:
         return reference.weight_norm(v, g, dim)
-    module = None if is_traced(v) else _module(name, v)
-    if module is None:
+    engine = None if is_traced(v) else _engine(name, v)
+    if engine is None:
         wide = torch.promote_types(v.dtype, torch.float32)
         return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
-    w: Tensor = WeightNorm.apply(v, g, dim, module)
+    w: Tensor = WeightNorm.apply(v, g, dim, engine)
     return w
 
 

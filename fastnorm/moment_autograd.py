@@ -10,7 +10,6 @@ dx at once. An empty tensor, the link, makes sure that it does come.
 """
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from . import reference
 from .autograd import batched
+from .contract import Stages
 from .tensors import broadcast, positions
 
 
@@ -25,7 +25,7 @@ from .tensors import broadcast, positions
 class Call:
     """What the two Functions of one call share; `pending` is Apply's dy on its way to Moments."""
 
-    stages: ModuleType
+    stages: Stages
     activation: str | None
     pending: tuple[Tensor, Tensor | None, Tensor] | None = None
 
@@ -120,7 +120,7 @@ def _plain_gradients(
     deviation = x.to(center.dtype) - broadcast(center, x)
     g = dy.to(center.dtype)
     if call.activation == "relu" and side is not None:
-        g = torch.where(call.stages.relu_mask(side, x, "given", 1), g, 0.0)
+        g = torch.where(call.stages.relu_mask(side, x), g, 0.0)
     elif call.activation is not None:
         z = deviation * broadcast(scale, x) + broadcast(shift, x)
         z = z if residual is None else z + residual

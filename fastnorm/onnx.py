@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 
 from . import torch_norms
-from .formula import NormSpec, formula
+from .contract import Inputs, NormSpec
+from .reference.specs import formula
 from .tensors import accumulated, accumulation, broadcast, laid_out_as
 
 
-def norm(spec: NormSpec, x: Tensor, *others: Tensor | None) -> Tensor:
+def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     """act(norm(x) + residual) from operators that ONNX has."""
     if spec.norm == "rms" and torch._C._is_tracing():
-        return formula(spec, x, *others)
+        return formula(inputs, spec)
     if spec.norm != "group":
-        return torch_norms.norm(spec, x, *others)
-    residual, weight, bias, *_ = others
-    wide = x.to(accumulated(x))
+        return torch_norms.norm(inputs, spec)
+    x, residual, weight, bias = inputs[:4]
+    wide = x.to(accumulation(x))
     groups = wide.reshape(x.shape[0], spec.groups, -1)
     z = torch.nn.functional.instance_norm(groups, eps=spec.eps).view(x.shape)
-    weight, bias = accumulation(weight, wide), accumulation(bias, wide)
+    weight, bias = accumulated(weight, wide), accumulated(bias, wide)
     z = z if weight is None else z * broadcast(weight, x)
     z = z if bias is None else z + broadcast(bias, x)
     return torch_norms.finish(spec, laid_out_as(x, z), x, residual)

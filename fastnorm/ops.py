@@ -8,12 +8,10 @@
 
 norm_update and norm_forward_update write to running statistics, of which mean-only batch norm has
 one; for the others they are constants or None. Eager calls do without operators: the dispatcher
-costs more than some kernels. This module is also the backend of `fastnorm.autograd` while tensors
-are traced. A tensor that a schema cannot leave out, a mask or a gradient that nobody wants, is
-empty.
+costs more than some kernels. `fastnorm.traced` calls them. A tensor that a schema cannot leave out,
+a mask or a gradient that nobody wants, is empty.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -22,7 +20,9 @@ from torch import Tensor
 from . import batching
 from .autograd import AddNorm, Norm, transformed
 from .backend import kernels_for, load_kernels
-from .formula import NormSpec, add_formula, formula
+from .contract import Inputs, NormSpec, Outputs, Tensors
+from .reference.specs import add_formula, formula
+from .traced import TRACED, differentiable_add_norm, differentiable_norm
 
 _TENSORS = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? rho, "
 _CONSTANTS = "Tensor? running_mean, Tensor? running_var, "
@@ -54,96 +54,24 @@ for _schema in _SCHEMAS:
 _ops = torch.ops.fastnorm
 
 
-def differentiable_norm(*tensors_and_spec: Any) -> Tensor:
-    """act(norm(x) + residual) of a traced program; after the tensors come NormSpec's fields."""
-    updates = _updates(*tensors_and_spec)
-    return (_ops.norm_update if updates else _ops.norm).default(*tensors_and_spec)
-
-
-def norm(
-    *tensors: Tensor | None, differentiable: bool, **spec: Any
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """`fastnorm.kernels.norm` as one operator of a traced program."""
-    args = (*tensors, *NormSpec(**spec))
-    forward = _ops.norm_forward_update if _updates(*args) else _ops.norm_forward
-    y, mask, stats = forward.default(*args, differentiable)
-    return y, mask, (stats,)
-
-
-def norm_backward(
-    dy: Tensor,
-    *tensors_stats_needs: Any,
-    norm: str,
-    groups: int,
-    use_input_stats: bool,
-    activation: str | None,
-) -> tuple[Tensor | None, ...]:
-    """`fastnorm.kernels.norm_backward` as one operator of a traced program."""
-    *tensors, (stats,), needs = tensors_stats_needs
-    # Without an activation that is dy itself, which no output of an operator may be.
-    asked = [needs[0], needs[1] and activation is not None, *needs[2:]]
-    grads = _ops.norm_backward.default(
-        dy, *tensors, stats, asked, norm, groups, use_input_stats, activation
-    )
-    parameters = tensors[2:5]
-    there = (True, True, *(parameter is not None for parameter in parameters))
-    found = [g if a and t else None for g, a, t in zip(grads, asked, there, strict=True)]
-    found[1] = dy if needs[1] and activation is None else found[1]
-    return tuple(found)
-
-
-def differentiable_add_norm(*tensors_and_numbers: Any) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual) of a traced program."""
-    return _ops.add_norm.default(*tensors_and_numbers)
-
-
-def add_norm(
-    *tensors: Tensor | None, norm: str, groups: int, eps: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """`fastnorm.kernels.add_norm` as one operator of a traced program."""
-    y, total, stats = _ops.add_norm_forward.default(*tensors, norm, groups, eps)
-    return y, total, (stats,)
-
-
-def add_norm_backward(
-    *tensors_stats_needs: Any, norm: str, groups: int
-) -> tuple[Tensor | None, ...]:
-    """`fastnorm.kernels.add_norm_backward` as one operator of a traced program."""
-    *tensors, (stats,), needs = tensors_stats_needs
-    grads = _ops.add_norm_backward.default(*tensors, stats, [*needs], norm, groups)
-    there = (True, *(parameter is not None for parameter in tensors[3:]))
-    return tuple(g if n and t else None for g, n, t in zip(grads, needs, there, strict=True))
-
-
-def side_input(activation: str | None, has_residual: bool) -> str | None:
-    return load_kernels().side_input(activation, has_residual)
-
-
-def relu_mask(side: Tensor, x: Tensor, norm: str, groups: int) -> Tensor:
-    return load_kernels().relu_mask(side, x, norm, groups)
-
-
 def _run(*args: Any) -> Tensor:
     return _run_forward(*args, False)[0]
 
 
 def _run_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, differentiable = args
-    tensors, spec = inputs[:7], NormSpec(*inputs[7:])
-    kernels = kernels_for(tensors[0])
-    with kernels.launch.own_counters():
-        y, mask, (stats,) = kernels.norm(*tensors, differentiable=differentiable, **spec._asdict())
+    inputs, spec, differentiable = Inputs(*args[:7]), NormSpec(*args[7:-1]), args[-1]
+    with load_kernels().launch.own_counters():
+        y, mask, stats = kernels_for(inputs.x).norm(inputs, spec, differentiable)
     return y, _present(mask, y), stats
 
 
 def _run_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, stats, needs, norm, groups, use_input_stats, activation = args
-    kernels = kernels_for(tensors[0])
-    with kernels.launch.own_counters():
-        grads = kernels.norm_backward(
-            dy, *tensors, (stats,), tuple(needs), norm=norm, groups=groups,
-            use_input_stats=use_input_stats, activation=activation,
-        )  # fmt: skip
+    x, side, *parameters, stats, needs, norm, groups, use_input_stats, activation = args
+    spec = NormSpec(norm, groups, use_input_stats, activation=activation)
+    residual, mask = (None, side) if activation == "relu" else (side, None)
+    inputs = Inputs(x, residual, *parameters)
+    with load_kernels().launch.own_counters():
+        grads = kernels_for(x).norm_backward(dy, inputs, mask, stats, tuple(needs), spec)
     return tuple(_present(grad, dy) for grad in grads)
 
 
@@ -152,16 +80,15 @@ def _fake(*args: Any) -> Tensor:
 
 
 def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, residual, *_, norm, groups, use_input_stats, _momentum, _eps, activation, grad = args
-    y, mask, stats = load_kernels().like(
-        x, residual, norm, groups, use_input_stats, activation, grad
-    )
+    (x, residual), spec, differentiable = args[:2], NormSpec(*args[7:-1]), args[-1]
+    y, mask, stats = _like(x, residual is not None, spec, differentiable)
     return y, _present(mask, y), stats
 
 
 def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     x, _side, *parameters, _stats, needs, norm, groups, use_input_stats, activation = args
-    dx = load_kernels().like(x, None, norm, groups, use_input_stats, activation, False)[0]
+    spec = NormSpec(norm, groups, use_input_stats, activation=activation)
+    dx = _like(x, False, spec, False)[0]
     likes = (dx, torch.empty_like(dx), *parameters)
     return tuple(
         torch.empty_like(
@@ -173,27 +100,40 @@ def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _like(x: Tensor, has_residual: bool, spec: NormSpec, differentiable: bool) -> Outputs:
+    found: Outputs = load_kernels().ENGINE.like(x, has_residual, spec, differentiable)
+    return found
+
+
 def _differentiable(*args: Any) -> Tensor:
-    tensors, spec = args[:7], NormSpec(*args[7:])
-    _refuse_bias("norm", spec, tensors[3])
+    inputs, spec = Inputs(*args[:7]), NormSpec(*args[7:])
+    _refuse_bias("norm", spec, inputs.bias)
     if transformed():  # a transform inside a compiled program: no Function of Python's can enter
-        return formula(spec, *tensors)
-    wanted = any(t is not None and t.requires_grad for t in tensors[:5])
-    if wanted and torch.is_grad_enabled():
-        return Norm.apply(*tensors, spec, sys.modules[__name__])
+        return formula(inputs, spec)
+    if _wanted(inputs[:5]):
+        y: Tensor = Norm.apply(*inputs, spec, TRACED)
+        return y
     with torch._C._AutoDispatchBelowAutograd():
-        return differentiable_norm(*args)
+        return differentiable_norm(inputs, spec)
 
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-    tensors, spec = args[:7], NormSpec(*args[7:])
-    _refuse_bias("norm", spec, tensors[3])
+    inputs, spec = Inputs(*args[:7]), NormSpec(*args[7:])
+    _refuse_bias("norm", spec, inputs.bias)
 
-    def call(*inputs: Any) -> Tensor:
-        *tensors, spec, _ = inputs
-        return differentiable_norm(*tensors, *spec)
+    def call(*tensors_and_spec: Any) -> Tensor:
+        *tensors, spec = tensors_and_spec
+        return differentiable_norm(Inputs(*tensors), spec)
 
-    return batching.norm(call, info.batch_size, in_dims, tensors, spec, None)
+    return batching.norm(call, info.batch_size, in_dims, inputs, spec)
+
+
+def _added(*args: Any) -> tuple[Inputs, NormSpec]:
+    """What the arguments of add_norm mean."""
+    norm, groups, eps = args[4:]
+    inputs, spec = Inputs(*args[:4]), NormSpec(norm, groups, eps=eps)
+    _refuse_bias("add_norm", spec, inputs.bias)
+    return inputs, spec
 
 
 def _run_add(*args: Any) -> tuple[Tensor, Tensor]:
@@ -201,20 +141,17 @@ def _run_add(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _run_add_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, norm, groups, eps = args
-    kernels = kernels_for(tensors[0])
-    with kernels.launch.own_counters():
-        y, total, (stats,) = kernels.add_norm(*tensors, norm=norm, groups=groups, eps=eps)
-    return y, total, stats
+    inputs, spec = _added(*args)
+    with load_kernels().launch.own_counters():
+        return kernels_for(inputs.x).add_norm(inputs, spec)
 
 
-def _run_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, stats, needs, norm, groups = args
-    kernels = kernels_for(dy)
-    with kernels.launch.own_counters():
-        grads = kernels.add_norm_backward(
-            dy, *tensors, (stats,), tuple(needs), norm=norm, groups=groups
-        )
+def _run_add_backward(dy: Tensor, dsum: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    total, weight, bias, stats, needs, norm, groups = args
+    inputs, spec = Inputs(total, None, weight, bias), NormSpec(norm, groups)
+    asked = (needs[0], needs[1], needs[2])
+    with load_kernels().launch.own_counters():
+        grads = kernels_for(dy).add_norm_backward(dy, dsum, inputs, stats, asked, spec)
     return tuple(_present(grad, dy) for grad in grads)
 
 
@@ -222,9 +159,9 @@ def _fake_add(*args: Any) -> tuple[Tensor, Tensor]:
     return _fake_add_forward(*args)[:2]
 
 
-def _fake_add_forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, norm, groups, _eps = args
-    y, _, stats = load_kernels().like(x, None, norm, groups, True, None, False)
+def _fake_add_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, spec = _added(*args)
+    y, _, stats = _like(inputs.x, False, spec, False)
     return y, torch.empty_like(y), stats
 
 
@@ -239,29 +176,30 @@ def _fake_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _differentiable_add(*args: Any) -> tuple[Tensor, Tensor]:
-    tensors, (norm, groups, eps) = args[:4], args[4:]
-    spec = NormSpec(norm, groups, eps=eps)
-    _refuse_bias("add_norm", spec, tensors[3])
+    inputs, spec = _added(*args)
     if transformed():
-        return add_formula(spec, *tensors)
-    wanted = any(t is not None and t.requires_grad for t in tensors)
-    if wanted and torch.is_grad_enabled():
-        return AddNorm.apply(*tensors, spec, sys.modules[__name__])
+        return add_formula(inputs, spec)
+    if _wanted(inputs[:4]):
+        found: tuple[Tensor, Tensor] = AddNorm.apply(*inputs[:4], spec, TRACED)
+        return found
     with torch._C._AutoDispatchBelowAutograd():
-        return differentiable_add_norm(*args)
+        return differentiable_add_norm(inputs, spec)
 
 
 def _batched_add(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    tensors, (norm, groups, eps) = args[:4], args[4:]
-    spec = NormSpec(norm, groups, eps=eps)
-    _refuse_bias("add_norm", spec, tensors[3])
+    inputs, spec = _added(*args)
 
     def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return add_formula(spec, *tensors)
+        return add_formula(Inputs(*tensors), spec)
 
-    return torch.vmap(call, tuple(in_dims[:4]))(*tensors), (0, 0)
+    return torch.vmap(call, tuple(in_dims[:4]))(*inputs[:4]), (0, 0)
+
+
+def _wanted(tensors: Tensors) -> bool:
+    """Whether autograd wants the gradient of one."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _refuse_bias(op: str, spec: NormSpec, bias: Tensor | None) -> None:
@@ -276,12 +214,6 @@ def _refuse_bias(op: str, spec: NormSpec, bias: Tensor | None) -> None:
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:
     """The tensor, an empty one for None."""
     return x.new_empty(0) if tensor is None else tensor
-
-
-def _updates(*args: Any) -> bool:
-    """Whether a call writes to its running statistics."""
-    running_mean, use_input_stats = args[5], args[9]
-    return use_input_stats and running_mean is not None
 
 
 for _name, _implementation, _shapes in (

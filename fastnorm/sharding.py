@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formula import NormSpec
+from .contract import NormSpec
 
 Compute = Callable[..., Any]
 
@@ -29,7 +29,7 @@ def is_sharded(x: Tensor) -> bool:
 def on_shards(
     compute: Compute, spec: NormSpec, tensors: Sequence[Any], running: Sequence[Any] = ()
 ) -> Any:
-    """compute(*tensors, *running, spec) on each process's shards; its results have x's sizes.
+    """compute(*tensors, *running) on each process's shards; its results have x's sizes.
 
     tensors are x, the residual and parameters; running statistics may be written to.
 
@@ -43,7 +43,7 @@ def on_shards(
     local = [_local(t, placements, placements) for t in tensors[:2]]
     local += [_local(t, of_parameters, gradients) for t in tensors[2:]]
     buffers = [_local(t, of_parameters, of_parameters) for t in running]
-    found = compute(*local, *buffers, spec)
+    found = compute(*local, *buffers)
     if spec.use_input_stats:
         _write_back(running, buffers, x.device_mesh, of_parameters)
 

@@ -1,30 +1,43 @@
-"""Tensors seen as (N, C, ...): layouts, and the dtype that statistics and parameters are in."""
+"""Tensors seen as (N, C, ...): layouts, and the dtype of statistics. No kernel is imported here:
+the engines take their layouts from this file too."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
-def accumulated(x: Tensor) -> torch.dtype:
-    """The dtype of statistics: float64 for float64 tensors, else float32."""
-    return torch.promote_types(x.dtype, torch.float32)
+def accumulation(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and partial sums: float64 for float64 tensors, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def accumulation(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """A parameter, contiguous and in the dtype of the statistics."""
-    if parameter is None:
-        return None
-    return parameter.to(accumulated(x)).contiguous()
+def accumulated(parameter: MaybeTensor, x: Tensor) -> MaybeTensor:
+    """A parameter, contiguous and in the dtype of x's statistics."""
+    return None if parameter is None else parameter.to(accumulation(x)).contiguous()
 
 
-def laid_out_as(x: Tensor, z: Tensor) -> Tensor:
-    """z, of x's shape, in memory as a contiguous or channels_last x is; else contiguous."""
-    if not lies_channels_last(x):
-        return z.contiguous()
-    return z if z.stride() == x.stride() else z.movedim(1, -1).contiguous().movedim(-1, 1)
+def dense(x: Tensor) -> Tensor:
+    """x itself where it is contiguous or has its channels last in memory, else a copy."""
+    if x.is_contiguous() or lies_channels_last(x):
+        return x
+    return x.contiguous()
+
+
+def laid_out_as(x: Tensor, other: MaybeTensor) -> MaybeTensor:
+    """`other`, of x's shape, in memory as a contiguous or channels_last x is; else contiguous.
+
+    Itself where it lies so, else a copy.
+    """
+    if other is None or not lies_channels_last(x):
+        return None if other is None else other.contiguous()
+    if other.stride() == x.stride():
+        return other
+    return other.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def lies_channels_last(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from . import reference
-from .formula import NormSpec
+from .contract import Inputs, NormSpec
 from .tensors import (
     HALF,
     accumulated,
@@ -26,29 +26,21 @@ from .tensors import (
 )
 
 
-def norm(
-    spec: NormSpec,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    rho: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-) -> Tensor:
+def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     """act(norm(x) + residual) of an x with elements; the running statistics are updated in place.
 
     float16 and bfloat16 are computed in float32, and rounded before the residual is added.
     """
+    x, residual, weight, bias, _, running_mean, _ = inputs
     if spec.norm == "layer":
         shape = _constants(x.shape[x.dim() - spec.groups :])
         wide = _widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
     elif spec.norm == "rms":
         # Torch's would keep x's layout, and warn of a float32 weight beside half precision.
-        wide = x.to(accumulated(x)).contiguous()
+        wide = x.to(accumulation(x)).contiguous()
         shape = _constants(x.shape[x.dim() - spec.groups :])
-        z = torch.rms_norm(wide, shape, accumulation(weight, wide), spec.eps)
+        z = torch.rms_norm(wide, shape, accumulated(weight, wide), spec.eps)
     elif spec.norm == "group":
         # Contiguous because channels last torch 2.13's can crash the process.
         wide = _widened(x).contiguous()
@@ -59,11 +51,9 @@ def norm(
         numbers = spec.use_input_stats, spec.momentum
         z = laid_out_as(x, reference.mean_only_batch_norm(wide, running_mean, bias, *numbers))
     elif spec.norm == "batch":
-        z = laid_out_as(x, _batch_norm(spec, x, weight, bias, running_mean, running_var))
+        z = laid_out_as(x, _batch_norm(inputs, spec))
     else:
-        wide = x.to(accumulated(x))
-        affine = _affine(wide, weight, bias)
-        z = laid_out_as(x, _of_instances(spec, wide, *affine, rho, running_mean, running_var))
+        z = laid_out_as(x, _of_instances(inputs, spec))
     return finish(spec, z, x, residual)
 
 
@@ -83,35 +73,22 @@ def _constants(sizes: Sequence[Any]) -> list[int]:
     return [int(size) if isinstance(size, Tensor) else size for size in sizes]
 
 
-def _batch_norm(
-    spec: NormSpec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-) -> Tensor:
+def _batch_norm(inputs: Inputs, spec: NormSpec) -> Tensor:
+    x, _, weight, bias, _, running_mean, running_var = inputs
     if x.dim() == 3 and lies_channels_last(x):  # whose layout torch keeps in four dimensions alone
-        x = x.unsqueeze(2)
-        return _batch_norm(spec, x, weight, bias, running_mean, running_var).squeeze(2)
+        return _batch_norm(inputs._replace(x=x.unsqueeze(2)), spec).squeeze(2)
     wide = _widened(x)
     affine = _full_precision(*_affine(wide, weight, bias), wide, wide.shape[1:2])
     with _running(spec, wide, running_mean, running_var) as (mean, var):
         return F.batch_norm(wide, mean, var, *affine, spec.use_input_stats, spec.momentum, spec.eps)
 
 
-def _of_instances(
-    spec: NormSpec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    rho: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-) -> Tensor:
+def _of_instances(inputs: Inputs, spec: NormSpec) -> Tensor:
     """Instance or batch-instance norm."""
+    x, rho = inputs.x.to(accumulation(inputs.x)), inputs.rho
+    weight, bias = _affine(x, inputs.weight, inputs.bias)
     numbers = spec.use_input_stats, spec.momentum, spec.eps
-    with _running(spec, x, running_mean, running_var) as (mean, var):
+    with _running(spec, x, inputs.running_mean, inputs.running_var) as (mean, var):
         if spec.norm == "instance":
             return _instance_norm(x, mean, var, weight, bias, *numbers)
         batch = F.batch_norm(x, mean, var, None, None, *numbers)
@@ -155,7 +132,7 @@ def _running(
     They get copies: to write to, for they do not tell autograd, which may have saved the two; and
     to keep for backward, before which a batch may change them.
     """
-    dtype, written = accumulated(x), spec.use_input_stats
+    dtype, written = accumulation(x), spec.use_input_stats
     copy = written or not torch.compiler.is_compiling()  # who folds constants would not know them
     wide_mean = None if mean is None else mean.to(dtype, copy=copy)
     wide_var = None if var is None else var.to(dtype, copy=copy)
@@ -180,5 +157,5 @@ def _affine(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The parameters in the dtype of the statistics; a weight of ones beside a lone bias, which
     torch 2.13's backwards do not know how to serve."""
-    weight, bias = accumulation(weight, x), accumulation(bias, x)
+    weight, bias = accumulated(weight, x), accumulated(bias, x)
     return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias

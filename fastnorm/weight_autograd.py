@@ -1,28 +1,28 @@
-"""The autograd Function that joins a backend's weight normalisation to its backward."""
+"""The autograd Function that joins an engine's weight normalisation to its backward."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .autograd import Tensors, batched, transformed
-from .formula import pull_back
+from .autograd import batched, transformed
+from .contract import Engine, Tensors
+from .reference.specs import pull_back
 
 
 class WeightNorm(torch.autograd.Function):
-    """g v / ||v|| from a backend, a module with weight_norm and weight_norm_backward.
+    """g v / ||v||.
 
     With create_graph the gradients are the formula's. (Those of torch's operator have themselves
     wrong gradients: torch 2.13 takes the norms for constants there.)
     """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, g: Tensor, dim: int, backend: ModuleType) -> Tensor:
-        w, norms = backend.weight_norm(v, g, dim)
+    def forward(ctx: Any, v: Tensor, g: Tensor, dim: int, engine: Engine) -> Tensor:
+        w, norms = engine.weight_norm(v, g, dim)
         ctx.save_for_backward(v, g, norms)
-        ctx.dim, ctx.backend = dim, backend
+        ctx.dim, ctx.engine = dim, engine
         return w
 
     @staticmethod
@@ -33,7 +33,7 @@ class WeightNorm(torch.autograd.Function):
         if torch.is_grad_enabled() or transformed() or batched(dw) or traced:
             sought = [i for i in (0, 1) if needs[i]]
             return *pull_back(_formula(dim), (v, g), sought, (dw,)), None, None
-        return *ctx.backend.weight_norm_backward(dw, v, g, norms, dim, needs), None, None
+        return *ctx.engine.weight_norm_backward(dw, v, g, norms, dim, needs), None, None
 
 
 def _formula(dim: int) -> Any:

@@ -1,8 +1,10 @@
 """Triton kernels of fastnorm and their launchers. Nothing here knows autograd or dispatch.
 
-    norms            any norm: a function for each direction, which takes one of two engines
+    norms            the engine, as `fastnorm.contract` wants one, on channels and rows below
     stages           moments and apply by themselves, for merges made elsewhere
     weight           weight normalisation, on the tiles of rows
+    routing          what both engines do alike: rows or channels, empty tensors, layouts; masks,
+                     tensors and records, the names of what ran, are theirs as well
 
 The engine of channels sees x as (N, C, S) and serves batch, instance, batch-instance, mean-only and
 group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
@@ -37,19 +39,10 @@ from typing import Any
 
 # Where each name comes from. Loaded when first asked for: fastnorm.kernels.cpu has no Triton in it.
 _MODULES = {
+    "ENGINE": "norms",
     "INTERPRETED": "launch",
-    "add_norm": "norms",
-    "add_norm_backward": "norms",
     "launch": "",
-    "like": "norms",
-    "norm": "norms",
-    "norm_backward": "norms",
-    "relu_mask": "norms",
-    "side_input": "masks",
-    "stages": "",
     "tiers": "",
-    "weight_norm": "weight",
-    "weight_norm_backward": "weight",
 }
 __all__ = sorted(_MODULES)
 

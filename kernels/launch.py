@@ -12,7 +12,9 @@ import torch
 import triton
 from triton.runtime import driver
 
-from .tensors import Tensors
+from fastnorm.contract import Tensors
+
+from .records import Record
 
 PLANS = 1024  # sizes whose launches are remembered
 
@@ -29,22 +31,8 @@ if INTERPRETED:
         after_in_child=_one_at_a_time.release,
     )
 
-_recorded: list[str] | None = None
-
-
-@contextlib.contextmanager
-def record() -> Iterator[list[str]]:
-    """Yield a list that receives the name of each kernel launched inside the `with` block."""
-    global _recorded
-    outer = _recorded
-    names: list[str] = []
-    _recorded = names
-    try:
-        yield names
-    finally:
-        _recorded = outer
-        if outer is not None:
-            outer.extend(names)
+RECORD = Record()
+record = RECORD.names
 
 
 class Launch:
@@ -87,8 +75,7 @@ class Launch:
         """
         x = tensors[0]
         assert x is not None
-        if _recorded is not None:
-            _recorded.append(self.name)
+        RECORD.add(self.name)
         device = x.get_device()
         if not x.is_cuda:
             self._launch(tensors, floats)

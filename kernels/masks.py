@@ -1,4 +1,4 @@
-"""ReLU's mask on the host: which calls keep one, its size, and its bits as booleans.
+"""ReLU's mask on the host: its size, and its bits as booleans; both engines' are alike.
 
 A bit for each element says where ReLU let z through, NaN included. The bits of a run of neighbours
 in memory fill bytes of their own, eight to a byte.
@@ -6,23 +6,35 @@ in memory fill bytes of their own, eight to a byte.
 
 import torch
 
+from fastnorm.contract import NormSpec, side_input
+from fastnorm.tensors import dense, positions
+
 from .tensors import row_sizes
 
-
-def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What backward needs beside x to know act'(z): "mask", "residual" or nothing.
-
-    Without a residual z is recomputed from x. With one, a bit for each element says where ReLU let
-    it through; the smooth activations need z and so the residual itself.
-    """
-    if activation is None or not has_residual:
-        return None
-    return "mask" if activation == "relu" else "residual"
+__all__ = ["mask_bytes", "mask_for", "mask_runs", "relu_mask", "side_input", "unpacked"]
 
 
 def mask_bytes(runs: int, length: int) -> int:
     """The size of the mask of `runs` runs of `length` neighbours each; sizes may be symbolic."""
     return runs * -(-length // 8)
+
+
+def mask_runs(x: torch.Tensor, spec: NormSpec) -> tuple[int, int]:
+    """The runs of neighbours in a dense x that a mask has bytes of their own for: how many, and
+    their length. Where each channel has one position its channels lie last."""
+    if spec.of_rows:
+        return row_sizes(x, spec.groups)
+    N, C, S = x.shape[0], x.shape[1], positions(x)
+    return (N * S, C) if S == 1 or not x.is_contiguous() else (N * C, S)
+
+
+def mask_for(
+    x: torch.Tensor, has_residual: bool, spec: NormSpec, differentiable: bool
+) -> torch.Tensor | None:
+    """Room for the mask that a forward of the dense x keeps; None where it keeps none."""
+    if not differentiable or side_input(spec.activation, has_residual) != "mask":
+        return None
+    return x.new_empty(mask_bytes(*mask_runs(x, spec)), dtype=torch.uint8)
 
 
 def unpacked(mask: torch.Tensor, runs: int, length: int) -> torch.Tensor:
@@ -32,6 +44,10 @@ def unpacked(mask: torch.Tensor, runs: int, length: int) -> torch.Tensor:
     return bits.view(runs, -1)[:, :length].bool()
 
 
-def row_relu_mask(mask: torch.Tensor, x: torch.Tensor, normalized_ndim: int) -> torch.Tensor:
+def relu_mask(mask: torch.Tensor, x: torch.Tensor, spec: NormSpec) -> torch.Tensor:
     """The booleans of the mask that a forward kept for x, in x's shape."""
-    return unpacked(mask, *row_sizes(x, normalized_ndim)).view(x.shape)
+    x = x if spec.of_rows else dense(x)
+    active = unpacked(mask, *mask_runs(x, spec))
+    if spec.of_rows or x.is_contiguous():
+        return active.view(x.shape)
+    return active.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)

@@ -6,86 +6,43 @@ beta, and half of layer norm's table of sums and of what it keeps for the backwa
 
 import torch
 
+from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
+from fastnorm.tensors import accumulation
+
 from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import counters, multiprocessors, shared_memory
-from .masks import mask_bytes, side_input
+from .masks import mask_for
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
 from .row_tiles import Backward, Forward, Shares
-from .tensors import Tensors, accumulation, accumulators, contiguous, dtypes_of, row_sizes
+from .tensors import accumulators, contiguous, dtypes_of, row_sizes
 
 
-def row_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    *,
-    norm: str,
-    normalized_ndim: int,
-    eps: float,
-    activation: str | None,
-    differentiable: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
     """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
     statistics of each row that row_norm_backward takes, in the accumulation dtype."""
-    x = x.contiguous()
-    masked = differentiable and side_input(activation, residual is not None) == "mask"
-    kept = mask_bytes(*row_sizes(x, normalized_ndim)) if masked else 0
-    bits = x.new_empty(kept, dtype=torch.uint8) if masked else None
-    t = _norm(
-        x, None, None, residual, weight, bias, bits, norm=norm,
-        normalized_ndim=normalized_ndim, eps=eps, activation=activation,
-    )  # fmt: skip
-    return t.y, t.bits, (t.stats,)
+    x, residual = inputs.x.contiguous(), contiguous(inputs.residual)
+    weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
+    bits = mask_for(x, residual is not None, spec, differentiable)
+    t = _norm(Forward(x, None, None, residual, weight, bias, torch.empty_like(x), bits), spec)
+    return t.y, t.bits, t.stats
 
 
-def row_add_norm(
-    x: torch.Tensor,
-    addend: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    *,
-    norm: str,
-    normalized_ndim: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """y, what it is the norm of, x + addend (both contiguous, in x's dtype), and the statistics."""
-    x = x.contiguous()
-    t = _norm(
-        x, addend, torch.empty_like(x), None, weight, bias, None, norm=norm,
-        normalized_ndim=normalized_ndim, eps=eps, activation=None,
-    )  # fmt: skip
-    return t.y, t.total, (t.stats,)
+def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y, what it is the norm of, x + residual (both contiguous, in x's dtype), and the
+    statistics."""
+    x, addend = inputs.x.contiguous(), contiguous(inputs.residual)
+    weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
+    total, y = torch.empty_like(x), torch.empty_like(x)
+    t = _norm(Forward(x, addend, total, None, weight, bias, y, None), spec)
+    return t.y, t.total, t.stats
 
 
-def _norm(
-    x: torch.Tensor,
-    addend: torch.Tensor | None,
-    total: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: torch.Tensor | None,
-    *,
-    norm: str,
-    normalized_ndim: int,
-    eps: float,
-    activation: str | None,
-) -> Forward:
-    """What was read and written; x is contiguous."""
-    R, L = row_sizes(x, normalized_ndim)
-    t = Forward(
-        x,
-        contiguous(addend),
-        total,
-        contiguous(residual),
-        contiguous(weight),
-        contiguous(bias),
-        y=torch.empty_like(x),
-        bits=bits,
-    )
-    key = (R, L, dtypes_of(t), norm, activation, multiprocessors(x), shared_memory(x))
+def _norm(t: Forward, spec: NormSpec) -> Forward:
+    """t with the statistics and y, by the launches of the plan for its sizes; x is contiguous."""
+    x = t.x
+    R, L = row_sizes(x, spec.groups)
+    key = (R, L, dtypes_of(t), spec.norm, spec.activation, multiprocessors(x), shared_memory(x))
 
     def run(state: tiers.State) -> Forward | None:
         plan = forward_plan(*key, state)
@@ -94,7 +51,7 @@ def _norm(
             table=accumulators(x, plan.table),
             counters=_counters(plan, x),
         )
-        if not plan.first(filled, (eps,)):
+        if not plan.first(filled, (spec.eps,)):
             return None
         if plan.second is not None:
             plan.second(filled)
@@ -112,45 +69,41 @@ def _counters(plan: RowPlan, x: torch.Tensor) -> torch.Tensor | None:
 
 def row_norm_backward(
     dy: torch.Tensor,
-    x: torch.Tensor,
-    side: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    stats: tuple[torch.Tensor, ...],
-    needs: tuple[bool, bool, bool, bool],
-    *,
-    norm: str,
-    normalized_ndim: int,
-    activation: str | None,
+    inputs: Inputs,
+    mask: torch.Tensor | None,
+    stats: torch.Tensor,
+    needs: tuple[bool, ...],
+    spec: NormSpec,
     dsum: torch.Tensor | None = None,
 ) -> Tensors:
     """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked.
 
     dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
     """
+    weight, bias, fused = inputs.weight, inputs.bias, spec.activation is not None
     needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None)
-    if activation is None and not any((needs[0], *needs[2:])):
+    if not fused and not any((needs[0], *needs[2:])):
         return None, dy.contiguous() if needs[1] else None, None, None
-    x, dy = x.contiguous(), dy.contiguous()
-    masked = side is not None and activation == "relu"
+    x, dy = inputs.x.contiguous(), dy.contiguous()
     t = Backward(
         x,
         dy,
-        residual=None if masked else contiguous(side),
-        bits=side if masked else None,
+        residual=contiguous(inputs.residual),
+        bits=mask,
         weight=contiguous(weight),
         bias=contiguous(bias),
-        stats=stats[0],
+        stats=stats,
         dsum=contiguous(dsum) if needs[0] else None,
         dx=torch.empty_like(x) if needs[0] else None,
-        dresidual=torch.empty_like(x) if needs[1] and activation is not None else None,
+        dresidual=torch.empty_like(x) if needs[1] and fused else None,
         dweight=_like(weight, needs[2]),
         dbias=_like(bias, needs[3]),
     )
-    R, L = row_sizes(x, normalized_ndim)
-    key = (R, L, dtypes_of(t), norm, activation, needs, multiprocessors(x), shared_memory(x))
+    R, L = row_sizes(x, spec.groups)
+    numbers = (needs, multiprocessors(x), shared_memory(x))
+    key = (R, L, dtypes_of(t), spec.norm, spec.activation, *numbers)
     tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, any(needs[2:])))
-    return t.dx, dy if needs[1] and activation is None else t.dresidual, t.dweight, t.dbias
+    return t.dx, dy if needs[1] and not fused else t.dresidual, t.dweight, t.dbias
 
 
 def _like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:

@@ -1,18 +1,25 @@
-"""Tensors as kernels are given them: their memory layouts, and room for statistics of them."""
+"""Tensors as kernels are given them: sizes of rows, and room for statistics."""
 
 import math
-from typing import TypeVar
 
 import torch
 
-ROW_NORMS = ("layer", "rms")  # whose x is seen as rows
-Tensors = tuple[torch.Tensor | None, ...]
-MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+from fastnorm.contract import Tensors
+from fastnorm.tensors import MaybeTensor, accumulation, dense, laid_out_as
 
-
-def accumulation(x: torch.Tensor) -> torch.dtype:
-    """The dtype of statistics and partial sums: float64 for float64 tensors, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+__all__ = [
+    "Tensors",
+    "accumulation",
+    "accumulators",
+    "contiguous",
+    "dense",
+    "dtypes_of",
+    "from_weight_rows",
+    "itemsize_of",
+    "laid_out_as",
+    "row_sizes",
+    "weight_rows",
+]
 
 
 def accumulators(x: torch.Tensor, elements: int) -> torch.Tensor | None:
@@ -20,25 +27,9 @@ def accumulators(x: torch.Tensor, elements: int) -> torch.Tensor | None:
     return x.new_empty(elements, dtype=accumulation(x)) if elements else None
 
 
-def contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+def contiguous(x: MaybeTensor) -> MaybeTensor:
     """The tensor itself where it is contiguous, else a copy."""
     return None if x is None else x.contiguous()
-
-
-def dense(x: torch.Tensor) -> torch.Tensor:
-    """x itself where it is contiguous or has its channels last in memory, else a copy."""
-    if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
-        return x
-    return x.contiguous()
-
-
-def laid_out_as(x: torch.Tensor, other: MaybeTensor) -> MaybeTensor:
-    """`other` in the memory layout of the dense x: itself where it has it, else a copy."""
-    if other is None or (x.is_contiguous() and other.is_contiguous()):
-        return other
-    if x.is_contiguous():
-        return other.contiguous()
-    return other.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:

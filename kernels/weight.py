@@ -6,21 +6,15 @@ import torch
 import triton
 import triton.language as tl
 
+from fastnorm.contract import Tensors
+from fastnorm.tensors import accumulation, laid_out_as
+
 from .arithmetic import accumulation_type, product, store_rounded
 from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import reducing
 from .row_tiles import Sizes, load, row_tile, store, sum_along
-from .tensors import (
-    Tensors,
-    accumulation,
-    contiguous,
-    dtypes_of,
-    from_weight_rows,
-    itemsize_of,
-    laid_out_as,
-    weight_rows,
-)
+from .tensors import contiguous, dtypes_of, from_weight_rows, itemsize_of, weight_rows
 
 
 @triton.jit

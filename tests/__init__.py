@@ -2,7 +2,7 @@
 
 functional/, modules/, conversion/, kernels/ and kernels_cpu/ (of kernels/cpu) have the tests of
 these folders, and distributed/ those that start processes. The ways to compute (autograd.py,
-formula.py) have none of their own: what is computed is tested once, with the backend as a
+reference/) have none of their own: what is computed is tested once, with the backend as a
 parameter. What goes through all layers lies here (gradients, precision, transforms), in tracing/
 (torch.compile, export), in faults/ (bad values, failed launches, threads), in properties/
 (Hypothesis) or in torch_cases/ (torch's own samples). compiled/, a run of its own, executes

@@ -11,6 +11,7 @@ import torch
 import fastnorm
 from fastnorm import __main__ as main_module
 from fastnorm import functional, kernels, selfcheck
+from fastnorm.contract import NormSpec
 from fastnorm.kernels import cpu
 from tests.conftest import DEVICE, in_a_process
 
@@ -84,15 +85,16 @@ def test_every_function_is_checked(monkeypatch):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
     """A thousandth off in one gradient or output is found in float32, there alone."""
-    module = cpu if backend == "cpu" else kernels
+    engine = cpu.ENGINE if backend == "cpu" else kernels.ENGINE
     attribute = "norm" if direction == "forward" else "norm_backward"
-    right = getattr(module, attribute)
+    right = getattr(engine, attribute)
 
-    def wrong(*args, norm, **kwargs):
-        first, *rest = right(*args, norm=norm, **kwargs)
-        return (first * 1.001 if norm == "batch_instance" else first, *rest)
+    def wrong(*args):
+        first, *rest = right(*args)
+        (spec,) = (arg for arg in args if isinstance(arg, NormSpec))
+        return (first * 1.001 if spec.norm == "batch_instance" else first, *rest)
 
-    monkeypatch.setattr(module, attribute, wrong)
+    monkeypatch.setattr(engine, attribute, wrong)
     assert main_module.main() == 1
     output = capsys.readouterr().out
     of_cpu, of_triton = (outcomes(part, "float32") for part in output.split("\ntriton on the "))
@@ -107,14 +109,14 @@ def test_wrong_formula(few, capsys, monkeypatch, backend, direction):
 
 def test_nan_is_wrong(few, capsys, monkeypatch):
     """One NaN, whatever the other results are."""
-    right = cpu.norm_backward
+    right = cpu.ENGINE.norm_backward
 
     def wrong(*args, **kwargs):
         dx, *rest = right(*args, **kwargs)
         dx[0, 0] = float("nan")
         return dx, *rest
 
-    monkeypatch.setattr(cpu, "norm_backward", wrong)
+    monkeypatch.setattr(cpu.ENGINE, "norm_backward", wrong)
     assert main_module.main() == 1
     assert "nan  WRONG" in capsys.readouterr().out
 

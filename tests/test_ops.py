@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastnorm
-from fastnorm import ops
+from fastnorm.contract import side_input
 from fastnorm.kernels import launch
 from tests.conftest import DEVICE, make_input, slow_unless
 from tests.norms import EPS, groups_of
@@ -97,7 +97,7 @@ def test_opcheck_forward_and_backward(norm, use_input_stats, activation, with_re
     torch.library.opcheck(forward, (*args, True))
     y, mask, stats = forward(*args, True)
     side = {"mask": mask, "residual": args[1], None: None}
-    kept = side[ops.side_input(activation, with_residual)]
+    kept = side[side_input(activation, with_residual)]
     has_bias, has_rho = (args[i] is not None for i in (3, 4))
     needs = [True, activation is not None and with_residual, True, has_bias, has_rho]
     tensors = (torch.randn_like(y), args[0], kept, *args[2:5], stats)

@@ -11,8 +11,8 @@ from ..checks import (
     check_running,
     check_running_mean,
 )
+from ..contract import Inputs, NormSpec
 from ..dispatch import autocast, normalise
-from ..formula import NormSpec
 
 
 def batch_norm(
@@ -60,7 +60,7 @@ def batch_norm(
         )
     check_running("batch_norm", input, running_mean, running_var, "training", training)
     spec = NormSpec("batch", 1, training, momentum, eps, activation)
-    return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
+    return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
 
 
 def mean_only_batch_norm(
@@ -95,7 +95,7 @@ def mean_only_batch_norm(
     check_channels("mean_only_batch_norm", input, None, bias, running_mean)
     check_running_mean("mean_only_batch_norm", input, running_mean, training)
     spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, activation)
-    return normalise(input, residual, None, bias, None, running_mean, None, spec)
+    return normalise(Inputs(input, residual, None, bias, None, running_mean), spec)
 
 
 def instance_norm(
@@ -138,7 +138,7 @@ def instance_norm(
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
-    return normalise(input, residual, weight, bias, None, running_mean, running_var, spec)
+    return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
 
 
 def batch_instance_norm(
@@ -177,7 +177,7 @@ def batch_instance_norm(
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
     check_running("batch_instance_norm", input, running_mean, running_var, "training", training)
     spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
-    return normalise(input, residual, weight, bias, rho, running_mean, running_var, spec)
+    return normalise(Inputs(input, residual, weight, bias, rho, running_mean, running_var), spec)
 
 
 def group_norm(
@@ -216,4 +216,4 @@ def group_norm(
         )
     check_channels("group_norm", input, weight, bias)
     spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
-    return normalise(input, residual, weight, bias, None, None, None, spec)
+    return normalise(Inputs(input, residual, weight, bias), spec)

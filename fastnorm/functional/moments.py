@@ -11,7 +11,7 @@ from ..checks import check_input
 from ..dispatch import autocast, stages_for
 from ..merges import Coefficients
 from ..moment_autograd import Apply, Call, Moments, summed
-from ..tensors import accumulated, broadcast, positions
+from ..tensors import accumulation, broadcast, positions
 
 Merge = Callable[[Tensor, Tensor, int], Coefficients]
 
@@ -63,7 +63,7 @@ def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor |
 
     In ONNX, where sums are what runtimes make of them, the moments are float64 as well.
     """
-    wide, dims = x.to(accumulated(x)), tuple(range(2, x.dim()))
+    wide, dims = x.to(accumulation(x)), tuple(range(2, x.dim()))
     averaged = wide.double() if torch.onnx.is_in_onnx_export() else wide
     if x.numel() == 0 or not dims:  # nothing to average, or one value each
         mean = summed(averaged)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..checks import check_input, check_rows
+from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
-from ..formula import NormSpec
 from ..nested import is_nested, on_rows
 
 
@@ -51,7 +51,7 @@ def layer_norm(
     check_input("layer_norm", input, 1, activation, residual)
     check_rows("layer_norm", input, shape, weight, bias)
     spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
-    return normalise(input, residual, weight, bias, None, None, None, spec)
+    return normalise(Inputs(input, residual, weight, bias), spec)
 
 
 def rms_norm(
@@ -96,7 +96,7 @@ def rms_norm(
     check_rows("rms_norm", input, shape, weight)
     eps = _default_eps(input) if eps is None else eps
     spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
-    return normalise(input, residual, weight, None, None, None, None, spec)
+    return normalise(Inputs(input, residual, weight), spec)
 
 
 def add_layer_norm(
@@ -165,8 +165,8 @@ def _add_norm(
     if x.dtype != input.dtype == residual.dtype:
         # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
         total = input + residual
-        return normalise(total.to(x.dtype), None, weight, bias, None, None, None, spec), total
-    return add_normalise(x, shortcut, weight, bias, spec)
+        return normalise(Inputs(total.to(x.dtype), None, weight, bias), spec), total
+    return add_normalise(Inputs(x, shortcut, weight, bias), spec)
 
 
 def _default_eps(input: Tensor) -> float:

@@ -1,6 +1,6 @@
 """The three stages in C for CPUs: moments, merge, apply, compiled when a dtype is first needed.
 
-    norms            any norm: a function for each direction
+    norms            the engine, as `fastnorm.contract` wants one
     channels, rows   norms of (N, C, S) and of (R, L); stages and weight as in fastnorm.kernels
     calls            the structs that the engine is called with
     build            the compiler, and where libraries are kept
@@ -20,29 +20,7 @@ sits in the first cache gives its exact mean, then its squared deviations, so th
 once for statistics. Units that fit a core's own cache go through all stages there.
 """
 
-from . import build, calls, stages
-from .norms import (
-    add_norm,
-    add_norm_backward,
-    like,
-    norm,
-    norm_backward,
-    relu_mask,
-    side_input,
-)
-from .weight import weight_norm, weight_norm_backward
+from . import build, calls
+from .norms import ENGINE
 
-__all__ = [
-    "add_norm",
-    "add_norm_backward",
-    "build",
-    "calls",
-    "like",
-    "norm",
-    "norm_backward",
-    "relu_mask",
-    "side_input",
-    "stages",
-    "weight_norm",
-    "weight_norm_backward",
-]
+__all__ = ["ENGINE", "build", "calls"]

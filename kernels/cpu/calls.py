@@ -1,11 +1,10 @@
 """The structs of job.h: a call of the engine is one of them, packed into bytes."""
 
-import contextlib
 import struct
-from collections.abc import Iterator
 
 import torch
 
+from ..records import Record
 from .build import NUMBERS, functions
 
 NORMS = {
@@ -21,28 +20,13 @@ pack_weight = struct.Struct("10q").pack
 # Below so many elements a call takes less time than the interpreter's lock handed to and fro.
 QUICK = 1 << 14
 
-
-_recorded: list[str] | None = None
-
-
-@contextlib.contextmanager
-def record() -> Iterator[list[str]]:
-    """Yield a list that receives the name of each function called inside the `with` block."""
-    global _recorded
-    outer, names = _recorded, list[str]()
-    _recorded = names
-    try:
-        yield names
-    finally:
-        _recorded = outer
-        if outer is not None:
-            outer.extend(names)
+RECORD = Record()
+record = RECORD.names
 
 
 def run(function: str, x: torch.Tensor, job: bytes) -> None:
     """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
-    if _recorded is not None:
-        _recorded.append(function)
+    RECORD.add(function)
     found = functions(x.dtype)
     if getattr(found.quick if x.numel() < QUICK else found, function)(job):
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")

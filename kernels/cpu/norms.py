@@ -1,190 +1,36 @@
-"""Any norm of the family, forward and backward: what `fastnorm.autograd` asks of a backend."""
-
-import math
+"""The engine in C: what `fastnorm` asks of an engine, from rows and channels."""
 
 import torch
+from torch import Tensor
 
-from ..masks import mask_bytes, row_relu_mask, side_input
-from ..tensors import ROW_NORMS, Tensors, dense, row_sizes
-from .channels import (
-    channel_norm,
-    channel_norm_backward,
-    channel_relu_mask,
-    runs,
-    stats_size,
-)
-from .rows import row_norm, row_norm_backward
+from fastnorm.contract import NormSpec
 
-__all__ = [
-    "add_norm",
-    "add_norm_backward",
-    "like",
-    "norm",
-    "norm_backward",
-    "relu_mask",
-    "side_input",
-]
+from ..routing import RoutedEngine
+from ..tensors import row_sizes
+from .channels import channel_norm, channel_norm_backward, stats_size
+from .rows import row_add_norm, row_norm, row_norm_backward
+from .stages import STAGES
+from .weight import weight_norm, weight_norm_backward
 
 
-def norm(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    rho: torch.Tensor | None,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    *,
-    norm: str,
-    groups: int,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
-    differentiable: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
-    """act(norm(x) + residual), ReLU's mask where backward wants one, the statistics that it takes.
+class CpuEngine(RoutedEngine):
+    """Tensors on the CPU."""
 
-    norm is batch, instance, batch_instance, mean_only_batch, group, layer or rms, of which the last
-    two normalise the last `groups` dimensions. For an x without elements nothing is computed or
-    updated.
-    """
-    if x.numel() == 0:
-        y, mask, stats = like(
-            x, residual, norm, groups, use_input_stats, activation, differentiable
-        )
-        return y, mask, (stats.zero_(),)
-    if norm in ROW_NORMS:
-        return row_norm(
-            x, residual, weight, bias, norm=norm, normalized_ndim=groups, eps=eps,
-            activation=activation, differentiable=differentiable,
-        )  # fmt: skip
-    return channel_norm(
-        x, residual, weight, bias, rho, running_mean, running_var, norm=norm, groups=groups,
-        use_input_stats=use_input_stats, momentum=momentum, eps=eps, activation=activation,
-        differentiable=differentiable,
-    )  # fmt: skip
+    stages = STAGES
+    row_norm = staticmethod(row_norm)
+    row_add_norm = staticmethod(row_add_norm)
+    row_norm_backward = staticmethod(row_norm_backward)
+    channel_norm = staticmethod(channel_norm)
+    channel_norm_backward = staticmethod(channel_norm_backward)
+    weight_norm = staticmethod(weight_norm)
+    weight_norm_backward = staticmethod(weight_norm_backward)
+
+    def stats_like(self, x: Tensor, spec: NormSpec) -> Tensor:
+        if spec.of_rows:
+            kept = 2 * row_sizes(x, spec.groups)[0]
+        else:
+            kept = stats_size(spec, x.shape[0], x.shape[1])
+        return x.new_empty(kept, dtype=torch.float64)
 
 
-def norm_backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    side: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    rho: torch.Tensor | None,
-    stats: tuple[torch.Tensor, ...],
-    needs: tuple[bool, bool, bool, bool, bool],
-    *,
-    norm: str,
-    groups: int,
-    use_input_stats: bool,
-    activation: str | None,
-) -> Tensors:
-    """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked.
-
-    `side` is what `side_input` names.
-    """
-    if x.numel() == 0:
-        tensors = (x, x, weight, bias, rho)
-        pairs = zip(tensors, needs, strict=True)
-        return tuple(torch.zeros_like(t) if n and t is not None else None for t, n in pairs)
-    if norm in ROW_NORMS:
-        grads = row_norm_backward(
-            dy, x, side, weight, bias, stats, needs[:4], norm=norm, normalized_ndim=groups,
-            activation=activation,
-        )  # fmt: skip
-        return (*grads, None)
-    return channel_norm_backward(
-        dy, x, side, weight, bias, rho, stats, needs, norm=norm, groups=groups,
-        use_input_stats=use_input_stats, activation=activation,
-    )  # fmt: skip
-
-
-def relu_mask(mask: torch.Tensor, x: torch.Tensor, norm: str, groups: int) -> torch.Tensor:
-    """The booleans of the mask that `norm` kept for x, in x's shape."""
-    if norm in ROW_NORMS:
-        return row_relu_mask(mask, x, groups)
-    return channel_relu_mask(mask, x)
-
-
-def add_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    *,
-    norm: str,
-    groups: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """norm(x + residual), that sum, and the statistics that add_norm_backward takes.
-
-    norm is layer or rms, over the last `groups` dimensions.
-    """
-    if x.numel() == 0:
-        y, _, stats = like(x, None, norm, groups, True, None, False)
-        return y, torch.empty_like(y), (stats.zero_(),)
-    x = x.contiguous()
-    total = torch.empty_like(x)
-    y, _, kept = row_norm(
-        x, None, weight, bias, norm=norm, normalized_ndim=groups, eps=eps, activation=None,
-        differentiable=False, addend=residual, total=total,
-    )  # fmt: skip
-    return y, total, kept
-
-
-def add_norm_backward(
-    dy: torch.Tensor,
-    dsum: torch.Tensor | None,
-    total: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    stats: tuple[torch.Tensor, ...],
-    needs: tuple[bool, bool, bool],
-    *,
-    norm: str,
-    groups: int,
-) -> Tensors:
-    """(the gradient of both x and the residual, dweight, dbias) from those of add_norm's outputs.
-
-    None where `needs` says that nobody asked. dsum is None where the sum itself has no gradient.
-    """
-    asked = (needs[0], False, *needs[1:])
-    if total.numel() == 0:
-        grads = norm_backward(
-            dy, total, None, weight, bias, None, stats, (*asked, False), norm=norm, groups=groups,
-            use_input_stats=True, activation=None,
-        )  # fmt: skip
-    else:
-        grads = row_norm_backward(
-            dy, total, None, weight, bias, stats, asked, norm=norm, normalized_ndim=groups,
-            activation=None, dsum=dsum,
-        )  # fmt: skip
-    return grads[0], grads[2], grads[3]
-
-
-def like(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    norm: str,
-    groups: int,
-    use_input_stats: bool,
-    activation: str | None,
-    differentiable: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Tensors of the shapes, dtypes and strides that `norm` returns, their values unset."""
-    if norm in ROW_NORMS:
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        R, L = row_sizes(x, groups)
-        kept, bits = 2 * R, mask_bytes(R, L)
-    else:
-        x = dense(x)
-        y = torch.empty_like(x)
-        N, C = x.shape[:2]
-        S = math.prod(x.shape[2:])
-        kept = stats_size(norm, N, C, groups)
-        bits = mask_bytes(*runs(N, C, S, S == 1 or not x.is_contiguous()))
-    masked = differentiable and side_input(activation, residual is not None) == "mask"
-    mask = x.new_empty(bits, dtype=torch.uint8) if masked else None
-    return y, mask, x.new_empty(kept, dtype=torch.float64)
+ENGINE = CpuEngine()

@@ -2,7 +2,10 @@
 
 import torch
 
-from ..tensors import Tensors, from_weight_rows, laid_out_as, weight_rows
+from fastnorm.contract import Tensors
+from fastnorm.tensors import laid_out_as
+
+from ..tensors import from_weight_rows, weight_rows
 from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
 
 

@@ -8,17 +8,18 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from fastnorm.autograd import AddNorm, Norm
-from fastnorm.formula import NormSpec, add_formula, formula
-from fastnorm.kernels import cpu
-from fastnorm.kernels.cpu import build
+from fastnorm.autograd import AddNorm, Norm, Route
+from fastnorm.contract import Inputs, NormSpec
+from fastnorm.kernels.cpu import ENGINE, build
+from fastnorm.reference.specs import add_formula, formula
 from fastnorm.weight_autograd import WeightNorm
 from tests.conftest import with_layout
 
+ROUTE = Route(ENGINE, None)
 # Half a vector, vectors and a rest, several pieces of 8 blocks of 16 KiB, in one row and in many.
 SHAPES = ((3, 6, 5, 7), (2, 17, 3), (4, 8, 16, 16), (5, 4), (1, 3, 33, 2500), (70, 64, 2, 2),
           (2, 128, 9, 9), (600, 16, 8, 8))  # fmt: skip
@@ -51,8 +52,8 @@ def cases() -> Iterator[Case]:
                     yield Case(norm, shape, dtype, layout, *FUSED[(i + j + 3 * k + m) % 6])
 
 
-def make(case: Case) -> tuple[NormSpec, list[torch.Tensor | None], torch.Tensor]:
-    """The spec; x, residual, weight, bias, rho and the running statistics; dy."""
+def make(case: Case) -> tuple[Inputs, NormSpec, torch.Tensor]:
+    """The call, and dy."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def make(case: Case) -> tuple[NormSpec, list[torch.Tensor | None], torch.Tensor]
     if name == "group" and len(case.shape) > 2:  # few values have a variance near 0
         groups = next(g for g in (4, 3, 2, 1) if C % g == 0 and g < C)
     spec = NormSpec(name, groups, name == case.norm, 0.3, 1e-5, case.activation)
-    given = (
+    inputs = Inputs(
         x,
         residual if case.added else None,
         None if name == "mean_only_batch" else weight.float(),
@@ -80,21 +81,21 @@ def make(case: Case) -> tuple[NormSpec, list[torch.Tensor | None], torch.Tensor]
         None if rows or name == "group" else mean.float(),
         None if rows or name in ("group", "mean_only_batch") else var.float(),
     )
-    return spec, list(given), dy
+    return inputs, spec, dy
 
 
 def results(
-    spec: NormSpec, given: list[torch.Tensor | None], dy: torch.Tensor, backend: Any
+    inputs: Inputs, spec: NormSpec, dy: torch.Tensor, engine: bool
 ) -> dict[str, torch.Tensor]:
     """y, the gradients and the running statistics: of the engine, or without one of the formula."""
-    names = ("x", "residual", "weight", "bias", "rho", "running_mean", "running_var")
+    names = Inputs._fields
     t = {
         name: tensor.clone().requires_grad_(not name.startswith("running"))
-        for name, tensor in zip(names, given, strict=True)
+        for name, tensor in zip(names, inputs, strict=True)
         if tensor is not None
     }
-    tensors = [t.get(name) for name in names]
-    y = Norm.apply(*tensors, spec, backend) if backend else formula(spec, *tensors)
+    leaves = Inputs(*[t.get(name) for name in names])
+    y = Norm.apply(*leaves, spec, ROUTE) if engine else formula(leaves, spec)
     sought = [name for name in t if t[name].requires_grad]
     grads = dict(zip(sought, torch.autograd.grad(y, [t[n] for n in sought], dy), strict=True))
     stats = {name: t[name] for name in names[5:] if name in t}
@@ -116,10 +117,10 @@ def worst(
 
 
 def check(case: Case) -> float:
-    spec, given, dy = make(case)
-    wide = [None if t is None else t.double() for t in given]
-    truth = results(spec, wide, dy.double(), None)
-    found = results(spec, given, dy, cpu)
+    inputs, spec, dy = make(case)
+    wide = Inputs(*[None if t is None else t.double() for t in inputs])
+    truth = results(wide, spec, dy.double(), False)
+    found = results(inputs, spec, dy, True)
     if case.activation == "relu":  # a rounding may flip what lies at the kink
         near = truth["y"].abs() < 1e-2
         for name in ("x", "residual"):
@@ -136,9 +137,10 @@ def check_add_norm(dtype: torch.dtype, norm: str) -> float:
 
     def run(engine: bool, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         leaves = [t.clone().requires_grad_() for t in tensors[:3]]
-        apply = AddNorm.apply if engine else add_formula
-        inputs = (*leaves, None, spec, cpu) if engine else (spec, *leaves, None)
-        y, total = apply(*inputs)
+        if engine:
+            y, total = AddNorm.apply(*leaves, None, spec, ROUTE)
+        else:
+            y, total = add_formula(Inputs(*leaves), spec)
         names = ("x", "residual", "weight")
         grads = torch.autograd.grad((y, total), leaves, tensors[3:])
         return {"y": y.detach(), "sum": total.detach()} | dict(zip(names, grads, strict=True))
@@ -155,16 +157,16 @@ def check_weight_norm(dtype: torch.dtype) -> float:
     v, dw = torch.randn((2, 7, 5, 19), generator=generator).to(dtype)
     g = torch.rand((7, 1, 1), generator=generator)
 
-    def run(backend: Any, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    def run(engine: bool, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         v, g = (t.clone().requires_grad_() for t in tensors[:2])
-        if backend:
-            w = WeightNorm.apply(v, g, 0, backend)
+        if engine:
+            w = WeightNorm.apply(v, g, 0, ENGINE)
         else:
             w = g * v / v.square().sum((1, 2), keepdim=True).sqrt()
         dv, dg = torch.autograd.grad(w, (v, g), tensors[2])
         return {"y": w.detach(), "x": dv, "g": dg}
 
-    return worst(run(cpu, v, g, dw), run(None, *(t.double() for t in (v, g, dw))), dtype)
+    return worst(run(True, v, g, dw), run(False, *(t.double() for t in (v, g, dw))), dtype)
 
 
 def main() -> int:

@@ -1,0 +1,190 @@
+"""What fastnorm and the engines in `fastnorm.kernels` agree on; it imports neither.
+
+A call of a norm is its `Inputs` and its `NormSpec`. A `Backend` computes it forward and backward;
+an `Engine` is a backend with memory to read and write: Triton's kernels and the C for CPUs.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+ROW_NORMS = ("layer", "rms")  # whose x is seen as rows
+Tensors = tuple[Tensor | None, ...]
+Outputs = tuple[Tensor, Tensor | None, Tensor]
+"""y, ReLU's mask of bits where the backward wants one, and the statistics that it takes."""
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, named as in `fastnorm.functional`.
+
+    x and residual have one shape, parameters and running statistics that of the channels or rows.
+    For a backward, residual is None unless `side_input` says that it takes it.
+    """
+
+    x: Tensor
+    residual: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    rho: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+
+
+class NormSpec(NamedTuple):
+    """One norm with its numbers; every field is named as in `fastnorm.functional`."""
+
+    # batch, instance, batch_instance, mean_only_batch, group, layer or rms
+    norm: str
+    groups: int = 1  # of group norm; of layer and RMS norm, the number of normalised dimensions
+    use_input_stats: bool = True  # for the batch's statistics; all others are always the input's
+    momentum: float = 0.0
+    eps: float = 1e-5
+    activation: str | None = None
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether statistics and parameters are those of the last dimensions, not of channels."""
+        return self.norm in ROW_NORMS
+
+
+def side_input(activation: str | None, has_residual: bool) -> str | None:
+    """What a backward needs beside x to know act'(z): "mask", "residual" or nothing.
+
+    Without a residual z is recomputed from x. With one, a bit for each element says where ReLU let
+    it through; the smooth activations need z and so the residual itself.
+    """
+    if activation is None or not has_residual:
+        return None
+    return "mask" if activation == "relu" else "residual"
+
+
+class Backend(Protocol):
+    """What the autograd Functions ask: each norm, forward and backward."""
+
+    def norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
+        """act(norm(x) + residual); running statistics are updated in place where
+        `spec.use_input_stats`. There is a mask only where `differentiable`."""
+        ...
+
+    def norm_backward(
+        self,
+        dy: Tensor,
+        inputs: Inputs,
+        mask: Tensor | None,
+        stats: Tensor,
+        needs: tuple[bool, ...],
+        spec: NormSpec,
+    ) -> Tensors:
+        """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
+        ...
+
+    def add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
+        """norm(x + residual), that sum, and the statistics that add_norm_backward takes.
+
+        The norm is one of rows, without an activation.
+        """
+        ...
+
+    def add_norm_backward(
+        self,
+        dy: Tensor,
+        dsum: Tensor | None,
+        inputs: Inputs,
+        stats: Tensor,
+        needs: tuple[bool, bool, bool],
+        spec: NormSpec,
+    ) -> Tensors:
+        """(the gradient of both x and the residual, dweight, dbias) from those of add_norm's
+        outputs; the x of `inputs` is the sum, which has no gradient itself where dsum is None."""
+        ...
+
+    def relu_mask(self, mask: Tensor, x: Tensor, spec: NormSpec) -> Tensor:
+        """The booleans of the mask that a forward kept for x, in x's shape."""
+        ...
+
+
+class Stages(Protocol):
+    """Moments and apply by themselves, for merges in plain PyTorch; x is (N, C, ...) with elements.
+
+    The second stage takes a table (3, N, C) of centers, scales and shifts:
+    y = act((x - center) * scale + shift + residual).
+    """
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each (n, c): two of (N, C), float64."""
+        ...
+
+    def table(self, center: Tensor, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+        """The coefficients, each (N, C), as the engine takes them for x."""
+        ...
+
+    def apply(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        table: Tensor,
+        activation: str | None,
+        differentiable: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """y, and what backward needs beside x and the table: ReLU's mask, the residual or None."""
+        ...
+
+    def gradient_moments(
+        self, dy: Tensor, x: Tensor, side: Tensor | None, table: Tensor, activation: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of g = dy * act' and of g (x - center) over each (n, c): two of (N, C)."""
+        ...
+
+    def apply_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        side: Tensor | None,
+        table: Tensor,
+        slopes: Tensor,
+        activation: str | None,
+        needs: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """dx = scale g + slope (x - center) + level and dresidual = g, each where `needs` says so.
+
+        `slopes` (2, N, C) are slope and level.
+        """
+        ...
+
+    def relu_mask(self, mask: Tensor, x: Tensor) -> Tensor:
+        """The booleans of the mask that `apply` kept for x, in x's shape."""
+        ...
+
+
+class Engine(Backend, Protocol):
+    """A backend whose functions read and write memory: no traced tensors, no batches of vmap."""
+
+    @property
+    def stages(self) -> Stages: ...
+
+    def like(self, x: Tensor, has_residual: bool, spec: NormSpec, differentiable: bool) -> Outputs:
+        """Tensors of the shapes, dtypes and strides that `norm` returns, their values unset.
+
+        x may have symbolic sizes.
+        """
+        ...
+
+    def weight_norm(self, v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """w = g v / ||v|| in v's dtype and layout, and the norms that weight_norm_backward takes.
+
+        v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1.
+        g has an element for each norm.
+        """
+        ...
+
+    def weight_norm_backward(
+        self,
+        dw: Tensor,
+        v: Tensor,
+        g: Tensor,
+        norms: Tensor,
+        dim: int,
+        needs: tuple[bool, bool],
+    ) -> Tensors:
+        """(dv, dg); None where `needs` says that nobody asked."""
+        ...

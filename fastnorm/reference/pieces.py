@@ -1,0 +1,66 @@
+"""What the formulas are made of: float32 or float64, moments, and what follows a norm."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
+    if activation is None:
+        return z
+    functions: dict[str, Callable[[Tensor], Tensor]]
+    functions = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+    return functions[activation](z)
+
+
+def upcast(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def normalise(x: Tensor, dims: Iterable[int], eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps), both over `dims`."""
+    deviation, _, var = moments(x, dims)
+    return deviation / (var + eps).sqrt()
+
+
+def moments(x: Tensor, dims: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """x - mean, and mean and biased variance over `dims`, kept as size 1."""
+    dims = list(dims)
+    deviation, mean = centre(x, dims)
+    return deviation, mean, deviation.square().mean(dims, keepdim=True)
+
+
+def centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """x - mean and the mean over `dims`, kept as size 1.
+
+    Centred twice: the second mean is the first one's rounding error, felt where mean >> std.
+    """
+    first = x.mean(dims, keepdim=True)
+    deviation = x - first
+    error = deviation.mean(dims, keepdim=True)
+    return deviation - error, first + error
+
+
+def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def finish(
+    y: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Per-channel gamma and beta, the residual, the activation; the input's dtype and layout."""
+    if weight is not None:
+        y = y * per_channel(weight, y)
+    if bias is not None:
+        y = y + per_channel(bias, y)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return activate(y, activation).to(input.dtype)

@@ -1,0 +1,90 @@
+"""The formulas of norms of rows, the last dimensions, and of weight normalisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .pieces import finish, normalise, upcast
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, all over the last len(normalized_shape) dims.
+
+    Source: arXiv 1607.06450, equations 3 and 4.
+    """
+    x = upcast(input)
+    y = normalise(x, range(x.dim() - len(normalized_shape), x.dim()), eps)
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return finish(y, input, None, None, activation, residual).contiguous()
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
+
+    Source: arXiv 1910.07467, equation 4. eps is the machine epsilon of the computation by default.
+    """
+    x = upcast(input)
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    return finish(y, input, None, None, activation, residual).contiguous()
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return layer_norm(total, normalized_shape, weight, bias, eps), total
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(s), s) of s = input + residual."""
+    total = (input + residual).contiguous()
+    return rms_norm(total, normalized_shape, weight, eps), total
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """w = g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+
+    Source: arXiv 1602.07868, equation 2.
+    """
+    x = upcast(v)
+    norms_first = x if dim == -1 else x.movedim(dim, 0)
+    rows = norms_first.reshape(g.numel(), x.numel() // max(g.numel(), 1))
+    norms = rows.square().sum(1).sqrt()
+    return (x * (g.to(x.dtype) / norms.view(g.shape))).to(v.dtype)
