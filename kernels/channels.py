@@ -3,6 +3,7 @@
 import torch
 
 from . import tiers
+from .channel_tiles import Backward, Forward
 from .clusters import MOST_CLUSTERS
 from .geometry import view_of
 from .launch import counters
@@ -39,75 +40,72 @@ def channel_norm(
     only what was not there before, a ReLU mask, and only where `differentiable`.
     """
     x = dense(x)
-    residual = laid_out_as(x, residual)
-    parameters = (contiguous(weight), contiguous(bias), contiguous(rho))
-    running = (contiguous(running_mean), contiguous(running_var))
+    t = Forward(
+        x,
+        laid_out_as(x, residual),
+        contiguous(weight),
+        contiguous(bias),
+        contiguous(rho),
+        contiguous(running_mean),
+        contiguous(running_var),
+    )
     spec = Norm(norm, groups, use_input_stats, activation)
-    shared = (x, residual, *parameters)
     masked = differentiable and side_input(activation, residual is not None) == "mask"
-    dtypes = (*dtypes_of((*shared, *running)), torch.uint8 if masked else None)
     averaged = running_mean is not None or running_var is not None
-    key = (x.shape, x.is_contiguous(), dtypes, spec, averaged)
-    result = tiers.with_fallback(
+    key = (x.shape, x.is_contiguous(), dtypes_of(t), masked, spec, averaged)
+    filled = tiers.with_fallback(
         lambda state: _forward_undone_if_it_fails(
-            forward_plan(*key, state), shared, running, masked, momentum, eps
+            forward_plan(*key, state), t, masked, (momentum, eps)
         )
     )
     if use_input_stats:
-        for buffer, updated in zip((running_mean, running_var), running, strict=True):
-            if buffer is not None and updated is not None:
-                _written(buffer, updated)
-    return result
+        _written(running_mean, t.running_mean)
+        _written(running_var, t.running_var)
+    return filled.y, filled.bits, (filled.stats,)
 
 
 def _forward_undone_if_it_fails(
-    plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
-) -> Outputs | None:
+    plan: Plan, t: Forward, masked: bool, floats: tuple[float, float]
+) -> Forward | None:
     """_forward, which where it raises leaves the running statistics as they were.
 
     A first launch updates them, so copies are kept where something may fail after it: a second
     launch yet to be compiled, or, interpreted, a later program.
     """
-    x = shared[0]
-    assert x is not None
-    if x.is_cuda and (plan.second is None or plan.second.is_compiled_for(x)):
-        return _forward(plan, shared, running, masked, momentum, eps)
+    if t.x.is_cuda and (plan.second is None or plan.second.is_compiled_for(t.x)):
+        return _forward(plan, t, masked, floats)
+    running = (t.running_mean, t.running_var)
     before = [None if buffer is None else buffer.clone() for buffer in running]
     try:
-        return _forward(plan, shared, running, masked, momentum, eps)
+        return _forward(plan, t, masked, floats)
     except BaseException:
         for buffer, former in zip(running, before, strict=True):
-            if buffer is not None and former is not None:
+            if former is not None:
                 buffer.copy_(former)
         raise
 
 
-def _forward(
-    plan: Plan, shared: Tensors, running: Tensors, masked: bool, momentum: float, eps: float
-) -> Outputs | None:
-    """What channel_norm returns, by one plan; None, with nothing done, where a cluster is too large
+def _forward(plan: Plan, t: Forward, masked: bool, floats: tuple[float, float]) -> Forward | None:
+    """What was read and written, by one plan; None, with nothing done, where a cluster is too large
     for the device."""
-    x = shared[0]
-    assert x is not None
-    y = torch.empty_like(x)
-    bits = x.new_empty(plan.bits, dtype=torch.uint8) if masked else None
-    stats, table = accumulators(x, plan.stats), accumulators(x, plan.table)
-    tickets = counters(x, "tickets", plan.tickets)
-    if plan.tier != "streaming":
-        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
-        tensors = (*shared, *running, y, bits, stats, table, tickets, barriers)
-        assert plan.first is not None
-        if not plan.first(tensors, (momentum, eps)):
-            return None
-    else:
-        constants: Tensors = running
-        if plan.first is not None:
-            plan.first((x, *running, stats, table, tickets), (momentum, eps))
-            constants = (None, None)
-        assert plan.second is not None
-        plan.second((*shared, *constants, y, bits, stats), (eps,))
-    assert stats is not None
-    return y, bits, (stats,)
+    x = t.x
+    t = t._replace(
+        y=torch.empty_like(x),
+        bits=x.new_empty(plan.bits, dtype=torch.uint8) if masked else None,
+        stats=accumulators(x, plan.stats),
+        table=accumulators(x, plan.table),
+        tickets=counters(x, "tickets", plan.tickets),
+        barriers=_barriers(plan, x),
+    )
+    if plan.first is not None and not plan.first(t, floats):
+        return None
+    if plan.second is not None:
+        plan.second(t, floats[1:])
+    return t
+
+
+def _barriers(plan: Plan, x: torch.Tensor) -> torch.Tensor | None:
+    return counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
 
 
 def channel_norm_backward(
@@ -130,47 +128,49 @@ def channel_norm_backward(
     `side` is what `side_input` named: ReLU's mask, the residual or None.
     """
     x = dense(x)
-    weight, bias, rho = contiguous(weight), contiguous(bias), contiguous(rho)
-    needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None, needs[4])
-    dy = laid_out_as(x, dy)
+    needs = (
+        *needs[:2],
+        needs[2] and weight is not None,
+        needs[3] and bias is not None,
+        needs[4] and rho is not None,
+    )
     masked = side is not None and activation == "relu"
-    residual = None if masked else laid_out_as(x, side)
+    t = Backward(
+        x,
+        laid_out_as(x, dy),
+        residual=None if masked else laid_out_as(x, side),
+        bits=side if masked else None,
+        weight=contiguous(weight),
+        bias=contiguous(bias),
+        rho=contiguous(rho),
+        stats=stats[0],
+    )
     spec = Norm(norm, groups, use_input_stats, activation)
-    inputs = (x, dy, residual, side if masked else None, weight, bias, rho, *stats)
-    key = (x.shape, x.is_contiguous(), dtypes_of(inputs), spec, needs)
-    dx, dresidual, *parameters = tiers.with_fallback(
-        lambda state: _backward(backward_plan(*key, state), inputs, needs)
-    )
-    if needs[1] and activation is None:
-        dresidual = dy
-    return dx, dresidual, *parameters
+    key = (x.shape, x.is_contiguous(), dtypes_of(t), spec, needs)
+    filled = tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, needs))
+    dresidual = t.dy if needs[1] and activation is None else filled.dresidual
+    return filled.dx, dresidual, filled.dweight, filled.dbias, filled.drho
 
 
-def _backward(plan: Plan, inputs: Tensors, needs: tuple[bool, ...]) -> Tensors | None:
-    """What channel_norm_backward returns, by one plan; None where a cluster is too large."""
-    x, _, _, _, weight, bias, rho, _ = inputs
-    assert x is not None
-    dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if plan.dresidual else None
-    gradients = tuple(
-        torch.empty_like(parameter) if needed and parameter is not None else None
-        for parameter, needed in zip((weight, bias, rho), needs[2:], strict=True)
+def _backward(plan: Plan, t: Backward, needs: tuple[bool, ...]) -> Backward | None:
+    """What was read and written, by one plan; None where a cluster is too large."""
+    x = t.x
+    t = t._replace(
+        dx=torch.empty_like(x) if needs[0] else None,
+        dresidual=torch.empty_like(x) if plan.dresidual else None,
+        dweight=torch.empty_like(t.weight) if needs[2] else None,
+        dbias=torch.empty_like(t.bias) if needs[3] else None,
+        drho=torch.empty_like(t.rho) if needs[4] else None,
+        sums=accumulators(x, plan.sums),
+        table=accumulators(x, plan.table),
+        tickets=counters(x, "tickets", plan.tickets),
+        barriers=_barriers(plan, x),
     )
-    table = accumulators(x, plan.table)
-    tickets = counters(x, "tickets", plan.tickets)
-    if plan.tier != "streaming":
-        barriers = counters(x, "barriers", MOST_CLUSTERS) if plan.tier == "cluster" else None
-        tensors = (*inputs, dx, dresidual, *gradients, table, tickets, barriers)
-        assert plan.first is not None
-        if not plan.first(tensors):
-            return None
-    else:
-        sums = accumulators(x, plan.sums)
-        if plan.first is not None:
-            plan.first((*inputs, sums, *gradients, table, tickets))
-        if plan.second is not None:
-            plan.second((*inputs, sums, dx, dresidual))
-    return dx, dresidual, *gradients
+    if plan.first is not None and not plan.first(t):
+        return None
+    if plan.second is not None:
+        plan.second(t)
+    return t
 
 
 def channel_relu_mask(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -183,8 +183,10 @@ def channel_relu_mask(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return active.view(x.shape)
 
 
-def _written(buffer: torch.Tensor, updated: torch.Tensor) -> None:
+def _written(buffer: torch.Tensor | None, updated: torch.Tensor | None) -> None:
     """Tell autograd that a kernel wrote to the buffer; copy back what went to a contiguous copy."""
+    if buffer is None or updated is None:
+        return
     if updated is buffer:
         torch.autograd.graph.increment_version(buffer)
     else:

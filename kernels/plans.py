@@ -6,17 +6,21 @@ from typing import Any, NamedTuple
 import torch
 
 from . import tiers, tilings
+from .channel_tiles import Choices
+from .channels_one_launch import resident_backward_kernel, resident_kernel
+from .channels_two_launches import (
+    apply_backward_kernel,
+    apply_kernel,
+    gradient_sums_kernel,
+    moments_kernel,
+)
 from .clusters import ClusterLaunch
 from .geometry import Geometry, Sets, View, view_of
 from .launch import PLANS, Launch
 from .masks import mask_bytes
-from .resident import resident_kernel
-from .resident_backward import resident_backward_kernel
-from .streaming import apply_kernel, moments_kernel
-from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 
-STATS_PLANES = 3  # what a forward keeps of each set: tables.stat_planes
-SUMS_PLANES = 2  # and what a backward's first pass adds up: tables.sum_planes
+STATS_PLANES = 3  # what a forward keeps of each set: channel_stats.load_stats
+SUMS_PLANES = 2  # and what a backward's first pass adds up: channel_gradients.load_sums
 OVER_BATCH = ("batch", "mean_only_batch")  # their sets run over the batch
 
 
@@ -36,16 +40,17 @@ class Norm(NamedTuple):
         over_batch = self.norm in OVER_BATCH or (mix and self.use_input_stats)
         return Sets(depth, over_batch, mix)
 
-    def constants(self, sets: Sets, batch: bool) -> dict[str, Any]:
-        """The kernels' constants; BATCH where what a launch merges runs over the batch."""
-        return {
-            "BATCH": batch,
-            "MIX": sets.mix,
-            "ACTIVATION": self.activation,
-            "TRAINING": self.use_input_stats,
-            "GIVEN": self.norm == "given",
-            "VARIANCE": self.norm != "mean_only_batch",
-        }
+    def choices(self, geometry: Geometry, batch: bool) -> Choices:
+        """What kernels are compiled for; BATCH where what a launch merges runs over the batch."""
+        return Choices(
+            BATCH=batch,
+            MIX=geometry.sets.mix,
+            VARIANCE=self.norm != "mean_only_batch",
+            GIVEN=self.norm == "given",
+            TRAINING=self.use_input_stats,
+            ACTIVATION=self.activation,
+            **geometry.constants(),
+        )
 
 
 class Plan(NamedTuple):
@@ -67,18 +72,19 @@ def forward_plan(
     shape: torch.Size,
     contiguous: bool,
     dtypes: tuple[torch.dtype | None, ...],
+    masked: bool,
     norm: Norm,
     running: bool,
     tier_state: tiers.State,
 ) -> Plan:
     """The forward of `norm` for an x of this shape and layout.
 
-    `dtypes` are those of the call's tensors: a launch is made for one pattern of them.
+    `dtypes` are those of a Forward's inputs: a launch is made for one pattern of them, and for one
+    of what is written, where `masked` ReLU's bits too.
     """
     assert dtypes[0] is not None
     plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
     has_residual = dtypes[1] is not None
-    streamed = norm.constants(sets, sets.of_batch)
     constant_statistics = norm.norm == "given" or (sets.batch and not norm.use_input_stats)
     if not constant_statistics:
         tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state)
@@ -86,20 +92,19 @@ def forward_plan(
             averages = running and not sets.batch and norm.use_input_stats
             return plan._replace(
                 tier=tier,
-                first=_resident(
-                    resident_kernel, tier, geometry, norm.constants(sets, sets.batch), False
-                ),
+                first=_resident(resident_kernel, tier, geometry, norm, False),
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )
+        registers, unactivated = geometry.reducing_registers, norm._replace(activation=None)
         plan = plan._replace(
-            first=_launch(moments_kernel, geometry, streamed, geometry.reducing_registers),
+            first=_launch(moments_kernel, geometry, unactivated, sets.of_batch, registers),
             table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
         )
     each = tilings.pointwise(view, sets)
-    registers = each.pointwise_registers(has_residual, False)
-    return plan._replace(second=_launch(apply_kernel, each, streamed, registers))
+    limit = each.pointwise_registers(has_residual, False)
+    return plan._replace(second=_launch(apply_kernel, each, norm, sets.of_batch, limit))
 
 
 @functools.lru_cache(PLANS)
@@ -121,32 +126,26 @@ def backward_plan(
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
     if slopes and tier != "streaming" and norm.norm != "given":
-        constants = norm.constants(sets, sets.batch)
         gathers = parameters and not sets.batch
         published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, constants, True),
+            first=_resident(resident_backward_kernel, tier, geometry, norm, True),
             table=_table(geometry, published) if tier == "cluster" or gathers else 0,
             tickets=geometry.u_blocks if gathers else 0,
         )
     geometry = tilings.streaming(view, sets)
-    constants = norm.constants(sets, sets.of_batch)
     if slopes or parameters:
-        mixes = sets.mix and norm.use_input_stats and slopes
-        over_instances = not sets.of_batch and (parameters or mixes)
-        sums_constants = {**constants, "OVER_INSTANCES": over_instances}
         registers = geometry.reducing_registers
         plan = plan._replace(
-            first=_launch(gradient_sums_kernel, geometry, sums_constants, registers),
+            first=_launch(gradient_sums_kernel, geometry, norm, sets.of_batch, registers),
             table=_table(geometry, 2),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
         each = tilings.pointwise(view, sets)
-        apply = _launch(
-            apply_backward_kernel, each, constants, each.pointwise_registers(has_side, True)
-        )
+        limit = each.pointwise_registers(has_side, True)
+        apply = _launch(apply_backward_kernel, each, norm, sets.of_batch, limit)
         plan = plan._replace(second=apply)
     return plan._replace(sums=plan.sums if slopes else 0)
 
@@ -182,26 +181,27 @@ def _sizes(
 
 def _table(geometry: Geometry, planes: int) -> int:
     outer = 1 if geometry.sets.batch else geometry.view.N
-    return planes * outer * geometry.pieces * geometry.view.C
+    return planes * outer * geometry.parts * geometry.view.C
 
 
 def _launch(
-    kernel: Any, geometry: Geometry, constants: dict[str, Any], maxnreg: int | None = None
+    kernel: Any, geometry: Geometry, norm: Norm, batch: bool, maxnreg: int | None
 ) -> Launch:
     return Launch(
         kernel,
         geometry.units * geometry.members,
         geometry.scalars(geometry.units),
-        {**constants, **geometry.constants()},
+        {"K": norm.choices(geometry, batch)},
         geometry.num_warps,
         maxnreg,
     )
 
 
 def _resident(
-    kernel: Any, tier: str, geometry: Geometry, constants: dict[str, Any], backward: bool
+    kernel: Any, tier: str, geometry: Geometry, norm: Norm, backward: bool
 ) -> Launch | ClusterLaunch:
+    batch = geometry.sets.batch
     if tier == "cluster":
-        return ClusterLaunch(kernel, geometry, constants)
-    constants = {**constants, "CLUSTER": False}
-    return _launch(kernel, geometry, constants, geometry.resident_registers(backward))
+        K = norm.choices(geometry, batch)._replace(CLUSTER=True)
+        return ClusterLaunch(kernel, geometry, K)
+    return _launch(kernel, geometry, norm, batch, geometry.resident_registers(backward))
