@@ -9,26 +9,39 @@
 The engine of channels sees x as (N, C, S) and serves batch, instance, batch-instance, mean-only and
 group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
 
-                     channels                         rows
-    calls            channels                         rows
-    their launches   plans                            row_plans
-    chosen sizes     geometry, tilings                row_geometry
-    one launch       resident, resident_backward      row_kernels
-    two launches     streaming, streaming_backward    row_kernels
-    a tile           tiles                            row_tiles
-    stage two        merge, gradients                 row_tiles
+                     channels                                  rows
+    calls            channels                                  rows
+    their launches   plans                                     row_plans
+    chosen sizes     geometry, tilings                         row_geometry
+    one launch       channels_one_launch                       row_kernels
+    two launches     channels_two_launches                     row_kernels
+    a tile           channel_tiles, channel_activation         row_tiles
+    stage two        channel_stats, channel_gradients          row_tiles
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
 two merges what programs found. Under both engines:
 
     tiers            which of three ways a norm takes, by the size of its sets
-    activation       a tile's output, ReLU's mask of bits, the gradient of what is activated
+    activation       activations and their gradients
     arithmetic       moments and their merge, rounding
-    tables           where statistics lie, and what programs leave for one another
+    tables           reading what programs leave for one another
     sync             tickets and barriers
     clusters         launching programs that wait for one another, as many as `occupancy` allows
     launch           compiled handles, shared counters, the record of launches
     tensors, masks   on the host: layouts and dtypes; who keeps a mask of bits, and its size
+
+The words of the kernels:
+
+    set              what shares statistics: D channels of one instance, or of all; a row
+    unit             what is merged together: one or several whole sets of neighbouring channels
+    member           one of the programs that share a unit; in a cluster they wait for one another
+    block            of channels or rows: as many as a tile has
+    part             of a set: a program's share of its positions and instances, or of a row
+    tile, lane       what is in registers at a time; a lane is one (n, c) of it
+    center, offset   the mean, as its rounded value and the remainder; rstd: 1 / sqrt(var + eps)
+    scale, shift     y = (x - center) * scale + shift
+    q, r             dx = scale g + q (x - center) + r
+    stats            what a forward keeps for the backward: center, offset and rstd of each set
 
 Whether the kernels are compiled or interpreted (TRITON_INTERPRET=1) is settled when this package is
 imported; `INTERPRETED` says which.

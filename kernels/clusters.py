@@ -25,10 +25,8 @@ class ClusterLaunch:
     end.
     """
 
-    def __init__(
-        self, kernel: Any, geometry: Geometry | RowGeometry, constants: dict[str, Any]
-    ) -> None:
-        self.kernel, self.geometry, self.constants = kernel, geometry, constants
+    def __init__(self, kernel: Any, geometry: Geometry | RowGeometry, choices: Any) -> None:
+        self.kernel, self.geometry, self.choices = kernel, geometry, choices
         self._launches: dict[int, tuple[int, Launch | None]] = {}
 
     def clusters(self, tensors: Tensors, floats: tuple[float, ...]) -> int:
@@ -90,7 +88,7 @@ class ClusterLaunch:
             self.kernel,
             clusters * geometry.members,
             geometry.scalars(clusters),
-            {**self.constants, "CLUSTER": True, **geometry.constants()},
+            {"K": self.choices},
             geometry.num_warps,
             128,  # 16 warps an SM: a cluster is the larger, the more programs share one
             cooperative=True,

@@ -1,6 +1,6 @@
-"""Which programs read what: units, tiles and pieces of a tensor seen as (N, C, S).
+"""Which programs read what: units, tiles and parts of a tensor seen as (N, C, S).
 
-The terms are those of `tiles.py`; `tilings.py` chooses the numbers.
+The terms are those of `channel_tiles.py`; `tilings.py` chooses the numbers.
 """
 
 import math
@@ -18,12 +18,6 @@ class View(NamedTuple):
     S: int
     channels_last: bool
     itemsize: int
-
-    @property
-    def runs(self) -> tuple[int, int]:
-        """How many runs of neighbouring elements the layout has, and their length."""
-        N, C, S, channels_last, _ = self
-        return (N * S, C) if channels_last else (N * C, S)
 
 
 class Sets(NamedTuple):
@@ -43,7 +37,7 @@ class Sets(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Units of W channels, tiles of BLOCK_N x BLOCK_C x BLOCK_S, `pieces` of `steps` tiles."""
+    """Units of W channels, tiles of BLOCK_N x BLOCK_C x BLOCK_S, `parts` of `steps` tiles."""
 
     view: View
     sets: Sets
@@ -51,7 +45,7 @@ class Geometry(NamedTuple):
     BLOCK_N: int
     BLOCK_C: int
     BLOCK_S: int
-    pieces: int
+    parts: int
     steps: int
     num_warps: int
 
@@ -65,7 +59,7 @@ class Geometry(NamedTuple):
 
     @property
     def members(self) -> int:
-        return triton.cdiv(self.W, self.BLOCK_C) * self.pieces
+        return triton.cdiv(self.W, self.BLOCK_C) * self.parts
 
     def resident_registers(self, backward: bool) -> int:
         """A limit for kernels that keep their tile: 16 warps an SM, 12 where lanes crowd them.
@@ -104,35 +98,37 @@ class Geometry(NamedTuple):
         """Many short lanes: a thread keeps the statistics of several."""
         return not self.view.channels_last and self.BLOCK_N * self.BLOCK_C >= 16
 
-    def scalars(self, clusters: int) -> tuple[int, ...]:
-        """The sizes, in the kernels' order, the contiguous axis in multiples of ALIGN."""
-        N, C, S, channels_last, _ = self.view
-        align, align_w = self._alignment()
+    def scalars(self, groups: int) -> tuple[int, ...]:
+        """The sizes, in the kernels' order, those that K has an alignment of in multiples of it."""
+        N, C, S, _, _ = self.view
+        align_c, align_s, align_w = self._alignments
         return (
             N,
-            C // align if channels_last else C,
-            S if channels_last else S // align,
+            C // align_c,
+            S // align_s,
             self.sets.depth,
             self.W // align_w,
             self.u_blocks,
-            triton.cdiv(self.W, self.BLOCK_C),
-            triton.cdiv(S, self.BLOCK_S),
-            self.pieces,
+            self.parts,
             self.steps,
-            self.units,
-            clusters,
+            groups,
         )
 
     def constants(self) -> dict[str, Any]:
-        align, align_w = self._alignment()
+        """What of `channel_tiles.Choices` follows from the geometry."""
+        align_c, align_s, align_w = self._alignments
+        lanes = self.BLOCK_N * self.BLOCK_C
         return {
             "CHANNELS_LAST": self.view.channels_last,
-            "ALIGN": align,
+            "ALIGN_C": align_c,
+            "ALIGN_S": align_s,
             "ALIGN_W": align_w,
             "SETS": self._padded_sets,
             "BLOCK_N": self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
             "BLOCK_S": self.BLOCK_S,
+            # What a warp loads at once, or all where all warps share one lane.
+            "INNER": self.BLOCK_S if lanes == 1 else min(self.BLOCK_S, 512 // self.view.itemsize),
         }
 
     @property
@@ -141,9 +137,12 @@ class Geometry(NamedTuple):
         depth = self.sets.depth
         return 0 if depth == 1 else triton.next_power_of_2(triton.cdiv(self.W, depth))
 
-    def _alignment(self) -> tuple[int, int]:
-        axis = self.view.C if self.view.channels_last else self.view.S
-        return alignment(axis), alignment(self.W)
+    @property
+    def _alignments(self) -> tuple[int, int, int]:
+        """Of C, S and W; of C and S only the one that is contiguous in memory."""
+        _, C, S, channels_last, _ = self.view
+        of_c, of_s = (alignment(C), 1) if channels_last else (1, alignment(S))
+        return of_c, of_s, alignment(self.W)
 
 
 def alignment(size: int) -> int:

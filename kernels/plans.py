@@ -5,47 +5,50 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastnorm.contract import NormSpec
+
 from . import tiers, tilings
+from .channel_tiles import Choices
+from .channels_one_launch import resident_backward_kernel, resident_kernel
+from .channels_two_launches import (
+    apply_backward_kernel,
+    apply_kernel,
+    gradient_sums_kernel,
+    moments_kernel,
+)
 from .clusters import ClusterLaunch
 from .geometry import Geometry, Sets, View, view_of
 from .launch import PLANS, Launch
-from .masks import mask_bytes
-from .resident import resident_kernel
-from .resident_backward import resident_backward_kernel
-from .streaming import apply_kernel, moments_kernel
-from .streaming_backward import apply_backward_kernel, gradient_sums_kernel
 
-STATS_PLANES = 3  # what a forward keeps of each set: tables.stat_planes
-SUMS_PLANES = 2  # and what a backward's first pass adds up: tables.sum_planes
+STATS_PLANES = 3  # what a forward keeps of each set: channel_stats.load_stats
+SUMS_PLANES = 2  # and what a backward's first pass adds up: channel_gradients.load_sums
 OVER_BATCH = ("batch", "mean_only_batch")  # their sets run over the batch
 
 
-class Norm(NamedTuple):
-    """A norm of (N, C, S) tensors, apart from its tensors and numbers."""
+def planned(spec: NormSpec) -> NormSpec:
+    """The spec without its numbers, on which no plan depends."""
+    return NormSpec(spec.norm, spec.groups, spec.use_input_stats, 0.0, 0.0, spec.activation)
 
-    # batch, instance, batch_instance, mean_only_batch, group; given: merged outside of the kernels
-    norm: str
-    groups: int
-    use_input_stats: bool
-    activation: str | None
 
-    def sets(self, channels: int) -> Sets:
-        """What its statistics are taken over."""
-        depth = max(channels // self.groups, 1) if self.norm == "group" else 1
-        mix = self.norm == "batch_instance"
-        over_batch = self.norm in OVER_BATCH or (mix and self.use_input_stats)
-        return Sets(depth, over_batch, mix)
+def sets_of(spec: NormSpec, channels: int) -> Sets:
+    """What the statistics of a norm of (N, C, S) are taken over."""
+    depth = max(channels // spec.groups, 1) if spec.norm == "group" else 1
+    mix = spec.norm == "batch_instance"
+    over_batch = spec.norm in OVER_BATCH or (mix and spec.use_input_stats)
+    return Sets(depth, over_batch, mix)
 
-    def constants(self, sets: Sets, batch: bool) -> dict[str, Any]:
-        """The kernels' constants; BATCH where what a launch merges runs over the batch."""
-        return {
-            "BATCH": batch,
-            "MIX": sets.mix,
-            "ACTIVATION": self.activation,
-            "TRAINING": self.use_input_stats,
-            "GIVEN": self.norm == "given",
-            "VARIANCE": self.norm != "mean_only_batch",
-        }
+
+def choices(spec: NormSpec, geometry: Geometry, batch: bool) -> Choices:
+    """What kernels are compiled for; BATCH where what a launch merges runs over the batch."""
+    return Choices(
+        BATCH=batch,
+        MIX=geometry.sets.mix,
+        VARIANCE=spec.norm != "mean_only_batch",
+        GIVEN=spec.norm == "given",
+        TRAINING=spec.use_input_stats,
+        ACTIVATION=spec.activation,
+        **geometry.constants(),
+    )
 
 
 class Plan(NamedTuple):
@@ -58,7 +61,6 @@ class Plan(NamedTuple):
     sums: int  # elements of the backward's sums over sets
     table: int  # elements of the table that programs publish in, 0 for none
     tickets: int
-    bits: int  # bytes of ReLU's mask
     dresidual: bool  # the residual's gradient is not dy itself
 
 
@@ -67,39 +69,39 @@ def forward_plan(
     shape: torch.Size,
     contiguous: bool,
     dtypes: tuple[torch.dtype | None, ...],
-    norm: Norm,
+    masked: bool,
+    spec: NormSpec,
     running: bool,
     tier_state: tiers.State,
 ) -> Plan:
-    """The forward of `norm` for an x of this shape and layout.
+    """The forward of a norm for an x of this shape and layout.
 
-    `dtypes` are those of the call's tensors: a launch is made for one pattern of them.
+    `dtypes` are those of a Forward's inputs: a launch is made for one pattern of them, and for one
+    of what is written, where `masked` ReLU's bits too.
     """
     assert dtypes[0] is not None
-    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec)
     has_residual = dtypes[1] is not None
-    streamed = norm.constants(sets, sets.of_batch)
-    constant_statistics = norm.norm == "given" or (sets.batch and not norm.use_input_stats)
+    constant_statistics = spec.norm == "given" or (sets.batch and not spec.use_input_stats)
     if not constant_statistics:
         tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state)
         if tier != "streaming":
-            averages = running and not sets.batch and norm.use_input_stats
+            averages = running and not sets.batch and spec.use_input_stats
             return plan._replace(
                 tier=tier,
-                first=_resident(
-                    resident_kernel, tier, geometry, norm.constants(sets, sets.batch), False
-                ),
+                first=_resident(resident_kernel, tier, geometry, spec, False),
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )
+        registers, unactivated = geometry.reducing_registers, spec._replace(activation=None)
         plan = plan._replace(
-            first=_launch(moments_kernel, geometry, streamed, geometry.reducing_registers),
+            first=_launch(moments_kernel, geometry, unactivated, sets.of_batch, registers),
             table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
         )
     each = tilings.pointwise(view, sets)
-    registers = each.pointwise_registers(has_residual, False)
-    return plan._replace(second=_launch(apply_kernel, each, streamed, registers))
+    limit = each.pointwise_registers(has_residual, False)
+    return plan._replace(second=_launch(apply_kernel, each, spec, sets.of_batch, limit))
 
 
 @functools.lru_cache(PLANS)
@@ -107,65 +109,58 @@ def backward_plan(
     shape: torch.Size,
     contiguous: bool,
     dtypes: tuple[torch.dtype | None, ...],
-    norm: Norm,
+    spec: NormSpec,
     needs: tuple[bool, bool, bool, bool, bool],
     tier_state: tiers.State,
 ) -> Plan:
-    """The backward of `norm` for an x of this shape and layout; see forward_plan."""
+    """The backward of a norm for an x of this shape and layout; see forward_plan."""
     assert dtypes[0] is not None
-    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, norm)
-    needs_dx, needs_dresidual = needs[0], needs[1] and norm.activation is not None
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec)
+    needs_dx, needs_dresidual = needs[0], needs[1] and spec.activation is not None
     plan = plan._replace(dresidual=needs_dresidual)
     parameters = any(needs[2:])
-    slopes = needs_dx and (norm.use_input_stats or sets.mix)
+    slopes = needs_dx and (spec.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
-    if slopes and tier != "streaming" and norm.norm != "given":
-        constants = norm.constants(sets, sets.batch)
+    if slopes and tier != "streaming" and spec.norm != "given":
         gathers = parameters and not sets.batch
         published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, constants, True),
+            first=_resident(resident_backward_kernel, tier, geometry, spec, True),
             table=_table(geometry, published) if tier == "cluster" or gathers else 0,
             tickets=geometry.u_blocks if gathers else 0,
         )
     geometry = tilings.streaming(view, sets)
-    constants = norm.constants(sets, sets.of_batch)
     if slopes or parameters:
-        mixes = sets.mix and norm.use_input_stats and slopes
-        over_instances = not sets.of_batch and (parameters or mixes)
-        sums_constants = {**constants, "OVER_INSTANCES": over_instances}
         registers = geometry.reducing_registers
         plan = plan._replace(
-            first=_launch(gradient_sums_kernel, geometry, sums_constants, registers),
+            first=_launch(gradient_sums_kernel, geometry, spec, sets.of_batch, registers),
             table=_table(geometry, 2),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
         each = tilings.pointwise(view, sets)
-        apply = _launch(
-            apply_backward_kernel, each, constants, each.pointwise_registers(has_side, True)
-        )
+        limit = each.pointwise_registers(has_side, True)
+        apply = _launch(apply_backward_kernel, each, spec, sets.of_batch, limit)
         plan = plan._replace(second=apply)
     return plan._replace(sums=plan.sums if slopes else 0)
 
 
-def kept_sizes(shape: torch.Size, contiguous: bool, norm: Norm) -> tuple[int, int]:
-    """Elements of the statistics that a forward keeps, and bytes of ReLU's mask."""
-    sets = norm.sets(shape[1])
-    view = view_of(shape, contiguous, 0, False)
-    kept = view.C if sets.of_batch else view.N * (view.C // sets.depth)
-    return STATS_PLANES * (kept + (view.C if sets.mix else 0)), mask_bytes(*view.runs)
+def stats_size(N: int, C: int, spec: NormSpec) -> int:
+    """Elements of the statistics that a forward keeps; sizes may be symbolic."""
+    sets = sets_of(spec, C)
+    kept = C if sets.of_batch else N * (C // sets.depth)
+    return STATS_PLANES * (kept + (C if sets.mix else 0))
 
 
 def _sizes(
-    shape: torch.Size, contiguous: bool, itemsize: int, norm: Norm
+    shape: torch.Size, contiguous: bool, itemsize: int, spec: NormSpec
 ) -> tuple[Plan, View, Sets]:
     """A plan without launches, the view that it is for and the sets in it."""
-    sets = norm.sets(shape[1])
+    sets = sets_of(spec, shape[1])
     view = view_of(shape, contiguous, itemsize, sets.of_batch)
-    stats, bits = kept_sizes(shape, contiguous, norm)
+    stats = stats_size(shape[0], shape[1], spec)
     plan = Plan(
         tier="streaming",
         first=None,
@@ -174,7 +169,6 @@ def _sizes(
         sums=SUMS_PLANES * stats // STATS_PLANES,
         table=0,
         tickets=0,
-        bits=bits,
         dresidual=False,
     )
     return plan, view, sets
@@ -182,26 +176,27 @@ def _sizes(
 
 def _table(geometry: Geometry, planes: int) -> int:
     outer = 1 if geometry.sets.batch else geometry.view.N
-    return planes * outer * geometry.pieces * geometry.view.C
+    return planes * outer * geometry.parts * geometry.view.C
 
 
 def _launch(
-    kernel: Any, geometry: Geometry, constants: dict[str, Any], maxnreg: int | None = None
+    kernel: Any, geometry: Geometry, spec: NormSpec, batch: bool, maxnreg: int | None
 ) -> Launch:
     return Launch(
         kernel,
         geometry.units * geometry.members,
         geometry.scalars(geometry.units),
-        {**constants, **geometry.constants()},
+        {"K": choices(spec, geometry, batch)},
         geometry.num_warps,
         maxnreg,
     )
 
 
 def _resident(
-    kernel: Any, tier: str, geometry: Geometry, constants: dict[str, Any], backward: bool
+    kernel: Any, tier: str, geometry: Geometry, spec: NormSpec, backward: bool
 ) -> Launch | ClusterLaunch:
+    batch = geometry.sets.batch
     if tier == "cluster":
-        return ClusterLaunch(kernel, geometry, constants)
-    constants = {**constants, "CLUSTER": False}
-    return _launch(kernel, geometry, constants, geometry.resident_registers(backward))
+        K = choices(spec, geometry, batch)._replace(CLUSTER=True)
+        return ClusterLaunch(kernel, geometry, K)
+    return _launch(kernel, geometry, spec, batch, geometry.resident_registers(backward))

@@ -1,7 +1,7 @@
 """Which programs read what of rows: tiles of BLOCK_R rows and BLOCK_L columns, and how many at a
 time."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 
@@ -74,10 +74,6 @@ class RowGeometry(NamedTuple):
     def _inner(self) -> int:
         """Columns of a tile's inner axis: what a warp loads at once, or all of one row."""
         return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
-
-    def constants(self) -> dict[str, Any]:
-        """None: all that a kernel is compiled for is in its `choices`."""
-        return {}
 
     def choices(self, norm: str, activation: str | None, cluster: bool = False) -> Choices:
         return Choices(

@@ -56,7 +56,7 @@ def forward_plan(
     planes, moments = stats_planes(norm), 3 if norm == "layer" else 1
     if tier == "cluster":
         K = geometry.choices(norm, activation, cluster=True)
-        first = ClusterLaunch(row_norm_kernel, geometry, {"K": K})
+        first = ClusterLaunch(row_norm_kernel, geometry, K)
         table = moments * R * geometry.members
         return RowPlan(geometry, tier, planes, first, table=table)
     if tier == "one_program":
@@ -112,7 +112,7 @@ def backward_plan(
     table = planes * R * geometry.members
     if tier == "cluster":
         K = geometry.choices(norm, activation, cluster=True)
-        first = ClusterLaunch(row_norm_backward_kernel, geometry, {"K": K})
+        first = ClusterLaunch(row_norm_backward_kernel, geometry, K)
         return RowPlan(geometry, tier, planes, first, table=table)
     if tier == "one_program":
         groups = min(geometry.units, sms * geometry.at_once)

@@ -23,7 +23,7 @@ from .arithmetic import (
     product,
     split_shape,
 )
-from .tables import piece_moments, piece_sums
+from .tables import part_moments, part_sums
 
 ENOUGH_TO_FUSE = tl.constexpr(256)  # columns of a tile, of which each thread then has several
 
@@ -305,10 +305,10 @@ def published_moments(table_ptr, tile, s, K: tl.constexpr):
     if K.CENTRED:
         plane = s.parts * s.R.to(tl.int64)
         planes = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
-        _, mean, m2 = piece_moments(planes, 0, row, row < s.R, s.R, s.parts, BLOCK_R)
+        _, mean, m2 = part_moments(planes, 0, row, row < s.R, s.R, s.parts, BLOCK_R)
         return across(mean, False), across(m2, False)
     else:
-        m2 = across(piece_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R), False)
+        m2 = across(part_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R), False)
         return tl.zeros_like(m2), m2
 
 

@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor
 
+from fastnorm.contract import NormSpec
 from fastnorm.tensors import accumulation, dense
 
 from . import tiers
+from .channel_tiles import Backward, Forward
 from .launch import counters
-from .plans import Norm, Plan, backward_plan, forward_plan
-from .routing import LaidOutStages
-from .tensors import Tensors, accumulators, dtypes_of
+from .plans import Plan, backward_plan, forward_plan, planned
+from .routing import GIVEN, LaidOutStages
+from .tensors import accumulators, dtypes_of
 
 STREAMING: tiers.State = (False, "streaming")
+INSTANCES = planned(NormSpec("instance"))
 
 
 class TritonStages(LaidOutStages):
@@ -19,11 +22,13 @@ class TritonStages(LaidOutStages):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = dense(x)
-        norm = Norm("instance", 1, True, None)
-        plan = forward_plan(x.shape, x.is_contiguous(), (x.dtype, None), norm, False, STREAMING)
+        t = Forward(x)
+        key = (x.shape, x.is_contiguous(), dtypes_of(t), False)
+        plan = forward_plan(*key, INSTANCES, False, STREAMING)
         stats, table = accumulators(x, plan.stats), accumulators(x, plan.table)
         assert plan.first is not None and stats is not None
-        plan.first((x, None, None, stats, table, counters(x, "tickets", plan.tickets)), (0.0, 0.0))
+        tickets = counters(x, "tickets", plan.tickets)
+        plan.first(t._replace(stats=stats, table=table, tickets=tickets), (0.0, 0.0))
         center, offset, rstd = stats.view(3, *x.shape[:2]).double()
         return center + offset, rstd.pow(-2)
 
@@ -39,10 +44,11 @@ class TritonStages(LaidOutStages):
         y: Tensor,
         mask: Tensor | None,
     ) -> None:
-        dtypes, norm = dtypes_of((x, residual, mask)), Norm("given", 1, True, activation)
-        plan = forward_plan(x.shape, x.is_contiguous(), dtypes, norm, False, STREAMING)
+        t = Forward(x, residual, stats=table)
+        key = (x.shape, x.is_contiguous(), dtypes_of(t), mask is not None)
+        plan = forward_plan(*key, _given(activation), False, STREAMING)
         assert plan.second is not None
-        plan.second((x, residual, None, None, None, None, None, y, mask, table), (0.0,))
+        plan.second(t._replace(y=y, bits=mask), (0.0,))
 
     def sums(
         self,
@@ -53,12 +59,12 @@ class TritonStages(LaidOutStages):
         table: Tensor,
         activation: str | None,
     ) -> tuple[Tensor, Tensor]:
-        inputs: Tensors = (x, dy, residual, mask, None, None, None, table)
-        plan = _backward_plan(x, inputs, activation, True, False)
+        t = Backward(x, dy, residual=residual, bits=mask, stats=table)
+        plan = _backward_plan(t, activation, True, False)
         sums, scratch = accumulators(x, plan.sums), accumulators(x, plan.table)
         assert plan.first is not None and sums is not None
         tickets = counters(x, "tickets", plan.tickets)
-        plan.first((*inputs, sums, None, None, None, scratch, tickets))
+        plan.first(t._replace(sums=sums, table=scratch, tickets=tickets))
         sum_g, sum_gx = sums.view(2, *x.shape[:2])
         return sum_g, sum_gx
 
@@ -74,17 +80,21 @@ class TritonStages(LaidOutStages):
         dx: Tensor | None,
         dresidual: Tensor | None,
     ) -> None:
-        inputs: Tensors = (x, dy, residual, mask, None, None, None, table)
-        plan = _backward_plan(x, inputs, activation, dx is not None, dresidual is not None)
+        t = Backward(x, dy, residual=residual, bits=mask, stats=table)
+        plan = _backward_plan(t, activation, dx is not None, dresidual is not None)
         assert plan.second is not None
-        plan.second((*inputs, None if dx is None else slopes, dx, dresidual))
+        sums = None if dx is None else slopes
+        plan.second(t._replace(sums=sums, dx=dx, dresidual=dresidual))
 
 
-def _backward_plan(
-    x: Tensor, inputs: Tensors, activation: str | None, dx: bool, dresidual: bool
-) -> Plan:
-    norm, needs = Norm("given", 1, True, activation), (dx, dresidual, False, False, False)
-    return backward_plan(x.shape, x.is_contiguous(), dtypes_of(inputs), norm, needs, STREAMING)
+def _given(activation: str | None) -> NormSpec:
+    return planned(GIVEN._replace(activation=activation))
+
+
+def _backward_plan(t: Backward, activation: str | None, dx: bool, dresidual: bool) -> Plan:
+    needs = (dx, dresidual, False, False, False)
+    x, spec = t.x, _given(activation)
+    return backward_plan(x.shape, x.is_contiguous(), dtypes_of(t), spec, needs, STREAMING)
 
 
 STAGES = TritonStages()

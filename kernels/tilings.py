@@ -62,7 +62,7 @@ def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
     for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
-            found = Geometry(view, sets, *blocks, pieces=1, steps=1, num_warps=warps)
+            found = Geometry(view, sets, *blocks, parts=1, steps=1, num_warps=warps)
             if found.crowded(backward):
                 found = found._replace(num_warps=CROWDED_TILES.get(tile, warps))
             return found
@@ -84,31 +84,31 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
         W, BLOCK_N, _, BLOCK_S = blocks
         if view.channels_last and W < view.C and W % 8:
             return None  # its members would write into each other's bytes of the ReLU mask
-        pieces = _tiles(view, sets, BLOCK_N, BLOCK_S)
-        found = Geometry(view, sets, *blocks, pieces=pieces, steps=1, num_warps=8)
+        parts = _tiles(view, sets, BLOCK_N, BLOCK_S)
+        found = Geometry(view, sets, *blocks, parts=parts, steps=1, num_warps=8)
         if found.members <= MOST_MEMBERS:
             return found
     return None
 
 
 def streaming(view: View, sets: Sets) -> Geometry:
-    """Units in pieces, as few as keep the GPU busy; the mixture is streamed by its instances."""
+    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances."""
     sets = sets._replace(batch=sets.of_batch)
     blocks = _streamed_tile(view, sets)
     _, BLOCK_N, _, BLOCK_S = blocks
     tiles = _tiles(view, sets, BLOCK_N, BLOCK_S)
-    whole = Geometry(view, sets, *blocks, pieces=1, steps=tiles, num_warps=4)
+    whole = Geometry(view, sets, *blocks, parts=1, steps=tiles, num_warps=4)
     wanted = 1 if launch.INTERPRETED else triton.cdiv(ENOUGH_PROGRAMS, whole.units * whole.members)
     steps = triton.cdiv(tiles, min(wanted, tiles))
-    return whole._replace(pieces=triton.cdiv(tiles, steps), steps=steps)
+    return whole._replace(parts=triton.cdiv(tiles, steps), steps=steps)
 
 
 def pointwise(view: View, sets: Sets) -> Geometry:
     """One tile a program, in the order of memory, whatever the sets."""
     _, _, BLOCK_C, BLOCK_S = _streamed_tile(view, Sets(1, False, sets.mix))
-    pieces = triton.cdiv(view.S, BLOCK_S)
+    parts = triton.cdiv(view.S, BLOCK_S)
     sets = sets._replace(batch=False)
-    return Geometry(view, sets, BLOCK_C, 1, BLOCK_C, BLOCK_S, pieces, steps=1, num_warps=4)
+    return Geometry(view, sets, BLOCK_C, 1, BLOCK_C, BLOCK_S, parts, steps=1, num_warps=4)
 
 
 def _streamed_tile(view: View, sets: Sets) -> Blocks:

@@ -16,6 +16,7 @@ from .thread import Machine
 from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
 
 CAPABILITY = 90
+PARAMETERS = ("weight", "bias")  # by the fields of what a kernel is given
 NEAR = 65536  # bytes of parameters that stay in the L1 cache
 LONG = 4000  # instructions of a warp beyond which few blocks are played
 
@@ -67,6 +68,7 @@ class Estimate:
     issued: float  # share of the issue slots
     us: float
     tail_us: float  # what the program that finds itself last does beside
+    moved: tuple[str, ...]  # of the tensors as large as x those that it reads or writes
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,7 +76,7 @@ class Estimate:
 
 def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Estimate:
     """Of one launch on x of so many elements; `again` names tensors that an earlier launch of the
-    same call has read, of which a part is in the L2 cache."""
+    same call has moved, of which a part is in the L2 cache."""
     room = occupancy(CAPABILITY, code.resources.registers, code.shared, code.warps)
     bank = bank_of(code.arguments)
     machine = Machine(code.program, bank.words)
@@ -115,6 +117,7 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
         played.issued,
         cycles / CLOCK * 1e6,
         _tail(code, machine, levels, bank.tensors, gpu),
+        tuple(a.name for a in streams if any(a.name == n for t in traces for _, n in t.sectors)),
     )
 
 
@@ -131,7 +134,7 @@ def _levels(
     tensors: Sequence[Argument], streams: Sequence[Argument], near: set[str]
 ) -> dict[int, int]:
     """Where each tensor lies: what is as large as x in memory, small parameters in the L1 cache."""
-    parameters = [a for a in tensors if _field(a) in ("weight_ptr", "bias_ptr", "W_ptr", "B_ptr")]
+    parameters = [a for a in tensors if _field(a) in PARAMETERS]
     close = L1 if sum(a.value for a in parameters) <= NEAR else L2
     found = {}
     for number, tensor in enumerate(tensors):
@@ -199,9 +202,10 @@ def _tail(
 def _last(code: Code) -> Callable[[int], int]:
     """What tickets say to the last of a set's programs."""
     values = {a.name: int(a.value) for a in code.arguments if a.form[0] != "*"}
-    if "pieces" not in values:
+    if "parts" not in values:
         return _nobody
-    others = [values["pieces"] * values.get("row_blocks", 1) - 1, values.get("N", 1) - 1]
-    if code.name.startswith("row"):
-        others[0] = values["pieces"] - 1
+    members, instances = values["parts"], values.get("N", 1)
+    if "u_blocks" in values and code.programs > members * values["u_blocks"]:
+        members = code.programs // (instances * values["u_blocks"])
+    others = [members - 1, instances - 1]
     return lambda k: others[min(k, 2) - 1]

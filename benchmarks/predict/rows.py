@@ -10,7 +10,7 @@ from benchmarks.compile_only import Launch
 from benchmarks.shapes import Case
 
 from .cases import launches_of
-from .estimate import Estimate, code_of, estimate, streams_of
+from .estimate import Estimate, code_of, estimate
 from .model import BANDWIDTH, LAUNCH
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ def rows_of(case: Case, launches: list[Launch], gpus: Iterable[str]) -> Iterator
             found: list[Estimate] = []
             for code in codes:
                 found.append(estimate(code, elements, gpu, seen))
-                seen |= {a.name for a in streams_of(code, elements)}
+                seen |= set(found[-1].moved)
             yield row_of(case, direction, gpu, found)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastnorm.functional as F
+from fastnorm import kernels
 from fastnorm.kernels import clusters, launch, occupancy, tiers
 from tests.conftest import DEVICE, assert_close, make_input, running
 from tests.kernels.tilings import fresh_plans
@@ -40,6 +41,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: made_up)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    assert kernels.INTERPRETED  # read now: fastnorm goes on giving them CPU tensors
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch.Launch, "compile", compiled)
     with fresh_plans():

@@ -182,9 +182,9 @@ def test_streaming(chosen, monkeypatch, case, pieces):
     assert launched == [*forward, "gradient_sums_kernel", "apply_backward_kernel"]
     for _, shape in chosen:
         assert shape.units > 1
-        assert (shape.pieces > 1, shape.steps > 1) == (programs > 1, programs < 10**6)
+        assert (shape.parts > 1, shape.steps > 1) == (programs > 1, programs < 10**6)
         if case.groups == 1:
-            assert shape.members > shape.pieces  # row blocks
+            assert shape.members > shape.parts  # row blocks
         if case.norm == "bn_train" and case.layout == "contiguous":
             assert 1 < shape.BLOCK_N < case.shape[0]
 

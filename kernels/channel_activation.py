@@ -1,0 +1,135 @@
+"""What an activation makes of a tile: its output, ReLU's mask of bits, and g = dy * act'(z).
+
+z is what is activated, the norm of x plus a residual. The mask keeps a bit for each element where a
+residual is added: without one, z is computed again from x.
+"""
+
+import triton
+import triton.language as tl
+
+from .activation import activate, smooth_backward
+from .arithmetic import across, across_lanes, split_shape
+from .channel_tiles import load, spread, store
+
+
+@triton.jit
+def store_output(t, x, affine, tile, s, K: tl.constexpr):
+    """y = act(x * scale + shift + residual) of the centred x, and ReLU's bits where wanted."""
+    ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
+    z = x * spread(affine.scale, K) + spread(affine.shift, K)
+    if t.residual is not None:
+        z += load(t.residual, tile).to(z.dtype)
+    if t.bits is not None:
+        store_bits(t.bits, (z <= 0.0) == 0, tile, s, K)
+    store(t.y, activate(z, ACTIVATION), tile)
+
+
+@triton.jit
+def load_pair(t, tile, K: tl.constexpr):
+    """A backward's tiles of x and dy as they are stored.
+
+    Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    """
+    dy = load(t.dy, tile)
+    if K.VARIANCE or (K.ACTIVATION is not None and t.bits is None):
+        return load(t.x, tile), dy
+    else:
+        return dy, dy
+
+
+@triton.jit
+def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
+    """g = dy * act'(z): in dy's dtype where that is exact, so that a 16-bit tile stays packed.
+
+    Where ReLU's bits were kept they tell. Else z = x * scale + shift, of the centred x, and the
+    residual, if there is one.
+    """
+    if K.ACTIVATION is None:
+        return dy
+    elif t.bits is not None:
+        active = load_bits(t.bits, tile, s, K)
+        return tl.where(tl.reshape(active, dy.shape), dy, 0.0).to(dy.dtype)
+    else:
+        ACTIVATION: tl.constexpr = K.ACTIVATION
+        z = x * spread(affine.scale, K) + spread(affine.shift, K)
+        if t.residual is not None:
+            z += load(t.residual, tile).to(z.dtype)
+        if K.ACTIVATION == "relu":
+            return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
+        else:  # act'(z) of what is not there may be NaN
+            return tl.where(tile.mask, smooth_backward(dy.to(z.dtype), z, ACTIVATION), 0.0)
+
+
+# --- ReLU's bits: of 8 neighbours on the contiguous axis, (N, C, S / 8) or (N, S, C / 8), each last
+# --- axis rounded up
+
+
+@triton.jit
+def bit_bytes(tile, s, K: tl.constexpr):
+    """(offsets, mask) of the bytes that a tile's bits lie in."""
+    if K.CHANNELS_LAST:
+        lane = tl.arange(0, K.BLOCK_N * K.BLOCK_C // 8) * 8
+        n = tile.n + lane // K.BLOCK_C
+        local = tile.at.block * K.BLOCK_C + lane % K.BLOCK_C
+        c = tile.at.u * s.W + local
+        mask = (local < s.W) & (c < s.C) & (n < s.N)
+        return _position_bytes(n, c // 8, mask, tile, s, K)
+    else:
+        outer = tl.arange(0, K.BLOCK_S // K.INNER) * (K.INNER // 8)
+        byte = across_lanes(outer) + tl.arange(0, K.INNER // 8)[None, None, :]
+        first = (tile.lanes.n * s.C + tile.lanes.c) * tl.cdiv(s.S, 8) + tile.start // 8
+        mask = across(tile.lanes.mask, False) & (byte * 8 < s.S - tile.start)
+        return across(first, False) + byte, mask
+
+
+@triton.jit
+def _position_bytes(n, byte, mask, tile, s, K: tl.constexpr):
+    """(offsets, mask) of one byte at each position of a tile with channels last."""
+    row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(s.C, 8)
+    position = tl.arange(0, K.BLOCK_S)
+    first = (n * s.S + tile.start) * row_bytes + byte
+    offsets = first[:, None] + (position * row_bytes)[None, :]
+    return offsets, mask[:, None] & (position < s.S - tile.start)[None, :]
+
+
+@triton.jit
+def store_bits(bits_ptr, active, tile, s, K: tl.constexpr):
+    """Keep one bit for each element of a tile: whether ReLU let it through."""
+    LANES: tl.constexpr = K.BLOCK_N * K.BLOCK_C
+    offsets, mask = bit_bytes(tile, s, K)
+    shift = tl.arange(0, 8)
+    if K.CHANNELS_LAST:
+        bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, K.BLOCK_S]) << shift[None, :, None]
+        byte = tl.sum(bits, axis=1)
+    else:
+        SHAPE: tl.constexpr = split_shape(K.BLOCK_S // K.INNER, LANES, K.INNER // 8, 8)
+        bits = tl.reshape(active.to(tl.int32), SHAPE)
+        byte = tl.sum(bits << shift[None, None, None, :], axis=3)
+    tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_bits(bits_ptr, tile, s, K: tl.constexpr):
+    """The tile's bits again, as booleans; what is not there is False."""
+    LANES: tl.constexpr = K.BLOCK_N * K.BLOCK_C
+    if K.CHANNELS_LAST and K.ALIGN_W < 8:
+        return _load_single_bits(bits_ptr, tile, s, K)
+    offsets, mask = bit_bytes(tile, s, K)
+    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+    shift = tl.arange(0, 8)
+    if K.CHANNELS_LAST:
+        bits = (byte[:, None, :] >> shift[None, :, None]) & 1
+        return tl.reshape(bits, [LANES, K.BLOCK_S]) != 0
+    else:
+        bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
+        SHAPE: tl.constexpr = split_shape(K.BLOCK_S // K.INNER, LANES, K.INNER)
+        return tl.reshape(bits, SHAPE) != 0
+
+
+@triton.jit
+def _load_single_bits(bits_ptr, tile, s, K: tl.constexpr):
+    """load_bits where a unit's channels may begin inside a byte: a load for each bit."""
+    lanes = tile.lanes
+    offsets, mask = _position_bytes(lanes.n, lanes.c // 8, lanes.mask, tile, s, K)
+    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+    return (byte >> (lanes.c % 8)[:, None]) & 1 != 0

@@ -1,0 +1,266 @@
+"""Stage two of the backward: sums of g = dy * act' merged over sets, over instances, and what
+follows from them.
+
+With m the mean, rstd the inverse deviation of a set of `count` elements, and g weighted by gamma,
+
+    dx = scale g + q (x - center) + r,
+    q = -(rstd / count) rstd^2 sum g (x - m),    r = -(rstd / count) sum g + q (center - m).
+
+The table has planes of (sum g, sum g (x - center)) of parts, a mixture's in one launch two more.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arithmetic import load_or, product, store_gradient
+from .channel_stats import (
+    Stats,
+    kept_plane,
+    kept_slot,
+    load_batch_stats,
+    load_stats,
+    table_plane,
+)
+from .channel_tiles import unit_channels
+from .tables import part_sums, table_rows
+
+
+class Sums(NamedTuple):
+    g: Any
+    gx: Any  # of g (x - center) or g (x - mean)
+
+
+class MixedSums(NamedTuple):
+    """A mixture's, with m_b, rstd_b the batch's and m_i, rstd_i an instance's."""
+
+    g: Any
+    gx: Any  # g (x - m_b)
+    hat: Any  # rstd_i g (x - m_i)
+    gap: Any  # rstd_b g (x - m_b) - rstd_i g (x - m_i), which nearly cancel
+
+
+class Slopes(NamedTuple):
+    """What follows from the sums in dx = scale g + q (x - center) + r."""
+
+    q: Any
+    r: Any
+
+
+@triton.jit
+def slopes_of(stats, sums, count, K: tl.constexpr):
+    """From weighted sums of g and g (x - mean).
+
+    Without VARIANCE rstd is 1 and a constant, and dx = g - sum g / count.
+    """
+    share = stats.rstd / count
+    if not K.VARIANCE:
+        return Slopes(tl.zeros_like(sums.g), -share * sums.g)
+    q = -share * stats.rstd * (stats.rstd * sums.gx)  # so r^3 never underflows on its own
+    return Slopes(q, -share * sums.g - q * stats.offset)
+
+
+@triton.jit
+def about_mean(sums, stats):
+    """The sums of g (x - center) made those of g (x - mean)."""
+    return Sums(sums.g, sums.gx - stats.offset * sums.g)
+
+
+@triton.jit
+def weighted(weight, sums):
+    return Sums(product(weight, sums.g), product(weight, sums.gx))
+
+
+@triton.jit
+def instance_weight(t, c, mask, K: tl.constexpr, ACC: tl.constexpr):
+    """What g is weighted by in the statistics' gradient: gamma, the mixture's share of it."""
+    gamma = load_or(t.weight, c, mask, 1.0, ACC)
+    if K.MIX:
+        gamma *= 1.0 - load_or(t.rho, c, mask, 0.0, ACC)
+    return gamma
+
+
+@triton.jit
+def sum_set(value, local, s, K: tl.constexpr):
+    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
+    if K.SETS == 0:
+        return value
+    elif K.SETS == 1:
+        return tl.sum(value, axis=0) + tl.zeros_like(value)
+    else:
+        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+        total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
+        return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def set_sums(t, sums, channels, s, K: tl.constexpr):
+    """Weighted sums over the set of each channel from the channels' own."""
+    weight = instance_weight(t, channels.c, channels.mask, K, sums.g.dtype)
+    sums = weighted(weight, sums)
+    local = channels.local
+    return Sums(sum_set(sums.g, local, s, K), sum_set(sums.gx, local, s, K))
+
+
+# --- what the programs of a unit leave for one another ---
+
+
+@triton.jit
+def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
+    """Each channel's sum over the parts of a unit, in order."""
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    table = t.table + plane * table_plane(s, K)
+    return part_sums(table, n, channels.c, channels.mask, s.C, s.parts, BLOCK_C)
+
+
+@triton.jit
+def published_sums(t, n, channels, s, K: tl.constexpr):
+    return Sums(
+        published_sum(t, 0, n, channels, s, K), published_sum(t, 1, n, channels, s, K)
+    )  # fmt: skip
+
+
+@triton.jit
+def unit_sums(t, at, s, K: tl.constexpr):
+    """Weighted sums of g and g (x - center) over the set of each channel of a unit."""
+    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
+    total = Sums(zero, zero)
+    for block in range(tl.cdiv(s.W, K.BLOCK_C)):
+        channels = unit_channels(at.u, block, s, K)
+        sums = set_sums(t, published_sums(t, at.n, channels, s, K), channels, s, K)
+        total = Sums(total.g + sums.g, total.gx + sums.gx)
+    return total
+
+
+# --- sums over sets, between two launches ---
+
+
+@triton.jit
+def store_sums(t, n, c, mask, sums, s, K: tl.constexpr):
+    if t.sums is not None:
+        slot = kept_slot(n, c, s, K)
+        tl.store(t.sums + slot, sums.g, mask=mask)
+        tl.store(t.sums + kept_plane(s, K) + slot, sums.gx, mask=mask)
+
+
+@triton.jit
+def load_sums(t, n, c, mask, s, K: tl.constexpr):
+    slot = kept_slot(n, c, s, K)
+    g = tl.load(t.sums + slot, mask=mask, other=0.0)
+    return Sums(g, tl.load(t.sums + kept_plane(s, K) + slot, mask=mask, other=0.0))
+
+
+@triton.jit
+def store_batch_sums(t, c, mask, sums, s, K: tl.constexpr):
+    """A mixture's over the batch, unweighted, which lie behind the instances'."""
+    if t.sums is not None:
+        batch = t.sums + 2 * kept_plane(s, K)
+        tl.store(batch + c, sums.g, mask=mask)
+        tl.store(batch + s.C + c, sums.gx, mask=mask)
+
+
+@triton.jit
+def load_batch_sums(t, c, mask, s, K: tl.constexpr):
+    batch = t.sums + 2 * kept_plane(s, K)
+    g = tl.load(batch + c, mask=mask, other=0.0)
+    return Sums(g, tl.load(batch + s.C + c, mask=mask, other=0.0))
+
+
+# --- the batch ---
+
+
+@triton.jit
+def store_batch_gradients(t, sums, stats, c, mask):
+    """dgamma and dbeta of sets that run over the batch, from sums of g and g (x - mean)."""
+    store_gradient(t.dweight, c, mask, stats.rstd * sums.gx)
+    store_gradient(t.dbias, c, mask, sums.g)
+
+
+@triton.jit
+def mixed_sums(sums, stats, batch):
+    """An instance's share in the mixture's sums."""
+    to_batch = (batch.center - stats.center) + batch.offset
+    level_gap = batch.rstd * to_batch - stats.rstd * stats.offset
+    hat = product(stats.rstd, sums.gx - stats.offset * sums.g)
+    gap = (batch.rstd - stats.rstd) * sums.gx - level_gap * sums.g
+    return MixedSums(sums.g, sums.gx - to_batch * sums.g, hat, gap)
+
+
+@triton.jit
+def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
+    """What the mixture's batch statistics add for an instance's center, from the batch's sums of g
+    and g (x - m_b)."""
+    gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
+    rho = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
+    batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
+    batch = Stats(batch.center, (batch.center - center) + batch.offset, batch.rstd)
+    sums = Sums(gamma * rho * sums.g, gamma * rho * sums.gx)
+    return slopes_of(batch, sums, s.N.to(center.dtype) * s.S, K)
+
+
+@triton.jit
+def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
+    """dgamma, dbeta and drho of the mixture from its sums over the batch."""
+    batch = load_batch_stats(t, c, mask, s, K)
+    rho = load_or(t.rho, c, mask, 0.0, sums.g.dtype)
+    gamma = load_or(t.weight, c, mask, 1.0, sums.g.dtype)
+    store_gradient(
+        t.dweight, c, mask, rho * (batch.rstd * sums.gx) + (1.0 - rho) * sums.hat
+    )  # fmt: skip
+    store_gradient(t.drho, c, mask, gamma * sums.gap)
+    store_gradient(t.dbias, c, mask, sums.g)
+
+
+# --- sums over instances ---
+
+
+@triton.jit
+def add_instances(t, u, s, K: tl.constexpr):
+    """dgamma, dbeta and drho of the channels of the units u of all instances, and a mixture's sums
+    over the batch."""
+    for block in range(tl.cdiv(s.W, K.BLOCK_C)):
+        channels = unit_channels(u, block, s, K)
+        sums = instance_sums(t, channels, s, K)
+        if K.MIX:
+            store_batch_sums(t, channels.c, channels.mask, sums, s, K)
+            store_mixed_gradients(t, sums, channels.c, channels.mask, s, K)
+        else:
+            store_gradient(t.dweight, channels.c, channels.mask, sums.hat)
+            store_gradient(t.dbias, channels.c, channels.mask, sums.g)
+
+
+@triton.jit
+def instance_sums(t, channels, s, K: tl.constexpr):
+    """MixedSums over all instances, in order, of each channel; for unmixed norms g and hat alone,
+    dbeta and dgamma."""
+    BLOCK_P: tl.constexpr = table_rows(K.BLOCK_C)
+    column, columns = channels.c[None, :], channels.mask[None, :]
+    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    total = MixedSums(zero, zero, zero, zero)
+    if K.MIX:
+        batch = load_batch_stats(t, column, columns, s, K)
+    for first in range(0, s.N * s.parts, BLOCK_P):
+        row = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
+        mask = (row < s.N.to(tl.int64) * s.parts) & columns
+        share = t.table + row * s.C + column
+        g = tl.load(share, mask=mask, other=0.0, cache_modifier=".cg")
+        gx = tl.load(share + table_plane(s, K), mask=mask, other=0.0, cache_modifier=".cg")
+        stats = load_stats(t, row // s.parts, column, mask, s, K)
+        if K.MIX:
+            each = mixed_sums(Sums(g, gx), stats, batch)
+            total = MixedSums(
+                total.g + g,
+                total.gx + tl.where(mask, each.gx, 0.0),
+                total.hat + each.hat,
+                total.gap + tl.where(mask, each.gap, 0.0),
+            )
+        else:
+            hat = stats.rstd * (gx - stats.offset * g)
+            total = MixedSums(total.g + g, zero, total.hat + hat, zero)
+    return MixedSums(
+        tl.sum(total.g, axis=0),
+        tl.sum(total.gx, axis=0),
+        tl.sum(total.hat, axis=0),
+        tl.sum(total.gap, axis=0),
+    )

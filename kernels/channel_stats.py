@@ -1,0 +1,320 @@
+"""Stage two of the forward: moments of tiles, of sets, and the coefficients that follow from them.
+
+Kept statistics are planes of one allocation, one element for each set. The *table* is what the
+programs of a unit leave for whoever merges: planes (n, part, c), n being 0 throughout where sets
+run over the batch; forward of (count, mean, M2) of x - pivot.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arithmetic import (
+    accumulation_type,
+    chan_merge,
+    inverse_std,
+    load_or,
+    merge_along,
+    split_mean,
+    tile_moments,
+    update_running,
+)
+from .channel_tiles import by_channel, load_pivot, unit_channels
+from .tables import part_moments, table_rows
+
+
+class Moments(NamedTuple):
+    count: Any
+    mean: Any  # relative to a pivot
+    m2: Any
+
+
+class Stats(NamedTuple):
+    """The mean is center + offset, a remainder below its digits."""
+
+    center: Any
+    offset: Any
+    rstd: Any
+
+
+class Affine(NamedTuple):
+    """y = (x - center) * scale + shift: centred first, exact where mean >> std."""
+
+    center: Any
+    scale: Any
+    shift: Any
+
+
+# --- statistics that are kept ---
+
+
+@triton.jit
+def kept_plane(s, K: tl.constexpr):
+    """The sets that a launch merges: elements of a plane of their statistics or sums."""
+    if K.BATCH and not K.MIX:
+        return s.C.to(tl.int64)
+    elif K.SETS == 0:
+        return s.N.to(tl.int64) * s.C
+    else:
+        return s.N.to(tl.int64) * (s.C // s.D)
+
+
+@triton.jit
+def kept_slot(n, c, s, K: tl.constexpr):
+    """Where in a plane the set of (n, c) is."""
+    if K.BATCH and not K.MIX:
+        return c.to(tl.int64)
+    elif K.SETS == 0:
+        return n * s.C + c
+    else:
+        return n * (s.C // s.D) + c // s.D
+
+
+@triton.jit
+def load_planes(ptr, plane, slot, mask):
+    return Stats(
+        tl.load(ptr + slot, mask=mask, other=0.0),
+        tl.load(ptr + plane + slot, mask=mask, other=0.0),
+        tl.load(ptr + 2 * plane + slot, mask=mask, other=0.0),
+    )
+
+
+@triton.jit
+def store_planes(ptr, plane, slot, mask, stats):
+    tl.store(ptr + slot, stats.center, mask=mask)
+    tl.store(ptr + plane + slot, stats.offset, mask=mask)
+    tl.store(ptr + 2 * plane + slot, stats.rstd, mask=mask)
+
+
+@triton.jit
+def load_stats(t, n, c, mask, s, K: tl.constexpr):
+    """Those of the set of each (n, c)."""
+    return load_planes(t.stats, kept_plane(s, K), kept_slot(n, c, s, K), mask)
+
+
+@triton.jit
+def store_stats(t, n, c, mask, stats, s, K: tl.constexpr):
+    store_planes(t.stats, kept_plane(s, K), kept_slot(n, c, s, K), mask, stats)
+
+
+@triton.jit
+def load_batch_stats(t, c, mask, s, K: tl.constexpr):
+    """Those of a mixture's batch, which lie behind the instances'."""
+    return load_planes(t.stats + 3 * kept_plane(s, K), s.C, c, mask)
+
+
+@triton.jit
+def store_batch_stats(t, c, mask, stats, s, K: tl.constexpr):
+    store_planes(t.stats + 3 * kept_plane(s, K), s.C, c, mask, stats)
+
+
+@triton.jit
+def constant_stats(t, c, mask, eps):
+    """The batch's in eval mode; a norm without variances has no running ones."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    center = tl.load(t.running_mean + c, mask=mask, other=0.0).to(ACC)
+    zero = tl.zeros_like(center)
+    if t.running_var is None:
+        return Stats(center, zero, zero + 1.0)
+    else:
+        var = tl.load(t.running_var + c, mask=mask, other=1.0).to(ACC)
+        return Stats(center, zero, inverse_std(var, eps))
+
+
+# --- what the programs of a unit leave for one another ---
+
+
+@triton.jit
+def table_plane(s, K: tl.constexpr):
+    """Elements of a plane of the table."""
+    if K.BATCH:
+        return tl.zeros([], tl.int64) + s.parts * s.C
+    else:
+        return s.N.to(tl.int64) * s.parts * s.C
+
+
+@triton.jit
+def publish(t, values, at, channels, s, K: tl.constexpr):
+    """Leave what a member has found of each of its channels: a tuple of values, a plane each."""
+    slot = (at.n * s.parts + at.part) * s.C + channels.c
+    for i in tl.static_range(len(values)):
+        tl.store(t.table + i * table_plane(s, K) + slot, values[i], mask=channels.mask)
+
+
+@triton.jit
+def unit_moments(t, at, s, K: tl.constexpr):
+    """Moments of the set of each channel of a unit, merged from what its members left.
+
+    A unit has several blocks of channels only where all of them make up one set.
+    """
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    plane = table_plane(s, K)
+    table = (t.table, t.table + plane, t.table + 2 * plane)
+    zero = tl.zeros([BLOCK_C], t.table.dtype.element_ty)
+    m = Moments(zero, zero, zero)
+    for block in range(tl.cdiv(s.W, BLOCK_C)):
+        channels = unit_channels(at.u, block, s, K)
+        count, mean, m2 = part_moments(
+            table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK_C
+        )
+        more = merge_set(Moments(count, mean, m2), channels.local, s, K)
+        m = merge(m, more)
+    return m
+
+
+@triton.jit
+def batch_moments(t, u, s, K: tl.constexpr):
+    """(pivot, moments, summed M2) over all instances of a unit's channels.
+
+    The table's means are relative to each instance's own pivot, the result to that of instance 0.
+    """
+    BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C) + 1) // 2  # pivots take registers too
+    channels = unit_channels(u, 0, s, K)
+    origin = load_pivot(t, tl.zeros([1], tl.int64), channels.c, channels.mask, s, K)
+    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    m, within = Moments(zero, zero, zero), zero
+    for first in range(0, s.N, BLOCK_P):  # element by element: no barrier inside the loop
+        n = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
+        mask = (n < s.N) & channels.mask[None, :]
+        pivot = load_pivot(t, n, channels.c[None, :], mask, s, K)
+        each = Moments(zero, zero, zero)
+        for part in range(s.parts):
+            slot = (n * s.parts + part) * s.C + channels.c[None, :]
+            each = merge(each, load_moments(t, slot, mask, s, K))
+        within += each.m2
+        m = merge(m, Moments(each.count, each.mean + (pivot - origin[None, :]), each.m2))
+    return origin, along(m, 0), tl.sum(within, axis=0)
+
+
+@triton.jit
+def load_moments(t, slot, mask, s, K: tl.constexpr):
+    """Past the L1 cache, which other programs' stores do not reach."""
+    plane = table_plane(s, K)
+    return Moments(
+        tl.load(t.table + slot, mask=mask, other=0.0, cache_modifier=".cg"),
+        tl.load(t.table + plane + slot, mask=mask, other=0.0, cache_modifier=".cg"),
+        tl.load(t.table + 2 * plane + slot, mask=mask, other=0.0, cache_modifier=".cg"),
+    )
+
+
+# --- moments and their merge ---
+
+
+@triton.jit
+def merge(a, b):
+    count, mean, m2 = chan_merge(a.count, a.mean, a.m2, b.count, b.mean, b.m2)
+    return Moments(count, mean, m2)
+
+
+@triton.jit
+def along(m, AXIS: tl.constexpr):
+    """Moments merged along one axis."""
+    count, mean, m2 = merge_along(m.count, m.mean, m.m2, AXIS)
+    return Moments(count, mean, m2)
+
+
+@triton.jit
+def lane_moments(x, tile, s, K: tl.constexpr):
+    """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
+    there = tl.minimum(s.S - tile.start, K.BLOCK_S)
+    count = tl.where(tile.lanes.mask, there, 0).to(x.dtype)
+    mean, m2 = tile_moments(x, tile.mask, count)
+    return Moments(count, mean, m2)
+
+
+@triton.jit
+def channel_moments(m, K: tl.constexpr):
+    """Those of each channel from its lanes', relative to the same pivot."""
+    return along(
+        Moments(by_channel(m.count, K), by_channel(m.mean, K), by_channel(m.m2, K)), 0
+    )  # fmt: skip
+
+
+@triton.jit
+def merge_set(m, local, s, K: tl.constexpr):
+    """Moments of each channel's set, for each of the channels (`local`: counted in the unit).
+
+    SETS: 0 where each channel is a set, 1 where all make up one, else their number, padded.
+    """
+    if K.SETS == 0:
+        return m
+    elif K.SETS == 1:
+        m = along(m, 0)
+        zero = tl.zeros_like(local).to(m.mean.dtype)
+        return Moments(zero + m.count, zero + m.mean, zero + m.m2)
+    else:
+        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+        zero = tl.where(belongs, 0.0, 0.0).to(m.mean.dtype)
+        count = tl.where(belongs, m.count[:, None], 0.0)
+        m = along(Moments(count, zero + m.mean[:, None], zero + m.m2[:, None]), 0)
+        return Moments(
+            tl.sum(tl.where(belongs, m.count[None, :], 0.0), axis=1),
+            tl.sum(tl.where(belongs, m.mean[None, :], 0.0), axis=1),
+            tl.sum(tl.where(belongs, m.m2[None, :], 0.0), axis=1),
+        )
+
+
+# --- statistics and coefficients ---
+
+
+@triton.jit
+def stats_of(pivot, m, eps, K: tl.constexpr):
+    center, offset = split_mean(pivot, m.mean)
+    if K.VARIANCE:
+        return Stats(center, offset, inverse_std(m.m2 / tl.maximum(m.count, 1.0), eps))
+    else:
+        return Stats(center, offset, tl.full(center.shape, 1.0, center.dtype))
+
+
+@triton.jit
+def update_batch(t, m, center, c, mask, momentum):
+    """Running statistics of sets that run over the batch; variances unbiased."""
+    update_running(t.running_mean, c, mask, center, momentum)
+    update_running(t.running_var, c, mask, m.m2 / tl.maximum(m.count - 1.0, 1.0), momentum)
+
+
+@triton.jit
+def average_instances(t, u, momentum, s, K: tl.constexpr):
+    """Running statistics of instance norm: the averages of the instances' means and of their
+    unbiased variances."""
+    channels = unit_channels(u, 0, s, K)
+    pivot, m, within = batch_moments(t, u, s, K)
+    unbiased = within / tl.maximum(m.count - s.N, 1.0)
+    update_running(t.running_mean, channels.c, channels.mask, pivot + m.mean, momentum)
+    update_running(t.running_var, channels.c, channels.mask, unbiased, momentum)
+
+
+@triton.jit
+def affine_of(t, stats, c, mask):
+    gamma = load_or(t.weight, c, mask, 1.0, stats.rstd.dtype)
+    beta = load_or(t.bias, c, mask, 0.0, stats.rstd.dtype)
+    scale = gamma * stats.rstd
+    return Affine(stats.center, scale, beta - scale * stats.offset)
+
+
+@triton.jit
+def mixed_affine(t, stats, batch, c, mask):
+    """rho times the batch's x_hat plus 1 - rho times the instance's (arXiv 1805.07925)."""
+    gamma = load_or(t.weight, c, mask, 1.0, stats.rstd.dtype)
+    beta = load_or(t.bias, c, mask, 0.0, stats.rstd.dtype)
+    rho = load_or(t.rho, c, mask, 0.0, stats.rstd.dtype)
+    scale = gamma * (1.0 - rho) * stats.rstd
+    batch_scale = gamma * rho * batch.rstd
+    shift = beta - scale * stats.offset
+    shift -= batch_scale * ((batch.center - stats.center) + batch.offset)
+    return Affine(stats.center, scale + batch_scale, shift)
+
+
+@triton.jit
+def kept_affine(t, lanes, s, K: tl.constexpr):
+    """Coefficients of each lane from the kept statistics and the parameters; where they were
+    GIVEN, they are what was kept."""
+    stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
+    if K.GIVEN:
+        return Affine(stats.center, stats.offset, stats.rstd)
+    elif K.MIX:
+        batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
+        return mixed_affine(t, stats, batch, lanes.c, lanes.mask)
+    else:
+        return affine_of(t, stats, lanes.c, lanes.mask)

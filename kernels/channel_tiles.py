@@ -1,0 +1,324 @@
+"""Channels of x, seen as (N, C, S): what kernels are given, where a tile lies.
+
+x is contiguous or has its channels last in memory, (N, S, C). A *tile* is a register block of lanes
+and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels fastest. A
+*unit* is what is merged together, one or several whole sets of neighbouring channels; its *members*
+are the programs that share reading it. Missing elements are loaded as 0.
+
+Sizes come unspecialised, so that no batch size compiles anew; what 128-bit accesses need to know is
+a power of two that divides the memory-contiguous axis (S, channels last C and W).
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arithmetic import accumulation_type, across, across_lanes
+
+SIZES = ["N", "C", "S", "D", "W", "u_blocks", "parts", "steps", "groups"]
+
+
+class Choices(NamedTuple):
+    """K of every kernel of channels: what it is compiled for. Nothing here follows from N."""
+
+    BATCH: bool  # the sets that a launch merges run over the batch
+    MIX: bool  # the batch's statistics are mixed with each instance's
+    VARIANCE: bool  # else means alone are taken, and rstd is 1
+    GIVEN: bool  # centers, scales and shifts were merged outside of the kernels
+    TRAINING: bool  # else the batch's statistics are the running ones
+    ACTIVATION: str | None
+    CHANNELS_LAST: bool
+    ALIGN_C: int  # divide C, S and W, which kernels are given in multiples of them
+    ALIGN_S: int
+    ALIGN_W: int
+    SETS: int  # of a unit: 0 where each channel is one, else 1 or their number, padded
+    BLOCK_N: int
+    BLOCK_C: int
+    BLOCK_S: int
+    INNER: int  # positions of a contiguous tile's inner axis
+    CLUSTER: bool = False  # members wait for one another
+
+
+class Forward(NamedTuple):
+    """What the forward kernels read and write; optional tensors are None where there are none."""
+
+    x: Any  # (N, C, S) in either layout
+    residual: Any = None  # as x
+    weight: Any = None  # (C,)
+    bias: Any = None  # (C,)
+    rho: Any = None  # (C,)
+    running_mean: Any = None  # (C,)
+    running_var: Any = None  # (C,)
+    y: Any = None  # as x
+    bits: Any = None  # where ReLU let z through
+    stats: Any = None  # planes of statistics, `channel_stats.load_stats`
+    # Scratch: moments of parts of units (3, n, parts, C); counters for `sync.py`.
+    table: Any = None
+    tickets: Any = None
+    barriers: Any = None
+
+
+class Backward(NamedTuple):
+    """What the backward kernels read and write."""
+
+    x: Any  # (N, C, S) in either layout
+    dy: Any  # as x
+    residual: Any = None  # as x: smooth activations' alone
+    bits: Any = None
+    weight: Any = None  # (C,)
+    bias: Any = None  # (C,)
+    rho: Any = None  # (C,)
+    stats: Any = None  # planes of statistics
+    dx: Any = None  # as x
+    dresidual: Any = None  # as x
+    dweight: Any = None  # (C,)
+    dbias: Any = None  # (C,)
+    drho: Any = None  # (C,)
+    # Scratch: planes of sums over sets, `channel_gradients.load_sums`; sums of parts of units
+    # (2 or 4, n, parts, C); counters for `sync.py`.
+    sums: Any = None
+    table: Any = None
+    tickets: Any = None
+    barriers: Any = None
+
+
+class Sizes(NamedTuple):
+    N: Any
+    C: Any
+    S: Any
+    D: Any  # channels of a set
+    W: Any  # channels of a unit
+    u_blocks: Any  # units that the channels are cut into
+    parts: Any  # that the positions, and over a batch the instances, of a unit are cut into
+    steps: Any  # tiles of a part
+    groups: Any  # clusters that take units in turns
+
+
+class Member(NamedTuple):
+    """A program's share of a unit."""
+
+    index: Any
+    n: Any  # the unit's instance (int64), 0 where units run over the batch
+    u: Any  # the unit's place among those of its instance
+    block: Any  # of channels
+    part: Any
+
+
+class Lanes(NamedTuple):
+    n: Any  # int64
+    c: Any
+    mask: Any
+
+
+class Channels(NamedTuple):
+    """A block of channels of a unit."""
+
+    local: Any  # counted in the unit
+    c: Any
+    mask: Any
+
+
+class Tile(NamedTuple):
+    at: Any  # the Member whose it is
+    n: Any  # the first instance
+    start: Any  # the first position (int64)
+    lanes: Any
+    mask: Any  # of the tile's shape, as offsets (of elements) are
+    offsets: Any
+
+
+# --- sizes, units, members ---
+
+
+@triton.jit
+def sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr):
+    """C, S and W as the compiler has to see them: products with what they are multiples of."""
+    return Sizes(
+        N, C * K.ALIGN_C, S * K.ALIGN_S, D, W * K.ALIGN_W, u_blocks, parts, steps, groups
+    )  # fmt: skip
+
+
+@triton.jit
+def channel_blocks(s, K: tl.constexpr):
+    return tl.cdiv(s.W, K.BLOCK_C)
+
+
+@triton.jit
+def unit_member(program, s, K: tl.constexpr):
+    """(unit, member) of a program in a launch that has one for each member of each unit.
+
+    Units that run over the batch are walked member by member, so that programs that run together
+    read memory that lies together.
+    """
+    if K.BATCH:
+        return program % s.u_blocks, program // s.u_blocks
+    else:
+        members = channel_blocks(s, K) * s.parts
+        return program // members, program % members
+
+
+@triton.jit
+def place(unit, member, s):
+    return Member(
+        member, (unit // s.u_blocks).to(tl.int64), unit % s.u_blocks, member // s.parts,
+        member % s.parts,
+    )  # fmt: skip
+
+
+# --- lanes and channels ---
+
+
+@triton.jit
+def unit_channels(u, block, s, K: tl.constexpr):
+    local = block * K.BLOCK_C + tl.arange(0, K.BLOCK_C)
+    c = u * s.W + local
+    return Channels(local, c, (local < s.W) & (c < s.C))
+
+
+@triton.jit
+def tile_lanes(n, at, end, s, K: tl.constexpr):
+    """The lanes of a member's tile whose first instance is n; instances end before `end`."""
+    lane = tl.arange(0, K.BLOCK_N * K.BLOCK_C)
+    if K.BLOCK_N == 1:
+        local = at.block * K.BLOCK_C + lane
+        n = n + tl.zeros([K.BLOCK_C], tl.int64)
+    else:
+        local = at.block * K.BLOCK_C + lane % K.BLOCK_C
+        n = n + lane // K.BLOCK_C
+    c = at.u * s.W + local
+    return Lanes(n, c, (local < s.W) & (c < s.C) & (n < end))
+
+
+@triton.jit
+def to_lanes(value, K: tl.constexpr):
+    """A value of each channel, repeated for each lane's channel."""
+    if K.BLOCK_N == 1:
+        return value
+    else:
+        shape: tl.constexpr = [K.BLOCK_N, K.BLOCK_C]
+        return tl.reshape(tl.broadcast_to(value[None, :], shape), [K.BLOCK_N * K.BLOCK_C])
+
+
+@triton.jit
+def by_channel(value, K: tl.constexpr):
+    """A value of each lane as (BLOCK_N, BLOCK_C)."""
+    return tl.reshape(value, [K.BLOCK_N, K.BLOCK_C])
+
+
+@triton.jit
+def sum_instances(value, K: tl.constexpr):
+    """The sum over a tile's instances of a value of each lane: one of each channel."""
+    if K.BLOCK_N == 1:
+        return value
+    else:
+        return tl.sum(by_channel(value, K), axis=0)
+
+
+@triton.jit
+def is_first(index, lanes):
+    """Whether a program's index is 0, for each of the lanes: a mask to join with theirs."""
+    return tl.zeros_like(lanes) + index == 0
+
+
+# --- tiles ---
+
+
+@triton.jit
+def spread(value, K: tl.constexpr):
+    """A value of each lane, to go with a tile."""
+    FLAT: tl.constexpr = K.CHANNELS_LAST
+    return across(value, FLAT)
+
+
+@triton.jit
+def first_element(n, c, s, K: tl.constexpr):
+    """Offset (int64) of position 0 of (n, c)."""
+    if K.CHANNELS_LAST:
+        return n * s.S * s.C + c
+    else:
+        return (n * s.C + c) * s.S
+
+
+@triton.jit
+def positions(K: tl.constexpr):
+    """The positions of a contiguous tile, counted from its first: all but the axis of the lanes."""
+    outer = tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER
+    return across_lanes(outer) + tl.arange(0, K.INNER)[None, None, :]
+
+
+@triton.jit
+def tile_of(n, start, at, s, K: tl.constexpr):
+    """A member's tile by its first instance and position (int64).
+
+    Channels last it is flat; contiguous, positions are split in two: see `arithmetic.py`.
+    """
+    lanes = tile_lanes(n, at, s.N, s, K)
+    first = first_element(lanes.n, lanes.c, s, K)
+    if K.CHANNELS_LAST:
+        position = tl.arange(0, K.BLOCK_S)
+        stride = tl.zeros([1], tl.int64) + s.C  # start * C may pass 2^31
+        offsets = (first + stride * start)[:, None] + (position * s.C)[None, :]
+        mask = lanes.mask[:, None] & (position < s.S - start)[None, :]
+    else:
+        offsets = across(first + start, False) + positions(K)
+        mask = across(lanes.mask, False) & (positions(K) < s.S - start)
+    return Tile(at, n, start, lanes, mask, offsets)
+
+
+@triton.jit
+def resident_tile(at, s, K: tl.constexpr):
+    """The one tile of a member: its part is a block of positions or, over a batch, of instances."""
+    s_blocks = tl.cdiv(s.S, K.BLOCK_S)
+    start = (at.part % s_blocks).to(tl.int64) * K.BLOCK_S
+    return tile_of(at.n + (at.part // s_blocks) * K.BLOCK_N, start, at, s, K)
+
+
+@triton.jit
+def tiles_of_part(at, s, K: tl.constexpr):
+    """(first, past the last) of a member's tiles, counted in the unit.
+
+    Parts of a norm within an instance end with it: there, tiles are blocks of positions alone.
+    """
+    tiles = tl.cdiv(s.S, K.BLOCK_S)
+    if K.BATCH:
+        tiles *= tl.cdiv(s.N, K.BLOCK_N)
+    first = at.part * s.steps
+    return first, tl.minimum(first + s.steps, tiles)
+
+
+@triton.jit
+def nth_tile(i, at, s, K: tl.constexpr):
+    s_blocks = tl.cdiv(s.S, K.BLOCK_S)
+    start = (i % s_blocks).to(tl.int64) * K.BLOCK_S
+    return tile_of(at.n + (i // s_blocks) * K.BLOCK_N, start, at, s, K)
+
+
+@triton.jit
+def backward_walk(program, s):
+    """Of a launch with a member for each tile in the order of memory, the last tile first."""
+    unit_and_part = s.N * s.u_blocks * s.parts - 1 - program
+    return place(unit_and_part // s.parts, unit_and_part % s.parts, s)
+
+
+@triton.jit
+def load(ptr, tile):
+    """A tile as it is stored."""
+    return tl.load(ptr + tile.offsets, mask=tile.mask, other=0.0)
+
+
+@triton.jit
+def store(ptr, value, tile):
+    tl.store(ptr + tile.offsets, value, mask=tile.mask)
+
+
+@triton.jit
+def load_pivot(t, n, c, mask, s, K: tl.constexpr):
+    """The value that the statistics of a set are relative to: its first, in the instance n.
+
+    Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
+    met.
+    """
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    first = c if K.SETS == 0 else c - c % s.D
+    return tl.load(t.x + first_element(n, first, s, K), mask=mask, other=0.0).to(ACC)

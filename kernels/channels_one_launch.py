@@ -1,0 +1,285 @@
+"""A norm of (N, C, S) in one launch: a program's tile stays in registers from statistics to output.
+
+Tier "one program": the program's tile holds whole sets. Tier "cluster": the members of a unit hold
+a tile each, publish what they found, wait for one another, and merge; clusters of programs that are
+on the GPU together walk over the units. The backward is below, with tiles of x and dy.
+"""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import accumulation_type, inverse_std, lane_sum, load_or, product, split_mean
+from .channel_activation import activation_gradient, load_pair, store_output
+from .channel_gradients import (
+    MixedSums,
+    Slopes,
+    Sums,
+    about_mean,
+    add_instances,
+    instance_weight,
+    mixed_batch_slopes,
+    mixed_sums,
+    published_sum,
+    published_sums,
+    set_sums,
+    slopes_of,
+    store_batch_gradients,
+    store_mixed_gradients,
+    unit_sums,
+)
+from .channel_stats import (
+    Affine,
+    Moments,
+    Stats,
+    affine_of,
+    average_instances,
+    channel_moments,
+    constant_stats,
+    kept_affine,
+    lane_moments,
+    load_batch_stats,
+    load_stats,
+    merge_set,
+    mixed_affine,
+    publish,
+    stats_of,
+    store_batch_stats,
+    store_stats,
+    unit_moments,
+    update_batch,
+)
+from .channel_tiles import (
+    SIZES,
+    channel_blocks,
+    is_first,
+    load,
+    load_pivot,
+    place,
+    resident_tile,
+    sizes,
+    spread,
+    store,
+    sum_instances,
+    to_lanes,
+    unit_channels,
+)
+from .sync import arrived_last, keep_packed, wait_for_members
+
+
+@triton.jit
+def group_and_member(s, K: tl.constexpr):
+    """(the cluster that a program belongs to, its place there)."""
+    program = tl.program_id(0)
+    if K.CLUSTER:
+        members = channel_blocks(s, K) * s.parts
+        return program // members, program % members
+    else:
+        return program, tl.full([], 0, tl.int32)
+
+
+@triton.jit
+def end_of_turns(group, s, K: tl.constexpr):
+    """Past the last unit that a group takes, `group_step` apart: a single one, whose loop the
+    compiler does away with, where units do not outnumber programs."""
+    if K.CLUSTER and K.BATCH:
+        return s.u_blocks
+    elif K.CLUSTER:
+        return s.N * s.u_blocks
+    else:
+        return group + 1
+
+
+@triton.jit
+def meet(t, group, at, s, K: tl.constexpr):
+    wait_for_members(t.barriers + group, at.index, channel_blocks(s, K) * s.parts)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def resident_kernel(
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    K: tl.constexpr,
+):  # fmt: skip
+    """y = act(norm(x) + residual), the statistics that backward needs, and the running ones."""
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    group, member = group_and_member(s, K)
+    for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
+        normalise_unit(t, place(unit, member, s), group, momentum, eps, s, K)
+
+
+@triton.jit
+def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    tile = resident_tile(at, s, K)
+    channels = unit_channels(at.u, at.block, s, K)
+    packed = load(t.x, tile)
+    lanes = tile.lanes
+    pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
+    pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
+    x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
+    lane = lane_moments(x, tile, s, K)
+    origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
+    # Of a set whose parts lie in several members the first of these keeps its statistics.
+    first = channels.mask & (channels.local % s.D == 0) & is_first(at.part, channels.local)
+    stats = stats_of(origin, m, eps, K)
+    if K.BATCH:
+        update_batch(t, m, stats.center, channels.c, first, momentum)
+    if K.MIX:
+        if K.BATCH:
+            batch = stats
+            center, offset = split_mean(pivot, lane.mean)
+            stats = Stats(center, offset, inverse_std(lane.m2 / s.S, eps))
+            store_stats(t, lanes.n, lanes.c, lanes.mask, stats, s, K)
+        else:
+            batch = constant_stats(t, channels.c, channels.mask, eps)
+            store_stats(t, at.n, channels.c, first, stats, s, K)
+        firsts = first & is_first(at.n, channels.c)
+        store_batch_stats(t, channels.c, firsts, batch, s, K)
+        batch = Stats(to_lanes(batch.center, K), to_lanes(batch.offset, K), to_lanes(batch.rstd, K))
+        affine = mixed_affine(t, stats, batch, lanes.c, lanes.mask)
+    else:
+        store_stats(t, at.n, channels.c, first, stats, s, K)
+        affine = affine_of(t, stats, channels.c, channels.mask)
+        affine = Affine(
+            to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
+        )
+    if K.CLUSTER:  # across the barrier the tile stays as it was loaded
+        x = keep_packed(packed).to(ACC) - spread(affine.center, K)
+    else:
+        x -= spread(affine.center - pivot, K)
+    store_output(t, x, affine, tile, s, K)
+    # Instance norm's running statistics are averages over instances: the last one takes them.
+    if not K.BATCH and t.tickets is not None:
+        if at.index == 0:
+            if arrived_last(t.tickets + at.u, s.N):
+                average_instances(t, at.u, momentum, s, K)
+
+
+@triton.jit
+def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
+    """(pivot, moments of the set) of each channel, from the moments of a member's lanes."""
+    if K.BATCH:
+        zeros = tl.zeros_like(channels.c).to(tl.int64)
+        origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
+        mean = lane.mean + (pivot - to_lanes(origin, K))
+        m = channel_moments(Moments(lane.count, mean, lane.m2), K)
+    else:
+        origin, m = pivot, lane
+    if t.table is not None:
+        publish(t, m, at, channels, s, K)
+    if K.CLUSTER:
+        meet(t, group, at, s, K)
+        return origin, unit_moments(t, at, s, K)
+    else:
+        return origin, merge_set(m, channels.local, s, K)
+
+
+# --- backward ---
+
+
+@triton.jit(do_not_specialize=SIZES)
+def resident_backward_kernel(
+    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+):  # fmt: skip
+    """dx = scale g + q (x - center) + r, g = dy * act'; and the parameters' gradients."""
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    group, member = group_and_member(s, K)
+    for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
+        differentiate_unit(t, place(unit, member, s), group, s, K)
+
+
+@triton.jit
+def differentiate_unit(t, at, group, s, K: tl.constexpr):
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    tile = resident_tile(at, s, K)
+    packed, dy = load_pair(t, tile, K)
+    affine = kept_affine(t, tile.lanes, s, K)
+    x = packed.to(ACC) - spread(affine.center, K)
+    g = activation_gradient(t, x, dy, affine, tile, s, K)
+    lane = Sums(lane_sum(g.to(ACC)), lane_sum(product(g.to(ACC), x)))
+    if K.MIX and K.BATCH:
+        slopes = mixed_slopes(t, lane, group, tile, s, K)
+    elif K.BATCH:
+        slopes = batch_slopes(t, lane, group, at, s, K)
+    else:
+        slopes = instance_slopes(t, lane, group, at, s, K)
+    packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
+    if t.dresidual is not None:
+        store(t.dresidual, g, tile)
+    if t.dx is not None:
+        dx = spread(affine.scale, K) * g.to(ACC)
+        if K.VARIANCE:
+            dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
+        store(t.dx, dx + spread(slopes.r, K), tile)
+    # Parameters of norms within an instance gather over instances: the last one adds them up.
+    if not K.BATCH and t.tickets is not None:
+        if at.index == 0:
+            if arrived_last(t.tickets + at.u, s.N):
+                add_instances(t, at.u, s, K)
+
+
+@triton.jit
+def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
+    """Those of sets within an instance, whose lanes are channels."""
+    channels = unit_channels(at.u, at.block, s, K)
+    if t.table is not None:
+        publish(t, lane, at, channels, s, K)
+    if K.CLUSTER:
+        meet(t, group, at, s, K)
+        sums = unit_sums(t, at, s, K)
+    else:
+        sums = set_sums(t, lane, channels, s, K)
+    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+    count = s.D.to(lane.g.dtype) * s.S
+    return slopes_of(stats, about_mean(sums, stats), count, K)
+
+
+@triton.jit
+def batch_slopes(t, lane, group, at, s, K: tl.constexpr):
+    """Those of sets that run over the batch; stores dgamma and dbeta."""
+    channels = unit_channels(at.u, at.block, s, K)
+    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+    if K.CLUSTER:
+        publish(t, sums, at, channels, s, K)
+        meet(t, group, at, s, K)
+        sums = published_sums(t, at.n, channels, s, K)
+    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+    sums = about_mean(sums, stats)
+    first = channels.mask & is_first(at.part, channels.c)
+    store_batch_gradients(t, sums, stats, channels.c, first)
+    gamma = load_or(t.weight, channels.c, channels.mask, 1.0, lane.g.dtype)
+    sums = Sums(gamma * sums.g, gamma * sums.gx)
+    slopes = slopes_of(stats, sums, s.N.to(lane.g.dtype) * s.S, K)
+    return Slopes(to_lanes(slopes.q, K), to_lanes(slopes.r, K))
+
+
+@triton.jit
+def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
+    """Those of a mixture over the batch; stores the parameters' gradients."""
+    at, lanes = tile.at, tile.lanes
+    channels = unit_channels(at.u, at.block, s, K)
+    stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
+    batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
+    each = mixed_sums(lane, stats, batch)
+    sums = MixedSums(
+        sum_instances(each.g, K),
+        sum_instances(tl.where(lanes.mask, each.gx, 0.0), K),
+        sum_instances(each.hat, K),
+        sum_instances(tl.where(lanes.mask, each.gap, 0.0), K),
+    )
+    if K.CLUSTER:
+        publish(t, sums, at, channels, s, K)
+        meet(t, group, at, s, K)
+        sums = MixedSums(
+            published_sum(t, 0, at.n, channels, s, K),
+            published_sum(t, 1, at.n, channels, s, K),
+            published_sum(t, 2, at.n, channels, s, K),
+            published_sum(t, 3, at.n, channels, s, K),
+        )
+    first = channels.mask & is_first(at.part, channels.c)
+    store_mixed_gradients(t, sums, channels.c, first, s, K)
+    weight = instance_weight(t, lanes.c, lanes.mask, K, lane.g.dtype)
+    own = about_mean(lane, stats)
+    own = slopes_of(stats, Sums(weight * own.g, weight * own.gx), s.S, K)
+    of_lanes = Sums(to_lanes(sums.g, K), to_lanes(sums.gx, K))
+    of_batch = mixed_batch_slopes(t, of_lanes, stats.center, lanes, s, K)
+    return Slopes(own.q + of_batch.q, own.r + of_batch.r)

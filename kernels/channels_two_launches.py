@@ -1,0 +1,255 @@
+"""A norm of (N, C, S) whose sets no chip holds: two launches, each of which reads the tensor.
+
+The first takes moments, backward sums of gradients; the last program of a unit to arrive merges
+them. The second applies them, walking backwards, so that it starts with what the first has left in
+the L2 cache.
+"""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import accumulation_type, lane_sum, load_or, product
+from .channel_activation import activation_gradient, load_pair, store_output
+from .channel_gradients import (
+    Slopes,
+    Sums,
+    about_mean,
+    add_instances,
+    load_batch_sums,
+    load_sums,
+    mixed_batch_slopes,
+    published_sums,
+    slopes_of,
+    store_batch_gradients,
+    store_sums,
+    unit_sums,
+)
+from .channel_stats import (
+    Moments,
+    affine_of,
+    average_instances,
+    batch_moments,
+    channel_moments,
+    constant_stats,
+    kept_affine,
+    lane_moments,
+    load_stats,
+    merge,
+    publish,
+    stats_of,
+    store_batch_stats,
+    store_stats,
+    unit_moments,
+    update_batch,
+)
+from .channel_tiles import (
+    SIZES,
+    backward_walk,
+    channel_blocks,
+    is_first,
+    load,
+    load_pivot,
+    nth_tile,
+    place,
+    sizes,
+    spread,
+    store,
+    sum_instances,
+    tile_lanes,
+    tile_of,
+    tiles_of_part,
+    unit_channels,
+    unit_member,
+)
+from .sync import arrived_last
+
+
+@triton.jit
+def last_of_unit(t, at, s, K: tl.constexpr):
+    """Whether all other members of the unit have published."""
+    return arrived_last(t.tickets + (at.n * s.u_blocks + at.u), channel_blocks(s, K) * s.parts)
+
+
+@triton.jit
+def last_of_instances(t, at, s):
+    """Whether the units `u` of all other instances are merged."""
+    return arrived_last(t.tickets + s.N * s.u_blocks + at.u, s.N)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def moments_kernel(
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    K: tl.constexpr,
+):  # fmt: skip
+    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    unit, member = unit_member(tl.program_id(0), s, K)
+    at = place(unit, member, s)
+    lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
+    pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
+    pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
+    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
+    m = Moments(zero, zero, zero)
+    first, end = tiles_of_part(at, s, K)
+    for i in range(first, end):
+        tile = nth_tile(i, at, s, K)
+        x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
+        m = merge(m, lane_moments(x, tile, s, K))
+    if K.BLOCK_N > 1:
+        m = channel_moments(m, K)
+    publish(t, m, at, unit_channels(at.u, at.block, s, K), s, K)
+    if last_of_unit(t, at, s, K):
+        finish_unit(t, at, momentum, eps, s, K)
+        if K.MIX:
+            if last_of_instances(t, at, s):
+                mix_batch(t, at.u, momentum, eps, s, K)
+        elif not K.BATCH and (t.running_mean is not None or t.running_var is not None):
+            if last_of_instances(t, at, s):
+                average_instances(t, at.u, momentum, s, K)
+
+
+@triton.jit
+def finish_unit(t, at, momentum, eps, s, K: tl.constexpr):
+    """Merge what the members of a unit left: its statistics and, over a batch, the running ones."""
+    channels = unit_channels(at.u, 0, s, K)
+    m = unit_moments(t, at, s, K)
+    n = at.n + tl.zeros_like(channels.c).to(tl.int64)
+    stats = stats_of(load_pivot(t, n, channels.c, channels.mask, s, K), m, eps, K)
+    first = channels.mask & (channels.local % s.D == 0)
+    if K.BATCH:
+        update_batch(t, m, stats.center, channels.c, first, momentum)
+    store_stats(t, n, channels.c, first, stats, s, K)
+
+
+@triton.jit
+def mix_batch(t, u, momentum, eps, s, K: tl.constexpr):
+    """The mixture's batch statistics, from its instances' or, in eval mode, the running ones."""
+    channels = unit_channels(u, 0, s, K)
+    if K.TRAINING:
+        pivot, m, _ = batch_moments(t, u, s, K)
+        stats = stats_of(pivot, m, eps, K)
+        update_batch(t, m, stats.center, channels.c, channels.mask, momentum)
+    else:
+        stats = constant_stats(t, channels.c, channels.mask, eps)
+    store_batch_stats(t, channels.c, channels.mask, stats, s, K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def apply_kernel(
+    t, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+):  # fmt: skip
+    """y = act((x - center) * scale + shift + residual): centred first, exact where mean >> std.
+
+    In eval mode this is all there is: the statistics are the running ones, kept for backward.
+    """
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    at = backward_walk(tl.program_id(0), s)
+    tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
+    lanes = tile.lanes
+    x = load(t.x, tile).to(ACC)
+    if K.BATCH and not K.TRAINING:
+        stats = constant_stats(t, lanes.c, lanes.mask, eps)
+        first = lanes.mask & is_first(at.n + at.part, lanes.c)
+        store_stats(t, lanes.n, lanes.c, first, stats, s, K)
+        affine = affine_of(t, stats, lanes.c, lanes.mask)
+    else:
+        affine = kept_affine(t, lanes, s, K)
+    store_output(t, x - spread(affine.center, K), affine, tile, s, K)
+
+
+# --- backward ---
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gradient_sums_kernel(
+    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+):  # fmt: skip
+    """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    unit, member = unit_member(tl.program_id(0), s, K)
+    at = place(unit, member, s)
+    affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
+    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
+    lane = Sums(zero, zero)
+    first, end = tiles_of_part(at, s, K)
+    for i in range(first, end):
+        tile = nth_tile(i, at, s, K)
+        x, dy = load_pair(t, tile, K)
+        x = x.to(ACC) - spread(affine.center, K)
+        g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
+        lane = Sums(lane.g + lane_sum(g), lane.gx + lane_sum(product(g, x)))
+    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+    publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
+    if last_of_unit(t, at, s, K):
+        finish_unit_sums(t, at, s, K)
+        PARAMETERS: tl.constexpr = (
+            t.dweight is not None or t.dbias is not None or t.drho is not None
+        )
+        if not K.BATCH and (PARAMETERS or (K.MIX and K.TRAINING and t.sums is not None)):
+            if last_of_instances(t, at, s):
+                add_instances(t, at.u, s, K)
+
+
+@triton.jit
+def finish_unit_sums(t, at, s, K: tl.constexpr):
+    """Merge what the members of a unit left: the sets' sums and, over a batch, dgamma and dbeta."""
+    channels = unit_channels(at.u, 0, s, K)
+    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+    if K.BATCH:
+        sums = about_mean(published_sums(t, at.n, channels, s, K), stats)
+        store_batch_gradients(t, sums, stats, channels.c, channels.mask)
+        gamma = load_or(t.weight, channels.c, channels.mask, 1.0, stats.rstd.dtype)
+        sums = Sums(gamma * sums.g, gamma * sums.gx)
+    else:
+        sums = unit_sums(t, at, s, K)
+        if not K.GIVEN:
+            sums = about_mean(sums, stats)
+    first = channels.mask & (channels.local % s.D == 0)
+    store_sums(t, at.n, channels.c, first, sums, s, K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def apply_backward_kernel(
+    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+):  # fmt: skip
+    """dx = scale g + q (x - center) + r, and g itself as the residual's gradient."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    at = backward_walk(tl.program_id(0), s)
+    tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
+    affine = kept_affine(t, tile.lanes, s, K)
+    x, dy = load_pair(t, tile, K)
+    x = x.to(ACC) - spread(affine.center, K)
+    g = activation_gradient(t, x, dy, affine, tile, s, K)
+    if t.dresidual is not None:
+        store(t.dresidual, g, tile)
+    if t.dx is not None:
+        dx = spread(affine.scale, K) * g.to(ACC)
+        if t.sums is not None:
+            slopes = kept_slopes(t, affine.center, tile.lanes, s, K)
+            if K.VARIANCE:
+                dx += spread(slopes.q, K) * x
+            dx += spread(slopes.r, K)
+        store(t.dx, dx, tile)
+
+
+@triton.jit
+def kept_slopes(t, center, lanes, s, K: tl.constexpr):
+    """Those of each lane from the sums that the first launch left; where coefficients are GIVEN,
+    from what was left instead of sums."""
+    sums = load_sums(t, lanes.n, lanes.c, lanes.mask, s, K)
+    if K.GIVEN:
+        return Slopes(sums.g, sums.gx)
+    stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
+    instances = tl.full([], 1, center.dtype)
+    if K.BATCH:
+        instances *= s.N
+    slopes = slopes_of(stats, sums, instances * s.D * s.S, K)
+    if K.MIX and K.TRAINING:
+        batch_sums = load_batch_sums(t, lanes.c, lanes.mask, s, K)
+        of_batch = mixed_batch_slopes(t, batch_sums, center, lanes, s, K)
+        slopes = Slopes(slopes.q + of_batch.q, slopes.r + of_batch.r)
+    return slopes
