@@ -10,7 +10,8 @@ A call goes down this list, and imports go down it too:
     modules             the norms as torch.nn modules
     functional          the norms as functions: arguments are checked here (checks)
     nested              their nested tensors, as the rows of dense ones
-    dispatch            which backend computes a call, by which way
+    plain               ordinary calls, which go straight on to autograd
+    dispatch            all others: which backend computes a call, by which way
     sharding            DTensors, as each process's plain shards
     ops, traced         the kernels as operators, and the backend that traced programs have in them
     onnx                what torch.onnx.export sees instead

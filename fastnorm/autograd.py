@@ -15,8 +15,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+
+# Whether a transform of torch.func is active: its tensors look plain and have no memory.
+from torch._C import _are_functorch_transforms_active as transformed
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.compiler import is_compiling
 
 from . import batching
 from .contract import Backend, Inputs, NormSpec, Tensors, side_input
@@ -32,9 +37,7 @@ class Route(NamedTuple):
     traced: Backend | None
 
     def for_backward(self, dy: Tensor) -> Backend | None:
-        if torch.compiler.is_compiling() or batched(dy):
-            return self.traced
-        return self.backend
+        return self.traced if is_compiling() or batched(dy) else self.backend
 
 
 class Norm(torch.autograd.Function):
@@ -62,19 +65,20 @@ class Norm(torch.autograd.Function):
         ctx.save_for_backward(
             x, residual, weight, bias, rho, running_mean, running_var, mask, stats
         )
-        ctx.spec, ctx.route = spec, route
+        ctx.call = spec, route
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensors:
-        *tensors, mask, stats = unwrap_dead_wrappers(ctx.saved_tensors)
-        inputs = Inputs(*tensors)
-        spec, route, needs = ctx.spec, ctx.route, ctx.needs_input_grad[:5]
-        backend = route.for_backward(dy)
-        if backend is None or torch.is_grad_enabled() or transformed():
+        # None was saved under a transform, whose wrappers would have to be taken off.
+        x, residual, weight, bias, rho, mean, var, mask, stats = ctx.saved_tensors
+        inputs = Inputs(x, residual, weight, bias, rho, mean, var)
+        (spec, route), needs = ctx.call, ctx.needs_input_grad[:5]
+        backend = route.traced if is_compiling() or is_legacy_batchedtensor(dy) else route.backend
+        if backend is None or is_grad_enabled() or transformed():
             if mask is not None:
                 # A constant, which is exact: ReLU's second derivative is 0.
-                dy = torch.where(route.backend.relu_mask(mask, inputs.x, spec), dy, 0.0)
+                dy = torch.where(route.backend.relu_mask(mask, x, spec), dy, 0.0)
                 spec = spec._replace(activation=None)
             grads = _gradients(dy, inputs, spec, needs, route)
         else:
@@ -87,16 +91,11 @@ class Norm(torch.autograd.Function):
 apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func is active: its tensors look plain and have no memory."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def batched(dy: Tensor | None) -> bool:
     """Whether dy is the batch of is_grads_batched, which no kernel can read."""
-    if dy is None or torch.compiler.is_compiling():  # whose tensors are none, and which cannot ask
+    if dy is None or is_compiling():  # whose tensors are none, and which cannot ask
         return False
-    return torch._C._functorch.is_legacy_batchedtensor(dy)
+    return is_legacy_batchedtensor(dy)
 
 
 class TransformedNorm(torch.autograd.Function):
@@ -229,13 +228,7 @@ class AddNorm(torch.autograd.Function):
         backend = None if dy is None else route.for_backward(dy)
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif (
-            backend is None
-            or torch.is_grad_enabled()
-            or transformed()
-            or batched(dy)
-            or batched(dsum)
-        ):
+        elif backend is None or is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, route)
             dx = dx + dsum if dx is not None and dsum is not None else dx

@@ -14,8 +14,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import onnx, ops, reference, torch_norms
 from .autograd import Route, TransformedNorm, apply_add_norm, apply_norm, transformed
-from .backend import backend_for, engine_for, kernels_for
+from .backend import backend_for, engine_for, get_backend, kernels_for
 from .contract import Engine, Inputs, NormSpec, Stages
+from .plain import PLAIN, READY
 from .reference.specs import formula
 from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
@@ -62,7 +63,10 @@ def _route(name: str, x: Tensor) -> Route | None:
     engine = _engine(name, x)
     if engine is None:
         return None
-    return Route(engine, ops.TRACED.backend if name == "triton" else None)
+    route = Route(engine, ops.TRACED.backend if name == "triton" else None)
+    if x.is_cpu or x.is_cuda:
+        READY[get_backend(), x.dtype, x.is_cpu] = route
+    return route
 
 
 def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
@@ -148,7 +152,7 @@ def is_traced(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or type(x) not in (Tensor, torch.nn.Parameter)
+        or type(x) not in PLAIN
         or x.is_meta
         or torch._C._is_tracing()
     )

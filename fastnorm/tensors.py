@@ -33,8 +33,10 @@ def laid_out_as(x: Tensor, other: MaybeTensor) -> MaybeTensor:
 
     Itself where it lies so, else a copy.
     """
-    if other is None or not lies_channels_last(x):
-        return None if other is None else other.contiguous()
+    if other is None:
+        return None
+    if x.is_contiguous() or not lies_channels_last(x):
+        return other.contiguous()
     if other.stride() == x.stride():
         return other
     return other.movedim(1, -1).contiguous().movedim(-1, 1)

@@ -8,21 +8,16 @@ class Record:
     """The names of what an engine runs, kept while somebody asks for them."""
 
     def __init__(self) -> None:
-        self._kept: list[str] | None = None
-
-    def add(self, name: str) -> None:
-        """Called before each run."""
-        if self._kept is not None:
-            self._kept.append(name)
+        self.kept: list[str] | None = None  # to which each run adds its name, where there is one
 
     @contextlib.contextmanager
     def names(self) -> Iterator[list[str]]:
         """Yield a list that receives the name of each run inside the `with` block."""
-        outer, inner = self._kept, list[str]()
-        self._kept = inner
+        outer, inner = self.kept, list[str]()
+        self.kept = inner
         try:
             yield inner
         finally:
-            self._kept = outer
+            self.kept = outer
             if outer is not None:
                 outer.extend(inner)

@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..autograd import apply_norm
 from ..checks import (
     check_channels,
     check_input,
@@ -10,9 +11,11 @@ from ..checks import (
     check_more_than_one_value,
     check_running,
     check_running_mean,
+    is_sound,
 )
 from ..contract import Inputs, NormSpec
 from ..dispatch import autocast, normalise
+from ..plain import plain_route
 
 
 def batch_norm(
@@ -43,9 +46,25 @@ def batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
+    spec = NormSpec("batch", 1, training, momentum, eps, activation)
+    route = plain_route(input)
+    if (
+        route is not None
+        and input.dim() > 1
+        and is_sound(
+            input, residual, activation, input.shape[1:2], (weight, bias, running_mean, running_var)
+        )
+        and input.numel() > input.shape[1]
+        and _is_sound_running(running_mean, running_var, training)
+        and type(momentum) is float
+        and eps > 0
+    ):
+        return apply_norm(
+            input, residual, weight, bias, None, running_mean, running_var, spec, route
+        )
     if training:
         check_more_than_one_value("batch_norm", input, input.shape[:1] + input.shape[2:], "channel")
-    momentum = check_momentum("batch_norm", momentum)
+    spec = spec._replace(momentum=check_momentum("batch_norm", momentum))
     input, residual = autocast(input, residual, "batch")
     if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
         return batch_norm(
@@ -59,7 +78,6 @@ def batch_norm(
             f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
         )
     check_running("batch_norm", input, running_mean, running_var, "training", training)
-    spec = NormSpec("batch", 1, training, momentum, eps, activation)
     return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
 
 
@@ -89,12 +107,21 @@ def mean_only_batch_norm(
             input, running_mean, bias, training, momentum,
             activation=activation, residual=residual,
         )  # fmt: skip
-    momentum = check_momentum("mean_only_batch_norm", momentum)
+    spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, activation)
+    route = plain_route(input)
+    if (
+        route is not None
+        and input.dim() > 1
+        and is_sound(input, residual, activation, input.shape[1:2], (bias, running_mean))
+        and (training or running_mean is not None)
+        and type(momentum) is float
+    ):
+        return apply_norm(input, residual, None, bias, None, running_mean, None, spec, route)
+    spec = spec._replace(momentum=check_momentum("mean_only_batch_norm", momentum))
     input, residual = autocast(input, residual, "mean_only_batch")
     check_input("mean_only_batch_norm", input, 2, activation, residual)
     check_channels("mean_only_batch_norm", input, None, bias, running_mean)
     check_running_mean("mean_only_batch_norm", input, running_mean, training)
-    spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, activation)
     return normalise(Inputs(input, residual, None, bias, None, running_mean), spec)
 
 
@@ -126,18 +153,32 @@ def instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
+    # Normalised by constants, instances are no different from a batch.
+    norm = "instance" if use_input_stats else "batch"
+    spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
+    route = plain_route(input)
+    if (
+        route is not None
+        and input.dim() > 1
+        and is_sound(
+            input, residual, activation, input.shape[1:2], (weight, bias, running_mean, running_var)
+        )
+        and input.numel() > input.shape[0] * input.shape[1]
+        and _is_sound_running(running_mean, running_var, use_input_stats)
+        and type(momentum) is float
+    ):
+        return apply_norm(
+            input, residual, weight, bias, None, running_mean, running_var, spec, route
+        )
     if use_input_stats:
         check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
-    momentum = check_momentum("instance_norm", momentum)
+    spec = spec._replace(momentum=check_momentum("instance_norm", momentum))
     input, residual = autocast(input, residual, "instance")
     check_input("instance_norm", input, 2, activation, residual)
     check_channels("instance_norm", input, weight, bias, running_mean, running_var)
     check_running(
         "instance_norm", input, running_mean, running_var, "use_input_stats", use_input_stats
     )
-    # Normalised by constants, instances are no different from a batch.
-    norm = "instance" if use_input_stats else "batch"
-    spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
     return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
 
 
@@ -168,15 +209,34 @@ def batch_instance_norm(
             input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
+    spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
+    route = plain_route(input)
+    if (
+        route is not None
+        and input.dim() > 1
+        and is_sound(
+            input,
+            residual,
+            activation,
+            input.shape[1:2],
+            (weight, bias, rho, running_mean, running_var),
+        )
+        and input.numel() > input.shape[0] * input.shape[1]
+        and _is_sound_running(running_mean, running_var, training)
+        and type(momentum) is float
+        and eps > 0
+    ):
+        return apply_norm(
+            input, residual, weight, bias, rho, running_mean, running_var, spec, route
+        )
     check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
-    momentum = check_momentum("batch_instance_norm", momentum)
+    spec = spec._replace(momentum=check_momentum("batch_instance_norm", momentum))
     input, residual = autocast(input, residual, "batch_instance")
     check_input("batch_instance_norm", input, 2, activation, residual)
     check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
     if eps <= 0:
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
     check_running("batch_instance_norm", input, running_mean, running_var, "training", training)
-    spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
     return normalise(Inputs(input, residual, weight, bias, rho, running_mean, running_var), spec)
 
 
@@ -204,6 +264,17 @@ def group_norm(
             input, num_groups, weight, bias, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
+    spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
+    route = plain_route(input)
+    if (
+        route is not None
+        and input.dim() > 1
+        and is_sound(input, residual, activation, input.shape[1:2], (weight, bias))
+        and num_groups > 0
+        and input.shape[1] % num_groups == 0
+        and input.numel() > num_groups
+    ):
+        return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     input, residual = autocast(input, residual, "group")
     check_input("group_norm", input, 2, activation, residual)
     N, C, *sizes = input.shape
@@ -215,5 +286,13 @@ def group_norm(
             f"it has to be positive and divide the {C} channels"
         )
     check_channels("group_norm", input, weight, bias)
-    spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
     return normalise(Inputs(input, residual, weight, bias), spec)
+
+
+def _is_sound_running(
+    running_mean: Tensor | None, running_var: Tensor | None, use_input_stats: bool
+) -> bool:
+    """Whether check_running would accept them."""
+    if running_mean is None or running_var is None:
+        return use_input_stats and running_mean is running_var
+    return True

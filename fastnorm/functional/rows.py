@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..checks import check_input, check_rows
+from ..autograd import apply_norm
+from ..checks import check_input, check_rows, is_sound
 from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
 from ..nested import is_nested, on_rows
+from ..plain import plain_route
 
 
 def layer_norm(
@@ -33,6 +35,13 @@ def layer_norm(
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
+    overridden = has_torch_function_variadic(input, weight, bias, residual)
+    route = None if overridden else plain_route(input)
+    if route is not None:
+        shape = tuple(normalized_shape)
+        if _is_sound(input, residual, activation, shape, (weight, bias)):
+            spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
+            return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
             "layer_norm", input, residual, normalized_shape,
@@ -40,7 +49,7 @@ def layer_norm(
                 rows, normalized_shape, weight, bias, eps, activation=activation, residual=other
             ),
         )  # fmt: skip
-    if has_torch_function_variadic(input, weight, bias, residual):
+    if overridden:
         return handle_torch_function(
             layer_norm, (input, weight, bias, residual),
             input, normalized_shape, weight, bias, eps,
@@ -73,6 +82,13 @@ def rms_norm(
     Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
     ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
+    overridden = has_torch_function_variadic(input, weight, residual)
+    route = None if overridden else plain_route(input)
+    if route is not None:
+        shape = tuple(normalized_shape)
+        if _is_sound(input, residual, activation, shape, (weight,)):
+            spec = _rms_spec(input, shape, eps, activation)
+            return apply_norm(input, residual, weight, None, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
             "rms_norm", input, residual, normalized_shape,
@@ -80,7 +96,7 @@ def rms_norm(
                 rows, normalized_shape, weight, eps, activation=activation, residual=other
             ),
         )  # fmt: skip
-    if has_torch_function_variadic(input, weight, residual):
+    if overridden:
         return handle_torch_function(
             rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
             activation=activation, residual=residual,
@@ -94,8 +110,7 @@ def rms_norm(
     input, residual = autocast(input, residual, "rms")
     check_input("rms_norm", input, 1, activation, residual)
     check_rows("rms_norm", input, shape, weight)
-    eps = _default_eps(input) if eps is None else eps
-    spec = NormSpec("rms", len(shape), True, 0.0, eps, activation)
+    spec = _rms_spec(input, shape, eps, activation)
     return normalise(Inputs(input, residual, weight), spec)
 
 
@@ -145,7 +160,7 @@ def add_rms_norm(
         return handle_torch_function(
             add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps
         )
-    spec = NormSpec("rms", len(normalized_shape), eps=_default_eps(input) if eps is None else eps)
+    spec = _rms_spec(input, normalized_shape, eps, None)
     return _add_norm("add_rms_norm", input, residual, normalized_shape, weight, None, spec)
 
 
@@ -169,6 +184,27 @@ def _add_norm(
     return add_normalise(Inputs(x, shortcut, weight, bias), spec)
 
 
-def _default_eps(input: Tensor) -> float:
-    """torch's for RMS norm: the machine epsilon of what the statistics are computed in."""
-    return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+def _is_sound(
+    input: Tensor,
+    residual: Tensor | None,
+    activation: str | None,
+    shape: tuple[int, ...],
+    parameters: tuple[Tensor | None, ...],
+) -> bool:
+    """`is_sound`, and whether shape is that of input's last dimensions."""
+    return (
+        len(shape) > 0
+        and input.shape[-len(shape) :] == shape
+        and is_sound(input, residual, activation, shape, parameters)
+    )
+
+
+EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
+
+
+def _rms_spec(
+    input: Tensor, shape: Sequence[int], eps: float | None, activation: str | None
+) -> NormSpec:
+    """Without an eps it is torch's: the machine epsilon of what the statistics are computed in."""
+    eps = EPS[input.dtype == torch.float64] if eps is None else eps
+    return NormSpec("rms", len(shape), True, 0.0, eps, activation)

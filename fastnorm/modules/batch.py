@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from ..checks import check_input, check_mask
-from .base import _OverBatch, bias_argument, is_proxy
+from .base import _OverBatch, affine_of, bias_argument, is_proxy
 
 
 class _BatchNorm(_OverBatch):
@@ -41,8 +41,9 @@ class _BatchNorm(_OverBatch):
         momentum: float,
         residual: Tensor | None,
     ) -> Tensor:
+        weight, bias = affine_of(self)
         return F.batch_norm(
-            input, running_mean, running_var, self.weight, self.bias, training, momentum, self.eps,
+            input, running_mean, running_var, weight, bias, training, momentum, self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Activated, bias_argument, is_proxy
+from .base import _Activated, affine_of, bias_argument, is_proxy
 
 
 class GroupNorm(_Activated, nn.GroupNorm):
@@ -34,7 +34,8 @@ class GroupNorm(_Activated, nn.GroupNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if is_proxy(input):
             return self._as_leaf(input, residual)
+        weight, bias = affine_of(self)
         return F.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps,
+            input, self.num_groups, weight, bias, self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Tracking, bias_argument, is_proxy
+from .base import _Tracking, affine_of, bias_argument, is_proxy, running_of
 
 
 class _InstanceNorm(_Tracking):
@@ -60,7 +60,7 @@ class _InstanceNorm(_Tracking):
 
     def _norm(self, input: Tensor, residual: Tensor | None) -> Tensor:
         return F.instance_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias,
+            input, *running_of(self), *affine_of(self),
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0, self.eps,
             activation=self.activation, residual=residual,

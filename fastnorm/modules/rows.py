@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import _Activated, is_proxy
+from .base import _Activated, affine_of, is_proxy
 
 
 class LayerNorm(_Activated, nn.LayerNorm):
@@ -33,8 +33,9 @@ class LayerNorm(_Activated, nn.LayerNorm):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if is_proxy(input):
             return self._as_leaf(input, residual)
+        weight, bias = affine_of(self)
         return F.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps,
+            input, self.normalized_shape, weight, bias, self.eps,
             activation=self.activation, residual=residual,
         )  # fmt: skip
 

@@ -4,6 +4,8 @@ import struct
 
 import torch
 
+from fastnorm.contract import Tensors
+
 from ..records import Record
 from .build import NUMBERS, functions
 
@@ -15,7 +17,11 @@ NORMS = {
 }
 ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
 pack_job = struct.Struct("28q2d").pack
-pack_rows = struct.Struct("20qd").pack
+# Of a norm forward and backward, without the members that are 0 there.
+pack_norm = struct.Struct("q8x9q48x11q2d").pack
+pack_norm_backward = struct.Struct("7q16x6q16x9q8xq16x").pack
+pack_rows = struct.Struct("2q16x7q24x6qd").pack
+pack_rows_backward = struct.Struct("q8x8q8x9q8x").pack
 pack_weight = struct.Struct("10q").pack
 # Below so many elements a call takes less time than the interpreter's lock handed to and fro.
 QUICK = 1 << 14
@@ -26,38 +32,38 @@ record = RECORD.names
 
 def run(function: str, x: torch.Tensor, job: bytes) -> None:
     """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
-    RECORD.add(function)
+    if RECORD.kept is not None:
+        RECORD.kept.append(function)
     found = functions(x.dtype)
     if getattr(found.quick if x.numel() < QUICK else found, function)(job):
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
-
-
-def in_dtype_of(
-    parameter: torch.Tensor | None, gradient: torch.Tensor | None
-) -> torch.Tensor | None:
-    """A parameter's gradient in its dtype."""
-    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
-        return gradient
-    return gradient.to(parameter.dtype)
 
 
 def pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def of_one_dtype(*tensors: torch.Tensor | None) -> tuple[tuple[torch.Tensor | None, ...], int]:
+def of_one_dtype(tensors: Tensors) -> tuple[Tensors, int]:
     """The tensors contiguous, and of one of the engine's dtypes, float64 where they differ; that
-    dtype's number."""
-    dtype, fits = None, True
+    dtype's number. `tensors` themselves where they are so."""
+    dtype = None
     for tensor in tensors:
         if tensor is not None:
             if dtype is None:
                 dtype = tensor.dtype
-            fits = fits and tensor.dtype is dtype and tensor.is_contiguous()
-    if dtype is None:
-        return tensors, 0
-    if fits and dtype in NUMBERS:
-        return tensors, NUMBERS[dtype]
+            elif tensor.dtype is not dtype:
+                break
+            if not tensor.is_contiguous():
+                break
+    else:
+        if dtype is None or dtype in NUMBERS:
+            return tensors, 0 if dtype is None else NUMBERS[dtype]
     if dtype not in NUMBERS or any(t is not None and t.dtype != dtype for t in tensors):
         dtype = torch.float64
     return tuple(None if t is None else t.to(dtype).contiguous() for t in tensors), NUMBERS[dtype]
+
+
+def in_dtypes_of(parameters: Tensors, gradients: Tensors) -> Tensors:
+    """The parameters' gradients, each in its parameter's dtype."""
+    pairs = zip(parameters, gradients, strict=True)
+    return tuple(g if g is None or p is None else g.to(p.dtype) for p, g in pairs)

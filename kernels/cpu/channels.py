@@ -1,13 +1,21 @@
 """Norms of (N, C, S) tensors, forward and backward: a call of the engine each."""
 
-import torch
-from torch import Tensor
+from torch import Tensor, empty, empty_like, float64, get_num_threads
+from torch.autograd.graph import increment_version
 
 from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 from fastnorm.tensors import dense, laid_out_as
 
 from ..masks import mask_for
-from .calls import ACTIVATIONS, NORMS, in_dtype_of, of_one_dtype, pack_job, pointer, run
+from .calls import (
+    ACTIVATIONS,
+    NORMS,
+    in_dtypes_of,
+    of_one_dtype,
+    pack_norm,
+    pack_norm_backward,
+    run,
+)
 
 OF_BATCH = ("batch", "mean_only_batch")
 
@@ -28,21 +36,33 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     if residual is not None:
         residual = laid_out_as(x, residual)
         bits = mask_for(x, True, spec, differentiable)
-    (weight, bias, rho), parameter_type = of_one_dtype(weight, bias, rho)
-    (mean, var), running_type = of_one_dtype(running_mean, running_var)
-    y = torch.empty_like(x)
-    stats = torch.empty(stats_size(spec, N, C), dtype=torch.float64)
-    job = pack_job(
-        x.data_ptr(), 0, pointer(residual), pointer(bits), pointer(weight), pointer(bias),
-        pointer(rho), pointer(mean), pointer(var), stats.data_ptr(), y.data_ptr(),
-        0, 0, 0, 0, 0, 0, N, C, S, last, NORMS[norm], groups, use_input_stats,
-        ACTIVATIONS[activation], parameter_type, running_type, torch.get_num_threads(),
+    (weight, bias, rho), parameter_type = of_one_dtype((weight, bias, rho))
+    given: Tensors = (running_mean, running_var)
+    running, running_type = given, 0
+    if running_mean is not None or running_var is not None:
+        running, running_type = of_one_dtype(given)
+    mean, var = running
+    y = empty_like(x)
+    stats = empty(stats_size(spec, N, C), dtype=float64)
+    job = pack_norm(
+        x.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if rho is None else rho.data_ptr(),
+        0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
+        stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
+        ACTIVATIONS[activation], parameter_type, running_type, get_num_threads(),
         momentum, eps,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
-        _written(running_mean, mean)
-        _written(running_var, var)
+        # Autograd has to know that the engine wrote to them; what it wrote to copies goes back.
+        if running is not given:
+            _write_back(given, running)
+        elif running_var is None:
+            increment_version(running_mean)
+        else:
+            increment_version((running_mean, running_var))
     return y, bits, stats
 
 
@@ -58,30 +78,39 @@ def channel_norm_backward(
     x, residual, weight, bias, rho, _, _ = inputs
     fused = spec.activation is not None
     x, N, C, S, last = seen(x)
-    dy, residual = laid_out_as(x, dy), laid_out_as(x, residual)
-    (wide_weight, wide_bias, wide_rho), parameter_type = of_one_dtype(weight, bias, rho)
-    dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if needs[1] and fused else None
-    dweight = torch.empty_like(wide_weight) if needs[2] and wide_weight is not None else None
-    dbias = torch.empty_like(wide_bias) if needs[3] and wide_bias is not None else None
-    drho = torch.empty_like(wide_rho) if needs[4] and wide_rho is not None else None
-    written = (dx, dresidual, dweight, dbias, drho)
-    if any(tensor is not None for tensor in written):
-        job = pack_job(
-            x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(mask), pointer(wide_weight),
-            pointer(wide_bias), pointer(wide_rho), 0, 0, stats.data_ptr(),
-            *[pointer(tensor) for tensor in written], 0, 0, N, C, S, last, NORMS[spec.norm],
-            spec.groups, spec.use_input_stats, ACTIVATIONS[spec.activation], parameter_type, 0,
-            torch.get_num_threads(), 0.0, 0.0,
+    dy = laid_out_as(x, dy)
+    if residual is not None:
+        residual = laid_out_as(x, residual)
+    given = (weight, bias, rho)
+    parameters, parameter_type = of_one_dtype(given)
+    weight, bias, rho = parameters
+    dx = empty_like(x) if needs[0] else None
+    dresidual = empty_like(x) if needs[1] and fused else None
+    dweight = empty_like(weight) if needs[2] and weight is not None else None
+    dbias = empty_like(bias) if needs[3] and bias is not None else None
+    drho = empty_like(rho) if needs[4] and rho is not None else None
+    if (
+        dx is not None or dresidual is not None
+        or dweight is not None or dbias is not None or drho is not None
+    ):  # fmt: skip
+        job = pack_norm_backward(
+            x.data_ptr(), dy.data_ptr(),
+            0 if residual is None else residual.data_ptr(), 0 if mask is None else mask.data_ptr(),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            0 if rho is None else rho.data_ptr(), stats.data_ptr(),
+            0 if dx is None else dx.data_ptr(),
+            0 if dresidual is None else dresidual.data_ptr(),
+            0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
+            0 if drho is None else drho.data_ptr(), N, C, S, last, NORMS[spec.norm], spec.groups,
+            spec.use_input_stats, ACTIVATIONS[spec.activation], parameter_type,
+            get_num_threads(),
         )  # fmt: skip
         run("norm_backward", x, job)
-    return (
-        dx,
-        dy if needs[1] and not fused else dresidual,
-        in_dtype_of(weight, dweight),
-        in_dtype_of(bias, dbias),
-        in_dtype_of(rho, drho),
-    )
+    if needs[1] and not fused:
+        dresidual = dy
+    if parameters is not given:
+        dweight, dbias, drho = in_dtypes_of(given, (dweight, dbias, drho))
+    return dx, dresidual, dweight, dbias, drho
 
 
 def seen(x: Tensor) -> tuple[Tensor, int, int, int, bool]:
@@ -103,11 +132,11 @@ def stats_size(spec: NormSpec, N: int, C: int) -> int:
     return 2 * (sets + C if spec.norm == "batch_instance" else sets)
 
 
-def _written(buffer: Tensor | None, updated: Tensor | None) -> None:
-    """Tell autograd that the engine wrote to the buffer; copy back what went to a copy."""
-    if buffer is None or updated is None:
-        return
-    if updated is buffer:
-        torch.autograd.graph.increment_version(buffer)
-    else:
-        buffer.copy_(updated)
+def _write_back(buffers: Tensors, updated: Tensors) -> None:
+    """Copy to each buffer what went to a copy of it."""
+    for buffer, new in zip(buffers, updated, strict=True):
+        if buffer is not None and new is not None:
+            if new is buffer:
+                increment_version(buffer)
+            else:
+                buffer.copy_(new)

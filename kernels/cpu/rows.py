@@ -1,50 +1,51 @@
 """Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (L,)."""
 
-import torch
-from torch import Tensor
+from torch import Tensor, empty, empty_like, float64, get_num_threads
 
 from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 
 from ..masks import mask_for
 from ..tensors import contiguous, row_sizes
-from .calls import ACTIVATIONS, in_dtype_of, of_one_dtype, pack_rows, pointer, run
+from .calls import ACTIVATIONS, in_dtypes_of, of_one_dtype, pack_rows, pack_rows_backward, run
 
 
 def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
     """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
     statistics of each row that row_norm_backward takes, in float64."""
-    x, residual = inputs.x.contiguous(), contiguous(inputs.residual)
-    bits = mask_for(x, residual is not None, spec, differentiable)
-    y, stats = _norm(x, None, None, residual, bits, inputs, spec)
+    residual, bits = inputs.residual, None
+    if residual is not None:
+        residual, bits = residual.contiguous(), mask_for(inputs.x, True, spec, differentiable)
+    y, stats = _norm(inputs, spec, residual=residual, bits=bits)
     return y, bits, stats
 
 
 def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
     """The norm of x + residual, rounded, that sum (both contiguous), and the statistics."""
-    x, addend = inputs.x.contiguous(), contiguous(inputs.residual)
-    total = torch.empty_like(x)
-    y, stats = _norm(x, addend, total, None, None, inputs, spec)
+    addend, total = contiguous(inputs.residual), empty_like(inputs.x.contiguous())
+    y, stats = _norm(inputs, spec, addend, total)
     return y, total, stats
 
 
 def _norm(
-    x: Tensor,
-    addend: Tensor | None,
-    total: Tensor | None,
-    residual: Tensor | None,
-    bits: Tensor | None,
     inputs: Inputs,
     spec: NormSpec,
+    addend: Tensor | None = None,
+    total: Tensor | None = None,
+    residual: Tensor | None = None,
+    bits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y and the statistics; of `inputs` only the parameters are read."""
+    """y and the statistics; of `inputs` x and the parameters are read."""
+    x = inputs.x.contiguous()
     R, L = row_sizes(x, spec.groups)
-    (weight, bias), parameter_type = of_one_dtype(inputs.weight, inputs.bias)
-    y, stats = torch.empty_like(x), torch.empty(2 * R, dtype=torch.float64)
+    (weight, bias), parameter_type = of_one_dtype((inputs.weight, inputs.bias))
+    y, stats = empty_like(x), empty(2 * R, dtype=float64)
     job = pack_rows(
-        x.data_ptr(), pointer(addend), 0, 0, pointer(residual), pointer(bits), pointer(weight),
-        pointer(bias), stats.data_ptr(), y.data_ptr(), pointer(total), 0, 0, 0,
+        x.data_ptr(), 0 if addend is None else addend.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        stats.data_ptr(), y.data_ptr(), 0 if total is None else total.data_ptr(),
         R, L, spec.norm == "rms", ACTIVATIONS[spec.activation], parameter_type,
-        torch.get_num_threads(), spec.eps,
+        get_num_threads(), spec.eps,
     )  # fmt: skip
     run("rows", x, job)
     return y, stats
@@ -63,22 +64,33 @@ def row_norm_backward(
 
     dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
     """
-    weight, bias, fused = inputs.weight, inputs.bias, spec.activation is not None
-    x, dy = inputs.x.contiguous(), dy.contiguous()
-    residual, dsum = contiguous(inputs.residual), contiguous(dsum)
+    fused, given = spec.activation is not None, (inputs.weight, inputs.bias)
+    x, dy, residual = inputs.x.contiguous(), dy.contiguous(), inputs.residual
+    if residual is not None:
+        residual = residual.contiguous()
+    if dsum is not None:
+        dsum = dsum.contiguous()
     R, L = row_sizes(x, spec.groups)
-    (wide_weight, wide_bias), parameter_type = of_one_dtype(weight, bias)
-    dx = torch.empty_like(x) if needs[0] else None
-    dresidual = torch.empty_like(x) if needs[1] and fused else None
-    dweight = torch.empty_like(wide_weight) if needs[2] and wide_weight is not None else None
-    dbias = torch.empty_like(wide_bias) if needs[3] and wide_bias is not None else None
-    if any(tensor is not None for tensor in (dx, dresidual, dweight, dbias)):
-        job = pack_rows(
-            x.data_ptr(), 0, dy.data_ptr(), pointer(dsum), pointer(residual), pointer(mask),
-            pointer(wide_weight), pointer(wide_bias), stats.data_ptr(), pointer(dx), 0,
-            pointer(dresidual), pointer(dweight), pointer(dbias), R, L, spec.norm == "rms",
-            ACTIVATIONS[spec.activation], parameter_type, torch.get_num_threads(), 0.0,
+    parameters, parameter_type = of_one_dtype(given)
+    weight, bias = parameters
+    dx = empty_like(x) if needs[0] else None
+    dresidual = empty_like(x) if needs[1] and fused else None
+    dweight = empty_like(weight) if needs[2] and weight is not None else None
+    dbias = empty_like(bias) if needs[3] and bias is not None else None
+    if dx is not None or dresidual is not None or dweight is not None or dbias is not None:
+        job = pack_rows_backward(
+            x.data_ptr(), dy.data_ptr(), 0 if dsum is None else dsum.data_ptr(),
+            0 if residual is None else residual.data_ptr(), 0 if mask is None else mask.data_ptr(),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            stats.data_ptr(), 0 if dx is None else dx.data_ptr(),
+            0 if dresidual is None else dresidual.data_ptr(),
+            0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
+            R, L, spec.norm == "rms", ACTIVATIONS[spec.activation], parameter_type,
+            get_num_threads(),
         )  # fmt: skip
         run("rows_backward", x, job)
-    dresidual = dy if needs[1] and not fused else dresidual
-    return dx, dresidual, in_dtype_of(weight, dweight), in_dtype_of(bias, dbias)
+    if needs[1] and not fused:
+        dresidual = dy
+    if parameters is not given:
+        dweight, dbias = in_dtypes_of(given, (dweight, dbias))
+    return dx, dresidual, dweight, dbias

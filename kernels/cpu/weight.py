@@ -6,7 +6,7 @@ from fastnorm.contract import Tensors
 from fastnorm.tensors import laid_out_as
 
 from ..tensors import from_weight_rows, weight_rows
-from .calls import in_dtype_of, of_one_dtype, pack_weight, pointer, run
+from .calls import in_dtypes_of, of_one_dtype, pack_weight, pointer, run
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,7 +16,7 @@ def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tenso
     has an element for each norm.
     """
     rows = weight_rows(v, dim)
-    (given,), parameter_type = of_one_dtype(g)
+    (given,), parameter_type = of_one_dtype((g,))
     w, R = torch.empty_like(rows), g.numel()
     norms = v.new_empty(R, dtype=torch.float64)
     job = pack_weight(
@@ -38,7 +38,7 @@ def weight_norm_backward(
     """(dv, dg); None where `needs` says that nobody asked."""
     rows = weight_rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
-    (given,), parameter_type = of_one_dtype(g)
+    (given,), parameter_type = of_one_dtype((g,))
     assert given is not None
     dv = torch.empty_like(rows) if needs[0] else None
     dg = torch.empty_like(given) if needs[1] else None
@@ -48,4 +48,4 @@ def weight_norm_backward(
         R, v.numel() // R, parameter_type, torch.get_num_threads(),
     )  # fmt: skip
     run("weight_backward", rows, job)
-    return None if dv is None else from_weight_rows(dv, v, dim), in_dtype_of(g, dg)
+    return None if dv is None else from_weight_rows(dv, v, dim), *in_dtypes_of((g,), (dg,))

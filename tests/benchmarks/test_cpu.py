@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cpu
+from benchmarks import cpu, small
 from benchmarks.rows import read
 from benchmarks.shapes import Case, on_a_cpu
 
@@ -146,3 +146,12 @@ def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cpu.main(["--rounds", "1"])
     assert "--rounds must be at least 2" in capsys.readouterr().err
+
+
+def test_small_calls(capsys):
+    """A line for each module, without an activation and with two."""
+    small.main(["--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == [name for name in small.NORMS for _ in range(3)]
+    with pytest.raises(SystemExit):
+        small.main(["--rounds", "1"])

@@ -13,7 +13,7 @@ import torch
 
 import fastnorm
 import fastnorm.functional as F
-from fastnorm import backend
+from fastnorm import backend, plain
 from fastnorm.kernels.cpu import build
 from tests.conftest import in_a_process
 
@@ -125,6 +125,7 @@ def test_a_warning_is_given_once(monkeypatch):
         raise build.BuildError("no compiler")
 
     monkeypatch.setattr(build, "functions", fails)
+    monkeypatch.setattr(plain, "READY", {})
     backend._warn_once.cache_clear()
     with fastnorm.use_backend("auto"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,0 +1,87 @@
+"""`python -m benchmarks.small`: what a call costs whose tensor is next to nothing, on this CPU.
+
+Modules of torch.nn and ours on 32 elements, forward and then backward, called in turn; the ratio is
+taken within each pair. Python, allocations and autograd are all of it: the norm takes 0.2 us.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+import fastnorm
+from benchmarks.cpu import median_interval
+from benchmarks.timing import cpu_model
+
+WARM_UP = 300
+NORMS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {  # arguments, the input's shape
+    "BatchNorm2d": ((4,), (2, 4, 2, 2)),
+    "InstanceNorm2d": ((4, 1e-5, 0.1, True), (2, 4, 2, 2)),
+    "GroupNorm": ((2, 4), (2, 4, 2, 2)),
+    "LayerNorm": ((16,), (2, 16)),
+    "RMSNorm": ((16,), (2, 16)),
+}
+FUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "silu": nn.functional.silu,
+}
+
+
+def pair(name: str, activation: str | None) -> tuple[Callable[[], float], Callable[[], float]]:
+    """Calls of torch's module with its activation and of ours, each of which returns its us."""
+    arguments, shape = NORMS[name]
+    torchs: nn.Module = getattr(nn, name)(*arguments)
+    ours: nn.Module = getattr(fastnorm, name)(*arguments, activation=activation)
+    x, dy = torch.randn(shape, requires_grad=True), torch.randn(shape)
+
+    def timed(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[], float]:
+        leaves = [x, *module.parameters()]
+
+        def call() -> float:
+            for leaf in leaves:
+                leaf.grad = None
+            start = time.perf_counter()
+            forward(x).backward(dy)
+            return 1e6 * (time.perf_counter() - start)
+
+        return call
+
+    def activated(x: Tensor) -> Tensor:
+        y: Tensor = torchs(x)
+        return FUSED[activation](y) if activation else y
+
+    return timed(torchs, activated if activation else torchs), timed(ours, ours)
+
+
+def table_line(name: str, activation: str | None, rounds: int) -> str:
+    torchs, ours = pair(name, activation)
+    us = [(torchs(), ours()) for _ in range(WARM_UP + rounds)][WARM_UP:]
+    ratios = [b / a for a, b in us]
+    low, high = median_interval(ratios)
+    medians = [statistics.median(values) for values in zip(*us, strict=True)]
+    return (
+        f"{name:15} {activation or '':5} {medians[0]:9.1f} {medians[1]:8.1f} "
+        f"{statistics.median(ratios):7.3f}   {low:.3f}-{high:.3f}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3000, help="timed pairs a case (at least 2)")
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error(f"--rounds must be at least 2, got {args.rounds}")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, 1 thread, {cpu_model()}, {args.rounds} pairs")
+    print(f"{'':21} {'torch us':>9} {'ours us':>8} {'ratio':>7}   of median")
+    with fastnorm.use_backend("auto"):
+        for name in NORMS:
+            for activation in (None, *FUSED):
+                print(table_line(name, activation, args.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
