@@ -30,6 +30,7 @@ one's own and synchronised ones merge moments with; `python -m fastnorm` runs se
 import importlib.metadata
 
 from . import functional, reference
+from .activations import Activation
 from .backend import get_backend, set_backend, use_backend
 from .conversion import (
     Conversion,
@@ -75,6 +76,7 @@ except importlib.metadata.PackageNotFoundError:  # a source tree that is not ins
     __version__ = "unknown"
 
 __all__ = [
+    "Activation",
     "AddLayerNorm",
     "AddRMSNorm",
     "BatchInstanceNorm1d",

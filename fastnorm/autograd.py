@@ -24,6 +24,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.compiler import is_compiling
 
 from . import batching
+from .activations import masked
 from .contract import Backend, Inputs, NormSpec, Tensors, side_input
 from .reference.specs import formula_gradients, pull_back
 
@@ -78,7 +79,7 @@ class Norm(torch.autograd.Function):
         if backend is None or is_grad_enabled() or transformed():
             if mask is not None:
                 # A constant, which is exact: ReLU's second derivative is 0.
-                dy = torch.where(route.backend.relu_mask(mask, x, spec), dy, 0.0)
+                dy = masked(dy, route.backend.relu_mask(mask, x, spec), spec.activation)
                 spec = spec._replace(activation=None)
             grads = _gradients(dy, inputs, spec, needs, route)
         else:

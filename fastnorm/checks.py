@@ -7,14 +7,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("relu", "silu", "gelu")
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
 def is_sound(
     input: Tensor,
     residual: Tensor | None,
-    activation: str | None,
     shape: tuple[int, ...],
     parameters: tuple[Tensor | None, ...],
 ) -> bool:
@@ -25,7 +23,7 @@ def is_sound(
     and accept rarer calls.
     """
     dtype, device = input.dtype, input.device
-    if dtype not in DTYPES or not (activation is None or activation in ACTIVATIONS):
+    if dtype not in DTYPES:
         return False
     if residual is not None and (
         residual.shape != input.shape or residual.dtype is not dtype or residual.device != device
@@ -46,7 +44,6 @@ def check_input(
     op: str,
     input: Tensor,
     least_rank: int,
-    activation: str | None,
     residual: Tensor | None,
 ) -> None:
     if input.dim() < least_rank:
@@ -58,10 +55,6 @@ def check_input(
         raise NotImplementedError(
             f"{op} is not implemented for {input.dtype} (input of shape {tuple(input.shape)}): "
             "convert it to float16, bfloat16, float32 or float64"
-        )
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(
-            f"{op} got activation={activation!r}: choose None or one of {', '.join(ACTIVATIONS)}"
         )
     if residual is not None and (
         residual.shape != input.shape

@@ -1,4 +1,5 @@
-"""What fastnorm and the engines in `fastnorm.kernels` agree on; it imports neither.
+"""What fastnorm and the engines in `fastnorm.kernels` agree on; it imports neither the one
+nor the other.
 
 A call of a norm is its `Inputs` and its `NormSpec`. A `Backend` computes it forward and backward;
 an `Engine` is a backend with memory to read and write: Triton's kernels and the C for CPUs.
@@ -7,6 +8,8 @@ an `Engine` is a backend with memory to read and write: Triton's kernels and the
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from .activations import WITH_MASK, parsed
 
 ROW_NORMS = ("layer", "rms")  # whose x is seen as rows
 Tensors = tuple[Tensor | None, ...]
@@ -39,7 +42,7 @@ class NormSpec(NamedTuple):
     use_input_stats: bool = True  # for the batch's statistics; all others are always the input's
     momentum: float = 0.0
     eps: float = 1e-5
-    activation: str | None = None
+    activation: str | None = None  # as `activations.canonical` has it
 
     @property
     def of_rows(self) -> bool:
@@ -55,7 +58,7 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
     """
     if activation is None or not has_residual:
         return None
-    return "mask" if activation == "relu" else "residual"
+    return "mask" if parsed(activation).name in WITH_MASK else "residual"
 
 
 class Backend(Protocol):

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from .activations import activate, masked
 from .autograd import batched
-from .contract import Stages
+from .contract import Stages, side_input
 from .tensors import broadcast, positions
 
 
@@ -83,8 +83,8 @@ class Apply(torch.autograd.Function):
     ) -> Tensor:
         table = call.stages.table(center, scale, shift, x)
         y, side = call.stages.apply(x, residual, table, call.activation, any(ctx.needs_input_grad))
-        smooth = call.activation not in (None, "relu")
-        ctx.save_for_backward(x, residual if smooth else None, side, table, scale, shift)
+        kept = side_input(call.activation, residual is not None) == "residual"
+        ctx.save_for_backward(x, residual if kept else None, side, table, scale, shift)
         ctx.call = call
         return y
 
@@ -119,12 +119,12 @@ def _plain_gradients(
     """The gradients of x, residual, scale and shift as differentiable functions of all."""
     deviation = x.to(center.dtype) - broadcast(center, x)
     g = dy.to(center.dtype)
-    if call.activation == "relu" and side is not None:
-        g = torch.where(call.stages.relu_mask(side, x), g, 0.0)
+    if side is not None and residual is None:
+        g = masked(g, call.stages.relu_mask(side, x), call.activation)
     elif call.activation is not None:
         z = deviation * broadcast(scale, x) + broadcast(shift, x)
         z = z if residual is None else z + residual
-        g = torch.func.vjp(lambda z: reference.activate(z, call.activation), z)[1](g)[0]
+        g = torch.func.vjp(lambda z: activate(z, call.activation), z)[1](g)[0]
     sum_g, sum_gx = summed(g), summed(g * deviation)
     dx, dresidual = (broadcast(scale, x) * g).to(x.dtype), g.to(x.dtype)
     return dx, dresidual, sum_gx, sum_g

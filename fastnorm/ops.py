@@ -20,7 +20,7 @@ from torch import Tensor
 from . import batching
 from .autograd import AddNorm, Norm, transformed
 from .backend import kernels_for, load_kernels
-from .contract import Inputs, NormSpec, Outputs, Tensors
+from .contract import Inputs, NormSpec, Outputs, Tensors, side_input
 from .reference.specs import add_formula, formula
 from .traced import TRACED, differentiable_add_norm, differentiable_norm
 
@@ -68,7 +68,8 @@ def _run_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _run_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     x, side, *parameters, stats, needs, norm, groups, use_input_stats, activation = args
     spec = NormSpec(norm, groups, use_input_stats, activation=activation)
-    residual, mask = (None, side) if activation == "relu" else (side, None)
+    masked = side_input(activation, True) == "mask"
+    residual, mask = (None, side) if masked else (side, None)
     inputs = Inputs(x, residual, *parameters)
     with load_kernels().launch.own_counters():
         grads = kernels_for(x).norm_backward(dy, inputs, mask, stats, tuple(needs), spec)

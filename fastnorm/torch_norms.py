@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from . import reference
+from .activations import activate
 from .contract import Inputs, NormSpec
 from .tensors import (
     HALF,
@@ -64,7 +65,7 @@ def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Ten
         z = z.add_(residual)
     if spec.activation == "relu":
         return z.relu_()
-    return reference.activate(z, spec.activation)
+    return activate(z, spec.activation)
 
 
 def _constants(sizes: Sequence[Any]) -> list[int]:

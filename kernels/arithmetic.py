@@ -77,6 +77,17 @@ def product(a, b):
 
 
 @triton.jit
+def exp_minus_one(x):
+    """exp(x) - 1 of an x <= 0, to a few roundings: exp alone would lose the digits near 0."""
+    TERMS: tl.constexpr = 16 if x.dtype == tl.float64 else 9
+    near = tl.where(x > -0.5, x, 0.0)
+    total = tl.zeros_like(x) + 1.0
+    for i in tl.static_range(TERMS, 1, -1):  # Taylor's series by Horner's rule
+        total = 1.0 + near * (1.0 / i) * total
+    return tl.where(x > -0.5, near * total, tl.exp(x) - 1.0)
+
+
+@triton.jit
 def lane_sum(x):
     """The sum over the positions of a tile."""
     if len(x.shape) == 3:

@@ -7,7 +7,7 @@ residual is added: without one, z is computed again from x.
 import triton
 import triton.language as tl
 
-from .activation import activate, smooth_backward
+from .activation import activate, keeps_mask, masked_backward, passes, smooth_backward
 from .arithmetic import across, across_lanes, split_shape
 from .channel_tiles import load, spread, store
 
@@ -16,12 +16,13 @@ from .channel_tiles import load, spread, store
 def store_output(t, x, affine, tile, s, K: tl.constexpr):
     """y = act(x * scale + shift + residual) of the centred x, and ReLU's bits where wanted."""
     ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
+    PARAMETER: tl.constexpr = K.PARAMETER
     z = x * spread(affine.scale, K) + spread(affine.shift, K)
     if t.residual is not None:
         z += load(t.residual, tile).to(z.dtype)
     if t.bits is not None:
-        store_bits(t.bits, (z <= 0.0) == 0, tile, s, K)
-    store(t.y, activate(z, ACTIVATION), tile)
+        store_bits(t.bits, passes(z, ACTIVATION), tile, s, K)
+    store(t.y, activate(z, ACTIVATION, PARAMETER), tile)
 
 
 @triton.jit
@@ -44,20 +45,23 @@ def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
     Where ReLU's bits were kept they tell. Else z = x * scale + shift, of the centred x, and the
     residual, if there is one.
     """
-    if K.ACTIVATION is None:
+    ACTIVATION: tl.constexpr = K.ACTIVATION
+    PARAMETER: tl.constexpr = K.PARAMETER
+    if ACTIVATION is None:
         return dy
     elif t.bits is not None:
         active = load_bits(t.bits, tile, s, K)
-        return tl.where(tl.reshape(active, dy.shape), dy, 0.0).to(dy.dtype)
+        return masked_backward(dy, tl.reshape(active, dy.shape), ACTIVATION, PARAMETER)
     else:
-        ACTIVATION: tl.constexpr = K.ACTIVATION
         z = x * spread(affine.scale, K) + spread(affine.shift, K)
         if t.residual is not None:
             z += load(t.residual, tile).to(z.dtype)
-        if K.ACTIVATION == "relu":
-            return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
+        if keeps_mask(ACTIVATION):
+            return masked_backward(dy, passes(z, ACTIVATION), ACTIVATION, PARAMETER)
         else:  # act'(z) of what is not there may be NaN
-            return tl.where(tile.mask, smooth_backward(dy.to(z.dtype), z, ACTIVATION), 0.0)
+            return tl.where(
+                tile.mask, smooth_backward(dy.to(z.dtype), z, ACTIVATION, PARAMETER), 0.0
+            )
 
 
 # --- ReLU's bits: of 8 neighbours on the contiguous axis, (N, C, S / 8) or (N, S, C / 8), each last

@@ -28,6 +28,7 @@ class Choices(NamedTuple):
     GIVEN: bool  # centers, scales and shifts were merged outside of the kernels
     TRAINING: bool  # else the batch's statistics are the running ones
     ACTIVATION: str | None
+    PARAMETER: float  # of the activation
     CHANNELS_LAST: bool
     ALIGN_C: int  # divide C, S and W, which kernels are given in multiples of them
     ALIGN_S: int

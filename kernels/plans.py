@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastnorm.activations import parsed
 from fastnorm.contract import NormSpec
 
 from . import tiers, tilings
@@ -40,13 +41,15 @@ def sets_of(spec: NormSpec, channels: int) -> Sets:
 
 def choices(spec: NormSpec, geometry: Geometry, batch: bool) -> Choices:
     """What kernels are compiled for; BATCH where what a launch merges runs over the batch."""
+    name, parameter = parsed(spec.activation)
     return Choices(
         BATCH=batch,
         MIX=geometry.sets.mix,
         VARIANCE=spec.norm != "mean_only_batch",
         GIVEN=spec.norm == "given",
         TRAINING=spec.use_input_stats,
-        ACTIVATION=spec.activation,
+        ACTIVATION=name or None,
+        PARAMETER=parameter,
         **geometry.constants(),
     )
 

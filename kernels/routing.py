@@ -225,4 +225,5 @@ def _sides(
     x: Tensor, side: Tensor | None, activation: str | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The residual, laid out as x, and the mask, of which `side` is one or neither."""
-    return (None, side) if activation == "relu" else (laid_out_as(x, side), None)
+    masked = side_input(activation, True) == "mask"
+    return (None, side) if masked else (laid_out_as(x, side), None)

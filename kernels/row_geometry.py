@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import triton
 
+from fastnorm.activations import parsed
+
 from . import launch, tiers, tilings
 from .geometry import alignment
 from .row_tiles import Choices
@@ -76,9 +78,11 @@ class RowGeometry(NamedTuple):
         return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
 
     def choices(self, norm: str, activation: str | None, cluster: bool = False) -> Choices:
+        name, parameter = parsed(activation)
         return Choices(
             CENTRED=norm == "layer",
-            ACTIVATION=activation,
+            ACTIVATION=name or None,
+            PARAMETER=parameter,
             CLUSTER=cluster,
             ALIGN=alignment(self.L),
             WHOLE=self.L % self.BLOCK_L == 0,

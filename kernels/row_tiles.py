@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .activation import activate, smooth_backward
+from .activation import activate, keeps_mask, masked_backward, passes, smooth_backward
 from .arithmetic import (
     LANES_FIRST,
     accumulation_type,
@@ -33,6 +33,7 @@ class Choices(NamedTuple):
 
     CENTRED: bool  # layer norm, which has a mean; RMS norm's is 0
     ACTIVATION: str | None
+    PARAMETER: float  # of the activation
     CLUSTER: bool  # a row's parts are programs that wait for one another
     ALIGN: int  # divides L, which kernels are given in multiples of it
     WHOLE: bool  # BLOCK_L divides L
@@ -351,16 +352,17 @@ def few_sums(table_ptr, tile, s, K: tl.constexpr):
 @triton.jit
 def store_output(t, x, stats, affine, tile, s, K: tl.constexpr):
     """y = act(x_hat * gamma + beta + residual), and ReLU's bits where they are wanted."""
+    ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
+    PARAMETER: tl.constexpr = K.PARAMETER
     z = (x - stats.mean) * stats.rstd * affine.gamma + affine.beta
     if t.residual is not None:
         z += load(t.residual, tile).to(z.dtype)
     if t.bits is not None:
         SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER // 8, 8)
-        bits = tl.reshape(((z <= 0.0) == 0).to(tl.int32), SHAPE) << bit_of_byte()
+        bits = tl.reshape(passes(z, ACTIVATION).to(tl.int32), SHAPE) << bit_of_byte()
         offsets, mask = bit_bytes(tile, s, K)
         tl.store(t.bits + offsets, tl.sum(bits, axis=3).to(tl.uint8), mask=mask)
-    ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
-    store(t.y, activate(z, ACTIVATION), tile)
+    store(t.y, activate(z, ACTIVATION, PARAMETER), tile)
 
 
 @triton.jit
@@ -383,22 +385,23 @@ def activation_gradient(t, dy, x_hat, affine, tile, s, K: tl.constexpr):
 
     Where ReLU's bits were kept they tell; else z is computed again.
     """
-    if K.ACTIVATION is None:
+    ACTIVATION: tl.constexpr = K.ACTIVATION
+    PARAMETER: tl.constexpr = K.PARAMETER
+    if ACTIVATION is None:
         return dy
     elif t.bits is not None:
         offsets, mask = bit_bytes(tile, s, K)
         byte = tl.load(t.bits + offsets, mask=mask, other=0).to(tl.int32)
         bits = (byte[:, :, :, None] >> bit_of_byte()) & 1
-        return tl.where(tl.reshape(bits, dy.shape) != 0, dy, 0.0).to(dy.dtype)
+        return masked_backward(dy, tl.reshape(bits, dy.shape) != 0, ACTIVATION, PARAMETER)
     else:
         z = x_hat * affine.gamma + affine.beta
         if t.residual is not None:
             z += load(t.residual, tile).to(z.dtype)
-        if K.ACTIVATION == "relu":
-            return tl.where(z <= 0.0, 0.0, dy).to(dy.dtype)
+        if keeps_mask(ACTIVATION):
+            return masked_backward(dy, passes(z, ACTIVATION), ACTIVATION, PARAMETER)
         else:  # act'(z) of what is not there may be NaN
-            ACTIVATION: tl.constexpr = K.ACTIVATION
-            return only_present(smooth_backward(dy.to(z.dtype), z, ACTIVATION), tile, K)
+            return only_present(smooth_backward(dy.to(z.dtype), z, ACTIVATION, PARAMETER), tile, K)
 
 
 @triton.jit

@@ -6,13 +6,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..activations import canonical, parsed
 from ..modules.base import _Activated
 from .converting import BATCH_INSTANCE_NORMS, OURS, TORCHS
 from .report import type_name
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+WITHOUT_OPTIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Mish: "mish",
+}  # fmt: skip
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -23,9 +26,31 @@ HOOKS = (
 
 def activation_of(module: nn.Module) -> str | None:
     """The name under which our norms know this activation module, if they do."""
-    if "forward" in vars(module) or (isinstance(module, nn.GELU) and module.approximate != "none"):
+    if "forward" in vars(module):
         return None
-    return next((name for name, cls in ACTIVATIONS.items() if type(module) is cls), None)
+    match module:
+        case nn.GELU() if type(module) is nn.GELU:
+            return "gelu" if module.approximate == "none" else "gelu_tanh"
+        case nn.LeakyReLU() if type(module) is nn.LeakyReLU:
+            return canonical(("leaky_relu", module.negative_slope), "fuse")
+        case nn.ELU() if type(module) is nn.ELU:
+            return canonical(("elu", module.alpha), "fuse")
+    return WITHOUT_OPTIONS.get(type(module))
+
+
+def module_of(activation: str) -> nn.Module:
+    """torch.nn's module of one of our activations."""
+    name, parameter = parsed(activation)
+    match name:
+        case "gelu_tanh":
+            return nn.GELU("tanh")
+        case "leaky_relu":
+            return nn.LeakyReLU(parameter)
+        case "elu":
+            return nn.ELU(parameter)
+        case "gelu":
+            return nn.GELU()
+    return next(kind for kind, known in WITHOUT_OPTIONS.items() if known == name)()
 
 
 def is_plain_norm(module: nn.Module | None) -> bool:
@@ -64,7 +89,8 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 def folded(conv: Any, norm: Any) -> tuple[nn.Module, nn.Module]:
     """A new layer that does both, and the module for norm's place: its activation or identity."""
-    after = ACTIVATIONS[norm.activation]() if getattr(norm, "activation", None) else nn.Identity()
+    activation = getattr(norm, "activation", None)
+    after = module_of(activation) if activation else nn.Identity()
     return fuse_conv_bn_eval(conv, norm, type(conv) in TRANSPOSED), after.eval()
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..activations import canonical
 from . import fusion
 from .converting import OURS
 from .report import Change, Conversion, Kept, type_name
@@ -18,8 +19,10 @@ ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 ADDS_IN_PLACE = (operator.iadd, "add_")
 ACTIVATIONS: dict[Any, str] = {
     F.relu: "relu", torch.relu: "relu", F.relu_: "relu", "relu": "relu", "relu_": "relu",
-    F.silu: "silu", F.gelu: "gelu",
+    F.silu: "silu", F.gelu: "gelu", F.hardswish: "hardswish", F.mish: "mish",
+    F.leaky_relu: "leaky_relu", F.elu: "elu",
 }  # fmt: skip
+OPTIONS = {"gelu": "approximate", "leaky_relu": "negative_slope", "elu": "alpha"}
 
 
 def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conversion:
@@ -113,14 +116,21 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
     """Which of our activations the node is."""
-    options = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
     if node.op == "call_module":
         return fusion.activation_of(traced.get_submodule(str(node.target)))
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in ("call_function", "call_method") or node.target not in ACTIVATIONS:
         return None
-    # inplace or not is the same for the one user; gelu's approximation is not
-    plain = all(isinstance(option, bool) or option == "none" for option in options)
-    return ACTIVATIONS.get(node.target) if plain else None
+    name = ACTIVATIONS[node.target]
+    option = dict(zip((OPTIONS.get(name),), node.args[1:2], strict=False)) | dict(node.kwargs)
+    value = option.get(OPTIONS.get(name))  # inplace or not is the same for the one user
+    match value:
+        case None:
+            return canonical(name, "fuse")
+        case "none" | "tanh" if name == "gelu":
+            return "gelu" if value == "none" else "gelu_tanh"
+        case float() | int():
+            return canonical((name, value), "fuse")
+    return None
 
 
 def _reason_to_keep(

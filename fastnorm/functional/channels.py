@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
 from ..checks import (
     check_channels,
@@ -28,7 +29,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Batch normalisation of input (N, C, ...), statistics of each channel (arXiv 1502.03167).
@@ -46,14 +47,13 @@ def batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
-    spec = NormSpec("batch", 1, training, momentum, eps, activation)
+    after = canonical(activation, "batch_norm")
+    spec = NormSpec("batch", 1, training, momentum, eps, after)
     route = plain_route(input)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(
-            input, residual, activation, input.shape[1:2], (weight, bias, running_mean, running_var)
-        )
+        and is_sound(input, residual, input.shape[1:2], (weight, bias, running_mean, running_var))
         and input.numel() > input.shape[1]
         and _is_sound_running(running_mean, running_var, training)
         and type(momentum) is float
@@ -71,7 +71,7 @@ def batch_norm(
             input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
             activation=activation, residual=None if residual is None else residual.view(0, 0),
         ).view(0)  # fmt: skip
-    check_input("batch_norm", input, 2, activation, residual)
+    check_input("batch_norm", input, 2, residual)
     check_channels("batch_norm", input, weight, bias, running_mean, running_var)
     if eps < 0 or (training and eps == 0):
         raise ValueError(
@@ -88,7 +88,7 @@ def mean_only_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """input - mean + bias, the mean of each channel of input (N, C, ...) (arXiv 1602.07868, 4).
@@ -107,19 +107,20 @@ def mean_only_batch_norm(
             input, running_mean, bias, training, momentum,
             activation=activation, residual=residual,
         )  # fmt: skip
-    spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, activation)
+    after = canonical(activation, "mean_only_batch_norm")
+    spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, after)
     route = plain_route(input)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, activation, input.shape[1:2], (bias, running_mean))
+        and is_sound(input, residual, input.shape[1:2], (bias, running_mean))
         and (training or running_mean is not None)
         and type(momentum) is float
     ):
         return apply_norm(input, residual, None, bias, None, running_mean, None, spec, route)
     spec = spec._replace(momentum=check_momentum("mean_only_batch_norm", momentum))
     input, residual = autocast(input, residual, "mean_only_batch")
-    check_input("mean_only_batch_norm", input, 2, activation, residual)
+    check_input("mean_only_batch_norm", input, 2, residual)
     check_channels("mean_only_batch_norm", input, None, bias, running_mean)
     check_running_mean("mean_only_batch_norm", input, running_mean, training)
     return normalise(Inputs(input, residual, None, bias, None, running_mean), spec)
@@ -135,7 +136,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Instance normalisation of input (N, C, ...), statistics of each (n, c) (arXiv 1607.08022).
@@ -153,16 +154,15 @@ def instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
+    after = canonical(activation, "instance_norm")
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
-    spec = NormSpec(norm, 1, use_input_stats, momentum, eps, activation)
+    spec = NormSpec(norm, 1, use_input_stats, momentum, eps, after)
     route = plain_route(input)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(
-            input, residual, activation, input.shape[1:2], (weight, bias, running_mean, running_var)
-        )
+        and is_sound(input, residual, input.shape[1:2], (weight, bias, running_mean, running_var))
         and input.numel() > input.shape[0] * input.shape[1]
         and _is_sound_running(running_mean, running_var, use_input_stats)
         and type(momentum) is float
@@ -174,7 +174,7 @@ def instance_norm(
         check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
     spec = spec._replace(momentum=check_momentum("instance_norm", momentum))
     input, residual = autocast(input, residual, "instance")
-    check_input("instance_norm", input, 2, activation, residual)
+    check_input("instance_norm", input, 2, residual)
     check_channels("instance_norm", input, weight, bias, running_mean, running_var)
     check_running(
         "instance_norm", input, running_mean, running_var, "use_input_stats", use_input_stats
@@ -193,7 +193,7 @@ def batch_instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """weight * (rho * batch_norm(x) + (1 - rho) * instance_norm(x)) + bias (arXiv 1805.07925).
@@ -209,7 +209,8 @@ def batch_instance_norm(
             input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
-    spec = NormSpec("batch_instance", 1, training, momentum, eps, activation)
+    after = canonical(activation, "batch_instance_norm")
+    spec = NormSpec("batch_instance", 1, training, momentum, eps, after)
     route = plain_route(input)
     if (
         route is not None
@@ -217,7 +218,6 @@ def batch_instance_norm(
         and is_sound(
             input,
             residual,
-            activation,
             input.shape[1:2],
             (weight, bias, rho, running_mean, running_var),
         )
@@ -232,7 +232,7 @@ def batch_instance_norm(
     check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
     spec = spec._replace(momentum=check_momentum("batch_instance_norm", momentum))
     input, residual = autocast(input, residual, "batch_instance")
-    check_input("batch_instance_norm", input, 2, activation, residual)
+    check_input("batch_instance_norm", input, 2, residual)
     check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
     if eps <= 0:
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
@@ -247,7 +247,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Group normalisation of input (N, C, ...), statistics of C / num_groups channels each.
@@ -264,19 +264,20 @@ def group_norm(
             input, num_groups, weight, bias, eps,
             activation=activation, residual=residual,
         )  # fmt: skip
-    spec = NormSpec("group", num_groups, True, 0.0, eps, activation)
+    after = canonical(activation, "group_norm")
+    spec = NormSpec("group", num_groups, True, 0.0, eps, after)
     route = plain_route(input)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, activation, input.shape[1:2], (weight, bias))
+        and is_sound(input, residual, input.shape[1:2], (weight, bias))
         and num_groups > 0
         and input.shape[1] % num_groups == 0
         and input.numel() > num_groups
     ):
         return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     input, residual = autocast(input, residual, "group")
-    check_input("group_norm", input, 2, activation, residual)
+    check_input("group_norm", input, 2, residual)
     N, C, *sizes = input.shape
     if num_groups > 0:
         check_more_than_one_value("group_norm", input, [N * C // num_groups, *sizes], "group")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import reference
+from ..activations import ActivationLike, activate, canonical
 from ..checks import check_input
 from ..dispatch import autocast, stages_for
 from ..merges import Coefficients
@@ -20,7 +20,7 @@ def moment_norm(
     input: Tensor,
     merge: Merge,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """act((x - center) * scale + shift + residual) of input (N, C, ...), by a merge of your own.
@@ -44,12 +44,13 @@ def moment_norm(
         return handle_torch_function(
             moment_norm, (input, residual), input, merge, activation=activation, residual=residual
         )
+    after = canonical(activation, "moment_norm")
     input, residual = autocast(input, residual, "moment")
-    check_input("moment_norm", input, 2, activation, residual)
+    check_input("moment_norm", input, 2, residual)
     stages = stages_for(input)
     if stages is None:
-        return _formula(input, merge, activation, residual)
-    call = Call(stages, activation)
+        return _formula(input, merge, after, residual)
+    call = Call(stages, after)
     mean, var, link = Moments.apply(input, residual, call)
     scale, center, shift = _expanded(merge(mean, var, positions(input)), mean)
     # Relative to the instance's own mean, a constant here: it cancels, and no digits are lost.
@@ -77,7 +78,7 @@ def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor |
     origin, scale, shift = (broadcast(t.to(wide.dtype), x) for t in (origin, scale, shift))
     y = (wide - origin) * scale + shift
     y = y if residual is None else y + residual
-    return reference.activate(y, activation).to(x.dtype)
+    return activate(y, activation).to(x.dtype)
 
 
 def _expanded(found: Coefficients, mean: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
 from ..checks import check_input, check_rows, is_sound
 from ..contract import Inputs, NormSpec
@@ -25,7 +26,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
@@ -35,12 +36,13 @@ def layer_norm(
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
+    after = canonical(activation, "layer_norm")
     overridden = has_torch_function_variadic(input, weight, bias, residual)
     route = None if overridden else plain_route(input)
     if route is not None:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, activation, shape, (weight, bias)):
-            spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
+        if _is_sound(input, residual, shape, (weight, bias)):
+            spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
@@ -57,9 +59,9 @@ def layer_norm(
         )  # fmt: skip
     shape = tuple(normalized_shape)
     input, residual = autocast(input, residual, "layer")
-    check_input("layer_norm", input, 1, activation, residual)
+    check_input("layer_norm", input, 1, residual)
     check_rows("layer_norm", input, shape, weight, bias)
-    spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
+    spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
     return normalise(Inputs(input, residual, weight, bias), spec)
 
 
@@ -69,7 +71,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
-    activation: str | None = None,
+    activation: ActivationLike = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
@@ -82,12 +84,13 @@ def rms_norm(
     Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
     ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
+    after = canonical(activation, "rms_norm")
     overridden = has_torch_function_variadic(input, weight, residual)
     route = None if overridden else plain_route(input)
     if route is not None:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, activation, shape, (weight,)):
-            spec = _rms_spec(input, shape, eps, activation)
+        if _is_sound(input, residual, shape, (weight,)):
+            spec = _rms_spec(input, shape, eps, after)
             return apply_norm(input, residual, weight, None, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
@@ -108,9 +111,9 @@ def rms_norm(
             f"{tuple(input.shape)}, which has fewer dimensions"
         )
     input, residual = autocast(input, residual, "rms")
-    check_input("rms_norm", input, 1, activation, residual)
+    check_input("rms_norm", input, 1, residual)
     check_rows("rms_norm", input, shape, weight)
-    spec = _rms_spec(input, shape, eps, activation)
+    spec = _rms_spec(input, shape, eps, after)
     return normalise(Inputs(input, residual, weight), spec)
 
 
@@ -175,7 +178,7 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     x, shortcut = autocast(input, residual, spec.norm)
     assert shortcut is not None
-    check_input(op, x, 1, None, shortcut)
+    check_input(op, x, 1, shortcut)
     check_rows(op, x, tuple(normalized_shape), weight, bias)
     if x.dtype != input.dtype == residual.dtype:
         # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
@@ -187,7 +190,6 @@ def _add_norm(
 def _is_sound(
     input: Tensor,
     residual: Tensor | None,
-    activation: str | None,
     shape: tuple[int, ...],
     parameters: tuple[Tensor | None, ...],
 ) -> bool:
@@ -195,7 +197,7 @@ def _is_sound(
     return (
         len(shape) > 0
         and input.shape[-len(shape) :] == shape
-        and is_sound(input, residual, activation, shape, parameters)
+        and is_sound(input, residual, shape, parameters)
     )
 
 

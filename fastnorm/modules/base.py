@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 # done, whose batch counts as torch.nn's norms count it.
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
-from ..checks import ACTIVATIONS
+from ..activations import ActivationLike, canonical
 from .distributed import keep_residual
 
 
@@ -52,13 +52,8 @@ class _Activated(nn.Module):
         vars(self)["_distribute_module_applied"] = applied
         keep_residual(self)
 
-    def _set_activation(self, activation: str | None) -> None:
-        if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(
-                f"{type(self).__name__} got activation={activation!r}: choose None or one of "
-                f"{', '.join(ACTIVATIONS)}"
-            )
-        self.activation = activation
+    def _set_activation(self, activation: ActivationLike) -> None:
+        self.activation = canonical(activation, type(self).__name__)
 
     def _as_leaf(self, *inputs: Any, **options: Any) -> Any:
         """The call of this module in the graph that torch.fx is tracing, whatever its tracer.

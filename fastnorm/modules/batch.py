@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..activations import ActivationLike
 from ..checks import check_input, check_mask
 from .base import _OverBatch, affine_of, bias_argument, is_proxy
 
@@ -24,7 +25,7 @@ class _BatchNorm(_OverBatch):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
@@ -69,7 +70,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
             return self._as_leaf(input, residual, mask=mask)
         self._check_input_dim(input)
         check_mask("BatchNorm1d", input, mask)
-        check_input("BatchNorm1d", input, 2, self.activation, residual)
+        check_input("BatchNorm1d", input, 2, residual)
         rows = input.movedim(1, -1)
         packed = super().forward(
             rows[mask], None if residual is None else residual.movedim(1, -1)[mask]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .. import functional as F
+from ..activations import ActivationLike
 from .batch import _BatchNorm
 
 
@@ -37,7 +38,7 @@ class _BatchInstanceNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..activations import ActivationLike
 from .base import _Activated, affine_of, bias_argument, is_proxy
 
 
@@ -25,7 +26,7 @@ class GroupNorm(_Activated, nn.GroupNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(num_groups, num_channels, eps, affine, device, dtype,
                          **bias_argument(bias))  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..activations import ActivationLike
 from .base import _Tracking, affine_of, bias_argument, is_proxy, running_of
 
 
@@ -28,7 +29,7 @@ class _InstanceNorm(_Tracking):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..activations import ActivationLike
 from .base import _OverBatch
 
 
@@ -36,7 +37,7 @@ class _MeanOnlyBatchNorm(_OverBatch):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__()
         self.num_features = num_features

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .. import functional as F
+from ..activations import ActivationLike
 from ..merges import Coefficients
 from .base import _Activated, is_proxy
 
@@ -24,7 +25,7 @@ class MomentNorm(_Activated):
                 return self.weight * (mean_square + self.eps).rsqrt(), 0.0, self.bias
     """
 
-    def __init__(self, *, activation: str | None = None) -> None:
+    def __init__(self, *, activation: ActivationLike = None) -> None:
         super().__init__()
         self._set_activation(activation)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from ..activations import ActivationLike
 from .base import _Activated, affine_of, is_proxy
 
 
@@ -25,7 +26,7 @@ class LayerNorm(_Activated, nn.LayerNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
@@ -54,7 +55,7 @@ class RMSNorm(_Activated, nn.RMSNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self._set_activation(activation)

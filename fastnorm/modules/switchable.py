@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..activations import ActivationLike
 from ..checks import check_more_than_one_value
 from ..collectives import group_moments, is_distributed
 from ..merges import Coefficients, merge_moments, update_running
@@ -49,7 +50,7 @@ class _SwitchableNorm(MomentNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(activation=activation)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..activations import ActivationLike
 from ..checks import check_channels, check_input, check_more_than_one_value
 from ..collectives import group_moments, is_distributed
 from ..functional import moment_norm
@@ -37,7 +38,7 @@ class _Synchronised(_BatchNorm):
         if not (self.training and is_distributed(self.process_group)):
             return super()._norm(input, running_mean, running_var, training, momentum, residual)
         name = type(self).__name__
-        check_input(name, input, 2, self.activation, residual)
+        check_input(name, input, 2, residual)
         check_channels(name, input, self.weight, self.bias, running_mean, running_var)
         if self.eps <= 0:
             raise ValueError(f"{name} got eps={self.eps}: it has to be positive in training")
@@ -100,7 +101,7 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         TorchBatchNorm.__init__(
             self, num_features, eps, momentum, affine, track_running_stats, device, dtype,
@@ -140,7 +141,7 @@ class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationLike = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,

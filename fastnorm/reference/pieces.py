@@ -1,19 +1,11 @@
-"""What the formulas are made of: float32 or float64, moments, and what follows a norm."""
+"""What the formulas are made of: float32 or float64, moments, gamma and beta."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-def activate(z: Tensor, activation: str | None) -> Tensor:
-    """act(z) for activation in None, "relu", "silu", "gelu" (the exact, erf one)."""
-    if activation is None:
-        return z
-    functions: dict[str, Callable[[Tensor], Tensor]]
-    functions = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
-    return functions[activation](z)
+from ..activations import activate
 
 
 def upcast(x: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 /* What follows a norm: act(z), and g = dy act'(z), by vectors. */
 
-enum { NONE, RELU, SILU, GELU };
+enum { NONE, RELU, SILU, GELU, GELU_TANH, HARDSWISH, MISH, LEAKY_RELU, ELU };
+
+/* Below: which one it is is a constant where code is compiled, but for those from GELU_TANH on. The
+   parameter is leaky_relu's slope or elu's alpha. */
 
 #if DTYPE == FLOAT64
 static INLINE vec each(double (*f)(double), vec x) {
@@ -9,6 +12,7 @@ static INLINE vec each(double (*f)(double), vec x) {
 }
 static INLINE vec vec_exp(vec x) { return each(exp, x); }
 static INLINE vec vec_erf(vec x) { return each(erf, x); }
+static INLINE vec vec_expm1(vec x) { return each(expm1, x); }
 #else
 /* To 1 ulp: 2^n times the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2]. */
 static INLINE vec vec_exp(vec x) {
@@ -49,17 +53,70 @@ static INLINE vec vec_erf(vec x) {
     q = q * s + -1.42647390514189e-02f;
     return x * p / q;
 }
+
+/* exp(x) - 1 of x <= 0: near 0 by Taylor's series, for exp alone would lose the digits. */
+static INLINE vec vec_expm1(vec x) {
+    const mask is_near = greater(x, splat(-0.5f));
+    const vec near = keep(is_near, x);
+    vec total = splat(1);
+    for (int i = 9; i > 1; i--) total = 1 + near * (1.0f / (float)i) * total;
+    return blend(is_near, near * total, vec_exp(x) - 1);
+}
 #endif
 
-static INLINE vec activated(vec z, int activation) {
-    if (activation == RELU) return keep(above(z), z);
-    if (activation == SILU) return z / (1 + vec_exp(-z));
-    if (activation == GELU) return z * ((acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752));
-    return z;
+/* Where mish and the approximation of gelu are z, or 0, to the last bit. */
+#define FLAT 20
+
+static INLINE vec at_most(vec z, acc most) { return blend(greater(z, splat(most)), splat(most), z); }
+
+/* 2 u of 0.5 z (1 + tanh(u)) = z sigmoid(2 u). */
+static INLINE vec twice_inner(vec z) {
+    return z * (acc)1.5957691216057308 * (1 + z * z * (acc)0.044715);
 }
 
-static INLINE vec activation_gradient(vec dy, vec z, int activation) {
-    if (activation == RELU) return keep(above(z), dy);
+/* tanh(softplus(z)) = n / (n + 2), n = e (e + 2), of e = exp(z). */
+static INLINE vec tanh_of_softplus(vec e) {
+    vec n = e * (e + 2);
+    return n / (n + 2);
+}
+
+static INLINE int keeps_mask(int activation) {
+    return activation == RELU || activation == LEAKY_RELU;
+}
+
+/* Where z goes through as it is: ReLU lets NaN through, and torch's leaky one scales it. */
+static INLINE mask passes(vec z, int activation) {
+    return activation == LEAKY_RELU ? greater(z, splat(0)) : above(z);
+}
+
+static INLINE vec activated(vec z, int activation, acc parameter) {
+    const mask positive = passes(z, activation);
+    if (activation == NONE) return z;
+    if (activation == RELU) return keep(positive, z);
+    if (activation == SILU) return z / (1 + vec_exp(-z));
+    if (activation == GELU) return z * ((acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752));
+    if (activation == GELU_TANH) return z / (1 + vec_exp(-twice_inner(z)));
+    if (activation == HARDSWISH) {
+        vec gate = at_most(z + 3, 6);
+        return z * keep(above(gate), gate) * (acc)(1.0 / 6);
+    }
+    if (activation == MISH) {
+        vec all = splat(1), here = tanh_of_softplus(vec_exp(at_most(z, FLAT)));
+        return z * blend(greater(z, splat(FLAT)), all, here);
+    }
+    if (activation == LEAKY_RELU) return blend(positive, z, z * parameter);
+    return blend(positive, z, vec_expm1(at_most(z, 0)) * parameter);
+}
+
+/* g = dy act'(z) of an activation whose mask was kept. */
+static INLINE vec masked_gradient(vec dy, mask positive, int activation, acc parameter) {
+    return activation == RELU ? keep(positive, dy) : blend(positive, dy, dy * parameter);
+}
+
+static INLINE vec activation_gradient(vec dy, vec z, int activation, acc parameter) {
+    if (activation == NONE) return dy;
+    if (keeps_mask(activation))
+        return masked_gradient(dy, passes(z, activation), activation, parameter);
     if (activation == SILU) {
         vec sigmoid = 1 / (1 + vec_exp(-z));
         return dy * sigmoid * (1 + z * (1 - sigmoid));
@@ -69,5 +126,21 @@ static INLINE vec activation_gradient(vec dy, vec z, int activation) {
         vec pdf = vec_exp((acc)-0.5 * z * z) * (acc)0.39894228040143268;
         return dy * (cdf + z * pdf);
     }
-    return dy;
+    if (activation == GELU_TANH) {
+        z = -at_most(-at_most(z, FLAT), FLAT); /* its square has to be finite */
+        vec sigmoid = 1 / (1 + vec_exp(-twice_inner(z)));
+        vec slope = (1 + z * z * (acc)(3 * 0.044715)) * (acc)1.5957691216057308;
+        return dy * (sigmoid + z * slope * sigmoid * (1 - sigmoid));
+    }
+    if (activation == HARDSWISH) {
+        vec slope = z * (acc)(1.0 / 3) + (acc)0.5;
+        slope = blend(greater(splat(3), z), slope, splat(1));
+        return dy * keep(above(z + 3), slope);
+    }
+    if (activation == MISH) { /* (1 - tanh^2) sigmoid = 4 e (e + 1) / (n + 2)^2 */
+        z = at_most(z, FLAT);
+        vec e = vec_exp(z), rest = 2 / (e * (e + 2) + 2);
+        return dy * (tanh_of_softplus(e) + z * e * (e + 1) * rest * rest);
+    }
+    return dy * blend(above(z), splat(1), vec_exp(at_most(z, 0)) * parameter);
 }

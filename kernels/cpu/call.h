@@ -96,7 +96,8 @@ static int begin(struct call *k, const struct job *j, int backward) {
     k->D = k->C / k->G;
     const size C = k->C;
     k->stat_sets = of_batch(k->kind) ? C : k->N * k->G;
-    struct tensors t = {j->x, j->dy, j->residual, j->y, j->dresidual, j->bits};
+    struct tensors t = {j->x, j->dy, j->residual, j->y, j->dresidual, j->bits,
+                        (acc)j->parameter};
     k->t = t;
     if (k->last) {
         k->piece = MAX(1, BLOCKS * POSITIONS(C));

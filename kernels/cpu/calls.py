@@ -1,9 +1,11 @@
 """The structs of job.h: a call of the engine is one of them, packed into bytes."""
 
+import functools
 import struct
 
 import torch
 
+from fastnorm.activations import parsed
 from fastnorm.contract import Tensors
 
 from ..records import Record
@@ -15,13 +17,19 @@ NORMS = {
         ("batch", "instance", "group", "batch_instance", "mean_only_batch", "given", "moments")
     )
 }
-ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3}
-pack_job = struct.Struct("28q2d").pack
+# As activation.h numbers them.
+ACTIVATIONS = {
+    name: number
+    for number, name in enumerate(
+        ("", "relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish", "leaky_relu", "elu")
+    )
+}
+pack_job = struct.Struct("28q3d").pack
 # Of a norm forward and backward, without the members that are 0 there.
-pack_norm = struct.Struct("q8x9q48x11q2d").pack
-pack_norm_backward = struct.Struct("7q16x6q16x9q8xq16x").pack
-pack_rows = struct.Struct("2q16x7q24x6qd").pack
-pack_rows_backward = struct.Struct("q8x8q8x9q8x").pack
+pack_norm = struct.Struct("q8x9q48x11q3d").pack
+pack_norm_backward = struct.Struct("7q16x6q16x9q8xq16xd").pack
+pack_rows = struct.Struct("2q16x7q24x6q2d").pack
+pack_rows_backward = struct.Struct("q8x8q8x9q8xd").pack
 pack_weight = struct.Struct("10q").pack
 # Below so many elements a call takes less time than the interpreter's lock handed to and fro.
 QUICK = 1 << 14
@@ -37,6 +45,13 @@ def run(function: str, x: torch.Tensor, job: bytes) -> None:
     found = functions(x.dtype)
     if getattr(found.quick if x.numel() < QUICK else found, function)(job):
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
+
+
+@functools.cache
+def numbered(activation: str | None) -> tuple[int, float]:
+    """An activation's number and parameter."""
+    name, parameter = parsed(activation)
+    return ACTIVATIONS[name], parameter
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

@@ -8,9 +8,9 @@ from fastnorm.tensors import dense, laid_out_as
 
 from ..masks import mask_for
 from .calls import (
-    ACTIVATIONS,
     NORMS,
     in_dtypes_of,
+    numbered,
     of_one_dtype,
     pack_norm,
     pack_norm_backward,
@@ -44,6 +44,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     mean, var = running
     y = empty_like(x)
     stats = empty(stats_size(spec, N, C), dtype=float64)
+    after, number = numbered(activation)
     job = pack_norm(
         x.data_ptr(),
         0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
@@ -51,8 +52,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
         0 if rho is None else rho.data_ptr(),
         0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
         stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
-        ACTIVATIONS[activation], parameter_type, running_type, get_num_threads(),
-        momentum, eps,
+        after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
@@ -93,6 +93,7 @@ def channel_norm_backward(
         dx is not None or dresidual is not None
         or dweight is not None or dbias is not None or drho is not None
     ):  # fmt: skip
+        after, number = numbered(spec.activation)
         job = pack_norm_backward(
             x.data_ptr(), dy.data_ptr(),
             0 if residual is None else residual.data_ptr(), 0 if mask is None else mask.data_ptr(),
@@ -102,8 +103,7 @@ def channel_norm_backward(
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
             0 if drho is None else drho.data_ptr(), N, C, S, last, NORMS[spec.norm], spec.groups,
-            spec.use_input_stats, ACTIVATIONS[spec.activation], parameter_type,
-            get_num_threads(),
+            spec.use_input_stats, after, parameter_type, get_num_threads(), number,
         )  # fmt: skip
         run("norm_backward", x, job)
     if needs[1] and not fused:

@@ -19,7 +19,7 @@ struct job {
     double *sums;         /* (2, N, C): what the moments, of x or of gradients, are wanted in */
     int64_t N, C, S, last, norm, groups, own_stats, activation;
     int64_t parameter_type, running_type, threads;
-    double momentum, eps;
+    double momentum, eps, parameter; /* the last of the activation */
 };
 
 /* A norm of R rows of L elements: layer norm, or RMS norm where `rms`. */
@@ -31,7 +31,7 @@ struct rows_job {
     void *y;                   /* or dx */
     void *total, *dresidual, *dweight, *dbias;
     int64_t R, L, rms, activation, parameter_type, threads;
-    double eps;
+    double eps, parameter;
 };
 
 /* Weight normalisation of R rows. */

@@ -95,10 +95,10 @@ static INLINE void row_step(const struct rows *w, size row, size i, int k, struc
     z = z * factor(w->gamma, i, k, 1) + factor(w->beta, i, k, 0);
     if (added) {
         z += get(w->t.residual + at, k);
-        if (activation == RELU && w->t.bits)
-            put_bits(w->t.bits + row * ceil_div(L, 8) + i / 8, above(z), k);
+        if (keeps_mask(activation) && w->t.bits)
+            put_bits(w->t.bits + row * ceil_div(L, 8) + i / 8, passes(z, activation), k);
     }
-    put(w->t.y + at, activated(z, activation), k);
+    put(w->t.y + at, activated(z, activation, w->t.parameter), k);
 }
 
 static INLINE void row_forward(const struct rows *shared, size row, size first, size end,
@@ -153,11 +153,12 @@ static INLINE vec row_gradient(const struct rows *w, size row, size i, int k,
     vec g = get(w->t.dy + at, k);
     *x_hat = (get(w->t.x + at, k) - a.center) * a.scale + a.shift;
     if (activation == NONE) return g;
-    if (activation == RELU && added)
-        return keep(get_bits(w->t.bits + row * ceil_div(L, 8) + i / 8, k), g);
+    if (added && keeps_mask(activation))
+        return masked_gradient(g, get_bits(w->t.bits + row * ceil_div(L, 8) + i / 8, k), activation,
+                               w->t.parameter);
     vec z = *x_hat * factor(w->gamma, i, k, 1) + factor(w->beta, i, k, 0);
     if (added) z += get(w->t.residual + at, k);
-    return activation_gradient(g, z, activation);
+    return activation_gradient(g, z, activation, w->t.parameter);
 }
 
 /* k columns of `rows` rows: their sums, and what they add to the parameters' gradients. */
@@ -329,7 +330,7 @@ static struct rows seen_as_rows(const struct rows_job *j, size piece) {
     struct rows w = {.job = j, .dsum = j->dsum, .L = j->L, .piece = piece};
     w.pieces = ceil_div(j->L, piece);
     struct tensors t = {j->addend ? j->total : j->x, j->dy, j->residual,
-                        j->y, j->dresidual, j->bits};
+                        j->y, j->dresidual, j->bits, (acc)j->parameter};
     w.t = t;
     return w;
 }

@@ -6,7 +6,7 @@ from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 
 from ..masks import mask_for
 from ..tensors import contiguous, row_sizes
-from .calls import ACTIVATIONS, in_dtypes_of, of_one_dtype, pack_rows, pack_rows_backward, run
+from .calls import in_dtypes_of, numbered, of_one_dtype, pack_rows, pack_rows_backward, run
 
 
 def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
@@ -39,13 +39,13 @@ def _norm(
     R, L = row_sizes(x, spec.groups)
     (weight, bias), parameter_type = of_one_dtype((inputs.weight, inputs.bias))
     y, stats = empty_like(x), empty(2 * R, dtype=float64)
+    activation, number = numbered(spec.activation)
     job = pack_rows(
         x.data_ptr(), 0 if addend is None else addend.data_ptr(),
         0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
         0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         stats.data_ptr(), y.data_ptr(), 0 if total is None else total.data_ptr(),
-        R, L, spec.norm == "rms", ACTIVATIONS[spec.activation], parameter_type,
-        get_num_threads(), spec.eps,
+        R, L, spec.norm == "rms", activation, parameter_type, get_num_threads(), spec.eps, number,
     )  # fmt: skip
     run("rows", x, job)
     return y, stats
@@ -78,6 +78,7 @@ def row_norm_backward(
     dweight = empty_like(weight) if needs[2] and weight is not None else None
     dbias = empty_like(bias) if needs[3] and bias is not None else None
     if dx is not None or dresidual is not None or dweight is not None or dbias is not None:
+        activation, number = numbered(spec.activation)
         job = pack_rows_backward(
             x.data_ptr(), dy.data_ptr(), 0 if dsum is None else dsum.data_ptr(),
             0 if residual is None else residual.data_ptr(), 0 if mask is None else mask.data_ptr(),
@@ -85,8 +86,7 @@ def row_norm_backward(
             stats.data_ptr(), 0 if dx is None else dx.data_ptr(),
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
-            R, L, spec.norm == "rms", ACTIVATIONS[spec.activation], parameter_type,
-            get_num_threads(),
+            R, L, spec.norm == "rms", activation, parameter_type, get_num_threads(), number,
         )  # fmt: skip
         run("rows_backward", x, job)
     if needs[1] and not fused:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..routing import LaidOutStages
-from .calls import ACTIVATIONS, NORMS, pack_job, pointer, run
+from .calls import NORMS, numbered, pack_job, pointer, run
 from .channels import seen
 
 
@@ -16,7 +16,7 @@ class CpuStages(LaidOutStages):
         found = x.new_empty((2, N, C), dtype=torch.float64)
         job = pack_job(
             x.data_ptr(), *[0] * 15, found.data_ptr(), N, C, S, last, NORMS["moments"], 1, True, 0,
-            0, 0, torch.get_num_threads(), 0.0, 0.0,
+            0, 0, torch.get_num_threads(), 0.0, 0.0, 0.0,
         )  # fmt: skip
         run("norm", x, job)
         mean, var = found
@@ -35,10 +35,11 @@ class CpuStages(LaidOutStages):
         mask: Tensor | None,
     ) -> None:
         x, N, C, S, last = seen(x)
+        after, number = numbered(activation)
         job = pack_job(
             x.data_ptr(), 0, pointer(residual), pointer(mask), *[0] * 5, table.data_ptr(),
             y.data_ptr(), *[0] * 6, N, C, S, last, NORMS["given"], 1, True,
-            ACTIVATIONS[activation], 0, 0, torch.get_num_threads(), 0.0, 0.0,
+            after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
         )  # fmt: skip
         run("norm", x, job)
 
@@ -85,10 +86,11 @@ def _backward(
     """`others` are dx, dresidual, slopes and sums."""
     x, N, C, S, last = seen(x)
     dx, dresidual, slopes, sums = others
+    after, number = numbered(activation)
     job = pack_job(
         x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(mask), *[0] * 5, table.data_ptr(),
         pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), N, C, S, last,
-        NORMS["given"], 1, True, ACTIVATIONS[activation], 0, 0, torch.get_num_threads(), 0.0, 0.0,
+        NORMS["given"], 1, True, after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
     )  # fmt: skip
     run("norm_backward", x, job)
 

@@ -10,6 +10,7 @@ struct tensors {
     const elem *x, *dy, *residual;
     elem *y, *dresidual;
     uint8_t *bits;
+    acc parameter; /* of the activation */
 };
 
 /* y of k neighbours, at `i`; bits is where theirs go. */
@@ -18,9 +19,9 @@ static INLINE void forward_step(const struct tensors *t, size i, uint8_t *bits, 
     vec z = (get(t->x + i, k) - a.center) * a.scale + a.shift;
     if (added) {
         z += get(t->residual + i, k);
-        if (activation == RELU && bits) put_bits(bits, above(z), k);
+        if (keeps_mask(activation) && bits) put_bits(bits, passes(z, activation), k);
     }
-    put(t->y + i, activated(z, activation), k);
+    put(t->y + i, activated(z, activation, t->parameter), k);
 }
 
 /* g = dy act'(z) of k neighbours, and their x - center in *deviation. */
@@ -29,13 +30,14 @@ static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *
     vec g = get(t->dy + i, k);
     *deviation = get(t->x + i, k) - a.center;
     if (activation == NONE) return g;
-    if (activation == RELU && added) return keep(get_bits(bits, k), g);
+    if (added && keeps_mask(activation))
+        return masked_gradient(g, get_bits(bits, k), activation, t->parameter);
     vec z = *deviation * a.scale + a.shift;
     if (added) z += get(t->residual + i, k);
-    return activation_gradient(g, z, activation);
+    return activation_gradient(g, z, activation, t->parameter);
 }
 
-/* Run FUNCTION(..., activation, added), both constants inside of it. */
+/* Run FUNCTION(..., activation, added), both constants inside of it for the usual ones. */
 #define SPECIALISED(FUNCTION, activation, added, ...)                        \
     switch ((activation) * 2 + (added)) {                                    \
     case NONE * 2: FUNCTION(__VA_ARGS__, NONE, 0); break;                    \
@@ -44,7 +46,9 @@ static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *
     case RELU * 2 + 1: FUNCTION(__VA_ARGS__, RELU, 1); break;                \
     case SILU * 2:                                                           \
     case SILU * 2 + 1: FUNCTION(__VA_ARGS__, SILU, added); break;            \
-    default: FUNCTION(__VA_ARGS__, GELU, added);                             \
+    case GELU * 2:                                                           \
+    case GELU * 2 + 1: FUNCTION(__VA_ARGS__, GELU, added); break;            \
+    default: FUNCTION(__VA_ARGS__, (int)(activation), added);                \
     }
 
 struct slopes {

@@ -68,6 +68,9 @@ static INLINE vec blend(mask m, vec a, vec b) {
 static INLINE mask above(vec z) {
     return _mm512_cmp_pd_mask((__m512d)z, _mm512_setzero_pd(), _CMP_NLE_UQ);
 }
+static INLINE mask greater(vec a, vec b) {
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
+}
 static INLINE acc sum(vec v) { return _mm512_reduce_add_pd((__m512d)v); }
 #else
 typedef ivec mask;

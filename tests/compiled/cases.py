@@ -28,6 +28,10 @@ ACTIVATIONS = {
     "gelu": ("gelu", False), "residual": (None, True), "relu residual": ("relu", True),
     "silu residual": ("silu", True), "gelu residual": ("gelu", True),
 }  # fmt: skip
+COVERED = tuple(ACTIVATIONS)  # with all other factors; those below alone
+FURTHER = ("gelu_tanh", "hardswish", "mish", "leaky_relu(0.2)", "elu(1.5)")
+ACTIVATIONS |= {name: (name, False) for name in FURTHER}
+ACTIVATIONS |= {f"{name} residual": (name, True) for name in FURTHER}
 
 MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
 # Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one. In each tier
@@ -76,7 +80,7 @@ ROW_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 FACTORS: dict[str, tuple[Any, ...]] = {
     "op": (*OF_CHANNELS, *OF_ROWS, "weight"),
     "size": (EVEN, ODD, PRIME, UNALIGNED, POSITION, CHANNEL, INSTANCE, BEYOND),
-    "fusion": tuple(ACTIVATIONS),
+    "fusion": COVERED,
     "asked": ("all", "x", "parameters", "bias", "weight", "residual", "x and bias"),
     "dtype": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
     "tier": ("one_program", "streaming", "cluster"),

@@ -1,0 +1,101 @@
+"""The activations that a norm can end with: names, parameters, formulas.
+
+    relu, silu, gelu, gelu_tanh, hardswish, mish
+    leaky_relu(slope), elu(alpha)
+
+A parameter is given with the name, as "leaky_relu(0.2)", ("leaky_relu", 0.2) or
+Activation("leaky_relu", 0.2); without one torch's default is taken. Everything behind the public
+functions and modules has the first form, a string that tells activations apart.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLAIN = ("relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish")
+DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
+NAMES = (*PLAIN, *DEFAULTS)
+WITH_MASK = ("relu", "leaky_relu")  # of which a bit for each element is all that a backward needs
+CANONICAL = set(PLAIN)  # with those that `canonical` has answered
+
+
+class Activation(NamedTuple):
+    """An activation and its parameter: leaky_relu's slope, elu's alpha, for others 0."""
+
+    name: str
+    parameter: float = 0.0
+
+
+ActivationLike = str | tuple[str, float] | None
+"""How a caller names an activation; an Activation is such a tuple."""
+
+
+def canonical(activation: ActivationLike, op: str) -> str | None:
+    """The activation as a string: "leaky_relu" is "leaky_relu(0.01)".
+
+    Raises ValueError, in the name of `op`, for whatever names none.
+    """
+    if activation is None or (type(activation) is str and activation in CANONICAL):
+        return activation
+    try:
+        found = _read(activation)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op} got activation={activation!r}: choose None or one of {', '.join(NAMES)}; "
+            f"{' and '.join(DEFAULTS)} take a finite number, as in ('leaky_relu', 0.2)"
+        ) from None
+    name = f"{found.name}({found.parameter!r})"
+    CANONICAL.add(name)
+    return name
+
+
+def _read(activation: object) -> Activation:
+    """An activation with a parameter. Raises TypeError or ValueError for anything else."""
+    if isinstance(activation, str):
+        name, opening, rest = activation.partition("(")
+        if opening and not rest.endswith(")"):
+            raise ValueError(activation)
+        parameter = float(rest[:-1]) if opening else DEFAULTS.get(name)
+    elif isinstance(activation, tuple) and len(activation) == 2:
+        name, parameter = activation
+    else:
+        raise TypeError(activation)
+    if name not in DEFAULTS or isinstance(parameter, str) or parameter is None:
+        raise ValueError(activation)
+    if not math.isfinite(float(parameter)):
+        raise ValueError(activation)
+    return Activation(name, float(parameter))
+
+
+@functools.cache
+def parsed(activation: str | None) -> Activation:
+    """The name, "" for None, and the parameter of what `canonical` answers."""
+    if activation is None:
+        return Activation("")
+    return Activation(activation) if activation in PLAIN else _read(activation)
+
+
+def activate(z: Tensor, activation: str | None) -> Tensor:
+    """act(z) by torch's functions, differentiable; z is what a norm and a residual add up to."""
+    name, parameter = parsed(activation)
+    match name:
+        case "":
+            return z
+        case "gelu_tanh":
+            return F.gelu(z, approximate="tanh")
+        case "leaky_relu":
+            return F.leaky_relu(z, parameter)
+        case "elu":
+            return F.elu(z, parameter)
+    found: Tensor = getattr(F, name)(z)
+    return found
+
+
+def masked(dy: Tensor, mask: Tensor, activation: str | None) -> Tensor:
+    """dy * act'(z) of an activation in WITH_MASK, by the booleans that a forward kept of z."""
+    name, slope = parsed(activation)
+    return torch.where(mask, dy, 0.0 if name == "relu" else dy * slope)
