@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..autograd import apply_norm
-from ..checks import check_input, check_rows, is_sound
+from ..checks import check_input, check_rows
 from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
 from ..nested import is_nested, on_rows
@@ -36,10 +36,10 @@ def layer_norm(
     another, NotImplementedError for dtypes without kernels.
     """
     overridden = has_torch_function_variadic(input, weight, bias, residual)
-    route = None if overridden else plain_route(input)
-    if route is not None:
+    if not overridden:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, activation, shape, (weight, bias)):
+        route = plain_route(input, residual, activation, shape, (weight, bias))
+        if route is not None and _ends_in(input.shape, shape):
             spec = NormSpec("layer", len(shape), True, 0.0, eps, activation)
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
@@ -83,10 +83,10 @@ def rms_norm(
     ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
     overridden = has_torch_function_variadic(input, weight, residual)
-    route = None if overridden else plain_route(input)
-    if route is not None:
+    if not overridden:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, activation, shape, (weight,)):
+        route = plain_route(input, residual, activation, shape, (weight,))
+        if route is not None and _ends_in(input.shape, shape):
             spec = _rms_spec(input, shape, eps, activation)
             return apply_norm(input, residual, weight, None, None, None, None, spec, route)
     if is_nested(input):
@@ -184,19 +184,9 @@ def _add_norm(
     return add_normalise(Inputs(x, shortcut, weight, bias), spec)
 
 
-def _is_sound(
-    input: Tensor,
-    residual: Tensor | None,
-    activation: str | None,
-    shape: tuple[int, ...],
-    parameters: tuple[Tensor | None, ...],
-) -> bool:
-    """`is_sound`, and whether shape is that of input's last dimensions."""
-    return (
-        len(shape) > 0
-        and input.shape[-len(shape) :] == shape
-        and is_sound(input, residual, activation, shape, parameters)
-    )
+def _ends_in(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the shape, of a dimension at least, is that of the last dimensions."""
+    return len(shape) > 0 and sizes[-len(shape) :] == shape
 
 
 EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
