@@ -8,7 +8,6 @@ Activation("leaky_relu", 0.2); without one torch's default is taken. Everything 
 functions and modules has the first form, a string that tells activations apart.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -20,7 +19,6 @@ PLAIN = ("relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish")
 DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 NAMES = (*PLAIN, *DEFAULTS)
 WITH_MASK = ("relu", "leaky_relu")  # of which a bit for each element is all that a backward needs
-CANONICAL = set(PLAIN)  # with those that `canonical` has answered
 
 
 class Activation(NamedTuple):
@@ -39,7 +37,7 @@ def canonical(activation: ActivationLike, op: str) -> str | None:
 
     Raises ValueError, in the name of `op`, for whatever names none.
     """
-    if activation is None or (type(activation) is str and activation in CANONICAL):
+    if activation is None or (type(activation) is str and activation in PARSED):
         return activation
     try:
         found = _read(activation)
@@ -49,7 +47,7 @@ def canonical(activation: ActivationLike, op: str) -> str | None:
             f"{' and '.join(DEFAULTS)} take a finite number, as in ('leaky_relu', 0.2)"
         ) from None
     name = f"{found.name}({found.parameter!r})"
-    CANONICAL.add(name)
+    PARSED[name] = found
     return name
 
 
@@ -71,12 +69,14 @@ def _read(activation: object) -> Activation:
     return Activation(name, float(parameter))
 
 
-@functools.cache
+# What names stand for, by what `canonical` answers; no functools.cache, of which compilers warn.
+PARSED: dict[str | None, Activation] = {None: Activation(""), **{n: Activation(n) for n in PLAIN}}
+
+
 def parsed(activation: str | None) -> Activation:
     """The name, "" for None, and the parameter of what `canonical` answers."""
-    if activation is None:
-        return Activation("")
-    return Activation(activation) if activation in PLAIN else _read(activation)
+    found = PARSED.get(activation)
+    return _read(activation) if found is None else found
 
 
 def activate(z: Tensor, activation: str | None) -> Tensor:

@@ -10,36 +10,6 @@ from torch import Tensor
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
-def is_sound(
-    input: Tensor,
-    residual: Tensor | None,
-    shape: tuple[int, ...],
-    parameters: tuple[Tensor | None, ...],
-) -> bool:
-    """Whether check_input (but for the rank) and check_channels or check_rows would refuse nothing,
-    parameters having to be of `shape`.
-
-    It takes a third of their time. Where it is False, they are asked: they know what is at fault,
-    and accept rarer calls.
-    """
-    dtype, device = input.dtype, input.device
-    if dtype not in DTYPES:
-        return False
-    if residual is not None and (
-        residual.shape != input.shape or residual.dtype is not dtype or residual.device != device
-    ):
-        return False
-    on_cpu = input.is_cpu  # which is told faster than a device is compared
-    for tensor in parameters:
-        if tensor is not None and (
-            tensor.shape != shape
-            or tensor.dtype not in DTYPES
-            or not (tensor.is_cpu if on_cpu else tensor.device == device)
-        ):
-            return False
-    return True
-
-
 def check_input(
     op: str,
     input: Tensor,

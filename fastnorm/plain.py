@@ -1,4 +1,4 @@
-"""Ordinary calls, which small tensors make: `plain_route` answers at once what `dispatch` asks."""
+"""Ordinary calls: `plain_route` answers at once what the checks and `dispatch` ask one by one."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 
 from . import backend
 from .autograd import Route
+from .checks import DTYPES
 
 PLAIN = (Tensor, torch.nn.Parameter)
 # The routes that `dispatch` has taken, by the backend chosen, x's dtype and whether it is on the
@@ -20,9 +21,18 @@ PLAIN = (Tensor, torch.nn.Parameter)
 READY: dict[tuple[str, torch.dtype, bool], Route] = {}
 
 
-def plain_route(x: Tensor) -> Route | None:
-    """The route of a call of x, if x is a tensor with memory of its own and nothing is on that
-    changes what a call means; None: ask `dispatch.normalise`."""
+def plain_route(
+    x: Tensor,
+    residual: Tensor | None,
+    shape: tuple[int, ...],
+    parameters: tuple[Tensor | None, ...],
+) -> Route | None:
+    """The route of a call about which nothing is special: x is a tensor with memory of its own,
+    nothing is on that changes what a call means, and no check refuses one of the tensors, where
+    parameters have to be of `shape`. None: ask all the checks and `dispatch.normalise`.
+
+    What it does not ask is x's rank and what a norm wants of its sizes.
+    """
     if (
         is_compiling()  # first: compilers know no more of these
         or type(x) not in PLAIN
@@ -32,7 +42,21 @@ def plain_route(x: Tensor) -> Route | None:
         or _is_tracing()
         or forward_ad._current_level >= 0
         or x.is_nested
-        or not (x.is_cpu or x.is_cuda)
     ):
         return None
-    return READY.get((backend._current, x.dtype, x.is_cpu))
+    dtype, on_cpu = x.dtype, x.is_cpu
+    route = READY.get((backend._current, dtype, on_cpu))
+    if route is None or not (on_cpu or x.is_cuda):
+        return None
+    if residual is not None and (
+        residual.shape != x.shape or residual.dtype is not dtype or residual.device != x.device
+    ):
+        return None
+    for tensor in parameters:
+        if tensor is not None and (
+            tensor.shape != shape
+            or tensor.dtype not in DTYPES
+            or not (tensor.is_cpu if on_cpu else tensor.device == x.device)
+        ):
+            return None
+    return route

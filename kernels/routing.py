@@ -88,7 +88,7 @@ class RoutedEngine(Engine, ABC):
             pairs = zip(tensors, needs, strict=True)
             return tuple(torch.zeros_like(t) if n and t is not None else None for t, n in pairs)
         if spec.of_rows:
-            return *self.row_norm_backward(dy, inputs, mask, stats, needs[:4], spec), None
+            return *self.row_norm_backward(dy, inputs, mask, stats, needs, spec), None
         return self.channel_norm_backward(dy, inputs, mask, stats, needs, spec)
 
     def add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,6 @@ from ..checks import (
     check_more_than_one_value,
     check_running,
     check_running_mean,
-    is_sound,
 )
 from ..contract import Inputs, NormSpec
 from ..dispatch import autocast, normalise
@@ -49,11 +48,11 @@ def batch_norm(
         )  # fmt: skip
     after = canonical(activation, "batch_norm")
     spec = NormSpec("batch", 1, training, momentum, eps, after)
-    route = plain_route(input)
+    parameters = (weight, bias, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, input.shape[1:2], (weight, bias, running_mean, running_var))
         and input.numel() > input.shape[1]
         and _is_sound_running(running_mean, running_var, training)
         and type(momentum) is float
@@ -109,11 +108,11 @@ def mean_only_batch_norm(
         )  # fmt: skip
     after = canonical(activation, "mean_only_batch_norm")
     spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, after)
-    route = plain_route(input)
+    parameters = (bias, running_mean)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, input.shape[1:2], (bias, running_mean))
         and (training or running_mean is not None)
         and type(momentum) is float
     ):
@@ -158,11 +157,11 @@ def instance_norm(
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, after)
-    route = plain_route(input)
+    parameters = (weight, bias, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, input.shape[1:2], (weight, bias, running_mean, running_var))
         and input.numel() > input.shape[0] * input.shape[1]
         and _is_sound_running(running_mean, running_var, use_input_stats)
         and type(momentum) is float
@@ -211,16 +210,11 @@ def batch_instance_norm(
         )  # fmt: skip
     after = canonical(activation, "batch_instance_norm")
     spec = NormSpec("batch_instance", 1, training, momentum, eps, after)
-    route = plain_route(input)
+    parameters = (weight, bias, rho, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(
-            input,
-            residual,
-            input.shape[1:2],
-            (weight, bias, rho, running_mean, running_var),
-        )
         and input.numel() > input.shape[0] * input.shape[1]
         and _is_sound_running(running_mean, running_var, training)
         and type(momentum) is float
@@ -266,11 +260,11 @@ def group_norm(
         )  # fmt: skip
     after = canonical(activation, "group_norm")
     spec = NormSpec("group", num_groups, True, 0.0, eps, after)
-    route = plain_route(input)
+    parameters = (weight, bias)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
         and input.dim() > 1
-        and is_sound(input, residual, input.shape[1:2], (weight, bias))
         and num_groups > 0
         and input.shape[1] % num_groups == 0
         and input.numel() > num_groups

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
-from ..checks import check_input, check_rows, is_sound
+from ..checks import check_input, check_rows
 from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
 from ..nested import is_nested, on_rows
@@ -38,10 +38,10 @@ def layer_norm(
     """
     after = canonical(activation, "layer_norm")
     overridden = has_torch_function_variadic(input, weight, bias, residual)
-    route = None if overridden else plain_route(input)
-    if route is not None:
+    if not overridden:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, shape, (weight, bias)):
+        route = plain_route(input, residual, shape, (weight, bias))
+        if route is not None and _ends_in(input.shape, shape):
             spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
@@ -86,10 +86,10 @@ def rms_norm(
     """
     after = canonical(activation, "rms_norm")
     overridden = has_torch_function_variadic(input, weight, residual)
-    route = None if overridden else plain_route(input)
-    if route is not None:
+    if not overridden:
         shape = tuple(normalized_shape)
-        if _is_sound(input, residual, shape, (weight,)):
+        route = plain_route(input, residual, shape, (weight,))
+        if route is not None and _ends_in(input.shape, shape):
             spec = _rms_spec(input, shape, eps, after)
             return apply_norm(input, residual, weight, None, None, None, None, spec, route)
     if is_nested(input):
@@ -187,18 +187,9 @@ def _add_norm(
     return add_normalise(Inputs(x, shortcut, weight, bias), spec)
 
 
-def _is_sound(
-    input: Tensor,
-    residual: Tensor | None,
-    shape: tuple[int, ...],
-    parameters: tuple[Tensor | None, ...],
-) -> bool:
-    """`is_sound`, and whether shape is that of input's last dimensions."""
-    return (
-        len(shape) > 0
-        and input.shape[-len(shape) :] == shape
-        and is_sound(input, residual, shape, parameters)
-    )
+def _ends_in(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the shape, of a dimension at least, is that of the last dimensions."""
+    return len(shape) > 0 and sizes[-len(shape) :] == shape
 
 
 EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)

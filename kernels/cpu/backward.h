@@ -254,6 +254,7 @@ int NAME(norm_backward)(const struct job *j) {
     const int constant = of_batch(k.kind) && !j->own_stats;
     const int writes = k.t.y || k.t.dresidual;
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
+    k.t.constant = constant;
     all_coefficients(&k);
     if (k.kind == GIVEN) {
         if (j->sums) {

@@ -66,16 +66,16 @@ def _open(path: Path, name: str) -> Functions:
 
 
 _one_at_a_time = threading.Lock()
-_loaded: dict[torch.dtype, Functions] = {}
+LOADED: dict[torch.dtype, Functions] = {}  # what `functions` has opened
 
 
 def functions(dtype: torch.dtype) -> Functions:
     """The engine for tensors of a dtype. Raises BuildError where it cannot be compiled."""
-    found = _loaded.get(dtype)
+    found = LOADED.get(dtype)
     if found is None:
         with _one_at_a_time:
-            found = _loaded.get(dtype) or _open(library(DTYPES[dtype]), DTYPES[dtype])
-            _loaded[dtype] = found
+            found = LOADED.get(dtype) or _open(library(DTYPES[dtype]), DTYPES[dtype])
+            LOADED[dtype] = found
     return found
 
 

@@ -9,7 +9,8 @@ from fastnorm.activations import parsed
 from fastnorm.contract import Tensors
 
 from ..records import Record
-from .build import NUMBERS, functions
+from . import build
+from .build import NUMBERS
 
 NORMS = {
     name: number
@@ -42,7 +43,7 @@ def run(function: str, x: torch.Tensor, job: bytes) -> None:
     """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
     if RECORD.kept is not None:
         RECORD.kept.append(function)
-    found = functions(x.dtype)
+    found = build.LOADED.get(x.dtype) or build.functions(x.dtype)
     if getattr(found.quick if x.numel() < QUICK else found, function)(job):
         raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
 

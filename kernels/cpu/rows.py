@@ -5,50 +5,50 @@ from torch import Tensor, empty, empty_like, float64, get_num_threads
 from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 
 from ..masks import mask_for
-from ..tensors import contiguous, row_sizes
-from .calls import in_dtypes_of, numbered, of_one_dtype, pack_rows, pack_rows_backward, run
+from ..tensors import row_sizes
+from .calls import (
+    in_dtypes_of,
+    numbered,
+    of_one_dtype,
+    pack_rows,
+    pack_rows_backward,
+    pointer,
+    run,
+)
 
 
-def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
+def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool = False) -> Outputs:
     """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
-    statistics of each row that row_norm_backward takes, in float64."""
-    residual, bits = inputs.residual, None
-    if residual is not None:
-        residual, bits = residual.contiguous(), mask_for(inputs.x, True, spec, differentiable)
-    y, stats = _norm(inputs, spec, residual=residual, bits=bits)
-    return y, bits, stats
+    statistics of each row that row_norm_backward takes, in float64.
+
+    `adding` makes y the norm of x + residual, rounded, and that sum the second result.
+    """
+    x, other, weight, bias, _, _, _ = inputs
+    x, written = x.contiguous(), None
+    if other is not None:
+        other = other.contiguous()
+        written = empty_like(x) if adding else mask_for(x, True, spec, differentiable)
+    R, L = row_sizes(x, spec.groups)
+    (weight, bias), parameter_type = of_one_dtype((weight, bias))
+    y, stats = empty_like(x), empty(2 * R, dtype=float64)
+    of_other, of_written = pointer(other), pointer(written)
+    activation, number = numbered(spec.activation)
+    job = pack_rows(
+        x.data_ptr(), of_other if adding else 0, 0 if adding else of_other,
+        0 if adding else of_written, 0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(), stats.data_ptr(), y.data_ptr(),
+        of_written if adding else 0, R, L, spec.norm == "rms", activation, parameter_type,
+        get_num_threads(), spec.eps, number,
+    )  # fmt: skip
+    run("rows", x, job)
+    return y, written, stats
 
 
 def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
     """The norm of x + residual, rounded, that sum (both contiguous), and the statistics."""
-    addend, total = contiguous(inputs.residual), empty_like(inputs.x.contiguous())
-    y, stats = _norm(inputs, spec, addend, total)
+    y, total, stats = row_norm(inputs, spec, False, adding=True)
+    assert total is not None, "there is a residual"
     return y, total, stats
-
-
-def _norm(
-    inputs: Inputs,
-    spec: NormSpec,
-    addend: Tensor | None = None,
-    total: Tensor | None = None,
-    residual: Tensor | None = None,
-    bits: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """y and the statistics; of `inputs` x and the parameters are read."""
-    x = inputs.x.contiguous()
-    R, L = row_sizes(x, spec.groups)
-    (weight, bias), parameter_type = of_one_dtype((inputs.weight, inputs.bias))
-    y, stats = empty_like(x), empty(2 * R, dtype=float64)
-    activation, number = numbered(spec.activation)
-    job = pack_rows(
-        x.data_ptr(), 0 if addend is None else addend.data_ptr(),
-        0 if residual is None else residual.data_ptr(), 0 if bits is None else bits.data_ptr(),
-        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        stats.data_ptr(), y.data_ptr(), 0 if total is None else total.data_ptr(),
-        R, L, spec.norm == "rms", activation, parameter_type, get_num_threads(), spec.eps, number,
-    )  # fmt: skip
-    run("rows", x, job)
-    return y, stats
 
 
 def row_norm_backward(

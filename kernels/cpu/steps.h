@@ -11,6 +11,7 @@ struct tensors {
     elem *y, *dresidual;
     uint8_t *bits;
     acc parameter; /* of the activation */
+    int constant;  /* statistics are, and dx does not depend on x, which may be infinite */
 };
 
 /* y of k neighbours, at `i`; bits is where theirs go. */
@@ -61,6 +62,6 @@ static INLINE void backward_step(const struct tensors *t, size i, const uint8_t 
                                  int added) {
     vec deviation;
     vec g = gradient_step(t, i, bits, k, a, activation, added, &deviation);
-    if (t->y) put(t->y + i, g * d.p + (deviation * d.q + d.r), k);
+    if (t->y) put(t->y + i, g * d.p + (t->constant ? d.r : deviation * d.q + d.r), k);
     if (t->dresidual) put(t->dresidual + i, g, k);
 }

@@ -174,7 +174,7 @@ def main() -> int:
     os.environ.pop("LD_PRELOAD", None)  # of a sanitizer, which is not for the compiler
     for dtype, name in build.DTYPES.items():
         build.compile_library(name, folder / f"{name}.so", *flags)
-        build._loaded[dtype] = build._open(folder / f"{name}.so", name)
+        build.LOADED[dtype] = build._open(folder / f"{name}.so", name)
     found = {case: check(case) for case in cases()}
     found |= {(dtype, norm): check_add_norm(dtype, norm) for dtype in DTYPES for norm in NORMS[-2:]}
     found |= {dtype: check_weight_norm(dtype) for dtype in DTYPES}

@@ -151,11 +151,11 @@ def test_parameters_of_several_dtypes():
 
 def test_more_memory_than_there_is(monkeypatch):
     """The engine answers that it has none, and Python raises."""
-    monkeypatch.setattr(build, "_loaded", dict(build._loaded))
+    monkeypatch.setattr(build, "LOADED", dict(build.LOADED))
     functions = build.functions(torch.float32)
     full = {name: (lambda job: -1) for name in build.FUNCTIONS}
     broken = build.Functions(quick=build.SimpleNamespace(**full), **full)
-    build._loaded[torch.float32] = broken
+    build.LOADED[torch.float32] = broken
     with running("cpu"), pytest.raises(MemoryError, match=r"\(2, 3\), torch.float32"):
         F.layer_norm(torch.ones(2, 3), (3,))
     assert functions is not broken
