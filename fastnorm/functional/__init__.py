@@ -2,7 +2,9 @@
 
 Every function of channels or rows, but for the two that add, takes two keyword-only extras::
 
-    activation   None, "relu", "silu" or "gelu" (the exact one): y = act(norm(x) + residual)
+    activation   y = act(norm(x) + residual) for None, "relu", "silu", "gelu" (the exact one),
+                 "gelu_tanh", "hardswish", "mish", ("leaky_relu", slope), ("elu", alpha): see
+                 `fastnorm.activations`
     residual     a tensor of input's shape, dtype and device, added before the activation
 
 Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their

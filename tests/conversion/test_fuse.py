@@ -46,8 +46,8 @@ def test_what_fuse_leaves_alone():
         nn.Sequential(shared, nn.ReLU(), shared),
         nn.Sequential(nn.BatchNorm2d(C), nn.ReLU()),
         nn.Sequential(fastnorm.BatchNorm2d(C), listened),
-        nn.Sequential(fastnorm.BatchNorm2d(C), nn.GELU(approximate="tanh")),
-        nn.Sequential(fastnorm.BatchNorm2d(C), nn.LeakyReLU()),
+        nn.Sequential(fastnorm.BatchNorm2d(C), nn.SELU()),
+        nn.Sequential(fastnorm.BatchNorm2d(C), nn.RReLU()),
         nn.Sequential(fastnorm.BatchNorm2d(C, activation="relu"), nn.SiLU()),
         nn.Sequential(overridden, nn.ReLU()),
         nn.ModuleList([fastnorm.BatchNorm2d(C), nn.ReLU()]),
@@ -59,6 +59,29 @@ def test_what_fuse_leaves_alone():
     words["8.0"] = "example"
     assert {kept.name for kept in report.kept} == set(words)
     assert all(words[kept.name] in kept.reason for kept in report.kept)
+
+
+FUSED = {
+    "relu": nn.ReLU(), "silu": nn.SiLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"),
+    "hardswish": nn.Hardswish(), "mish": nn.Mish(), "leaky_relu(0.2)": nn.LeakyReLU(0.2),
+    "elu(1.5)": nn.ELU(1.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", FUSED)
+def test_every_activation(activation):
+    """Fused, folded and back again, each with its parameter."""
+    model = nn.Sequential(nn.Conv2d(C, C, 1), fastnorm.BatchNorm2d(C), FUSED[activation])
+    model.to(DEVICE, torch.float64)
+    x, plain = images(1), copy.deepcopy(model)
+    expected = plain(x)
+    fastnorm.fuse(model)
+    assert model[1].activation == activation and isinstance(model[2], fastnorm.FusedActivation)
+    torch.testing.assert_close(model(x), expected)
+    folded = fastnorm.fuse(copy.deepcopy(model).eval(), fold=True).model
+    torch.testing.assert_close(folded(x), model.eval()(x))
+    fastnorm.revert(model)
+    assert repr(model[2]) == repr(FUSED[activation])
 
 
 class Residual(nn.Module):

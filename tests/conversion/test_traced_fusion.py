@@ -118,8 +118,7 @@ ODD = {
     "twice itself": (lambda m, x: TF.relu(torch.add(*[m.norm(x)] * 2)), None),
     "number added": (lambda m, x: TF.relu(m.norm(x) + 1), None),
     "alpha": (lambda m, x: TF.relu(torch.add(m.norm(x), x, alpha=2)), None),
-    "tanh": (lambda m, x: TF.gelu(m.norm(x), approximate="tanh"), None),
-    "other activation": (lambda m, x: TF.elu(m.norm(x)), None),
+    "other activation": (lambda m, x: TF.selu(m.norm(x)), None),
 }
 
 
@@ -242,3 +241,30 @@ def test_revert_of_a_traced_model_points_to_the_original():
         fastnorm.revert(traced)
     fastnorm.revert(net)
     assert_same_results(net, small_net(), images())
+
+
+CALLED = {
+    "relu": lambda z: TF.relu(z, inplace=True),
+    "gelu": lambda z: TF.gelu(z, approximate="none"),
+    "gelu_tanh": lambda z: TF.gelu(z, approximate="tanh"),
+    "hardswish": TF.hardswish,
+    "mish": lambda z: TF.mish(z, inplace=False),
+    "leaky_relu(0.01)": TF.leaky_relu,
+    "leaky_relu(0.2)": lambda z: TF.leaky_relu(z, 0.2, inplace=True),
+    "elu(1.0)": TF.elu,
+    "elu(1.5)": lambda z: TF.elu(z, alpha=1.5),
+}
+
+
+@pytest.mark.parametrize("activation", CALLED)
+def test_activations_that_are_called(activation):
+    """With their parameters, after a norm and after a sum."""
+    call = CALLED[activation]
+    for forward in (lambda m, x: call(m.norm(x)), lambda m, x: call(m.norm(x) + x)):
+        model = Odd(forward).to(DEVICE, torch.float64)
+        twin, x = copy.deepcopy(model), make_input((3, C, 4, 3))
+        report = fastnorm.fuse(model, x)
+        assert [change.new for change in report.changed] == [
+            f"fastnorm.BatchNorm2d(activation={activation!r})"
+        ]
+        torch.testing.assert_close(report.model(x), twin(x))
