@@ -71,7 +71,7 @@ FUSED = {
 @pytest.mark.parametrize("activation", FUSED)
 def test_every_activation(activation):
     """Fused, folded and back again, each with its parameter."""
-    model = nn.Sequential(nn.Conv2d(C, C, 1), fastnorm.BatchNorm2d(C), FUSED[activation])
+    model = nn.Sequential(nn.Conv2d(3, C, 1), fastnorm.BatchNorm2d(C), FUSED[activation])
     model.to(DEVICE, torch.float64)
     x, plain = images(1), copy.deepcopy(model)
     expected = plain(x)

@@ -260,11 +260,15 @@ CALLED = {
 def test_activations_that_are_called(activation):
     """With their parameters, after a norm and after a sum."""
     call = CALLED[activation]
-    for forward in (lambda m, x: call(m.norm(x)), lambda m, x: call(m.norm(x) + x)):
+    forwards = {
+        "": lambda m, x: call(m.norm(x)),
+        " with residual": lambda m, x: call(m.norm(x) + x),
+    }
+    for after, forward in forwards.items():
         model = Odd(forward).to(DEVICE, torch.float64)
         twin, x = copy.deepcopy(model), make_input((3, C, 4, 3))
         report = fastnorm.fuse(model, x)
         assert [change.new for change in report.changed] == [
-            f"fastnorm.BatchNorm2d(activation={activation!r})"
+            f"fastnorm.BatchNorm2d(activation={activation!r}){after}"
         ]
         torch.testing.assert_close(report.model(x), twin(x))
