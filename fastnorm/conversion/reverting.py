@@ -18,8 +18,8 @@ def revert(model: nn.Module) -> Conversion:
     torch.nn lacks and `convert` never makes, SwitchableNorm for one, stay and are listed.
 
     Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
-    norm, and an activation that `fuse` did not put there (or did in a traced model: go back to the
-    model that it was made from). TypeError where `model` is no module.
+    norm, a weight that counts from 1, and an activation that `fuse` did not put there (or did in a
+    traced model: go back to the model that it was made from). TypeError where `model` is no module.
     """
     check_model("revert", model)
     placeholders = fused_activations(model)
@@ -35,6 +35,11 @@ def revert(model: nn.Module) -> Conversion:
         elif type(module) not in TORCHS:
             reason = "torch.nn has no such norm" if is_known(module) else subclass_of(module)
             kept.append(Kept(name, type_name(type(module)), reason))
+        elif getattr(module, "zero_centered", False):
+            refused.append(
+                f"{label(name)}: torch.nn's norm does not count its weight from 1; add 1 to it and "
+                "set zero_centered to False"
+            )
         elif module.activation is not None and id(module) not in restored:
             refused.append(
                 f"{label(name)}: torch.nn's norm has no activation={module.activation!r}; set it "
@@ -50,6 +55,7 @@ def revert(model: nn.Module) -> Conversion:
     for name, module in norms:
         old = type_name(type(module))
         del vars(module)["activation"]
+        vars(module).pop("zero_centered", None)
         module.__class__ = TORCHS[type(module)]
         changed.append(Change(name, old, type_name(type(module))))
     return Conversion(model, changed, kept)

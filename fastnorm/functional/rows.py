@@ -28,16 +28,20 @@ def layer_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    zero_centered: bool = False,
 ) -> Tensor:
     """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
 
-    weight and bias have shape `normalized_shape` or are None. input may be a nested tensor.
+    weight and bias have shape `normalized_shape` or are None. input may be a nested tensor. With
+    `zero_centered` the factor is 1 + weight: see `counted_from_one`.
 
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
     after = canonical(activation, "layer_norm")
     overridden = has_torch_function_variadic(input, weight, bias, residual)
+    if zero_centered and not overridden:
+        weight, zero_centered = counted_from_one(weight), False
     if not overridden:
         shape = tuple(normalized_shape)
         route = plain_route(input, residual, shape, (weight, bias))
@@ -48,14 +52,15 @@ def layer_norm(
         return on_rows(
             "layer_norm", input, residual, normalized_shape,
             lambda rows, other: layer_norm(
-                rows, normalized_shape, weight, bias, eps, activation=activation, residual=other
+                rows, normalized_shape, weight, bias, eps, activation=activation, residual=other,
+                zero_centered=zero_centered,
             ),
         )  # fmt: skip
     if overridden:
         return handle_torch_function(
             layer_norm, (input, weight, bias, residual),
             input, normalized_shape, weight, bias, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, zero_centered=zero_centered,
         )  # fmt: skip
     shape = tuple(normalized_shape)
     input, residual = autocast(input, residual, "layer")
@@ -73,12 +78,13 @@ def rms_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    zero_centered: bool = False,
 ) -> Tensor:
     """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
 
     weight has shape `normalized_shape` or is None. input may be a nested tensor. Without eps it is
     torch's: the machine epsilon of what the statistics are computed in, float64's for float64 and
-    float32's for all others.
+    float32's for all others. With `zero_centered` the factor is 1 + weight: see `counted_from_one`.
     Source: arXiv 1910.07467, equation 4.
 
     Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
@@ -86,6 +92,8 @@ def rms_norm(
     """
     after = canonical(activation, "rms_norm")
     overridden = has_torch_function_variadic(input, weight, residual)
+    if zero_centered and not overridden:
+        weight, zero_centered = counted_from_one(weight), False
     if not overridden:
         shape = tuple(normalized_shape)
         route = plain_route(input, residual, shape, (weight,))
@@ -96,13 +104,14 @@ def rms_norm(
         return on_rows(
             "rms_norm", input, residual, normalized_shape,
             lambda rows, other: rms_norm(
-                rows, normalized_shape, weight, eps, activation=activation, residual=other
+                rows, normalized_shape, weight, eps, activation=activation, residual=other,
+                zero_centered=zero_centered,
             ),
         )  # fmt: skip
     if overridden:
         return handle_torch_function(
             rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, zero_centered=zero_centered,
         )  # fmt: skip
     shape = tuple(normalized_shape)
     if input.dim() < len(shape):
@@ -124,6 +133,8 @@ def add_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    zero_centered: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(layer_norm(s), s) of s = input + residual, s rounded to the input's dtype first.
 
@@ -135,13 +146,16 @@ def add_layer_norm(
     if is_nested(input):
         return on_rows(
             "add_layer_norm", input, residual, normalized_shape,
-            lambda rows, other: add_layer_norm(rows, other, normalized_shape, weight, bias, eps),
+            lambda rows, other: add_layer_norm(
+                rows, other, normalized_shape, weight, bias, eps, zero_centered=zero_centered
+            ),
         )  # fmt: skip
     if has_torch_function_variadic(input, residual, weight, bias):
         return handle_torch_function(
             add_layer_norm, (input, residual, weight, bias),
-            input, residual, normalized_shape, weight, bias, eps,
+            input, residual, normalized_shape, weight, bias, eps, zero_centered=zero_centered,
         )  # fmt: skip
+    weight = counted_from_one(weight) if zero_centered else weight
     spec = NormSpec("layer", len(normalized_shape), eps=eps)
     return _add_norm("add_layer_norm", input, residual, normalized_shape, weight, bias, spec)
 
@@ -152,17 +166,23 @@ def add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
+    *,
+    zero_centered: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) of s = input + residual, as add_layer_norm; eps and errors as rms_norm's."""
     if is_nested(input):
         return on_rows(
             "add_rms_norm", input, residual, normalized_shape,
-            lambda rows, other: add_rms_norm(rows, other, normalized_shape, weight, eps),
+            lambda rows, other: add_rms_norm(
+                rows, other, normalized_shape, weight, eps, zero_centered=zero_centered
+            ),
         )  # fmt: skip
     if has_torch_function_variadic(input, residual, weight):
         return handle_torch_function(
-            add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps
-        )
+            add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps,
+            zero_centered=zero_centered,
+        )  # fmt: skip
+    weight = counted_from_one(weight) if zero_centered else weight
     spec = _rms_spec(input, normalized_shape, eps, None)
     return _add_norm("add_rms_norm", input, residual, normalized_shape, weight, None, spec)
 
@@ -190,6 +210,17 @@ def _add_norm(
 def _ends_in(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether the shape, of a dimension at least, is that of the last dimensions."""
     return len(shape) > 0 and sizes[-len(shape) :] == shape
+
+
+def counted_from_one(weight: Tensor | None) -> Tensor | None:
+    """1 + weight in float32 or wider: a 16-bit sum would keep two or three digits of the weight.
+
+    So Gemma (arXiv 2403.08295) and Transformer Engine (zero_centered_gamma) have it: a weight of 0
+    changes nothing, and weight decay pulls the factor to 1.
+    """
+    if weight is None:
+        return None
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
 
 
 EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)

@@ -1,7 +1,7 @@
 """torch.nn's layer and RMS norm with a fused activation and residual, or of a sum."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,28 @@ from ..activations import ActivationLike
 from .base import _Activated, affine_of, is_proxy
 
 
-class LayerNorm(_Activated, nn.LayerNorm):
+class _OfRows(_Activated):
+    """A norm whose weight may count from 1: `zero_centered`, where it starts as 0."""
+
+    zero_centered = False  # of those that were converted from torch.nn's
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]  # torch.nn's
+        if self.zero_centered and self.weight is not None:
+            nn.init.zeros_(self.weight)
+
+    def _with_activation(self, own: str) -> str:
+        return super()._with_activation(own) + (", zero_centered=True" * self.zero_centered)
+
+
+class LayerNorm(_OfRows, nn.LayerNorm):
     """torch.nn.LayerNorm over the last dimensions, with a fused activation and residual.
 
-    See `fastnorm.functional.layer_norm` (arXiv 1607.06450).
+    With `zero_centered` the factor is 1 + weight, and weight starts as 0. See
+    `fastnorm.functional.layer_norm` (arXiv 1607.06450).
     """
 
     def __init__(
@@ -27,7 +45,9 @@ class LayerNorm(_Activated, nn.LayerNorm):
         dtype: torch.dtype | None = None,
         *,
         activation: ActivationLike = None,
+        zero_centered: bool = False,
     ) -> None:
+        self.zero_centered = zero_centered  # reset_parameters, which torch calls, asks
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
 
@@ -37,14 +57,15 @@ class LayerNorm(_Activated, nn.LayerNorm):
         weight, bias = affine_of(self)
         return F.layer_norm(
             input, self.normalized_shape, weight, bias, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, zero_centered=self.zero_centered,
         )  # fmt: skip
 
 
-class RMSNorm(_Activated, nn.RMSNorm):
+class RMSNorm(_OfRows, nn.RMSNorm):
     """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual.
 
-    See `fastnorm.functional.rms_norm` (arXiv 1910.07467).
+    With `zero_centered` the factor is 1 + weight, and weight starts as 0. See
+    `fastnorm.functional.rms_norm` (arXiv 1910.07467).
     """
 
     def __init__(
@@ -56,7 +77,9 @@ class RMSNorm(_Activated, nn.RMSNorm):
         dtype: torch.dtype | None = None,
         *,
         activation: ActivationLike = None,
+        zero_centered: bool = False,
     ) -> None:
+        self.zero_centered = zero_centered
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self._set_activation(activation)
 
@@ -65,7 +88,7 @@ class RMSNorm(_Activated, nn.RMSNorm):
             return self._as_leaf(x, residual)
         return F.rms_norm(
             x, self.normalized_shape, self.weight, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, zero_centered=self.zero_centered,
         )  # fmt: skip
 
 
@@ -85,16 +108,22 @@ class AddLayerNorm(LayerNorm):
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        zero_centered: bool = False,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, bias, device, dtype,
+            zero_centered=zero_centered,
+        )  # fmt: skip
 
     def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(y, s), both contiguous and of the input's shape and dtype."""
         if is_proxy(input):
             return self._as_leaf(input, residual)  # a proxy of the tuple
         return F.add_layer_norm(
-            input, residual, self.normalized_shape, self.weight, self.bias, self.eps
-        )
+            input, residual, self.normalized_shape, self.weight, self.bias, self.eps,
+            zero_centered=self.zero_centered,
+        )  # fmt: skip
 
 
 class AddRMSNorm(RMSNorm):
@@ -112,11 +141,18 @@ class AddRMSNorm(RMSNorm):
         elementwise_affine: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        zero_centered: bool = False,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        super().__init__(
+            normalized_shape, eps, elementwise_affine, device, dtype, zero_centered=zero_centered
+        )
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(y, s), both contiguous and of x's shape and dtype."""
         if is_proxy(x):
             return self._as_leaf(x, residual)
-        return F.add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
+        return F.add_rms_norm(
+            x, residual, self.normalized_shape, self.weight, self.eps,
+            zero_centered=self.zero_centered,
+        )  # fmt: skip
