@@ -8,7 +8,7 @@
     warm                  `python -m benchmarks.warm`: compiles for a run, in many processes
     rows, goals           the rows as they are read; the goals, met or missed
     summary, plot         speed-ups as text; `python -m benchmarks.plot`, the figures
-    readme                `python -m benchmarks.readme`: README.md's table of goals
+    page                  `python -m benchmarks.page`: the table of goals in docs/benchmarks.md
     window, parts         `make gpu` and its like: parts with hard limits; which they are
     smoke, test_smoke     each norm, tier, layout, dtype and fusion once, against float64
     pytest_lines          a plugin: a line for each test, for runs that may be cut

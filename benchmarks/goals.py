@@ -1,7 +1,7 @@
 """The goals, written down before any measurement, and what others have published, as one table.
 
 Each is one number, held against a run's rows: `table` says met, missed by how much, or not
-measured. The tables that a run prints and README.md's are this one.
+measured. The tables that a run prints and that of docs/benchmarks.md are this one.
 """
 
 import statistics

@@ -61,7 +61,7 @@ def test_blocks(page):
             if language == "python":
                 exec(content, names)
     if page == "README.md":
-        assert names["x"].grad is not None and names["norm"].rho.min() < 1
+        assert names["x"].grad is not None
 
 
 def check_make(words: list[str]) -> None:

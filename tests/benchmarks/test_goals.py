@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import goals, readme
+from benchmarks import goals, page
 from benchmarks.goals import COPY, GOALS, HOST, PUBLISHED, Goal
 from benchmarks.rows import read
 from benchmarks.shapes import BN_OF_FP16, RMS_OF_QUACK, Case
@@ -103,22 +103,22 @@ def test_every_line_of_the_table_has_a_name_of_its_own() -> None:
     assert {line[3] for line in lines[1:]} == {"not measured"}
 
 
-def test_the_readmes_table_is_that_of_the_rows() -> None:
-    """What `python -m benchmarks.readme` would write is there; no figure is of a CPU."""
-    rows = read(readme.ROWS)
-    page = readme.README.read_text()
-    assert readme.replaced(page, rows) == page, "python -m benchmarks.readme writes it"
+def test_the_pages_table_is_that_of_the_rows() -> None:
+    """What `python -m benchmarks.page` would write is there; no figure is of a CPU."""
+    rows = read(page.ROWS)
+    text = page.PAGE.read_text()
+    assert page.replaced(text, rows) == text, "python -m benchmarks.page writes it"
     assert all(row["gpu"] for row in rows)
 
 
-def test_the_readmes_table_takes_what_was_measured() -> None:
+def test_the_pages_table_takes_what_was_measured() -> None:
     rows = [row(LN, 0.72) | {"driver": "1.2"}]
-    page = readme.replaced(f"before\n{readme.BEGIN}old\n{readme.END}\nafter\n", rows)
-    assert page.startswith("before\n") and page.endswith(f"\n{readme.END}\nafter\n")
-    assert "| at least 90 % of copy | 72 | missed by 20% |" in page and "old\n" not in page
-    assert "Measured on one made up, driver 1.2, torch 0" in page and "1000 GB/s" in page
-    with pytest.raises(ValueError, match=r"README.md has no <!-- python -m benchmarks.readme"):
-        readme.replaced("a page without the marks", rows)
+    text = page.replaced(f"before\n{page.BEGIN}old\n{page.END}\nafter\n", rows)
+    assert text.startswith("before\n") and text.endswith(f"\n{page.END}\nafter\n")
+    assert "| at least 90 % of copy | 72 | missed by 20% |" in text and "old\n" not in text
+    assert "Measured on one made up, driver 1.2, torch 0" in text and "1000 GB/s" in text
+    with pytest.raises(ValueError, match=r"benchmarks.md has no <!-- python -m benchmarks.page"):
+        page.replaced("a page without the marks", rows)
 
 
 def test_a_row_that_was_cut_is_no_row(tmp_path: Path) -> None:

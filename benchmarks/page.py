@@ -1,4 +1,4 @@
-"""`python -m benchmarks.readme`: README.md's table of goals, from results/gpu.jsonl if there."""
+"""`python -m benchmarks.page`: the table of goals in docs/benchmarks.md, from results/gpu.jsonl."""
 
 import sys
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from pathlib import Path
 from benchmarks import goals
 from benchmarks.rows import Row, markdown, read
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 ROWS = Path(__file__).parent / "results" / "gpu.jsonl"
-BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end -->"
+BEGIN, END = "<!-- python -m benchmarks.page -->\n", "<!-- end -->"
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -34,7 +34,7 @@ def replaced(page: str, rows: Sequence[Row]) -> str:
     before, _, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"{README.name} has no {BEGIN.strip()} with {END.strip()} after it")
+        raise ValueError(f"{PAGE.name} has no {BEGIN.strip()} with {END.strip()} after it")
     return before + BEGIN + block(rows) + END + after
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     rows = read(ROWS)
     if any(row["gpu"] is None for row in rows):
         sys.exit(f"{ROWS} was measured on a CPU: not a GPU result")
-    README.write_text(replaced(README.read_text(), rows))
+    PAGE.write_text(replaced(PAGE.read_text(), rows))
     return 0
 
 
