@@ -12,15 +12,26 @@ import triton.language as tl
 
 from .arithmetic import (
     accumulation_type,
+    centred,
     chan_merge,
     inverse_std,
     load_or,
     merge_along,
+    product,
     split_mean,
-    tile_moments,
     update_running,
 )
-from .channel_tiles import by_channel, load_pivot, unit_channels
+from .channel_tiles import (
+    by_channel,
+    is_whole,
+    lane_sum,
+    lane_sums,
+    load_pivot,
+    outer_sum,
+    spread,
+    spread_outer,
+    unit_channels,
+)
 from .tables import part_moments, table_rows
 
 
@@ -169,7 +180,7 @@ def batch_moments(t, u, s, K: tl.constexpr):
 
     The table's means are relative to each instance's own pivot, the result to that of instance 0.
     """
-    BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C) + 1) // 2  # pivots take registers too
+    BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C, 1024) + 1) // 2  # pivots take registers too
     channels = unit_channels(u, 0, s, K)
     origin = load_pivot(t, tl.zeros([1], tl.int64), channels.c, channels.mask, s, K)
     zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
@@ -217,10 +228,45 @@ def along(m, AXIS: tl.constexpr):
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
     """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
-    there = tl.minimum(s.S - tile.start, K.BLOCK_S)
-    count = tl.where(tile.lanes.mask, there, 0).to(x.dtype)
-    mean, m2 = tile_moments(x, tile.mask, count)
+    count = tl.where(tile.lanes.mask, tl.minimum(s.S - tile.start, K.BLOCK_S), 0).to(x.dtype)
+    # Means are sums of shares: a sum would overflow where the mean does not.
+    mean = lane_sum(product(x, spread(1.0 / tl.maximum(count, 1.0), K)), K)
+    deviation = tl.where(tile.mask, x - spread(mean, K), 0.0)
+    total, squares = lane_sums(deviation, product(deviation, deviation), K)
+    mean, m2 = centred(mean, total, squares, count)
     return Moments(count, mean, m2)
+
+
+@triton.jit
+def outer_moments(x, tile, s, K: tl.constexpr):
+    """Those of each thread's own elements of a tile of x - pivot, along its outer axis.
+
+    Of channels that are not there they are anything: nobody publishes them.
+    """
+    OUTER: tl.constexpr = K.BLOCK_S // K.INNER
+    if is_whole(tile, s, K):
+        mean = outer_sum(x * (1.0 / OUTER))
+        deviation = x - spread_outer(mean)
+        m2 = outer_sum(deviation * deviation)
+        count = tl.zeros_like(mean) + OUTER
+    else:
+        count = outer_sum(tile.mask.to(x.dtype))
+        share = spread_outer(1.0 / tl.maximum(count, 1.0))
+        mean = outer_sum(tl.where(tile.mask, x * share, 0.0))
+        deviation = tl.where(tile.mask, x - spread_outer(mean), 0.0)
+        m2 = outer_sum(deviation * deviation)
+    return Moments(count, mean, m2)
+
+
+@triton.jit
+def add_tile(m, tile):
+    """merge(m, tile), whose few counts are the same in most threads, without a division."""
+    total = m.count + tile.count
+    root = tl.rsqrt(tl.maximum(total, 1.0))
+    share = tile.count * root * root
+    delta = tile.mean - m.mean
+    m2 = m.m2 + tile.m2 + delta * (m.count * share) * delta
+    return Moments(total, m.mean + delta * share, m2)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, across, across_lanes
+from .arithmetic import LANES_FIRST, accumulation_type, across, across_lanes, add_both
 
 SIZES = ["N", "C", "S", "D", "W", "u_blocks", "parts", "steps", "groups"]
 
@@ -36,8 +36,9 @@ class Choices(NamedTuple):
     BLOCK_N: int
     BLOCK_C: int
     BLOCK_S: int
-    INNER: int  # positions of a contiguous tile's inner axis
+    INNER: int  # positions of a tile's inner axis; channels last, of its middle one
     CLUSTER: bool = False  # members wait for one another
+    STAGES: int = 1  # of moments: 1 plus the tiles that are on their way while one is worked on
 
 
 class Forward(NamedTuple):
@@ -227,8 +228,50 @@ def is_first(index, lanes):
 @triton.jit
 def spread(value, K: tl.constexpr):
     """A value of each lane, to go with a tile."""
-    FLAT: tl.constexpr = K.CHANNELS_LAST
-    return across(value, FLAT)
+    if K.CHANNELS_LAST:
+        return value[None, None, :]
+    else:
+        return across(value)
+
+
+@triton.jit
+def outer_sum(x):
+    """The sum along the axis of a tile of which each thread has all."""
+    return tl.sum(x, axis=1 if LANES_FIRST else 0)
+
+
+@triton.jit
+def spread_outer(x):
+    """What outer_sum makes of a tile, to go with it."""
+    return tl.expand_dims(x, 1 if LANES_FIRST else 0)
+
+
+@triton.jit
+def no_outer(K: tl.constexpr, ACC: tl.constexpr):
+    """Zeros of the shape that outer_sum makes of a tile."""
+    if K.CHANNELS_LAST:
+        return tl.zeros([K.INNER, K.BLOCK_N * K.BLOCK_C], ACC)
+    else:
+        return tl.zeros([K.BLOCK_N * K.BLOCK_C, K.INNER], ACC)
+
+
+@triton.jit
+def is_whole(tile, s, K: tl.constexpr):
+    """Whether all elements of a tile's channels are there."""
+    return (tile.start + K.BLOCK_S <= s.S) & (tile.n + K.BLOCK_N <= s.N)
+
+
+@triton.jit
+def lane_sum(x, K: tl.constexpr):
+    return tl.sum(outer_sum(x), axis=0 if K.CHANNELS_LAST else 1)
+
+
+@triton.jit
+def lane_sums(x, y, K: tl.constexpr):
+    """The sums of two tiles, in one round."""
+    return tl.reduce(
+        (outer_sum(x), outer_sum(y)), 0 if K.CHANNELS_LAST else 1, add_both
+    )  # fmt: skip
 
 
 @triton.jit
@@ -242,27 +285,31 @@ def first_element(n, c, s, K: tl.constexpr):
 
 @triton.jit
 def positions(K: tl.constexpr):
-    """The positions of a contiguous tile, counted from its first: all but the axis of the lanes."""
-    outer = tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER
-    return across_lanes(outer) + tl.arange(0, K.INNER)[None, None, :]
+    """The positions of a tile, counted from its first: all but the axis of the lanes."""
+    outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER)
+    inner = tl.arange(0, K.INNER)
+    if K.CHANNELS_LAST:
+        return outer + across(inner)
+    else:
+        return outer + inner[None, None, :]
 
 
 @triton.jit
 def tile_of(n, start, at, s, K: tl.constexpr):
     """A member's tile by its first instance and position (int64).
 
-    Channels last it is flat; contiguous, positions are split in two: see `arithmetic.py`.
+    Its middle axis are lanes and its inner one positions, channels last the other way round: see
+    `arithmetic.py`.
     """
     lanes = tile_lanes(n, at, s.N, s, K)
     first = first_element(lanes.n, lanes.c, s, K)
     if K.CHANNELS_LAST:
-        position = tl.arange(0, K.BLOCK_S)
         stride = tl.zeros([1], tl.int64) + s.C  # start * C may pass 2^31
-        offsets = (first + stride * start)[:, None] + (position * s.C)[None, :]
-        mask = lanes.mask[:, None] & (position < s.S - start)[None, :]
+        offsets = spread(first + stride * start, K) + positions(K) * s.C
     else:
-        offsets = across(first + start, False) + positions(K)
-        mask = across(lanes.mask, False) & (positions(K) < s.S - start)
+        offsets = spread(first + start, K) + positions(K)
+    left = tl.minimum(s.S - start, K.BLOCK_S).to(tl.int32)
+    mask = spread(lanes.mask, K) & (positions(K) < left)
     return Tile(at, n, start, lanes, mask, offsets)
 
 
@@ -289,9 +336,12 @@ def tiles_of_part(at, s, K: tl.constexpr):
 
 @triton.jit
 def nth_tile(i, at, s, K: tl.constexpr):
-    s_blocks = tl.cdiv(s.S, K.BLOCK_S)
-    start = (i % s_blocks).to(tl.int64) * K.BLOCK_S
-    return tile_of(at.n + (i // s_blocks) * K.BLOCK_N, start, at, s, K)
+    if K.BATCH and not K.CHANNELS_LAST:
+        s_blocks = tl.cdiv(s.S, K.BLOCK_S)
+        start = tl.full([], K.BLOCK_S, tl.int64) * (i % s_blocks)
+        return tile_of(at.n + (i // s_blocks) * K.BLOCK_N, start, at, s, K)
+    else:  # one instance: over a batch with channels last, it is all there is
+        return tile_of(at.n, tl.full([], K.BLOCK_S, tl.int64) * i, at, s, K)
 
 
 @triton.jit

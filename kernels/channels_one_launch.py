@@ -8,7 +8,7 @@ on the GPU together walk over the units. The backward is below, with tiles of x 
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, inverse_std, lane_sum, load_or, product, split_mean
+from .arithmetic import accumulation_type, inverse_std, load_or, product, split_mean
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     MixedSums,
@@ -16,7 +16,9 @@ from .channel_gradients import (
     Sums,
     about_mean,
     add_instances,
+    gathers,
     instance_weight,
+    leave_instance,
     mixed_batch_slopes,
     mixed_sums,
     published_sum,
@@ -52,6 +54,7 @@ from .channel_tiles import (
     SIZES,
     channel_blocks,
     is_first,
+    lane_sums,
     load,
     load_pivot,
     place,
@@ -195,7 +198,8 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
     affine = kept_affine(t, tile.lanes, s, K)
     x = packed.to(ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
-    lane = Sums(lane_sum(g.to(ACC)), lane_sum(product(g.to(ACC), x)))
+    sum_g, sum_gx = lane_sums(g.to(ACC), product(g.to(ACC), x), K)
+    lane = Sums(sum_g, sum_gx)
     if K.MIX and K.BATCH:
         slopes = mixed_slopes(t, lane, group, tile, s, K)
     elif K.BATCH:
@@ -211,7 +215,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
             dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
         store(t.dx, dx + spread(slopes.r, K), tile)
     # Parameters of norms within an instance gather over instances: the last one adds them up.
-    if not K.BATCH and t.tickets is not None:
+    if gathers(t, K):
         if at.index == 0:
             if arrived_last(t.tickets + at.u, s.N):
                 add_instances(t, at.u, s, K)
@@ -221,12 +225,12 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
 def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
     """Those of sets within an instance, whose lanes are channels."""
     channels = unit_channels(at.u, at.block, s, K)
-    if t.table is not None:
-        publish(t, lane, at, channels, s, K)
     if K.CLUSTER:
+        publish(t, lane, at, channels, s, K)
         meet(t, group, at, s, K)
-        sums = unit_sums(t, at, s, K)
+        sums = unit_sums(t, at, at.index, s, K)
     else:
+        leave_instance(t, lane, at.n, channels, channels.mask, s, K)
         sums = set_sums(t, lane, channels, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     count = s.D.to(lane.g.dtype) * s.S

@@ -8,13 +8,14 @@ the L2 cache.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, lane_sum, load_or, product
+from .arithmetic import accumulation_type, load_or
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     Slopes,
     Sums,
     about_mean,
     add_instances,
+    gathers,
     load_batch_sums,
     load_sums,
     mixed_batch_slopes,
@@ -26,15 +27,16 @@ from .channel_gradients import (
 )
 from .channel_stats import (
     Moments,
+    add_tile,
     affine_of,
+    along,
     average_instances,
     batch_moments,
     channel_moments,
     constant_stats,
     kept_affine,
-    lane_moments,
     load_stats,
-    merge,
+    outer_moments,
     publish,
     stats_of,
     store_batch_stats,
@@ -49,7 +51,9 @@ from .channel_tiles import (
     is_first,
     load,
     load_pivot,
+    no_outer,
     nth_tile,
+    outer_sum,
     place,
     sizes,
     spread,
@@ -81,7 +85,8 @@ def moments_kernel(
     t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
     K: tl.constexpr,
 ):  # fmt: skip
-    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
+    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan; threads
+    by themselves, and by lanes in the end."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     unit, member = unit_member(tl.program_id(0), s, K)
@@ -89,13 +94,14 @@ def moments_kernel(
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
     pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
     pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
+    zero = no_outer(K, ACC)
     m = Moments(zero, zero, zero)
     first, end = tiles_of_part(at, s, K)
-    for i in range(first, end):
+    for i in tl.range(first, end, num_stages=K.STAGES):
         tile = nth_tile(i, at, s, K)
-        x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
-        m = merge(m, lane_moments(x, tile, s, K))
+        x = load(t.x, tile).to(ACC) - spread(pivot, K)
+        m = add_tile(m, outer_moments(x, tile, s, K))
+    m = along(m, 0 if K.CHANNELS_LAST else 1)
     if K.BLOCK_N > 1:
         m = channel_moments(m, K)
     publish(t, m, at, unit_channels(at.u, at.block, s, K), s, K)
@@ -172,23 +178,22 @@ def gradient_sums_kernel(
     unit, member = unit_member(tl.program_id(0), s, K)
     at = place(unit, member, s)
     affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
-    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
-    lane = Sums(zero, zero)
+    zero = no_outer(K, ACC)
+    own = Sums(zero, zero)
     first, end = tiles_of_part(at, s, K)
     for i in range(first, end):
         tile = nth_tile(i, at, s, K)
         x, dy = load_pair(t, tile, K)
         x = x.to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
-        lane = Sums(lane.g + lane_sum(g), lane.gx + lane_sum(product(g, x)))
-    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+        own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
+    LANES: tl.constexpr = 0 if K.CHANNELS_LAST else 1
+    sums = Sums(tl.sum(own.g, axis=LANES), tl.sum(own.gx, axis=LANES))
+    sums = Sums(sum_instances(sums.g, K), sum_instances(sums.gx, K))
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit_sums(t, at, s, K)
-        PARAMETERS: tl.constexpr = (
-            t.dweight is not None or t.dbias is not None or t.drho is not None
-        )
-        if not K.BATCH and (PARAMETERS or (K.MIX and K.TRAINING and t.sums is not None)):
+        if gathers(t, K):
             if last_of_instances(t, at, s):
                 add_instances(t, at.u, s, K)
 
@@ -204,7 +209,7 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         gamma = load_or(t.weight, channels.c, channels.mask, 1.0, stats.rstd.dtype)
         sums = Sums(gamma * sums.g, gamma * sums.gx)
     else:
-        sums = unit_sums(t, at, s, K)
+        sums = unit_sums(t, at, 0, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
     first = channels.mask & (channels.local % s.D == 0)

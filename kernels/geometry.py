@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+SM_REGISTERS = 65536
+
 
 class View(NamedTuple):
     """A tensor seen as (N, C, S), contiguous or with its channels last in memory (N, S, C)."""
@@ -24,6 +26,10 @@ class View(NamedTuple):
         """How many runs of neighbouring elements the layout has, and their length."""
         N, C, S, channels_last, _ = self
         return (N * S, C) if channels_last else (N * C, S)
+
+    def regrouped(self, depth: int) -> "View":
+        """With `depth` neighbouring channels of the contiguous layout as one."""
+        return self._replace(C=self.C // depth, S=self.S * depth)
 
 
 class Sets(NamedTuple):
@@ -75,12 +81,15 @@ class Geometry(NamedTuple):
         """
         return 168 if self.crowded(backward) and self.num_warps == 4 else 128
 
-    @property
-    def reducing_registers(self) -> int:
-        """A limit for kernels that read a tile and leave it behind: 12 to 20 warps an SM."""
+    def reducing_registers(self, backward: bool) -> int:
+        """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
-        return 128 if self.sets.mix else 96
+        return 80 if backward and not self.sets.mix else 128
+
+    def reducing_at_once(self, backward: bool) -> int:
+        """Programs of those that an SM has at a time."""
+        return SM_REGISTERS // (32 * self.num_warps * self.reducing_registers(backward))
 
     def pointwise_registers(self, has_residual: bool, backward: bool) -> int | None:
         """A limit for passes without sums, which spill only with a residual, or none."""
@@ -123,7 +132,6 @@ class Geometry(NamedTuple):
     def constants(self) -> dict[str, Any]:
         """What of `channel_tiles.Choices` follows from the geometry."""
         align_c, align_s, align_w = self._alignments
-        lanes = self.BLOCK_N * self.BLOCK_C
         return {
             "CHANNELS_LAST": self.view.channels_last,
             "ALIGN_C": align_c,
@@ -133,9 +141,17 @@ class Geometry(NamedTuple):
             "BLOCK_N": self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
             "BLOCK_S": self.BLOCK_S,
-            # What a warp loads at once, or all where all warps share one lane.
-            "INNER": self.BLOCK_S if lanes == 1 else min(self.BLOCK_S, 512 // self.view.itemsize),
+            "INNER": self._inner,
         }
+
+    @property
+    def _inner(self) -> int:
+        """Positions of a tile's axis that is spread over threads: contiguous, what a warp loads at
+        once, or all where all warps share one lane; channels last, what a program does."""
+        lanes, at_once = self.BLOCK_N * self.BLOCK_C, 512 // self.view.itemsize
+        if self.view.channels_last:
+            return min(max(self.num_warps * at_once // lanes, 1), self.BLOCK_S)
+        return self.BLOCK_S if lanes == 1 else min(self.BLOCK_S, at_once)
 
     @property
     def _padded_sets(self) -> int:

@@ -96,9 +96,10 @@ def forward_plan(
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )
-        registers, unactivated = geometry.reducing_registers, norm._replace(activation=None)
+        if sets.depth > 1 and not view.channels_last:  # a set is one run of memory
+            geometry = tilings.streaming(view.regrouped(sets.depth), Sets(1, False, False), False)
         plan = plan._replace(
-            first=_launch(moments_kernel, geometry, unactivated, sets.of_batch, registers),
+            first=_moments(geometry, norm, sets.of_batch),
             table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
         )
@@ -131,15 +132,16 @@ def backward_plan(
         return plan._replace(
             tier=tier,
             first=_resident(resident_backward_kernel, tier, geometry, norm, True),
-            table=_table(geometry, published) if tier == "cluster" or gathers else 0,
+            table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
+            + (_instances(geometry) if gathers else 0),
             tickets=geometry.u_blocks if gathers else 0,
         )
-    geometry = tilings.streaming(view, sets)
+    geometry = tilings.streaming(view, sets, True)
     if slopes or parameters:
-        registers = geometry.reducing_registers
+        registers = geometry.reducing_registers(True)
         plan = plan._replace(
             first=_launch(gradient_sums_kernel, geometry, norm, sets.of_batch, registers),
-            table=_table(geometry, 2),
+            table=_table(geometry, 2) + (0 if sets.of_batch else _instances(geometry)),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
@@ -182,6 +184,23 @@ def _sizes(
 def _table(geometry: Geometry, planes: int) -> int:
     outer = 1 if geometry.sets.batch else geometry.view.N
     return planes * outer * geometry.parts * geometry.view.C
+
+
+def _instances(geometry: Geometry) -> int:
+    """Elements that instances leave for the sums over them, behind the table."""
+    return 2 * geometry.view.N * geometry.view.C
+
+
+def _moments(geometry: Geometry, norm: Norm, batch: bool) -> Launch:
+    K = norm.choices(geometry, batch)._replace(ACTIVATION=None, STAGES=tilings.MOMENTS_STAGES)
+    return Launch(
+        moments_kernel,
+        geometry.units * geometry.members,
+        geometry.scalars(geometry.units),
+        {"K": K},
+        geometry.num_warps,
+        geometry.reducing_registers(False),
+    )
 
 
 def _launch(
