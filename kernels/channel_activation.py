@@ -68,7 +68,7 @@ def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
 def bit_bytes(tile, s, K: tl.constexpr):
     """(offsets, mask) of the bytes that a tile's bits lie in."""
     if K.CHANNELS_LAST:
-        lane = tl.arange(0, K.BLOCK_N * K.BLOCK_C // 8) * 8
+        lane = tl.arange(0, K.LANES // 8) * 8
         n = tile.n + lane // K.BLOCK_C
         local = tile.at.block * K.BLOCK_C + lane % K.BLOCK_C
         c = tile.at.u * s.W + local
@@ -94,7 +94,7 @@ def _bytes_of_lanes(n, byte, mask, tile, s, K: tl.constexpr):
 @triton.jit
 def store_bits(bits_ptr, active, tile, s, K: tl.constexpr):
     """Keep one bit for each element of a tile: whether ReLU let it through."""
-    LANES: tl.constexpr = K.BLOCK_N * K.BLOCK_C
+    LANES: tl.constexpr = K.LANES
     OUTER: tl.constexpr = K.BLOCK_S // K.INNER
     INNER: tl.constexpr = K.INNER
     offsets, mask = bit_bytes(tile, s, K)

@@ -23,13 +23,15 @@ from .arithmetic import (
 )
 from .channel_tiles import (
     by_channel,
-    is_whole,
+    is_unfolded,
     lane_sum,
     lane_sums,
     load_pivot,
     outer_sum,
     spread,
     spread_outer,
+    tiles_of_part,
+    unfolded,
     unit_channels,
 )
 from .tables import part_moments, table_rows
@@ -228,7 +230,8 @@ def along(m, AXIS: tl.constexpr):
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
     """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
-    count = tl.where(tile.lanes.mask, tl.minimum(s.S - tile.start, K.BLOCK_S), 0).to(x.dtype)
+    end = s.N if K.FOLDED else s.S
+    count = tl.where(tile.lanes.mask, tl.minimum(end - tile.start, K.BLOCK_S), 0).to(x.dtype)
     # Means are sums of shares: a sum would overflow where the mean does not.
     mean = lane_sum(product(x, spread(1.0 / tl.maximum(count, 1.0), K)), K)
     deviation = tl.where(tile.mask, x - spread(mean, K), 0.0)
@@ -238,43 +241,49 @@ def lane_moments(x, tile, s, K: tl.constexpr):
 
 
 @triton.jit
-def outer_moments(x, tile, s, K: tl.constexpr):
-    """Those of each thread's own elements of a tile of x - pivot, along its outer axis.
+def add_whole(mean, m2, x, before, K: tl.constexpr):
+    """(mean, M2) of each thread's own elements, those of one more whole tile of x - pivot among
+    them: its outer axis, merged with as many of so many tiles before.
 
     Of channels that are not there they are anything: nobody publishes them.
     """
     OUTER: tl.constexpr = K.BLOCK_S // K.INNER
-    if is_whole(tile, s, K):
-        mean = outer_sum(x * (1.0 / OUTER))
-        deviation = x - spread_outer(mean)
-        m2 = outer_sum(deviation * deviation)
-        count = tl.zeros_like(mean) + OUTER
-    else:
-        count = outer_sum(tile.mask.to(x.dtype))
-        share = spread_outer(1.0 / tl.maximum(count, 1.0))
-        mean = outer_sum(tl.where(tile.mask, x * share, 0.0))
-        deviation = tl.where(tile.mask, x - spread_outer(mean), 0.0)
-        m2 = outer_sum(deviation * deviation)
-    return Moments(count, mean, m2)
+    x_mean = outer_sum(x * (1.0 / OUTER))
+    deviation = x - spread_outer(x_mean)
+    share = 1.0 / (before + 1).to(x.dtype)
+    delta = x_mean - mean
+    m2 += outer_sum(deviation * deviation)
+    return mean + delta * share, m2 + delta * (share * before * OUTER) * delta
 
 
 @triton.jit
-def add_tile(m, tile):
-    """merge(m, tile), whose few counts are the same in most threads, without a division."""
-    total = m.count + tile.count
-    root = tl.rsqrt(tl.maximum(total, 1.0))
-    share = tile.count * root * root
-    delta = tile.mean - m.mean
-    m2 = m.m2 + tile.m2 + delta * (m.count * share) * delta
-    return Moments(total, m.mean + delta * share, m2)
-
-
-@triton.jit
-def channel_moments(m, K: tl.constexpr):
+def channel_moments(m, at, s, K: tl.constexpr):
     """Those of each channel from its lanes', relative to the same pivot."""
-    return along(
-        Moments(by_channel(m.count, K), by_channel(m.mean, K), by_channel(m.m2, K)), 0
-    )  # fmt: skip
+    if K.FOLDED:
+        return folded_moments(m, at, s, K)
+    elif K.BLOCK_N == 1:
+        return m
+    else:
+        return along(
+            Moments(by_channel(m.count, K), by_channel(m.mean, K), by_channel(m.m2, K)), 0
+        )  # fmt: skip
+
+
+@triton.jit
+def folded_moments(m, at, s, K: tl.constexpr):
+    """channel_moments of a folded part, whose lanes all have as many instances."""
+    there = is_unfolded(s, K)
+    first, _, end = tiles_of_part(at, s, K)
+    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(m.mean.dtype)
+    positions = s.S.to(m.mean.dtype)
+    mean = tl.where(there, unfolded(m.mean, s, K), 0.0)
+    m2 = tl.sum(tl.where(there, unfolded(m.m2, s, K), 0.0), axis=1)
+    center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / positions), axis=1)
+    deviation = tl.where(there, mean - center[:, None], 0.0)
+    total = tl.sum(deviation, axis=1)
+    squares = tl.sum(product(deviation, deviation), axis=1)
+    mean, between = centred(center, total, squares, positions)
+    return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 + instances * between)
 
 
 @triton.jit

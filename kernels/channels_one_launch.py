@@ -164,7 +164,7 @@ def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
         zeros = tl.zeros_like(channels.c).to(tl.int64)
         origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
         mean = lane.mean + (pivot - to_lanes(origin, K))
-        m = channel_moments(Moments(lane.count, mean, lane.m2), K)
+        m = channel_moments(Moments(lane.count, mean, lane.m2), at, s, K)
     else:
         origin, m = pivot, lane
     if t.table is not None:
@@ -241,7 +241,7 @@ def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
 def batch_slopes(t, lane, group, at, s, K: tl.constexpr):
     """Those of sets that run over the batch; stores dgamma and dbeta."""
     channels = unit_channels(at.u, at.block, s, K)
-    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+    sums = Sums(sum_instances(lane.g, s, K), sum_instances(lane.gx, s, K))
     if K.CLUSTER:
         publish(t, sums, at, channels, s, K)
         meet(t, group, at, s, K)
@@ -265,10 +265,10 @@ def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     each = mixed_sums(lane, stats, batch)
     sums = MixedSums(
-        sum_instances(each.g, K),
-        sum_instances(tl.where(lanes.mask, each.gx, 0.0), K),
-        sum_instances(each.hat, K),
-        sum_instances(tl.where(lanes.mask, each.gap, 0.0), K),
+        sum_instances(each.g, s, K),
+        sum_instances(tl.where(lanes.mask, each.gx, 0.0), s, K),
+        sum_instances(each.hat, s, K),
+        sum_instances(tl.where(lanes.mask, each.gap, 0.0), s, K),
     )
     if K.CLUSTER:
         publish(t, sums, at, channels, s, K)

@@ -27,7 +27,7 @@ from .channel_gradients import (
 )
 from .channel_stats import (
     Moments,
-    add_tile,
+    add_whole,
     affine_of,
     along,
     average_instances,
@@ -35,8 +35,9 @@ from .channel_stats import (
     channel_moments,
     constant_stats,
     kept_affine,
+    lane_moments,
     load_stats,
-    outer_moments,
+    merge,
     publish,
     stats_of,
     store_batch_stats,
@@ -94,16 +95,20 @@ def moments_kernel(
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
     pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
     pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    zero = no_outer(K, ACC)
-    m = Moments(zero, zero, zero)
-    first, end = tiles_of_part(at, s, K)
-    for i in tl.range(first, end, num_stages=K.STAGES):
+    mean, m2 = no_outer(K, ACC), no_outer(K, ACC)
+    first, whole, end = tiles_of_part(at, s, K)
+    for i in tl.range(first, whole, num_stages=K.STAGES):
+        x = load(t.x, nth_tile(i, at, s, K)).to(ACC) - spread(pivot, K)
+        mean, m2 = add_whole(mean, m2, x, i - first, K)
+    count = tl.full([], K.BLOCK_S // K.INNER, ACC) * (whole - first)
+    m = along(
+        Moments(tl.zeros_like(mean) + count, mean, m2), 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    )
+    for i in range(whole, end):
         tile = nth_tile(i, at, s, K)
-        x = load(t.x, tile).to(ACC) - spread(pivot, K)
-        m = add_tile(m, outer_moments(x, tile, s, K))
-    m = along(m, 0 if K.CHANNELS_LAST else 1)
-    if K.BLOCK_N > 1:
-        m = channel_moments(m, K)
+        x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
+        m = merge(m, lane_moments(x, tile, s, K))
+    m = channel_moments(m, at, s, K)
     publish(t, m, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit(t, at, momentum, eps, s, K)
@@ -151,13 +156,14 @@ def apply_kernel(
     """
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    at = backward_walk(tl.program_id(0), s)
+    at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     lanes = tile.lanes
     x = load(t.x, tile).to(ACC)
     if K.BATCH and not K.TRAINING:
         stats = constant_stats(t, lanes.c, lanes.mask, eps)
         first = lanes.mask & is_first(at.n + at.part, lanes.c)
+        first &= lanes.first == tl.arange(0, K.LANES)
         store_stats(t, lanes.n, lanes.c, first, stats, s, K)
         affine = affine_of(t, stats, lanes.c, lanes.mask)
     else:
@@ -180,16 +186,16 @@ def gradient_sums_kernel(
     affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
     zero = no_outer(K, ACC)
     own = Sums(zero, zero)
-    first, end = tiles_of_part(at, s, K)
+    first, _, end = tiles_of_part(at, s, K)
     for i in range(first, end):
         tile = nth_tile(i, at, s, K)
         x, dy = load_pair(t, tile, K)
         x = x.to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
         own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
-    LANES: tl.constexpr = 0 if K.CHANNELS_LAST else 1
-    sums = Sums(tl.sum(own.g, axis=LANES), tl.sum(own.gx, axis=LANES))
-    sums = Sums(sum_instances(sums.g, K), sum_instances(sums.gx, K))
+    SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    lane_g, lane_gx = tl.sum(own.g, axis=SPREAD), tl.sum(own.gx, axis=SPREAD)
+    sums = Sums(sum_instances(lane_g, s, K), sum_instances(lane_gx, s, K))
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit_sums(t, at, s, K)
@@ -223,7 +229,7 @@ def apply_backward_kernel(
     """dx = scale g + q (x - center) + r, and g itself as the residual's gradient."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    at = backward_walk(tl.program_id(0), s)
+    at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     affine = kept_affine(t, tile.lanes, s, K)
     x, dy = load_pair(t, tile, K)

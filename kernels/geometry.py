@@ -60,6 +60,11 @@ class Geometry(NamedTuple):
     parts: int
     steps: int
     num_warps: int
+    columns: int = 0  # of a folded tile: all positions of its channels; 0 where none is folded
+
+    @property
+    def lanes(self) -> int:
+        return self.columns or self.BLOCK_N * self.BLOCK_C
 
     @property
     def u_blocks(self) -> int:
@@ -85,7 +90,7 @@ class Geometry(NamedTuple):
         """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
-        return 80 if backward and not self.sets.mix else 128
+        return 80 if backward and not self.sets.mix and not self.columns else 128
 
     def reducing_at_once(self, backward: bool) -> int:
         """Programs of those that an SM has at a time."""
@@ -93,6 +98,8 @@ class Geometry(NamedTuple):
 
     def pointwise_registers(self, has_residual: bool, backward: bool) -> int | None:
         """A limit for passes without sums, which spill only with a residual, or none."""
+        if self.columns:
+            return 128 if backward else None
         if not has_residual:
             return None
         crowded = self.crowded(backward)
@@ -111,7 +118,7 @@ class Geometry(NamedTuple):
     @property
     def _short(self) -> bool:
         """Many short lanes: a thread keeps the statistics of several."""
-        return not self.view.channels_last and self.BLOCK_N * self.BLOCK_C >= 16
+        return not self.view.channels_last and not self.columns and self.lanes >= 16
 
     def scalars(self, groups: int) -> tuple[int, ...]:
         """The sizes, in the kernels' order, those that K has an alignment of in multiples of it."""
@@ -141,17 +148,20 @@ class Geometry(NamedTuple):
             "BLOCK_N": self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
             "BLOCK_S": self.BLOCK_S,
+            "LANES": self.lanes,
             "INNER": self._inner,
+            "FOLDED": self.columns > 0,
+            "PADDED": triton.next_power_of_2(self.view.S) if self.columns else 0,
         }
 
     @property
     def _inner(self) -> int:
         """Positions of a tile's axis that is spread over threads: contiguous, what a warp loads at
         once, or all where all warps share one lane; channels last, what a program does."""
-        lanes, at_once = self.BLOCK_N * self.BLOCK_C, 512 // self.view.itemsize
-        if self.view.channels_last:
-            return min(max(self.num_warps * at_once // lanes, 1), self.BLOCK_S)
-        return self.BLOCK_S if lanes == 1 else min(self.BLOCK_S, at_once)
+        at_once = 512 // self.view.itemsize
+        if self.view.channels_last or self.columns:
+            return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
+        return self.BLOCK_S if self.lanes == 1 else min(self.BLOCK_S, at_once)
 
     @property
     def _padded_sets(self) -> int:
@@ -161,10 +171,10 @@ class Geometry(NamedTuple):
 
     @property
     def _alignments(self) -> tuple[int, int, int]:
-        """Of C, S and W; of C and S only the one that is contiguous in memory."""
+        """Of C, S and W; of C and S those that are contiguous in memory."""
         _, C, S, channels_last, _ = self.view
-        of_c, of_s = (alignment(C), 1) if channels_last else (1, alignment(S))
-        return of_c, of_s, alignment(self.W)
+        of_c = alignment(C) if channels_last or self.columns else 1
+        return of_c, 1 if channels_last else alignment(S), alignment(self.W)
 
 
 def alignment(size: int) -> int:

@@ -103,7 +103,7 @@ def forward_plan(
             table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
         )
-    each = tilings.pointwise(view, sets)
+    each = tilings.pointwise(view, sets, False, masked)
     limit = each.pointwise_registers(has_residual, False)
     return plan._replace(second=_launch(apply_kernel, each, norm, sets.of_batch, limit))
 
@@ -136,7 +136,8 @@ def backward_plan(
             + (_instances(geometry) if gathers else 0),
             tickets=geometry.u_blocks if gathers else 0,
         )
-    geometry = tilings.streaming(view, sets, True)
+    masked = dtypes[3] is not None
+    geometry = tilings.streaming(view, sets, True, masked)
     if slopes or parameters:
         registers = geometry.reducing_registers(True)
         plan = plan._replace(
@@ -145,7 +146,7 @@ def backward_plan(
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
-        each = tilings.pointwise(view, sets)
+        each = tilings.pointwise(view, sets, True, masked)
         limit = each.pointwise_registers(has_side, True)
         apply = _launch(apply_backward_kernel, each, norm, sets.of_batch, limit)
         plan = plan._replace(second=apply)

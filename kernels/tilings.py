@@ -31,6 +31,12 @@ STREAMING_TILE = 4096
 # Programs that a pass is split into when its units alone are too few, as many as run at once: 3 for
 # each of 132 SMs, more where an SM has more at a time.
 ENOUGH_PROGRAMS = 396
+# Short channels of contiguous sets over the batch: warps, whose threads each take 16 bytes of an
+# instance, and instances of a tile, of passes that reduce and of those that do not.
+LONGEST_FOLDED = 512
+FOLDED_WARPS = 8
+FOLDED_STEP = 4
+FOLDED_TILE = (8, 4)  # forward, backward
 # Bytes of neighbouring channels that a pass that reduces takes, channels last: fewer channels are
 # merged by more programs, of fewer parts each.
 REDUCED_LANES = 64
@@ -96,25 +102,56 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
     return None
 
 
-def streaming(view: View, sets: Sets, backward: bool) -> Geometry:
+def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
     """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances."""
     sets = sets._replace(batch=sets.of_batch)
+    found = _folded(view, sets, FOLDED_STEP, masked)
+    if found is not None:
+        return _in_parts(found, triton.cdiv(view.N, found.BLOCK_S), backward)
     blocks = _streamed_tile(view, sets, REDUCED_LANES // view.itemsize)
     _, BLOCK_N, _, BLOCK_S = blocks
     tiles = _tiles(view, sets, BLOCK_N, BLOCK_S)
-    whole = Geometry(view, sets, *blocks, parts=1, steps=tiles, num_warps=4)
+    return _in_parts(Geometry(view, sets, *blocks, 1, steps=1, num_warps=4), tiles, backward)
+
+
+def _in_parts(whole: Geometry, tiles: int, backward: bool) -> Geometry:
+    """A unit's tiles cut into as many parts as keep the GPU busy."""
     at_once = ENOUGH_PROGRAMS * whole.reducing_at_once(backward) // 3
     wanted = 1 if launch.INTERPRETED else max(at_once // (whole.units * whole.members), 1)
     steps = triton.cdiv(tiles, min(wanted, tiles))
     return whole._replace(parts=triton.cdiv(tiles, steps), steps=steps)
 
 
-def pointwise(view: View, sets: Sets) -> Geometry:
+def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
     """One tile a program, in the order of memory, whatever the sets."""
+    found = _folded(view, sets, FOLDED_TILE[backward], masked)
+    if found is not None:
+        return found._replace(parts=triton.cdiv(view.N, found.BLOCK_S))
     _, _, BLOCK_C, BLOCK_S = _streamed_tile(view, Sets(1, False, sets.mix), 64)
     parts = triton.cdiv(view.S, BLOCK_S)
     sets = sets._replace(batch=False)
     return Geometry(view, sets, BLOCK_C, 1, BLOCK_C, BLOCK_S, parts, steps=1, num_warps=4)
+
+
+def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | None:
+    """A tile of `instances` of some channels, each with all its positions: one run of memory. For
+    contiguous sets over the batch whose channels are short; not with ReLU's bits, which each have
+    bytes of their own."""
+    _, C, S, channels_last, itemsize = view
+    if channels_last or masked or not sets.of_batch or S > LONGEST_FOLDED or C * S >= 2**24:
+        return None
+    vector = 16 // itemsize  # elements that a thread loads at a time
+    columns = FOLDED_WARPS * 32 * vector
+    if launch.INTERPRETED:
+        columns = min(INTERPRETER_TILE, triton.next_power_of_2(max(C * S, vector)))
+    channels = vector // math.gcd(S, vector)  # that are a whole number of vectors
+    W = min(columns // S // channels * channels, triton.cdiv(C, channels) * channels)
+    if W == 0 or C % channels:
+        return None
+    if launch.INTERPRETED:
+        instances = min(INTERPRETER_TILE // columns, triton.next_power_of_2(view.N))
+    BLOCK_C = triton.next_power_of_2(W)
+    return Geometry(view, sets, W, 1, BLOCK_C, instances, 1, 1, FOLDED_WARPS, columns)
 
 
 def _streamed_tile(view: View, sets: Sets, lanes: int) -> Blocks:
