@@ -125,12 +125,14 @@ def published_sums(t, n, channels, s, K: tl.constexpr):
 def unit_sums(t, at, index, s, K: tl.constexpr):
     """Weighted sums of g and g (x - center) over the set of each channel of a unit; of its members
     the one with index 0 leaves the channels' own for add_instances."""
-    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     for block in range(tl.cdiv(s.W, K.BLOCK_C)):
         channels = unit_channels(at.u, block, s, K)
         own = published_sums(t, at.n, channels, s, K)
-        leave_instance(t, own, at.n, channels, channels.mask & is_first(index, channels.c), s, K)
+        first = channels.mask & is_first(index, channels.c)
+        stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+        leave_instance(t, own, stats, at.n, channels, first, s, K)
         sums = set_sums(t, own, channels, s, K)
         total = Sums(total.g + sums.g, total.gx + sums.gx)
     return total
@@ -219,13 +221,6 @@ def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
 
 
 @triton.jit
-def gathers(t, K: tl.constexpr):
-    """Whether anybody wants sums over the instances of sets within one."""
-    PARAMETERS: tl.constexpr = t.dweight is not None or t.dbias is not None or t.drho is not None
-    return not K.BATCH and (PARAMETERS or (K.MIX and K.TRAINING and t.sums is not None))
-
-
-@triton.jit
 def instance_planes(t, s, K: tl.constexpr):
     """Pointers to (n, c) of sum g and of sum g x_hat, of mixtures sum g (x - center)."""
     first = t.table + 2 * table_plane(s, K)
@@ -233,16 +228,14 @@ def instance_planes(t, s, K: tl.constexpr):
 
 
 @triton.jit
-def leave_instance(t, sums, n, channels, mask, s, K: tl.constexpr):
+def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
     """Leave an instance's sums of each channel for add_instances, if anybody wants them."""
-    if gathers(t, K):
+    if K.GATHERS:
         of_g, of_gx = instance_planes(t, s, K)
-        gx = sums.gx
-        if not K.MIX:
-            stats = load_stats(t, n, channels.c, channels.mask, s, K)
-            gx = stats.rstd * (gx - stats.offset * sums.g)
-        tl.store(of_g + n * s.C + channels.c, sums.g, mask=mask)
-        tl.store(of_gx + n * s.C + channels.c, gx, mask=mask)
+        slot = n * s.C + channels.c
+        hat = sums.gx if K.MIX else stats.rstd * (sums.gx - stats.offset * sums.g)
+        tl.store(of_g + slot, sums.g, mask=mask)
+        tl.store(of_gx + slot, hat, mask=mask)
 
 
 @triton.jit
@@ -266,10 +259,10 @@ def add_instances(t, u, s, K: tl.constexpr):
 @triton.jit
 def mixed_batch_sums(t, channels, s, K: tl.constexpr):
     """MixedSums over all instances, in order, of each channel."""
-    BLOCK_P: tl.constexpr = table_rows(K.BLOCK_C, 1024)
+    BLOCK_P: tl.constexpr = table_rows(K.BLOCK_C)
     column, columns = channels.c[None, :], channels.mask[None, :]
     of_g, of_gx = instance_planes(t, s, K)
-    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.full([BLOCK_P, K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = MixedSums(zero, zero, zero, zero)
     batch = load_batch_stats(t, column, columns, s, K)
     for first in range(0, s.N, BLOCK_P):

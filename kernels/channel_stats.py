@@ -182,10 +182,10 @@ def batch_moments(t, u, s, K: tl.constexpr):
 
     The table's means are relative to each instance's own pivot, the result to that of instance 0.
     """
-    BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C, 1024) + 1) // 2  # pivots take registers too
+    BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C) + 1) // 2  # pivots take registers too
     channels = unit_channels(u, 0, s, K)
     origin = load_pivot(t, tl.zeros([1], tl.int64), channels.c, channels.mask, s, K)
-    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.full([BLOCK_P, K.BLOCK_C], 0, t.table.dtype.element_ty)
     m, within = Moments(zero, zero, zero), zero
     for first in range(0, s.N, BLOCK_P):  # element by element: no barrier inside the loop
         n = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]

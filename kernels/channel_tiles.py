@@ -43,6 +43,7 @@ class Choices(NamedTuple):
     FOLDED: bool = False
     PADDED: int = 0
     CLUSTER: bool = False  # members wait for one another
+    GATHERS: bool = False  # a backward's instances leave sums of their own, which the last adds up
     STAGES: int = 1  # of moments: 1 plus the tiles that are on their way while one is worked on
 
 
@@ -191,10 +192,10 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
     if K.FOLDED:  # exact for less than 2^20 lanes, and shorter than a division of integers
         local = ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
         first = local * s.S
-        n = n + tl.zeros([K.LANES], tl.int64)
+        n = n + tl.full([K.LANES], 0, tl.int64)
     elif K.BLOCK_N == 1:
         local = at.block * K.BLOCK_C + lane
-        n = n + tl.zeros([K.BLOCK_C], tl.int64)
+        n = n + tl.full([K.BLOCK_C], 0, tl.int64)
     else:
         local = at.block * K.BLOCK_C + lane % K.BLOCK_C
         n = n + lane // K.BLOCK_C
@@ -282,9 +283,9 @@ def spread_outer(x):
 def no_outer(K: tl.constexpr, ACC: tl.constexpr):
     """Zeros of the shape that outer_sum makes of a tile."""
     if K.CHANNELS_LAST or K.FOLDED:
-        return tl.zeros([K.INNER, K.LANES], ACC)
+        return tl.full([K.INNER, K.LANES], 0, ACC)
     else:
-        return tl.zeros([K.LANES, K.INNER], ACC)
+        return tl.full([K.LANES, K.INNER], 0, ACC)
 
 
 @triton.jit

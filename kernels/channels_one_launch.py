@@ -16,7 +16,6 @@ from .channel_gradients import (
     Sums,
     about_mean,
     add_instances,
-    gathers,
     instance_weight,
     leave_instance,
     mixed_batch_slopes,
@@ -215,7 +214,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
             dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
         store(t.dx, dx + spread(slopes.r, K), tile)
     # Parameters of norms within an instance gather over instances: the last one adds them up.
-    if gathers(t, K):
+    if K.GATHERS:
         if at.index == 0:
             if arrived_last(t.tickets + at.u, s.N):
                 add_instances(t, at.u, s, K)
@@ -225,14 +224,14 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
 def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
     """Those of sets within an instance, whose lanes are channels."""
     channels = unit_channels(at.u, at.block, s, K)
+    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     if K.CLUSTER:
         publish(t, lane, at, channels, s, K)
         meet(t, group, at, s, K)
         sums = unit_sums(t, at, at.index, s, K)
     else:
-        leave_instance(t, lane, at.n, channels, channels.mask, s, K)
+        leave_instance(t, lane, stats, at.n, channels, channels.mask, s, K)
         sums = set_sums(t, lane, channels, s, K)
-    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     count = s.D.to(lane.g.dtype) * s.S
     return slopes_of(stats, about_mean(sums, stats), count, K)
 

@@ -15,7 +15,6 @@ from .channel_gradients import (
     Sums,
     about_mean,
     add_instances,
-    gathers,
     load_batch_sums,
     load_sums,
     mixed_batch_slopes,
@@ -199,7 +198,7 @@ def gradient_sums_kernel(
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit_sums(t, at, s, K)
-        if gathers(t, K):
+        if K.GATHERS:
             if last_of_instances(t, at, s):
                 add_instances(t, at.u, s, K)
 

@@ -90,7 +90,9 @@ class Geometry(NamedTuple):
         """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
-        return 80 if backward and not self.sets.mix and not self.columns else 128
+        if not backward or self.sets.mix or self.columns:
+            return 128
+        return {2: 80, 4: 96, 8: 128}[self.view.itemsize]
 
     def reducing_at_once(self, backward: bool) -> int:
         """Programs of those that an SM has at a time."""

@@ -131,7 +131,7 @@ def backward_plan(
         published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, norm, True),
+            first=_resident(resident_backward_kernel, tier, geometry, norm, True, gathers),
             table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
             + (_instances(geometry) if gathers else 0),
             tickets=geometry.u_blocks if gathers else 0,
@@ -139,10 +139,12 @@ def backward_plan(
     masked = dtypes[3] is not None
     geometry = tilings.streaming(view, sets, True, masked)
     if slopes or parameters:
+        mixes = sets.mix and norm.use_input_stats and slopes
+        gathers = not sets.of_batch and (parameters or mixes)
         registers = geometry.reducing_registers(True)
         plan = plan._replace(
-            first=_launch(gradient_sums_kernel, geometry, norm, sets.of_batch, registers),
-            table=_table(geometry, 2) + (0 if sets.of_batch else _instances(geometry)),
+            first=_launch(gradient_sums_kernel, geometry, norm, sets.of_batch, registers, gathers),
+            table=_table(geometry, 2) + (_instances(geometry) if gathers else 0),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
@@ -205,23 +207,35 @@ def _moments(geometry: Geometry, norm: Norm, batch: bool) -> Launch:
 
 
 def _launch(
-    kernel: Any, geometry: Geometry, norm: Norm, batch: bool, maxnreg: int | None
+    kernel: Any,
+    geometry: Geometry,
+    norm: Norm,
+    batch: bool,
+    maxnreg: int | None,
+    gathers: bool = False,
 ) -> Launch:
+    K = norm.choices(geometry, batch)._replace(GATHERS=gathers)
     return Launch(
         kernel,
         geometry.units * geometry.members,
         geometry.scalars(geometry.units),
-        {"K": norm.choices(geometry, batch)},
+        {"K": K},
         geometry.num_warps,
         maxnreg,
     )
 
 
 def _resident(
-    kernel: Any, tier: str, geometry: Geometry, norm: Norm, backward: bool
+    kernel: Any,
+    tier: str,
+    geometry: Geometry,
+    norm: Norm,
+    backward: bool,
+    gathers: bool = False,
 ) -> Launch | ClusterLaunch:
     batch = geometry.sets.batch
     if tier == "cluster":
-        K = norm.choices(geometry, batch)._replace(CLUSTER=True)
+        K = norm.choices(geometry, batch)._replace(CLUSTER=True, GATHERS=gathers)
         return ClusterLaunch(kernel, geometry, K)
-    return _launch(kernel, geometry, norm, batch, geometry.resident_registers(backward))
+    registers = geometry.resident_registers(backward)
+    return _launch(kernel, geometry, norm, batch, registers, gathers)

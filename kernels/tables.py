@@ -11,15 +11,15 @@ from .arithmetic import chan_merge, merge_along
 
 
 @triton.constexpr_function
-def table_rows(columns, entries=2048):
-    """Entries of a column that are loaded together: up to so many for all columns of a block."""
-    return min(max(entries // columns, 1), 128)
+def table_rows(columns):
+    """Entries of a column that are loaded together: up to 1,024 for all columns of a block."""
+    return min(max(1024 // columns, 1), 128)
 
 
 @triton.jit
 def part_moments(planes, n, column, mask, columns, parts, BLOCK: tl.constexpr):
     """(count, mean, M2) of the columns of one n: their parts merged in order."""
-    BLOCK_P: tl.constexpr = table_rows(BLOCK, 1024)
+    BLOCK_P: tl.constexpr = table_rows(BLOCK)
     zero = tl.zeros([BLOCK_P, BLOCK], planes[0].dtype.element_ty)
     count, mean, m2 = zero, zero, zero
     for first in range(0, parts, BLOCK_P):  # element by element: no barrier inside the loop
