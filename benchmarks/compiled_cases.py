@@ -52,7 +52,7 @@ class Cut:
 
 def of_channels() -> Iterator[Cut]:
     """Every dtype, layout and fusion of each operator at a shape of its use, streamed."""
-    # Contiguous tiles are 4 rows of 1,024 positions: 4 channels (2 groups of 8), and instances for
+    # Contiguous tiles are 4 rows of 1,024 positions: 4 channels or groups of 8, and instances for
     # two of them. Channels last they are 64 channels of 64 positions. All sets are larger than the
     # 16,384 elements that one program keeps, instance norm's channels last (beyond 2,048 positions)
     # than it has channels for.
@@ -61,7 +61,7 @@ def of_channels() -> Iterator[Cut]:
         ("bn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
         ("bn_eval", "contiguous"): (STAGE2, (8, 4, 56, 56)),
         ("bn_eval", "channels_last"): (STAGE2, (1, 64, 56, 56)),
-        ("gn", "contiguous"): (STAGE2, (2, 16, 56, 56)),
+        ("gn", "contiguous"): (STAGE2, (2, 32, 56, 56)),
         ("gn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
         ("in", "contiguous"): (STYLE[0], (1, 4, 96, 256)),
         ("in", "channels_last"): (STYLE[0], (1, 64, 9, 256)),
@@ -74,17 +74,18 @@ def of_channels() -> Iterator[Cut]:
 
 
 def of_small_images() -> Iterator[Cut]:
-    """14 x 14 and 7 x 7, whose rows fill no tile: several channels or instances share one."""
+    """14 x 14 and 7 x 7, whose rows fill no tile: several channels or instances share one, of batch
+    norm up to 40 channels."""
     shapes = (
-        ("bn", STAGE4, (80, 16, 14, 14)), ("bn", STAGE5, (64, 16, 7, 7)),
-        ("bn_eval", STAGE4, (80, 16, 14, 14)), ("bn_eval", STAGE5, (64, 16, 7, 7)),
+        ("bn", STAGE4, (80, 16, 14, 14)), ("bn", STAGE5, (64, 48, 7, 7)),
+        ("bn_eval", STAGE4, (80, 16, 14, 14)), ("bn_eval", STAGE5, (64, 48, 7, 7)),
         ("bin", STAGE4, (80, 16, 14, 14)), ("bin", STAGE5, (64, 16, 7, 7)),
         ("gn", STAGE4, (8, 64, 14, 14)), ("gn", STAGE5, (8, 128, 7, 7)),
     )  # fmt: skip
     for (op, whole, cut), dtype in product(shapes, DTYPES_COUNTED):
         yield Cut(Case(op, whole, dtype, groups=32 if op == "gn" else None), cut)
     yield Cut(Case("bn", STAGE4, BF16, fused=FUSED), (80, 16, 14, 14))
-    yield Cut(Case("bn", STAGE5, BF16, fused=FUSED), (64, 16, 7, 7))
+    yield Cut(Case("bn", STAGE5, BF16, fused=FUSED), (64, 48, 7, 7))
 
 
 def of_whole_sets() -> Iterator[Cut]:
@@ -101,10 +102,10 @@ def of_whole_sets() -> Iterator[Cut]:
 
 def of_large_images() -> Iterator[Cut]:
     """Groups whose channels are no power of two, and volumes."""
-    yield Cut(Case("gn", UNET[0], BF16, groups=32), (1, 20, 64, 64))
+    yield Cut(Case("gn", UNET[0], BF16, groups=32), (1, 40, 64, 64))
     yield Cut(Case("gn", UNET[0], BF16, "channels_last", groups=32), (1, 80, 64, 64))
-    for op in ("in", "gn"):
-        yield Cut(Case(op, VOLUME[0], BF16), (1, 4, 2, 128, 128))
+    for op, channels in (("in", 4), ("gn", 16)):
+        yield Cut(Case(op, VOLUME[0], BF16), (1, channels, 2, 128, 128))
 
 
 def of_rows() -> Iterator[Cut]:

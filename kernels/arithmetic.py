@@ -1,9 +1,9 @@
 """Arithmetic shared by every kernel: the accumulation type, moments and their merge, rounding.
 
-A tile is flat, (lanes, positions), or its positions are split in two, so that each warp takes a
-lane of its own in place of a piece of every lane: (outer, lanes, inner). Of the two axes that have
-nothing contiguous Triton 3.6 gives warps to the first, later versions to the last; the lanes come
-first for the former, which makes it (lanes, outer, inner).
+A tile is (outer, middle, inner): what is contiguous in memory is its inner axis, which is as long
+as threads have vectors for, so that the middle axis is spread over warps and each thread has all of
+the outer one. Of the two axes that have nothing contiguous Triton 3.6 gives warps to the first,
+later versions to the last; the middle one comes first for the former: (middle, outer, inner).
 """
 
 import triton
@@ -40,11 +40,9 @@ def chan_merge(count, mean, m2, count_b, mean_b, m2_b):
 
 
 @triton.jit
-def across(value, FLAT: tl.constexpr):
-    """A value of each lane, to go with a tile."""
-    if FLAT:
-        return value[:, None]
-    elif LANES_FIRST:
+def across(value):
+    """A value of each lane, to go with a tile whose lanes are its middle axis."""
+    if LANES_FIRST:
         return value[:, None, None]
     else:
         return value[None, :, None]
@@ -88,29 +86,22 @@ def exp_minus_one(x):
 
 
 @triton.jit
-def lane_sum(x):
-    """The sum over the positions of a tile."""
-    if len(x.shape) == 3:
-        return tl.sum(tl.sum(x, axis=1 if LANES_FIRST else 0), axis=1)
-    else:
-        return tl.sum(x, axis=1)
+def add_both(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
-def tile_moments(x, mask, count):
-    """(mean, M2) of each lane of a register tile: the exact mean, then squared deviations.
+def centred(mean, total, squares, count):
+    """(mean, M2) from a mean and the sums of the deviations from it and of their squares.
 
-    x is 0 outside the mask. The mean's own rounding error is measured (the deviations' mean) and
-    put right, so that M2 holds when mean >> std. Means are sums of shares: a sum would overflow
-    where the mean does not.
+    The mean's own rounding error is the mean of the deviations, and put right, so that M2 holds
+    when mean >> std.
     """
-    FLAT: tl.constexpr = len(x.shape) == 2
-    share = across(1.0 / tl.maximum(count, 1.0), FLAT)
-    mean = lane_sum(product(x, share))
-    deviation = tl.where(mask, x - across(mean, FLAT), 0.0)
-    error = lane_sum(product(deviation, share))
-    deviation = tl.where(mask, deviation - across(error, FLAT), 0.0)
-    return mean + error, lane_sum(product(deviation, deviation))
+    error = total / tl.maximum(count, 1.0)
+    error = tl.where(tl.abs(error) < float("inf"), error, 0.0)
+    excess = error * total  # of squares, which overflow where it does
+    m2 = squares - tl.where(excess < float("inf"), excess, 0.0)
+    return mean + error, tl.where(m2 < 0.0, 0.0, m2)  # not maximum: NaN has to go through
 
 
 @triton.jit

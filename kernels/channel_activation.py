@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .activation import activate, keeps_mask, masked_backward, passes, smooth_backward
 from .arithmetic import across, across_lanes, split_shape
-from .channel_tiles import load, spread, store
+from .channel_tiles import load, positions, spread, store
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
         return dy
     elif t.bits is not None:
         active = load_bits(t.bits, tile, s, K)
-        return masked_backward(dy, tl.reshape(active, dy.shape), ACTIVATION, PARAMETER)
+        return masked_backward(dy, active, ACTIVATION, PARAMETER)
     else:
         z = x * spread(affine.scale, K) + spread(affine.shift, K)
         if t.residual is not None:
@@ -72,68 +72,55 @@ def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
 def bit_bytes(tile, s, K: tl.constexpr):
     """(offsets, mask) of the bytes that a tile's bits lie in."""
     if K.CHANNELS_LAST:
-        lane = tl.arange(0, K.BLOCK_N * K.BLOCK_C // 8) * 8
+        lane = tl.arange(0, K.LANES // 8) * 8
         n = tile.n + lane // K.BLOCK_C
         local = tile.at.block * K.BLOCK_C + lane % K.BLOCK_C
         c = tile.at.u * s.W + local
         mask = (local < s.W) & (c < s.C) & (n < s.N)
-        return _position_bytes(n, c // 8, mask, tile, s, K)
+        return _bytes_of_lanes(n, c // 8, mask, tile, s, K)
     else:
-        outer = tl.arange(0, K.BLOCK_S // K.INNER) * (K.INNER // 8)
-        byte = across_lanes(outer) + tl.arange(0, K.INNER // 8)[None, None, :]
-        first = (tile.lanes.n * s.C + tile.lanes.c) * tl.cdiv(s.S, 8) + tile.start // 8
-        mask = across(tile.lanes.mask, False) & (byte * 8 < s.S - tile.start)
-        return across(first, False) + byte, mask
+        outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * (K.INNER // 8))
+        byte = outer + tl.arange(0, K.INNER // 8)[None, None, :]
+        lanes = tile.lanes
+        first = (lanes.n * s.C + lanes.c) * tl.cdiv(s.S, 8) + tile.start // 8
+        return across(first) + byte, across(lanes.mask) & (byte * 8 < s.S - tile.start)
 
 
 @triton.jit
-def _position_bytes(n, byte, mask, tile, s, K: tl.constexpr):
+def _bytes_of_lanes(n, byte, mask, tile, s, K: tl.constexpr):
     """(offsets, mask) of one byte at each position of a tile with channels last."""
     row_bytes = tl.zeros([1], tl.int64) + tl.cdiv(s.C, 8)
-    position = tl.arange(0, K.BLOCK_S)
     first = (n * s.S + tile.start) * row_bytes + byte
-    offsets = first[:, None] + (position * row_bytes)[None, :]
-    return offsets, mask[:, None] & (position < s.S - tile.start)[None, :]
+    offsets = spread(first, K) + positions(K) * row_bytes
+    return offsets, spread(mask, K) & (positions(K) < s.S - tile.start)
 
 
 @triton.jit
 def store_bits(bits_ptr, active, tile, s, K: tl.constexpr):
     """Keep one bit for each element of a tile: whether ReLU let it through."""
-    LANES: tl.constexpr = K.BLOCK_N * K.BLOCK_C
+    LANES: tl.constexpr = K.LANES
+    OUTER: tl.constexpr = K.BLOCK_S // K.INNER
+    INNER: tl.constexpr = K.INNER
     offsets, mask = bit_bytes(tile, s, K)
-    shift = tl.arange(0, 8)
+    active = active.to(tl.int32)
     if K.CHANNELS_LAST:
-        bits = tl.reshape(active.to(tl.int32), [LANES // 8, 8, K.BLOCK_S]) << shift[None, :, None]
-        byte = tl.sum(bits, axis=1)
+        bits = tl.reshape(active, split_shape(OUTER, INNER, LANES // 8, 8))
     else:
-        SHAPE: tl.constexpr = split_shape(K.BLOCK_S // K.INNER, LANES, K.INNER // 8, 8)
-        bits = tl.reshape(active.to(tl.int32), SHAPE)
-        byte = tl.sum(bits << shift[None, None, None, :], axis=3)
-    tl.store(bits_ptr + offsets, byte.to(tl.uint8), mask=mask)
+        bits = tl.reshape(active, split_shape(OUTER, LANES, INNER // 8, 8))
+    bits = bits << tl.arange(0, 8)[None, None, None, :]
+    tl.store(bits_ptr + offsets, tl.sum(bits, axis=3).to(tl.uint8), mask=mask)
 
 
 @triton.jit
 def load_bits(bits_ptr, tile, s, K: tl.constexpr):
     """The tile's bits again, as booleans; what is not there is False."""
-    LANES: tl.constexpr = K.BLOCK_N * K.BLOCK_C
-    if K.CHANNELS_LAST and K.ALIGN_W < 8:
-        return _load_single_bits(bits_ptr, tile, s, K)
-    offsets, mask = bit_bytes(tile, s, K)
-    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
-    shift = tl.arange(0, 8)
-    if K.CHANNELS_LAST:
-        bits = (byte[:, None, :] >> shift[None, :, None]) & 1
-        return tl.reshape(bits, [LANES, K.BLOCK_S]) != 0
+    if K.CHANNELS_LAST and K.ALIGN_W < 8:  # a unit's channels may begin inside a byte
+        lanes = tile.lanes
+        offsets, mask = _bytes_of_lanes(lanes.n, lanes.c // 8, lanes.mask, tile, s, K)
+        byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+        return (byte >> spread(lanes.c % 8, K)) & 1 != 0
     else:
-        bits = (byte[:, :, :, None] >> shift[None, None, None, :]) & 1
-        SHAPE: tl.constexpr = split_shape(K.BLOCK_S // K.INNER, LANES, K.INNER)
-        return tl.reshape(bits, SHAPE) != 0
-
-
-@triton.jit
-def _load_single_bits(bits_ptr, tile, s, K: tl.constexpr):
-    """load_bits where a unit's channels may begin inside a byte: a load for each bit."""
-    lanes = tile.lanes
-    offsets, mask = _position_bytes(lanes.n, lanes.c // 8, lanes.mask, tile, s, K)
-    byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
-    return (byte >> (lanes.c % 8)[:, None]) & 1 != 0
+        offsets, mask = bit_bytes(tile, s, K)
+        byte = tl.load(bits_ptr + offsets, mask=mask, other=0).to(tl.int32)
+        bits = (byte[:, :, :, None] >> tl.arange(0, 8)[None, None, None, :]) & 1
+        return tl.reshape(bits, tile.mask.shape) != 0

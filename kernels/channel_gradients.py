@@ -23,7 +23,7 @@ from .channel_stats import (
     load_stats,
     table_plane,
 )
-from .channel_tiles import unit_channels
+from .channel_tiles import is_first, unit_channels
 from .tables import part_sums, table_rows
 
 
@@ -122,13 +122,18 @@ def published_sums(t, n, channels, s, K: tl.constexpr):
 
 
 @triton.jit
-def unit_sums(t, at, s, K: tl.constexpr):
-    """Weighted sums of g and g (x - center) over the set of each channel of a unit."""
-    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
+def unit_sums(t, at, index, s, K: tl.constexpr):
+    """Weighted sums of g and g (x - center) over the set of each channel of a unit; of its members
+    the one with index 0 leaves the channels' own for add_instances."""
+    zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     for block in range(tl.cdiv(s.W, K.BLOCK_C)):
         channels = unit_channels(at.u, block, s, K)
-        sums = set_sums(t, published_sums(t, at.n, channels, s, K), channels, s, K)
+        own = published_sums(t, at.n, channels, s, K)
+        first = channels.mask & is_first(index, channels.c)
+        stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+        leave_instance(t, own, stats, at.n, channels, first, s, K)
+        sums = set_sums(t, own, channels, s, K)
         total = Sums(total.g + sums.g, total.gx + sums.gx)
     return total
 
@@ -212,52 +217,66 @@ def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
     store_gradient(t.dbias, c, mask, sums.g)
 
 
-# --- sums over instances ---
+# --- sums over instances, of which each unit leaves its own behind the table of parts ---
+
+
+@triton.jit
+def instance_planes(t, s, K: tl.constexpr):
+    """Pointers to (n, c) of sum g and of sum g x_hat, of mixtures sum g (x - center)."""
+    first = t.table + 2 * table_plane(s, K)
+    return first, first + s.N.to(tl.int64) * s.C
+
+
+@triton.jit
+def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
+    """Leave an instance's sums of each channel for add_instances, if anybody wants them."""
+    if K.GATHERS:
+        of_g, of_gx = instance_planes(t, s, K)
+        slot = n * s.C + channels.c
+        hat = sums.gx if K.MIX else stats.rstd * (sums.gx - stats.offset * sums.g)
+        tl.store(of_g + slot, sums.g, mask=mask)
+        tl.store(of_gx + slot, hat, mask=mask)
 
 
 @triton.jit
 def add_instances(t, u, s, K: tl.constexpr):
     """dgamma, dbeta and drho of the channels of the units u of all instances, and a mixture's sums
     over the batch."""
-    for block in range(tl.cdiv(s.W, K.BLOCK_C)):
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    for block in range(tl.cdiv(s.W, BLOCK_C)):
         channels = unit_channels(u, block, s, K)
-        sums = instance_sums(t, channels, s, K)
         if K.MIX:
+            sums = mixed_batch_sums(t, channels, s, K)
             store_batch_sums(t, channels.c, channels.mask, sums, s, K)
             store_mixed_gradients(t, sums, channels.c, channels.mask, s, K)
         else:
-            store_gradient(t.dweight, channels.c, channels.mask, sums.hat)
-            store_gradient(t.dbias, channels.c, channels.mask, sums.g)
+            of_g, of_hat = instance_planes(t, s, K)
+            c, mask = channels.c, channels.mask
+            store_gradient(t.dweight, c, mask, part_sums(of_hat, 0, c, mask, s.C, s.N, BLOCK_C))
+            store_gradient(t.dbias, c, mask, part_sums(of_g, 0, c, mask, s.C, s.N, BLOCK_C))
 
 
 @triton.jit
-def instance_sums(t, channels, s, K: tl.constexpr):
-    """MixedSums over all instances, in order, of each channel; for unmixed norms g and hat alone,
-    dbeta and dgamma."""
+def mixed_batch_sums(t, channels, s, K: tl.constexpr):
+    """MixedSums over all instances, in order, of each channel."""
     BLOCK_P: tl.constexpr = table_rows(K.BLOCK_C)
     column, columns = channels.c[None, :], channels.mask[None, :]
-    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    of_g, of_gx = instance_planes(t, s, K)
+    zero = tl.full([BLOCK_P, K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = MixedSums(zero, zero, zero, zero)
-    if K.MIX:
-        batch = load_batch_stats(t, column, columns, s, K)
-    for first in range(0, s.N * s.parts, BLOCK_P):
-        row = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
-        mask = (row < s.N.to(tl.int64) * s.parts) & columns
-        share = t.table + row * s.C + column
-        g = tl.load(share, mask=mask, other=0.0, cache_modifier=".cg")
-        gx = tl.load(share + table_plane(s, K), mask=mask, other=0.0, cache_modifier=".cg")
-        stats = load_stats(t, row // s.parts, column, mask, s, K)
-        if K.MIX:
-            each = mixed_sums(Sums(g, gx), stats, batch)
-            total = MixedSums(
-                total.g + g,
-                total.gx + tl.where(mask, each.gx, 0.0),
-                total.hat + each.hat,
-                total.gap + tl.where(mask, each.gap, 0.0),
-            )
-        else:
-            hat = stats.rstd * (gx - stats.offset * g)
-            total = MixedSums(total.g + g, zero, total.hat + hat, zero)
+    batch = load_batch_stats(t, column, columns, s, K)
+    for first in range(0, s.N, BLOCK_P):
+        n = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
+        mask = (n < s.N) & columns
+        g = tl.load(of_g + n * s.C + column, mask=mask, other=0.0, cache_modifier=".cg")
+        gx = tl.load(of_gx + n * s.C + column, mask=mask, other=0.0, cache_modifier=".cg")
+        each = mixed_sums(Sums(g, gx), load_stats(t, n, column, mask, s, K), batch)
+        total = MixedSums(
+            total.g + g,
+            total.gx + tl.where(mask, each.gx, 0.0),
+            total.hat + each.hat,
+            total.gap + tl.where(mask, each.gap, 0.0),
+        )
     return MixedSums(
         tl.sum(total.g, axis=0),
         tl.sum(total.gx, axis=0),

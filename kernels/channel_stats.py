@@ -12,15 +12,28 @@ import triton.language as tl
 
 from .arithmetic import (
     accumulation_type,
+    centred,
     chan_merge,
     inverse_std,
     load_or,
     merge_along,
+    product,
     split_mean,
-    tile_moments,
     update_running,
 )
-from .channel_tiles import by_channel, load_pivot, unit_channels
+from .channel_tiles import (
+    by_channel,
+    is_unfolded,
+    lane_sum,
+    lane_sums,
+    load_pivot,
+    outer_sum,
+    spread,
+    spread_outer,
+    tiles_of_part,
+    unfolded,
+    unit_channels,
+)
 from .tables import part_moments, table_rows
 
 
@@ -172,7 +185,7 @@ def batch_moments(t, u, s, K: tl.constexpr):
     BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C) + 1) // 2  # pivots take registers too
     channels = unit_channels(u, 0, s, K)
     origin = load_pivot(t, tl.zeros([1], tl.int64), channels.c, channels.mask, s, K)
-    zero = tl.zeros([BLOCK_P, K.BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.full([BLOCK_P, K.BLOCK_C], 0, t.table.dtype.element_ty)
     m, within = Moments(zero, zero, zero), zero
     for first in range(0, s.N, BLOCK_P):  # element by element: no barrier inside the loop
         n = first + tl.arange(0, BLOCK_P).to(tl.int64)[:, None]
@@ -217,18 +230,60 @@ def along(m, AXIS: tl.constexpr):
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
     """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
-    there = tl.minimum(s.S - tile.start, K.BLOCK_S)
-    count = tl.where(tile.lanes.mask, there, 0).to(x.dtype)
-    mean, m2 = tile_moments(x, tile.mask, count)
+    end = s.N if K.FOLDED else s.S
+    count = tl.where(tile.lanes.mask, tl.minimum(end - tile.start, K.BLOCK_S), 0).to(x.dtype)
+    # Means are sums of shares: a sum would overflow where the mean does not.
+    mean = lane_sum(product(x, spread(1.0 / tl.maximum(count, 1.0), K)), K)
+    deviation = tl.where(tile.mask, x - spread(mean, K), 0.0)
+    total, squares = lane_sums(deviation, product(deviation, deviation), K)
+    mean, m2 = centred(mean, total, squares, count)
     return Moments(count, mean, m2)
 
 
 @triton.jit
-def channel_moments(m, K: tl.constexpr):
+def add_whole(mean, m2, x, before, K: tl.constexpr):
+    """(mean, M2) of each thread's own elements, those of one more whole tile of x - pivot among
+    them: its outer axis, merged with as many of so many tiles before.
+
+    Of channels that are not there they are anything: nobody publishes them.
+    """
+    OUTER: tl.constexpr = K.BLOCK_S // K.INNER
+    x_mean = outer_sum(x * (1.0 / OUTER))
+    deviation = x - spread_outer(x_mean)
+    share = 1.0 / (before + 1).to(x.dtype)
+    delta = x_mean - mean
+    m2 += outer_sum(deviation * deviation)
+    return mean + delta * share, m2 + delta * (share * before * OUTER) * delta
+
+
+@triton.jit
+def channel_moments(m, at, s, K: tl.constexpr):
     """Those of each channel from its lanes', relative to the same pivot."""
-    return along(
-        Moments(by_channel(m.count, K), by_channel(m.mean, K), by_channel(m.m2, K)), 0
-    )  # fmt: skip
+    if K.FOLDED:
+        return folded_moments(m, at, s, K)
+    elif K.BLOCK_N == 1:
+        return m
+    else:
+        return along(
+            Moments(by_channel(m.count, K), by_channel(m.mean, K), by_channel(m.m2, K)), 0
+        )  # fmt: skip
+
+
+@triton.jit
+def folded_moments(m, at, s, K: tl.constexpr):
+    """channel_moments of a folded part, whose lanes all have as many instances."""
+    there = is_unfolded(s, K)
+    first, _, end = tiles_of_part(at, s, K)
+    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(m.mean.dtype)
+    positions = s.S.to(m.mean.dtype)
+    mean = tl.where(there, unfolded(m.mean, s, K), 0.0)
+    m2 = tl.sum(tl.where(there, unfolded(m.m2, s, K), 0.0), axis=1)
+    center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / positions), axis=1)
+    deviation = tl.where(there, mean - center[:, None], 0.0)
+    total = tl.sum(deviation, axis=1)
+    squares = tl.sum(product(deviation, deviation), axis=1)
+    mean, between = centred(center, total, squares, positions)
+    return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 + instances * between)
 
 
 @triton.jit

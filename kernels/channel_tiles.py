@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, across, across_lanes
+from .arithmetic import LANES_FIRST, accumulation_type, across, across_lanes, add_both
 
 SIZES = ["N", "C", "S", "D", "W", "u_blocks", "parts", "steps", "groups"]
 
@@ -37,8 +37,15 @@ class Choices(NamedTuple):
     BLOCK_N: int
     BLOCK_C: int
     BLOCK_S: int
-    INNER: int  # positions of a contiguous tile's inner axis
+    LANES: int  # of a tile: BLOCK_N * BLOCK_C or, folded, all positions of BLOCK_C channels
+    INNER: int  # positions of a tile's inner axis; of its middle one where lanes are the inner
+    # Contiguous sets over the batch: a tile's lanes are all positions of its channels, a run of
+    # memory, and its positions are instances. PADDED: a channel's positions.
+    FOLDED: bool = False
+    PADDED: int = 0
     CLUSTER: bool = False  # members wait for one another
+    GATHERS: bool = False  # a backward's instances leave sums of their own, which the last adds up
+    STAGES: int = 1  # of moments: 1 plus the tiles that are on their way while one is worked on
 
 
 class Forward(NamedTuple):
@@ -110,6 +117,7 @@ class Lanes(NamedTuple):
     n: Any  # int64
     c: Any
     mask: Any
+    first: Any  # counted from the tile's first lane, the first that its channel has
 
 
 class Channels(NamedTuple):
@@ -180,15 +188,24 @@ def unit_channels(u, block, s, K: tl.constexpr):
 @triton.jit
 def tile_lanes(n, at, end, s, K: tl.constexpr):
     """The lanes of a member's tile whose first instance is n; instances end before `end`."""
-    lane = tl.arange(0, K.BLOCK_N * K.BLOCK_C)
-    if K.BLOCK_N == 1:
+    lane = tl.arange(0, K.LANES)
+    first = lane
+    if K.FOLDED:  # exact for less than 2^20 lanes, and shorter than a division of integers
+        local = ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
+        first = local * s.S
+        n = n + tl.full([K.LANES], 0, tl.int64)
+    elif K.BLOCK_N == 1:
         local = at.block * K.BLOCK_C + lane
-        n = n + tl.zeros([K.BLOCK_C], tl.int64)
+        n = n + tl.full([K.BLOCK_C], 0, tl.int64)
     else:
         local = at.block * K.BLOCK_C + lane % K.BLOCK_C
         n = n + lane // K.BLOCK_C
     c = at.u * s.W + local
-    return Lanes(n, c, (local < s.W) & (c < s.C) & (n < end))
+    if K.FOLDED:  # whole vectors of lanes, by what divides the sizes
+        mask = (lane < s.W * s.S) & (lane < s.C * s.S - at.u * s.W * s.S)
+    else:
+        mask = (local < s.W) & (c < s.C) & (n < end)
+    return Lanes(n, c, mask, first)
 
 
 @triton.jit
@@ -208,12 +225,29 @@ def by_channel(value, K: tl.constexpr):
 
 
 @triton.jit
-def sum_instances(value, K: tl.constexpr):
-    """The sum over a tile's instances of a value of each lane: one of each channel."""
-    if K.BLOCK_N == 1:
+def sum_instances(value, s, K: tl.constexpr):
+    """The sum over its lanes of a value of each lane: one of each channel."""
+    if K.FOLDED:
+        return tl.sum(tl.where(is_unfolded(s, K), unfolded(value, s, K), 0.0), axis=1)
+    elif K.BLOCK_N == 1:
         return value
     else:
         return tl.sum(by_channel(value, K), axis=0)
+
+
+@triton.jit
+def unfolded(value, s, K: tl.constexpr):
+    """A value of each lane of a folded tile as (channels, positions), the latter padded."""
+    lane = tl.arange(0, K.BLOCK_C)[:, None] * s.S + tl.arange(0, K.PADDED)[None, :]
+    lane = tl.reshape(tl.minimum(lane, K.LANES - 1), [K.BLOCK_C * K.PADDED])
+    return tl.reshape(tl.gather(value, lane, 0), [K.BLOCK_C, K.PADDED])
+
+
+@triton.jit
+def is_unfolded(s, K: tl.constexpr):
+    """Which positions of `unfolded` there are."""
+    there = tl.arange(0, K.PADDED)[None, :] < s.S
+    return tl.broadcast_to(there, [K.BLOCK_C, K.PADDED])
 
 
 @triton.jit
@@ -228,8 +262,44 @@ def is_first(index, lanes):
 @triton.jit
 def spread(value, K: tl.constexpr):
     """A value of each lane, to go with a tile."""
-    FLAT: tl.constexpr = K.CHANNELS_LAST
-    return across(value, FLAT)
+    if K.CHANNELS_LAST or K.FOLDED:
+        return value[None, None, :]
+    else:
+        return across(value)
+
+
+@triton.jit
+def outer_sum(x):
+    """The sum along the axis of a tile of which each thread has all."""
+    return tl.sum(x, axis=1 if LANES_FIRST else 0)
+
+
+@triton.jit
+def spread_outer(x):
+    """What outer_sum makes of a tile, to go with it."""
+    return tl.expand_dims(x, 1 if LANES_FIRST else 0)
+
+
+@triton.jit
+def no_outer(K: tl.constexpr, ACC: tl.constexpr):
+    """Zeros of the shape that outer_sum makes of a tile."""
+    if K.CHANNELS_LAST or K.FOLDED:
+        return tl.full([K.INNER, K.LANES], 0, ACC)
+    else:
+        return tl.full([K.LANES, K.INNER], 0, ACC)
+
+
+@triton.jit
+def lane_sum(x, K: tl.constexpr):
+    return tl.sum(outer_sum(x), axis=0 if K.CHANNELS_LAST or K.FOLDED else 1)
+
+
+@triton.jit
+def lane_sums(x, y, K: tl.constexpr):
+    """The sums of two tiles, in one round."""
+    return tl.reduce(
+        (outer_sum(x), outer_sum(y)), 0 if K.CHANNELS_LAST or K.FOLDED else 1, add_both
+    )  # fmt: skip
 
 
 @triton.jit
@@ -243,27 +313,36 @@ def first_element(n, c, s, K: tl.constexpr):
 
 @triton.jit
 def positions(K: tl.constexpr):
-    """The positions of a contiguous tile, counted from its first: all but the axis of the lanes."""
-    outer = tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER
-    return across_lanes(outer) + tl.arange(0, K.INNER)[None, None, :]
+    """The positions of a tile, counted from its first: all but the axis of the lanes."""
+    outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER)
+    inner = tl.arange(0, K.INNER)
+    if K.CHANNELS_LAST or K.FOLDED:
+        return outer + across(inner)
+    else:
+        return outer + inner[None, None, :]
 
 
 @triton.jit
 def tile_of(n, start, at, s, K: tl.constexpr):
     """A member's tile by its first instance and position (int64).
 
-    Channels last it is flat; contiguous, positions are split in two: see `arithmetic.py`.
+    Its middle axis are lanes and its inner one positions, channels last the other way round: see
+    `arithmetic.py`.
     """
     lanes = tile_lanes(n, at, s.N, s, K)
     first = first_element(lanes.n, lanes.c, s, K)
-    if K.CHANNELS_LAST:
-        position = tl.arange(0, K.BLOCK_S)
+    end = s.S
+    if K.FOLDED:
+        end = s.N
+        lane = tl.arange(0, K.LANES) + at.u * s.W * s.S
+        offsets = spread(lane + start * s.C * s.S, K) + positions(K) * (s.C * s.S)
+    elif K.CHANNELS_LAST:
         stride = tl.zeros([1], tl.int64) + s.C  # start * C may pass 2^31
-        offsets = (first + stride * start)[:, None] + (position * s.C)[None, :]
-        mask = lanes.mask[:, None] & (position < s.S - start)[None, :]
+        offsets = spread(first + stride * start, K) + positions(K) * s.C
     else:
-        offsets = across(first + start, False) + positions(K)
-        mask = across(lanes.mask, False) & (positions(K) < s.S - start)
+        offsets = spread(first + start, K) + positions(K)
+    left = tl.minimum(end - start, K.BLOCK_S).to(tl.int32)
+    mask = spread(lanes.mask, K) & (positions(K) < left)
     return Tile(at, n, start, lanes, mask, offsets)
 
 
@@ -277,29 +356,50 @@ def resident_tile(at, s, K: tl.constexpr):
 
 @triton.jit
 def tiles_of_part(at, s, K: tl.constexpr):
-    """(first, past the last) of a member's tiles, counted in the unit.
+    """(first, past the last whole one, past the last) of a member's tiles, counted in the unit.
 
     Parts of a norm within an instance end with it: there, tiles are blocks of positions alone.
     """
-    tiles = tl.cdiv(s.S, K.BLOCK_S)
-    if K.BATCH:
+    if K.FOLDED:
+        whole, tiles = s.N // K.BLOCK_S, tl.cdiv(s.N, K.BLOCK_S)
+    else:
+        whole, tiles = s.S // K.BLOCK_S, tl.cdiv(s.S, K.BLOCK_S)
+    if K.BATCH and not (K.CHANNELS_LAST or K.FOLDED):
+        whole *= s.N // K.BLOCK_N
         tiles *= tl.cdiv(s.N, K.BLOCK_N)
     first = at.part * s.steps
-    return first, tl.minimum(first + s.steps, tiles)
+    end = tl.minimum(first + s.steps, tiles)
+    return first, tl.minimum(tl.maximum(whole, first), end), end
 
 
 @triton.jit
 def nth_tile(i, at, s, K: tl.constexpr):
-    s_blocks = tl.cdiv(s.S, K.BLOCK_S)
-    start = (i % s_blocks).to(tl.int64) * K.BLOCK_S
-    return tile_of(at.n + (i // s_blocks) * K.BLOCK_N, start, at, s, K)
+    """A tile of a unit; those that lack positions or instances come last."""
+    if K.BATCH and not (K.CHANNELS_LAST or K.FOLDED):
+        blocks, n_blocks = s.S // K.BLOCK_S, s.N // K.BLOCK_N  # whole ones
+        n, block = i // tl.maximum(blocks, 1), i % tl.maximum(blocks, 1)
+        lacking = i - blocks * n_blocks
+        if lacking >= 0:
+            # Each block of instances has a last one of positions, before the last of instances has
+            # its others.
+            ends = tl.cdiv(s.S, K.BLOCK_S) - blocks
+            ends *= tl.cdiv(s.N, K.BLOCK_N)
+            n = tl.where(lacking < ends, lacking, n_blocks)
+            block = tl.where(lacking < ends, blocks, lacking - ends)
+        return tile_of(at.n + n * K.BLOCK_N, tl.full([], K.BLOCK_S, tl.int64) * block, at, s, K)
+    else:  # one instance: over a batch with channels last, it is all there is
+        return tile_of(at.n, tl.full([], K.BLOCK_S, tl.int64) * i, at, s, K)
 
 
 @triton.jit
-def backward_walk(program, s):
+def backward_walk(program, s, K: tl.constexpr):
     """Of a launch with a member for each tile in the order of memory, the last tile first."""
-    unit_and_part = s.N * s.u_blocks * s.parts - 1 - program
-    return place(unit_and_part // s.parts, unit_and_part % s.parts, s)
+    if K.FOLDED:
+        i = s.u_blocks * s.parts - 1 - program
+        return place(i % s.u_blocks, i // s.u_blocks, s)
+    else:
+        i = s.N * s.u_blocks * s.parts - 1 - program
+        return place(i // s.parts, i % s.parts, s)
 
 
 @triton.jit

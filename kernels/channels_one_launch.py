@@ -8,7 +8,7 @@ on the GPU together walk over the units. The backward is below, with tiles of x 
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, inverse_std, lane_sum, load_or, product, split_mean
+from .arithmetic import accumulation_type, inverse_std, load_or, product, split_mean
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     MixedSums,
@@ -17,6 +17,7 @@ from .channel_gradients import (
     about_mean,
     add_instances,
     instance_weight,
+    leave_instance,
     mixed_batch_slopes,
     mixed_sums,
     published_sum,
@@ -52,6 +53,7 @@ from .channel_tiles import (
     SIZES,
     channel_blocks,
     is_first,
+    lane_sums,
     load,
     load_pivot,
     place,
@@ -161,7 +163,7 @@ def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
         zeros = tl.zeros_like(channels.c).to(tl.int64)
         origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
         mean = lane.mean + (pivot - to_lanes(origin, K))
-        m = channel_moments(Moments(lane.count, mean, lane.m2), K)
+        m = channel_moments(Moments(lane.count, mean, lane.m2), at, s, K)
     else:
         origin, m = pivot, lane
     if t.table is not None:
@@ -195,7 +197,8 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
     affine = kept_affine(t, tile.lanes, s, K)
     x = packed.to(ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
-    lane = Sums(lane_sum(g.to(ACC)), lane_sum(product(g.to(ACC), x)))
+    sum_g, sum_gx = lane_sums(g.to(ACC), product(g.to(ACC), x), K)
+    lane = Sums(sum_g, sum_gx)
     if K.MIX and K.BATCH:
         slopes = mixed_slopes(t, lane, group, tile, s, K)
     elif K.BATCH:
@@ -211,7 +214,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
             dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
         store(t.dx, dx + spread(slopes.r, K), tile)
     # Parameters of norms within an instance gather over instances: the last one adds them up.
-    if not K.BATCH and t.tickets is not None:
+    if K.GATHERS:
         if at.index == 0:
             if arrived_last(t.tickets + at.u, s.N):
                 add_instances(t, at.u, s, K)
@@ -221,14 +224,14 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
 def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
     """Those of sets within an instance, whose lanes are channels."""
     channels = unit_channels(at.u, at.block, s, K)
-    if t.table is not None:
-        publish(t, lane, at, channels, s, K)
-    if K.CLUSTER:
-        meet(t, group, at, s, K)
-        sums = unit_sums(t, at, s, K)
-    else:
-        sums = set_sums(t, lane, channels, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+    if K.CLUSTER:
+        publish(t, lane, at, channels, s, K)
+        meet(t, group, at, s, K)
+        sums = unit_sums(t, at, at.index, s, K)
+    else:
+        leave_instance(t, lane, stats, at.n, channels, channels.mask, s, K)
+        sums = set_sums(t, lane, channels, s, K)
     count = s.D.to(lane.g.dtype) * s.S
     return slopes_of(stats, about_mean(sums, stats), count, K)
 
@@ -237,7 +240,7 @@ def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
 def batch_slopes(t, lane, group, at, s, K: tl.constexpr):
     """Those of sets that run over the batch; stores dgamma and dbeta."""
     channels = unit_channels(at.u, at.block, s, K)
-    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+    sums = Sums(sum_instances(lane.g, s, K), sum_instances(lane.gx, s, K))
     if K.CLUSTER:
         publish(t, sums, at, channels, s, K)
         meet(t, group, at, s, K)
@@ -261,10 +264,10 @@ def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     each = mixed_sums(lane, stats, batch)
     sums = MixedSums(
-        sum_instances(each.g, K),
-        sum_instances(tl.where(lanes.mask, each.gx, 0.0), K),
-        sum_instances(each.hat, K),
-        sum_instances(tl.where(lanes.mask, each.gap, 0.0), K),
+        sum_instances(each.g, s, K),
+        sum_instances(tl.where(lanes.mask, each.gx, 0.0), s, K),
+        sum_instances(each.hat, s, K),
+        sum_instances(tl.where(lanes.mask, each.gap, 0.0), s, K),
     )
     if K.CLUSTER:
         publish(t, sums, at, channels, s, K)

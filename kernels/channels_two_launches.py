@@ -8,7 +8,7 @@ the L2 cache.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, lane_sum, load_or, product
+from .arithmetic import accumulation_type, load_or
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     Slopes,
@@ -26,7 +26,9 @@ from .channel_gradients import (
 )
 from .channel_stats import (
     Moments,
+    add_whole,
     affine_of,
+    along,
     average_instances,
     batch_moments,
     channel_moments,
@@ -49,7 +51,9 @@ from .channel_tiles import (
     is_first,
     load,
     load_pivot,
+    no_outer,
     nth_tile,
+    outer_sum,
     place,
     sizes,
     spread,
@@ -81,7 +85,8 @@ def moments_kernel(
     t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
     K: tl.constexpr,
 ):  # fmt: skip
-    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
+    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan; threads
+    by themselves, and by lanes in the end."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     unit, member = unit_member(tl.program_id(0), s, K)
@@ -89,15 +94,20 @@ def moments_kernel(
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
     pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
     pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
-    m = Moments(zero, zero, zero)
-    first, end = tiles_of_part(at, s, K)
-    for i in range(first, end):
+    mean, m2 = no_outer(K, ACC), no_outer(K, ACC)
+    first, whole, end = tiles_of_part(at, s, K)
+    for i in tl.range(first, whole, num_stages=K.STAGES):
+        x = load(t.x, nth_tile(i, at, s, K)).to(ACC) - spread(pivot, K)
+        mean, m2 = add_whole(mean, m2, x, i - first, K)
+    count = tl.full([], K.BLOCK_S // K.INNER, ACC) * (whole - first)
+    m = along(
+        Moments(tl.zeros_like(mean) + count, mean, m2), 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    )
+    for i in range(whole, end):
         tile = nth_tile(i, at, s, K)
         x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
         m = merge(m, lane_moments(x, tile, s, K))
-    if K.BLOCK_N > 1:
-        m = channel_moments(m, K)
+    m = channel_moments(m, at, s, K)
     publish(t, m, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit(t, at, momentum, eps, s, K)
@@ -145,13 +155,14 @@ def apply_kernel(
     """
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    at = backward_walk(tl.program_id(0), s)
+    at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     lanes = tile.lanes
     x = load(t.x, tile).to(ACC)
     if K.BATCH and not K.TRAINING:
         stats = constant_stats(t, lanes.c, lanes.mask, eps)
         first = lanes.mask & is_first(at.n + at.part, lanes.c)
+        first &= lanes.first == tl.arange(0, K.LANES)
         store_stats(t, lanes.n, lanes.c, first, stats, s, K)
         affine = affine_of(t, stats, lanes.c, lanes.mask)
     else:
@@ -172,23 +183,22 @@ def gradient_sums_kernel(
     unit, member = unit_member(tl.program_id(0), s, K)
     at = place(unit, member, s)
     affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
-    zero = tl.zeros([K.BLOCK_N * K.BLOCK_C], ACC)
-    lane = Sums(zero, zero)
-    first, end = tiles_of_part(at, s, K)
+    zero = no_outer(K, ACC)
+    own = Sums(zero, zero)
+    first, _, end = tiles_of_part(at, s, K)
     for i in range(first, end):
         tile = nth_tile(i, at, s, K)
         x, dy = load_pair(t, tile, K)
         x = x.to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
-        lane = Sums(lane.g + lane_sum(g), lane.gx + lane_sum(product(g, x)))
-    sums = Sums(sum_instances(lane.g, K), sum_instances(lane.gx, K))
+        own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
+    SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    lane_g, lane_gx = tl.sum(own.g, axis=SPREAD), tl.sum(own.gx, axis=SPREAD)
+    sums = Sums(sum_instances(lane_g, s, K), sum_instances(lane_gx, s, K))
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit_sums(t, at, s, K)
-        PARAMETERS: tl.constexpr = (
-            t.dweight is not None or t.dbias is not None or t.drho is not None
-        )
-        if not K.BATCH and (PARAMETERS or (K.MIX and K.TRAINING and t.sums is not None)):
+        if K.GATHERS:
             if last_of_instances(t, at, s):
                 add_instances(t, at.u, s, K)
 
@@ -204,7 +214,7 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         gamma = load_or(t.weight, channels.c, channels.mask, 1.0, stats.rstd.dtype)
         sums = Sums(gamma * sums.g, gamma * sums.gx)
     else:
-        sums = unit_sums(t, at, s, K)
+        sums = unit_sums(t, at, 0, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
     first = channels.mask & (channels.local % s.D == 0)
@@ -218,7 +228,7 @@ def apply_backward_kernel(
     """dx = scale g + q (x - center) + r, and g itself as the residual's gradient."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    at = backward_walk(tl.program_id(0), s)
+    at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     affine = kept_affine(t, tile.lanes, s, K)
     x, dy = load_pair(t, tile, K)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+SM_REGISTERS = 65536
+
 
 class View(NamedTuple):
     """A tensor seen as (N, C, S), contiguous or with its channels last in memory (N, S, C)."""
@@ -18,6 +20,10 @@ class View(NamedTuple):
     S: int
     channels_last: bool
     itemsize: int
+
+    def regrouped(self, depth: int) -> "View":
+        """With `depth` neighbouring channels of the contiguous layout as one."""
+        return self._replace(C=self.C // depth, S=self.S * depth)
 
 
 class Sets(NamedTuple):
@@ -48,6 +54,11 @@ class Geometry(NamedTuple):
     parts: int
     steps: int
     num_warps: int
+    columns: int = 0  # of a folded tile: all positions of its channels; 0 where none is folded
+
+    @property
+    def lanes(self) -> int:
+        return self.columns or self.BLOCK_N * self.BLOCK_C
 
     @property
     def u_blocks(self) -> int:
@@ -69,15 +80,22 @@ class Geometry(NamedTuple):
         """
         return 168 if self.crowded(backward) and self.num_warps == 4 else 128
 
-    @property
-    def reducing_registers(self) -> int:
-        """A limit for kernels that read a tile and leave it behind: 12 to 20 warps an SM."""
+    def reducing_registers(self, backward: bool) -> int:
+        """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
-        return 128 if self.sets.mix else 96
+        if not backward or self.sets.mix or self.columns:
+            return 128
+        return {2: 80, 4: 96, 8: 128}[self.view.itemsize]
+
+    def reducing_at_once(self, backward: bool) -> int:
+        """Programs of those that an SM has at a time."""
+        return SM_REGISTERS // (32 * self.num_warps * self.reducing_registers(backward))
 
     def pointwise_registers(self, has_residual: bool, backward: bool) -> int | None:
         """A limit for passes without sums, which spill only with a residual, or none."""
+        if self.columns:
+            return 128 if backward else None
         if not has_residual:
             return None
         crowded = self.crowded(backward)
@@ -96,7 +114,7 @@ class Geometry(NamedTuple):
     @property
     def _short(self) -> bool:
         """Many short lanes: a thread keeps the statistics of several."""
-        return not self.view.channels_last and self.BLOCK_N * self.BLOCK_C >= 16
+        return not self.view.channels_last and not self.columns and self.lanes >= 16
 
     def scalars(self, groups: int) -> tuple[int, ...]:
         """The sizes, in the kernels' order, those that K has an alignment of in multiples of it."""
@@ -117,7 +135,6 @@ class Geometry(NamedTuple):
     def constants(self) -> dict[str, Any]:
         """What of `channel_tiles.Choices` follows from the geometry."""
         align_c, align_s, align_w = self._alignments
-        lanes = self.BLOCK_N * self.BLOCK_C
         return {
             "CHANNELS_LAST": self.view.channels_last,
             "ALIGN_C": align_c,
@@ -127,9 +144,20 @@ class Geometry(NamedTuple):
             "BLOCK_N": self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
             "BLOCK_S": self.BLOCK_S,
-            # What a warp loads at once, or all where all warps share one lane.
-            "INNER": self.BLOCK_S if lanes == 1 else min(self.BLOCK_S, 512 // self.view.itemsize),
+            "LANES": self.lanes,
+            "INNER": self._inner,
+            "FOLDED": self.columns > 0,
+            "PADDED": triton.next_power_of_2(self.view.S) if self.columns else 0,
         }
+
+    @property
+    def _inner(self) -> int:
+        """Positions of a tile's axis that is spread over threads: contiguous, what a warp loads at
+        once, or all where all warps share one lane; channels last, what a program does."""
+        at_once = 512 // self.view.itemsize
+        if self.view.channels_last or self.columns:
+            return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
+        return self.BLOCK_S if self.lanes == 1 else min(self.BLOCK_S, at_once)
 
     @property
     def _padded_sets(self) -> int:
@@ -139,10 +167,10 @@ class Geometry(NamedTuple):
 
     @property
     def _alignments(self) -> tuple[int, int, int]:
-        """Of C, S and W; of C and S only the one that is contiguous in memory."""
+        """Of C, S and W; of C and S those that are contiguous in memory."""
         _, C, S, channels_last, _ = self.view
-        of_c, of_s = (alignment(C), 1) if channels_last else (1, alignment(S))
-        return of_c, of_s, alignment(self.W)
+        of_c = alignment(C) if channels_last or self.columns else 1
+        return of_c, 1 if channels_last else alignment(S), alignment(self.W)
 
 
 def alignment(size: int) -> int:

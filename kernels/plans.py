@@ -96,13 +96,14 @@ def forward_plan(
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )
-        registers, unactivated = geometry.reducing_registers, spec._replace(activation=None)
+        if sets.depth > 1 and not view.channels_last:  # a set is one run of memory
+            geometry = tilings.streaming(view.regrouped(sets.depth), Sets(1, False, False), False)
         plan = plan._replace(
-            first=_launch(moments_kernel, geometry, unactivated, sets.of_batch, registers),
+            first=_moments(geometry, spec, sets.of_batch),
             table=_table(geometry, 3),
             tickets=geometry.units + geometry.u_blocks,
         )
-    each = tilings.pointwise(view, sets)
+    each = tilings.pointwise(view, sets, False, masked)
     limit = each.pointwise_registers(has_residual, False)
     return plan._replace(second=_launch(apply_kernel, each, spec, sets.of_batch, limit))
 
@@ -130,20 +131,24 @@ def backward_plan(
         published = 4 if sets.batch and sets.mix else 2
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, spec, True),
-            table=_table(geometry, published) if tier == "cluster" or gathers else 0,
+            first=_resident(resident_backward_kernel, tier, geometry, spec, True, gathers),
+            table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
+            + (_instances(geometry) if gathers else 0),
             tickets=geometry.u_blocks if gathers else 0,
         )
-    geometry = tilings.streaming(view, sets)
+    masked = dtypes[3] is not None
+    geometry = tilings.streaming(view, sets, True, masked)
     if slopes or parameters:
-        registers = geometry.reducing_registers
+        mixes = sets.mix and spec.use_input_stats and slopes
+        gathers = not sets.of_batch and (parameters or mixes)
+        registers = geometry.reducing_registers(True)
         plan = plan._replace(
-            first=_launch(gradient_sums_kernel, geometry, spec, sets.of_batch, registers),
-            table=_table(geometry, 2),
+            first=_launch(gradient_sums_kernel, geometry, spec, sets.of_batch, registers, gathers),
+            table=_table(geometry, 2) + (_instances(geometry) if gathers else 0),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
-        each = tilings.pointwise(view, sets)
+        each = tilings.pointwise(view, sets, True, masked)
         limit = each.pointwise_registers(has_side, True)
         apply = _launch(apply_backward_kernel, each, spec, sets.of_batch, limit)
         plan = plan._replace(second=apply)
@@ -182,24 +187,53 @@ def _table(geometry: Geometry, planes: int) -> int:
     return planes * outer * geometry.parts * geometry.view.C
 
 
+def _instances(geometry: Geometry) -> int:
+    """Elements that instances leave for the sums over them, behind the table."""
+    return 2 * geometry.view.N * geometry.view.C
+
+
+def _moments(geometry: Geometry, spec: NormSpec, batch: bool) -> Launch:
+    K = choices(spec, geometry, batch)._replace(ACTIVATION=None, STAGES=tilings.MOMENTS_STAGES)
+    return Launch(
+        moments_kernel,
+        geometry.units * geometry.members,
+        geometry.scalars(geometry.units),
+        {"K": K},
+        geometry.num_warps,
+        geometry.reducing_registers(False),
+    )
+
+
 def _launch(
-    kernel: Any, geometry: Geometry, spec: NormSpec, batch: bool, maxnreg: int | None
+    kernel: Any,
+    geometry: Geometry,
+    spec: NormSpec,
+    batch: bool,
+    maxnreg: int | None,
+    gathers: bool = False,
 ) -> Launch:
+    K = choices(spec, geometry, batch)._replace(GATHERS=gathers)
     return Launch(
         kernel,
         geometry.units * geometry.members,
         geometry.scalars(geometry.units),
-        {"K": choices(spec, geometry, batch)},
+        {"K": K},
         geometry.num_warps,
         maxnreg,
     )
 
 
 def _resident(
-    kernel: Any, tier: str, geometry: Geometry, spec: NormSpec, backward: bool
+    kernel: Any,
+    tier: str,
+    geometry: Geometry,
+    spec: NormSpec,
+    backward: bool,
+    gathers: bool = False,
 ) -> Launch | ClusterLaunch:
     batch = geometry.sets.batch
     if tier == "cluster":
-        K = choices(spec, geometry, batch)._replace(CLUSTER=True)
+        K = choices(spec, geometry, batch)._replace(CLUSTER=True, GATHERS=gathers)
         return ClusterLaunch(kernel, geometry, K)
-    return _launch(kernel, geometry, spec, batch, geometry.resident_registers(backward))
+    registers = geometry.resident_registers(backward)
+    return _launch(kernel, geometry, spec, batch, registers, gathers)

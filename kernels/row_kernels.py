@@ -46,7 +46,7 @@ def load_sum(t, tile):
 def part_count(start, s, K: tl.constexpr, ACC: tl.constexpr):
     """The columns of a part, for each row."""
     count = tl.minimum(s.L - start, K.BLOCK_L).to(ACC)
-    return across(tl.full([K.BLOCK_R], 0.0, ACC), False) + count
+    return across(tl.full([K.BLOCK_R], 0.0, ACC)) + count
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -154,7 +154,7 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     block, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     begin = part.to(tl.int64) * steps * K.BLOCK_L
-    count = across(tl.full([K.BLOCK_R], 0.0, ACC), False)
+    count = across(tl.full([K.BLOCK_R], 0.0, ACC))
     mean, m2 = count, count
     end = tl.minimum(begin + steps * K.BLOCK_L, s.L)
     for start in tl.range(begin, end, K.BLOCK_L, num_stages=K.STAGES):

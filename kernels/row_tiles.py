@@ -19,6 +19,8 @@ from .arithmetic import (
     accumulation_type,
     across,
     across_lanes,
+    add_both,
+    centred,
     chan_merge,
     product,
     split_shape,
@@ -126,7 +128,7 @@ def columns(K: tl.constexpr):
 @triton.jit
 def row_tile(block, start, s, K: tl.constexpr):
     """The tile of the rows of a block whose first column is `start`."""
-    row = across(tl.full([], K.BLOCK_R, tl.int64) * block + tl.arange(0, K.BLOCK_R), False)
+    row = across(tl.full([], K.BLOCK_R, tl.int64) * block + tl.arange(0, K.BLOCK_R))
     if not K.WHOLE:
         mask = (row < s.R) & (columns(K) < s.L - start)
     elif K.BLOCK_R > 1:
@@ -224,37 +226,27 @@ def row_sum(a, b, K: tl.constexpr):
 
 
 @triton.jit
-def _add_both(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
 def row_sums(x, a, b, K: tl.constexpr):
     """The sums of x and of a * b along each row, in one round."""
     products = a * b if K.BLOCK_L >= ENOUGH_TO_FUSE else product(a, b)
     OUTER: tl.constexpr = 1 if LANES_FIRST else 0
     x = tl.sum(x, axis=OUTER, keep_dims=True)
     products = tl.sum(products, axis=OUTER, keep_dims=True)
-    return tl.reduce((x, products), 2, _add_both, keep_dims=True)
+    return tl.reduce((x, products), 2, add_both, keep_dims=True)
 
 
 @triton.jit
 def row_moments(x, count, tile, K: tl.constexpr):
     """(mean, M2) of each row of a tile, which has `count` columns.
 
-    The mean's own rounding error is measured, as the mean of the deviations, and put right, so
-    that M2 holds when mean >> std. Means are sums of shares: a sum would overflow where the mean
+    Means are sums of shares: a sum would overflow where the mean
     does not.
     """
     if K.CENTRED:
         mean = row_sum(x, tl.zeros_like(x) + 1.0 / count, K)
         deviation = only_present(x - mean, tile, K)
         total, squares = row_sums(deviation, deviation, deviation, K)
-        error = total / count
-        error = tl.where(tl.abs(error) < float("inf"), error, 0.0)
-        excess = error * total  # of squares, which overflow where it does
-        m2 = squares - tl.where(excess < float("inf"), excess, 0.0)
-        return mean + error, tl.where(m2 < 0.0, 0.0, m2)  # not maximum: NaN has to go through
+        return centred(mean, total, squares, count)
     else:
         m2 = row_sum(x, x, K)
         return tl.zeros_like(m2), m2
@@ -307,9 +299,9 @@ def published_moments(table_ptr, tile, s, K: tl.constexpr):
         plane = s.parts * s.R.to(tl.int64)
         planes = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
         _, mean, m2 = part_moments(planes, 0, row, row < s.R, s.R, s.parts, BLOCK_R)
-        return across(mean, False), across(m2, False)
+        return across(mean), across(m2)
     else:
-        m2 = across(part_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R), False)
+        m2 = across(part_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R))
         return tl.zeros_like(m2), m2
 
 
@@ -343,7 +335,7 @@ def few_sums(table_ptr, tile, s, K: tl.constexpr):
         slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
         here = (part < s.parts)[:, None] & (row < s.R)[None, :]
         total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
-    return across(tl.sum(total, axis=0), False)
+    return across(tl.sum(total, axis=0))
 
 
 # --- the output, its mask of bits, the gradient ---

@@ -12,8 +12,8 @@ from .arithmetic import chan_merge, merge_along
 
 @triton.constexpr_function
 def table_rows(columns):
-    """Entries of a column that are loaded together: 1,024 for all columns of a block."""
-    return max(1024 // columns, 1)
+    """Entries of a column that are loaded together: up to 1,024 for all columns of a block."""
+    return min(max(1024 // columns, 1), 128)
 
 
 @triton.jit

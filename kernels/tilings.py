@@ -28,8 +28,19 @@ CLUSTER_LANES = 8
 MOST_MEMBERS = 264
 # Elements of a tile that is read and left behind: 4 warps.
 STREAMING_TILE = 4096
-# Programs that a pass is split into when its units alone are too few: 3 for each of 132 SMs.
+# Programs that a pass is split into when its units alone are too few, as many as run at once: 3 for
+# each of 132 SMs, more where an SM has more at a time.
 ENOUGH_PROGRAMS = 396
+# Short channels of contiguous sets over the batch: warps, whose threads each take 16 bytes of an
+# instance, and instances of a tile, of passes that reduce and of those that do not.
+LONGEST_FOLDED = 512
+FOLDED_WARPS = 8
+FOLDED_STEP = 4
+FOLDED_TILE = (8, 4)  # forward, backward
+# Bytes of neighbouring channels that a pass that reduces takes, channels last: fewer channels are
+# merged by more programs, of fewer parts each.
+REDUCED_LANES = 64
+MOMENTS_STAGES = 3  # of the loop over tiles: two are on their way while one is worked on
 # In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
 INTERPRETER_TILE = 1 << 18
 # Channels of units with several sets in one tile.
@@ -50,7 +61,7 @@ def choose(
         {
             "one_program": lambda: one_program(view, sets, backward),
             "cluster": lambda: cluster(view, sets, has_residual),
-            "streaming": lambda: streaming(view, sets),
+            "streaming": lambda: streaming(view, sets, backward),
         },
         f"sets {sets} of a tensor {view}",
     )
@@ -91,31 +102,63 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
     return None
 
 
-def streaming(view: View, sets: Sets) -> Geometry:
+def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
     """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances."""
     sets = sets._replace(batch=sets.of_batch)
-    blocks = _streamed_tile(view, sets)
+    found = _folded(view, sets, FOLDED_STEP, masked)
+    if found is not None:
+        return _in_parts(found, triton.cdiv(view.N, found.BLOCK_S), backward)
+    blocks = _streamed_tile(view, sets, REDUCED_LANES // view.itemsize)
     _, BLOCK_N, _, BLOCK_S = blocks
     tiles = _tiles(view, sets, BLOCK_N, BLOCK_S)
-    whole = Geometry(view, sets, *blocks, parts=1, steps=tiles, num_warps=4)
-    wanted = 1 if launch.INTERPRETED else triton.cdiv(ENOUGH_PROGRAMS, whole.units * whole.members)
+    return _in_parts(Geometry(view, sets, *blocks, 1, steps=1, num_warps=4), tiles, backward)
+
+
+def _in_parts(whole: Geometry, tiles: int, backward: bool) -> Geometry:
+    """A unit's tiles cut into as many parts as keep the GPU busy."""
+    at_once = ENOUGH_PROGRAMS * whole.reducing_at_once(backward) // 3
+    wanted = 1 if launch.INTERPRETED else max(at_once // (whole.units * whole.members), 1)
     steps = triton.cdiv(tiles, min(wanted, tiles))
     return whole._replace(parts=triton.cdiv(tiles, steps), steps=steps)
 
 
-def pointwise(view: View, sets: Sets) -> Geometry:
+def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
     """One tile a program, in the order of memory, whatever the sets."""
-    _, _, BLOCK_C, BLOCK_S = _streamed_tile(view, Sets(1, False, sets.mix))
+    found = _folded(view, sets, FOLDED_TILE[backward], masked)
+    if found is not None:
+        return found._replace(parts=triton.cdiv(view.N, found.BLOCK_S))
+    _, _, BLOCK_C, BLOCK_S = _streamed_tile(view, Sets(1, False, sets.mix), 64)
     parts = triton.cdiv(view.S, BLOCK_S)
     sets = sets._replace(batch=False)
     return Geometry(view, sets, BLOCK_C, 1, BLOCK_C, BLOCK_S, parts, steps=1, num_warps=4)
 
 
-def _streamed_tile(view: View, sets: Sets) -> Blocks:
-    """A tile that is read and left behind."""
+def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | None:
+    """A tile of `instances` of some channels, each with all its positions: one run of memory. For
+    contiguous sets over the batch whose channels are short; not with ReLU's bits, which each have
+    bytes of their own."""
+    _, C, S, channels_last, itemsize = view
+    if channels_last or masked or not sets.of_batch or S > LONGEST_FOLDED or C * S >= 2**24:
+        return None
+    vector = 16 // itemsize  # elements that a thread loads at a time
+    columns = FOLDED_WARPS * 32 * vector
+    if launch.INTERPRETED:
+        columns = min(INTERPRETER_TILE, triton.next_power_of_2(max(C * S, vector)))
+    channels = vector // math.gcd(S, vector)  # that are a whole number of vectors
+    W = min(columns // S // channels * channels, triton.cdiv(C, channels) * channels)
+    if W == 0 or C % channels:
+        return None
+    if launch.INTERPRETED:
+        instances = min(INTERPRETER_TILE // columns, triton.next_power_of_2(view.N))
+    BLOCK_C = triton.next_power_of_2(W)
+    return Geometry(view, sets, W, 1, BLOCK_C, instances, 1, 1, FOLDED_WARPS, columns)
+
+
+def _streamed_tile(view: View, sets: Sets, lanes: int) -> Blocks:
+    """A tile that is read and left behind; `lanes` with channels last."""
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
     tile = tile // 4 if _each_addressed(view) else tile
-    blocks = _parts_of_sets(view, sets, tile, 64)
+    blocks = _parts_of_sets(view, sets, tile, lanes if view.channels_last else 64)
     assert blocks is not None, "only mixtures over the batch ask for whole instances"
     return blocks
 
@@ -155,9 +198,7 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     if channels_last:
         W = depth if depth > 1 else min(lanes, max(triton.next_power_of_2(C), 8))
         if depth > 1:  # whole groups, and whole bytes of the ReLU mask
-            together = _byte_groups(depth)
-            W = min(together * triton.cdiv(lanes, together * depth) * depth, C)
-            W = depth if W > max(MOST_LANES, depth) else W  # rather one group, in row blocks
+            W = _groups_together(C, depth, lanes)
         BLOCK_C = max(triton.next_power_of_2(W), 8)
         if W == depth:
             BLOCK_C = min(BLOCK_C, max(lanes, 8))
@@ -199,6 +240,17 @@ def _room(room: int, needed: int) -> int:
 def _byte_groups(depth: int) -> int:
     """How many sets of `depth` channels make up whole bytes of a bit for each channel."""
     return 8 // math.gcd(depth, 8)
+
+
+def _groups_together(C: int, depth: int, lanes: int) -> int:
+    """Channels of so many groups, at least about `lanes`, that fill lanes best; rather one group,
+    in blocks, than more than MOST_LANES."""
+    together = _byte_groups(depth) * depth
+    wide = [W for W in range(together, MOST_LANES + 1, together) if W >= min(lanes, C)]
+    if not wide:
+        return depth
+    wide = [min(W, C) for W in wide]
+    return min(wide, key=lambda W: (triton.cdiv(C, W) * triton.next_power_of_2(W), W))
 
 
 def _each_addressed(view: View) -> bool:

@@ -228,11 +228,11 @@ def _extend_sign(i: Instruction, o: Operands) -> str:
     return f"{line}; {o.put(d, 'v')}"
 
 
-@rule("P2R")
+@rule("P2R", "UP2UR")
 def _predicates_to_register(i: Instruction, o: Operands) -> str:
     d, _, a, mask = i.operands[:4]
-    mask = o.word(mask)
-    return o.put(d, f"(sum(P[t]<<t for t in range(7))&{mask})|({o.word(a)}&(M^{mask}))")
+    mask, file = o.word(mask), "Q" if i.base == "UP2UR" else "P"
+    return o.put(d, f"(sum({file}[t]<<t for t in range(7))&{mask})|({o.word(a)}&(M^{mask}))")
 
 
 @rule("R2P")

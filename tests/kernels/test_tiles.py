@@ -22,7 +22,9 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     groups: int = 0
     streaming_tile: int = 32
-    enough: int = 16  # programs of a pass: some pieces of a unit, some tiles of a piece
+    enough: int = (
+        16  # programs of a pass, 12 warps an SM: some pieces of a unit, of some tiles each
+    )
 
     def __str__(self) -> str:
         groups = f"{self.groups} groups " if self.groups else ""
@@ -46,20 +48,20 @@ ONE_PROGRAM = [
 PARTS = [
     Case("bn_train", "contiguous", (3, 3, 5, 7), enough=8),
     Case("mean_train", "contiguous", (3, 3, 5, 7), enough=8),
-    Case("in", "contiguous", (2, 3, 5, 7), enough=8),
-    Case("in_running", "contiguous", (2, 3, 5, 7), enough=8),
+    Case("in", "contiguous", (2, 3, 5, 11), enough=6),
+    Case("in_running", "contiguous", (2, 3, 5, 11), enough=6),
     Case("bin_train", "contiguous", (3, 3, 5, 7), enough=12),
     Case("bin_eval", "contiguous", (2, 3, 5, 7), enough=8),
-    Case("gn", "contiguous", (2, 6, 5, 7), 2),
-    Case("gn", "contiguous", (2, 6, 5, 7), 1, enough=12),
-    Case("bn_train", "channels_last", (3, 70, 3, 3), 0, 128, 8),
-    Case("mean_train", "channels_last", (3, 70, 3, 3), 0, 128, 8),
+    Case("gn", "contiguous", (2, 6, 5, 11), 2, enough=12),
+    Case("gn", "contiguous", (2, 6, 5, 11), 1, enough=10),
+    Case("bn_train", "channels_last", (3, 70, 3, 3), 0, 64, 18),
+    Case("mean_train", "channels_last", (3, 70, 3, 3), 0, 64, 18),
     Case("in", "channels_last", (2, 6, 5, 7), 0, 128, 4),
     Case("in_running", "channels_last", (2, 6, 5, 7), 0, 128, 4),
-    Case("bin_train", "channels_last", (3, 20, 3, 3), 0, 128, 6),
+    Case("bin_train", "channels_last", (3, 20, 3, 3), 0, 32, 18),
     Case("bin_eval", "channels_last", (2, 6, 5, 7), 0, 128, 4),
     Case("gn", "channels_last", (2, 6, 5, 7), 2, 128, 4),
-    Case("gn", "channels_last", (2, 70, 9), 1, 128, 8),  # a set of two row blocks
+    Case("gn", "channels_last", (2, 70, 25), 1, 64, 36),  # a set of two row blocks
     Case("ln", "contiguous", (5, 100), enough=10),
     Case("rms", "contiguous", (5, 100), enough=10),
 ]
