@@ -80,7 +80,7 @@ def of_small_images() -> Iterator[Cut]:
         ("bn", STAGE4, (80, 16, 14, 14)), ("bn", STAGE5, (64, 48, 7, 7)),
         ("bn_eval", STAGE4, (80, 16, 14, 14)), ("bn_eval", STAGE5, (64, 48, 7, 7)),
         ("bin", STAGE4, (80, 16, 14, 14)), ("bin", STAGE5, (64, 16, 7, 7)),
-        ("gn", STAGE4, (8, 64, 14, 14)), ("gn", STAGE5, (8, 128, 7, 7)),
+        ("gn", STAGE4, (8, 64, 14, 14)), ("gn", STAGE5, (8, 256, 7, 7)),
     )  # fmt: skip
     for (op, whole, cut), dtype in product(shapes, DTYPES_COUNTED):
         yield Cut(Case(op, whole, dtype, groups=32 if op == "gn" else None), cut)

@@ -8,7 +8,7 @@ the L2 cache.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, load_or
+from .arithmetic import accumulation_type, load_or, merge_along
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     Slopes,
@@ -28,7 +28,6 @@ from .channel_stats import (
     Moments,
     add_whole,
     affine_of,
-    along,
     average_instances,
     batch_moments,
     channel_moments,
@@ -85,8 +84,7 @@ def moments_kernel(
     t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
     K: tl.constexpr,
 ):  # fmt: skip
-    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan; threads
-    by themselves, and by lanes in the end."""
+    """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     unit, member = unit_member(tl.program_id(0), s, K)
@@ -94,15 +92,13 @@ def moments_kernel(
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
     pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
     pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    mean, m2 = no_outer(K, ACC), no_outer(K, ACC)
     first, whole, end = tiles_of_part(at, s, K)
-    for i in tl.range(first, whole, num_stages=K.STAGES):
-        x = load(t.x, nth_tile(i, at, s, K)).to(ACC) - spread(pivot, K)
-        mean, m2 = add_whole(mean, m2, x, i - first, K)
-    count = tl.full([], K.BLOCK_S // K.INNER, ACC) * (whole - first)
-    m = along(
-        Moments(tl.zeros_like(mean) + count, mean, m2), 0 if K.CHANNELS_LAST or K.FOLDED else 1
-    )
+    if K.BLOCK_S == K.INNER:  # threads have nothing to reduce by themselves
+        whole = first
+        zero = tl.full([K.LANES], 0, ACC)
+        m = Moments(zero, zero, zero)
+    else:
+        m = whole_moments(t, pivot, first, whole, at, s, K)
     for i in range(whole, end):
         tile = nth_tile(i, at, s, K)
         x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
@@ -117,6 +113,23 @@ def moments_kernel(
         elif not K.BATCH and (t.running_mean is not None or t.running_var is not None):
             if last_of_instances(t, at, s):
                 average_instances(t, at.u, momentum, s, K)
+
+
+@triton.jit
+def whole_moments(t, pivot, first, end, at, s, K: tl.constexpr):
+    """Moments of each lane of whole tiles: threads by themselves, and by lanes in the end."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    own_mean, own_m2 = no_outer(K, ACC), no_outer(K, ACC)
+    for i in tl.range(first, end, num_stages=K.STAGES):
+        x = load(t.x, nth_tile(i, at, s, K)).to(ACC) - spread(pivot, K)
+        own_mean, own_m2 = add_whole(own_mean, own_m2, x, i - first, K)
+    count = tl.full([K.LANES], 0, ACC)
+    mean, m2 = count, count
+    if end > first:
+        each = tl.full([], K.BLOCK_S // K.INNER, ACC) * (end - first)
+        count, mean, m2 = merge_along(tl.zeros_like(own_mean) + each, own_mean, own_m2, SPREAD)
+    return Moments(count, mean, m2)
 
 
 @triton.jit

@@ -146,7 +146,7 @@ def _levels(
 
 
 def _field(argument: Argument) -> str:
-    return argument.name.rpartition(".")[2]
+    return argument.name.rpartition(".")[2].removesuffix("_ptr")
 
 
 def _nobody(_k: int) -> int:
