@@ -19,7 +19,7 @@ def fail_at(monkeypatch):
             left[0] -= 1
             if left[0] == 0:
                 raise LaunchError(self.name)
-            original(self, *args)
+            return original(self, *args)
 
         monkeypatch.setattr(launch.Launch, "__call__", call)
 
