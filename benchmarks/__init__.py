@@ -15,6 +15,8 @@
     alternatives, tune    `make gpu-tune`: other tiles, warps and tiers where a goal is missed
     fitting_study         of `make gpu-study`: cifar/study.py with as many epochs as fit
     cpu, plot_cpu         `python -m benchmarks.cpu`, pairs on a CPU; results/cpu.png of its rows
+    small                 `python -m benchmarks.small`: what a call on 32 elements costs
+    memory                `python -m benchmarks.memory`: bytes kept for backward
     test_norms            the same cases with pytest-benchmark
     compile_only          kernels compiled for a GPU that is not there
     machine_code          what a compiled kernel does to memory, read from its code
