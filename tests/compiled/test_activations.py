@@ -20,7 +20,9 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "group" else pytest.mark.slow) for k in KINDS]
+)
 @pytest.mark.parametrize("fusion", [f"{name}{of}" for name in FURTHER for of in ("", " residual")])
 def test_activation(emulator: Emulator, fusion: str, kind: str) -> None:
     case = Case(fusion=fusion, **KINDS[kind])  # type: ignore[arg-type]

@@ -10,7 +10,14 @@ import torch.nn.functional as TF
 import fastnorm
 import fastnorm.functional as F
 from fastnorm.activations import NAMES, WITH_MASK, canonical, parsed
-from tests.conftest import BACKENDS, LAYOUTS, assert_no_worse, make_input, running
+from tests.conftest import (
+    BACKENDS,
+    LAYOUTS,
+    assert_no_worse,
+    combinations,
+    make_input,
+    running,
+)
 
 # By torch's own functions, of which each is checked in float64.
 TORCHS = {
@@ -92,11 +99,16 @@ def results(norm, x, dy, residual, weight, bias, activation):
     return y.detach(), *torch.autograd.grad(y, leaves, dy)
 
 
-@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("activation", FURTHER)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "activation", "norm", "layout", "with_residual"),
+    combinations(
+        BACKENDS, FURTHER, ("group", "layer"), LAYOUTS, (False, True),
+        quick=lambda activation, norm, layout, residual: (
+            (layout == "contiguous" and (norm == "group") == residual)
+            or (activation == "leaky_relu(0.2)" and norm == "group")
+        ),
+    ),
+)  # fmt: skip
 def test_values_and_gradients(backend, activation, norm, layout, with_residual):
     """Within twice torch's own error of float64, at every dtype."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -163,14 +175,14 @@ def test_what_is_kept(backend, activation):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ["leaky_relu(0.2)", "mish", "elu(1.5)"])
 def test_second_derivatives(backend, activation):
-    x, residual = (make_input((2, 4, 5), requires_grad=True, seed=seed) for seed in (0, 7))
+    x, residual = (make_input((1, 2, 4), requires_grad=True, seed=seed) for seed in (0, 7))
 
     def function(x, residual):
-        return F.group_norm(x, 2, activation=activation, residual=residual)
+        return F.group_norm(x, 1, activation=activation, residual=residual)
 
     with running(backend):
-        assert torch.autograd.gradcheck(function, (x, residual))
-        assert torch.autograd.gradgradcheck(function, (x, residual))
+        assert torch.autograd.gradcheck(function, (x, residual), fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, (x, residual), fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
