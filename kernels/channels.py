@@ -3,7 +3,7 @@
 import torch
 
 from . import tiers
-from .channel_tiles import Backward, Forward
+from .channel_types import Backward, Forward
 from .clusters import MOST_CLUSTERS
 from .geometry import view_of
 from .launch import counters

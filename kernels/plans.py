@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import tiers, tilings
-from .channel_tiles import Choices
+from .channel_types import Choices
 from .channels_one_launch import resident_backward_kernel, resident_kernel
 from .channels_two_launches import (
     apply_backward_kernel,

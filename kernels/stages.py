@@ -7,7 +7,7 @@ and shifts: y = act((x - center) * scale + shift + residual).
 import torch
 
 from . import tiers
-from .channel_tiles import Backward, Forward
+from .channel_types import Backward, Forward
 from .launch import counters
 from .masks import side_input
 from .norms import relu_mask
