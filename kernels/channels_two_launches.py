@@ -101,7 +101,7 @@ def moments_kernel(
         m = Moments(zero, zero, zero)
     else:
         m = whole_moments(t, pivot, first, whole, at, s, K)
-    for i in range(whole, end):
+    for i in tl.range(whole, end, num_stages=K.STAGES if K.BLOCK_S == K.INNER else 1):
         tile = nth_tile(i, at, s, K)
         x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
         m = merge(m, lane_moments(x, tile, s, K))
