@@ -15,8 +15,10 @@ group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
     chosen sizes     geometry, tilings                         row_geometry
     one launch       channels_one_launch                       row_kernels
     two launches     channels_two_launches                     row_kernels
+    what is given    channel_types                             row_tiles
     a tile           channel_tiles, channel_activation         row_tiles
-    stage two        channel_stats, channel_gradients          row_tiles
+    stage two        channel_moments, channel_stats,           row_tiles
+                     channel_gradients
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
 two merges what programs found. Under both engines:
@@ -37,7 +39,8 @@ The words of the kernels:
     member           one of the programs that share a unit; in a cluster they wait for one another
     block            of channels or rows: as many as a tile has
     part             of a set: a program's share of its positions and instances, or of a row
-    tile, lane       what is in registers at a time; a lane is one (n, c) of it
+    tile, lane       what is in registers at a time; a lane is one (n, c) of it, in a folded tile
+                     one (c, position), where all n of it share statistics
     center, offset   the mean, as its rounded value and the remainder; rstd: 1 / sqrt(var + eps)
     scale, shift     y = (x - center) * scale + shift
     q, r             dx = scale g + q (x - center) + r

@@ -98,16 +98,12 @@ def _bytes_of_lanes(n, byte, mask, tile, s, K: tl.constexpr):
 @triton.jit
 def store_bits(bits_ptr, active, tile, s, K: tl.constexpr):
     """Keep one bit for each element of a tile: whether ReLU let it through."""
-    LANES: tl.constexpr = K.LANES
     OUTER: tl.constexpr = K.BLOCK_S // K.INNER
-    INNER: tl.constexpr = K.INNER
+    MIDDLE: tl.constexpr = K.INNER if K.CHANNELS_LAST else K.LANES
+    INNER: tl.constexpr = K.LANES if K.CHANNELS_LAST else K.INNER
+    SHAPE: tl.constexpr = split_shape(OUTER, MIDDLE, INNER // 8, 8)
     offsets, mask = bit_bytes(tile, s, K)
-    active = active.to(tl.int32)
-    if K.CHANNELS_LAST:
-        bits = tl.reshape(active, split_shape(OUTER, INNER, LANES // 8, 8))
-    else:
-        bits = tl.reshape(active, split_shape(OUTER, LANES, INNER // 8, 8))
-    bits = bits << tl.arange(0, 8)[None, None, None, :]
+    bits = tl.reshape(active.to(tl.int32), SHAPE) << tl.arange(0, 8)[None, None, None, :]
     tl.store(bits_ptr + offsets, tl.sum(bits, axis=3).to(tl.uint8), mask=mask)
 
 

@@ -15,14 +15,8 @@ import triton
 import triton.language as tl
 
 from .arithmetic import load_or, product, store_gradient
-from .channel_stats import (
-    Stats,
-    kept_plane,
-    kept_slot,
-    load_batch_stats,
-    load_stats,
-    table_plane,
-)
+from .channel_moments import table_plane
+from .channel_stats import Stats, kept_plane, kept_slot, load_batch_stats, load_stats
 from .channel_tiles import is_first, unit_channels
 from .tables import part_sums, table_rows
 

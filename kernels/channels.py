@@ -7,7 +7,7 @@ from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, side_input
 from fastnorm.tensors import dense, laid_out_as
 
 from . import tiers
-from .channel_tiles import Backward, Forward
+from .channel_types import Backward, Forward
 from .clusters import MOST_CLUSTERS
 from .launch import counters
 from .masks import mask_for

@@ -28,29 +28,30 @@ from .channel_gradients import (
     store_mixed_gradients,
     unit_sums,
 )
+from .channel_moments import (
+    Moments,
+    channel_moments,
+    lane_moments,
+    merge_set,
+    publish,
+    unit_moments,
+)
 from .channel_stats import (
     Affine,
-    Moments,
     Stats,
     affine_of,
     average_instances,
-    channel_moments,
     constant_stats,
     kept_affine,
-    lane_moments,
     load_batch_stats,
     load_stats,
-    merge_set,
     mixed_affine,
-    publish,
     stats_of,
     store_batch_stats,
     store_stats,
-    unit_moments,
     update_batch,
 )
 from .channel_tiles import (
-    SIZES,
     channel_blocks,
     is_first,
     lane_sums,
@@ -65,6 +66,7 @@ from .channel_tiles import (
     to_lanes,
     unit_channels,
 )
+from .channel_types import SIZES
 from .sync import arrived_last, keep_packed, wait_for_members
 
 

@@ -24,27 +24,28 @@ from .channel_gradients import (
     store_sums,
     unit_sums,
 )
-from .channel_stats import (
+from .channel_moments import (
     Moments,
     add_whole,
-    affine_of,
-    average_instances,
     batch_moments,
     channel_moments,
-    constant_stats,
-    kept_affine,
     lane_moments,
-    load_stats,
     merge,
     publish,
+    unit_moments,
+)
+from .channel_stats import (
+    affine_of,
+    average_instances,
+    constant_stats,
+    kept_affine,
+    load_stats,
     stats_of,
     store_batch_stats,
     store_stats,
-    unit_moments,
     update_batch,
 )
 from .channel_tiles import (
-    SIZES,
     backward_walk,
     channel_blocks,
     is_first,
@@ -64,6 +65,7 @@ from .channel_tiles import (
     unit_channels,
     unit_member,
 )
+from .channel_types import SIZES
 from .sync import arrived_last
 
 
@@ -99,7 +101,7 @@ def moments_kernel(
         m = Moments(zero, zero, zero)
     else:
         m = whole_moments(t, pivot, first, whole, at, s, K)
-    for i in range(whole, end):
+    for i in tl.range(whole, end, num_stages=K.STAGES if K.BLOCK_S == K.INNER else 1):
         tile = nth_tile(i, at, s, K)
         x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
         m = merge(m, lane_moments(x, tile, s, K))

@@ -133,7 +133,7 @@ class Geometry(NamedTuple):
         )
 
     def constants(self) -> dict[str, Any]:
-        """What of `channel_tiles.Choices` follows from the geometry."""
+        """What of `channel_types.Choices` follows from the geometry."""
         align_c, align_s, align_w = self._alignments
         return {
             "CHANNELS_LAST": self.view.channels_last,

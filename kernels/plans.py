@@ -9,7 +9,7 @@ from fastnorm.activations import parsed
 from fastnorm.contract import NormSpec
 
 from . import tiers, tilings
-from .channel_tiles import Choices
+from .channel_types import Choices
 from .channels_one_launch import resident_backward_kernel, resident_kernel
 from .channels_two_launches import (
     apply_backward_kernel,

@@ -7,7 +7,7 @@ from fastnorm.contract import NormSpec
 from fastnorm.tensors import accumulation, dense
 
 from . import tiers
-from .channel_tiles import Backward, Forward
+from .channel_types import Backward, Forward
 from .launch import counters
 from .plans import Plan, backward_plan, forward_plan, planned
 from .routing import GIVEN, LaidOutStages

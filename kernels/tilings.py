@@ -33,7 +33,7 @@ STREAMING_TILE = 4096
 ENOUGH_PROGRAMS = 396
 # Short channels of contiguous sets over the batch: warps, whose threads each take 16 bytes of an
 # instance, and instances of a tile, of passes that reduce and of those that do not.
-LONGEST_FOLDED = 512
+LONGEST_FOLDED = 255
 FOLDED_WARPS = 8
 FOLDED_STEP = 4
 FOLDED_TILE = (8, 4)  # forward, backward
