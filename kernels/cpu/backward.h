@@ -18,13 +18,14 @@ static void positions_sums(struct call *k, size i) {
 static struct sums piece_sums(const struct call *k, struct piece p) {
     const int added = k->t.residual || k->t.bits;
     const struct sets *s = &k->sets;
+    const int across = of_batch(k->kind) || k->kind == MIXED;
     struct sums all = {0, 0};
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
-        struct block found = block_of(s, p.unit, p.set, b);
-        size row = found.offset / k->S, first = found.offset - row * k->S;
-        size n = row / k->C, c = row % k->C; /* rows that follow are of the same channel */
-        for (size r = 0; r < found.rows; r++, row += k->C, n++) {
-            size at = slot(k, n, c);
+        struct block found = block_of(s, b);
+        size first = found.column, row = p.unit * k->D + p.set; /* n C + c */
+        if (across) row = (p.set + found.row) * k->C + p.unit;
+        for (size r = 0; r < found.rows; r++, row += k->C) {
+            size at = of_batch(k->kind) ? p.unit : row;
             struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
                                      splat(k->a.shift[at])};
             struct run run = {row * k->S, first, first + found.length, k->S, row};
@@ -69,54 +70,56 @@ static struct sums sums_of(const struct call *k, size n, size c) {
     return all;
 }
 
-/* The exact mean's distance from the rounded center. */
-static double offset_of(const struct call *k, size n, size c) {
-    return *mean_of(k, set_of(k, n, c)) - (double)k->a.center[slot(k, n, c)];
+/* The exact mean of (n, c)'s set, as the distance from the rounded center. */
+static INLINE double offset_of(const struct call *k, size n, size c, size set) {
+    return *mean_of(k, set) - (double)k->a.center[slot(k, n, c)];
 }
 
 /* dx = p g + q (x - mean) + r of (n, c), made relative to the rounded center. */
-static void set_slopes(struct call *k, size n, size c, double p, double q, double r) {
+static INLINE void set_slopes(struct call *k, size n, size c, size set, double p, double q,
+                              double r) {
     const size i = slot(k, n, c);
     k->a.p[i] = (acc)p;
     k->a.q[i] = (acc)q;
-    k->a.r[i] = (acc)(r - q * offset_of(k, n, c));
+    k->a.r[i] = (acc)(r - q * offset_of(k, n, c, set));
 }
 
 /* Read the sums of (n, c), about the exact mean. */
-static struct sums take_sums(struct call *k, size n, size c) {
+static INLINE struct sums take_sums(struct call *k, size n, size c, size set) {
     struct sums found = sums_of(k, n, c);
-    found.gx -= offset_of(k, n, c) * found.g;
+    found.gx -= offset_of(k, n, c, set) * found.g;
     k->sum_g[slot(k, n, c)] = found.g;
     k->sum_gx[slot(k, n, c)] = found.gx;
     return found;
 }
 
 static void merge_channel_backward(struct call *k, size c) {
-    struct sums s = take_sums(k, 0, c);
+    struct sums s = take_sums(k, 0, c, c);
     const double rstd = *rstd_of(k, c), p = k->gamma[c] * rstd;
     const double count = (double)(k->N * k->S);
     k->of_gamma[c] = rstd * s.gx;
     if (!k->job->own_stats)
-        set_slopes(k, 0, c, p, 0, 0);
+        set_slopes(k, 0, c, c, p, 0, 0);
     else if (k->kind == MEAN_ONLY)
-        set_slopes(k, 0, c, p, 0, -p * s.g / count);
+        set_slopes(k, 0, c, c, p, 0, -p * s.g / count);
     else
-        set_slopes(k, 0, c, p, -p * rstd * rstd * s.gx / count, -p * s.g / count);
+        set_slopes(k, 0, c, c, p, -p * rstd * rstd * s.gx / count, -p * s.g / count);
 }
 
 /* A group's channels of one instance; instance norm's groups are of one. */
 static void merge_group_backward(struct call *k, size n, size g) {
     const size D = k->D, first = g * D;
     const double count = (double)(D * k->S);
-    double sum_g = 0, sum_gx = 0, rstd = *rstd_of(k, set_of(k, n, first));
+    const size set = n * k->G + g;
+    double sum_g = 0, sum_gx = 0, rstd = *rstd_of(k, set);
     for (size c = first; c < first + D; c++) {
-        struct sums s = take_sums(k, n, c);
+        struct sums s = take_sums(k, n, c, set);
         k->of_gamma[n * k->C + c] = rstd * s.gx;
         sum_g += k->gamma[c] * s.g;
         sum_gx += k->gamma[c] * s.gx;
     }
     const double q = -rstd * rstd * rstd * sum_gx / count, r = -rstd * sum_g / count;
-    for (size c = first; c < first + D; c++) set_slopes(k, n, c, k->gamma[c] * rstd, q, r);
+    for (size c = first; c < first + D; c++) set_slopes(k, n, c, set, k->gamma[c] * rstd, q, r);
 }
 
 /* Batch-instance norm's channel c; the gradients of its parameters go where the sums of n = 0 are:
@@ -127,7 +130,7 @@ static void merge_mixed_backward(struct call *k, size c) {
     const double rstd = *batch_rstd(k, c), count = (double)k->S;
     double total_g = 0, instance_gx = 0, batch_gx = 0;
     for (size n = 0; n < N; n++) {
-        struct sums s = take_sums(k, n, c);
+        struct sums s = take_sums(k, n, c, n * C + c);
         total_g += s.g;
         instance_gx += *rstd_of(k, n * C + c) * s.gx;
         batch_gx += s.gx + (*mean_of(k, n * C + c) - mean) * s.g;
@@ -141,7 +144,7 @@ static void merge_mixed_backward(struct call *k, size c) {
         const double g = k->sum_g[n * C + c], gx = k->sum_gx[n * C + c];
         const double of_instance = -gamma * (1 - rho) * own / count;
         const double p = gamma * ((1 - rho) * own + rho * rstd);
-        set_slopes(k, n, c, p, of_instance * own * own * gx + slope,
+        set_slopes(k, n, c, n * C + c, p, of_instance * own * own * gx + slope,
                    of_instance * g + (m - mean) * slope + level);
     }
     k->of_gamma[c] = instance_gx + rho * (batch_gx - instance_gx);
@@ -208,20 +211,18 @@ static void backward_units(void *context, size i) {
         gradient_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
 }
 
-/* Gradients of weight, bias and rho: sums over n in its order. */
+/* Gradients of weight, bias and rho: sums over n in its order, added up where those of n = 0 are. */
 static void parameter_gradients(const struct call *k) {
     const struct job *j = k->job;
-    const size per_channel = k->kind == MIXED || of_batch(k->kind);
-    for (size c = 0; c < k->C && (j->dweight || j->dbias || j->drho); c++) {
-        double weight = k->of_gamma[c], bias = k->sum_g[c];
-        for (size n = 1; n < (per_channel ? 1 : k->N); n++) {
-            weight += k->of_gamma[n * k->C + c];
-            bias += k->sum_g[n * k->C + c];
+    const size C = k->C, N = k->kind == MIXED || of_batch(k->kind) ? 1 : k->N;
+    for (size n = 1; n < N; n++)
+        for (size c = 0; c < C; c++) {
+            k->of_gamma[c] += k->of_gamma[n * C + c];
+            k->sum_g[c] += k->sum_g[n * C + c];
         }
-        store_value(j->dweight, j->parameter_type, c, weight);
-        store_value(j->dbias, j->parameter_type, c, bias);
-        store_value(j->drho, j->parameter_type, c, k->sum_gx[c]);
-    }
+    store_all(j->dweight, j->parameter_type, 0, C, k->of_gamma);
+    store_all(j->dbias, j->parameter_type, 0, C, k->sum_g);
+    store_all(j->drho, j->parameter_type, 0, C, k->sum_gx);
 }
 
 /* The sums of a merge made elsewhere, about the given centers. */
@@ -229,7 +230,7 @@ static void return_sums(struct call *k) {
     const size sets = k->N * k->C;
     for (size n = 0; n < k->N; n++)
         for (size c = 0; c < k->C; c++) {
-            struct sums s = take_sums(k, n, c);
+            struct sums s = take_sums(k, n, c, n * k->C + c);
             k->job->sums[n * k->C + c] = s.g;
             k->job->sums[sets + n * k->C + c] = s.gx;
         }
@@ -242,7 +243,7 @@ static void given_slopes(struct call *k) {
     for (size n = 0; n < k->N; n++)
         for (size c = 0; c < k->C; c++) {
             size i = n * k->C + c;
-            set_slopes(k, n, c, *rstd_of(k, i), slope ? slope[i] : 0, slope ? slope[sets + i] : 0);
+            set_slopes(k, n, c, i, *rstd_of(k, i), slope ? slope[i] : 0, slope ? slope[sets + i] : 0);
         }
 }
 
@@ -255,7 +256,7 @@ int NAME(norm_backward)(const struct job *j) {
     const int writes = k.t.y || k.t.dresidual;
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
     k.t.constant = constant;
-    all_coefficients(&k);
+    all_coefficients(&k, threads);
     if (k.kind == GIVEN) {
         if (j->sums) {
             share_out(sums_item, &k, k.units * k.items, threads, 0);
@@ -271,10 +272,10 @@ int NAME(norm_backward)(const struct job *j) {
             share_out(merge_unit_backward, &k, k.units, threads, 0);
         }
         for (size c = 0; !sums && constant && c < k.C; c++)
-            set_slopes(&k, 0, c, k.gamma[c] * *rstd_of(&k, c), 0, 0);
+            set_slopes(&k, 0, c, c, k.gamma[c] * *rstd_of(&k, c), 0, 0);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, sums);
     }
-    if (k.kind != GIVEN) parameter_gradients(&k);
+    if (j->dweight || j->dbias || j->drho) parameter_gradients(&k);
     free(k.memory);
     return 0;
 }

@@ -138,15 +138,10 @@ static INLINE double *batch_rstd(const struct call *k, size c) {
     return k->job->stats + 2 * k->stat_sets + k->C + c;
 }
 
-static INLINE size set_of(const struct call *k, size n, size c) {
-    if (of_batch(k->kind)) return c;
-    return k->D == 1 ? n * k->C + c : n * k->G + c / k->D;
-}
-
 /* y = (x - center) scale + shift, the center rounded to what vectors hold, shift making up for it.
-   The backward calls it too: z is recomputed to the bit. */
-static void set_coefficients(const struct call *k, size n, size c) {
-    const size i = slot(k, n, c), set = set_of(k, n, c);
+   The backward calls it too: z is recomputed to the bit. (n, c) is of the given set. */
+static void set_coefficients(const struct call *k, size n, size c, size set) {
+    const size i = slot(k, n, c);
     const double mean = *mean_of(k, set), rstd = *rstd_of(k, set);
     const double center = (double)(acc)mean, offset = center - mean;
     double scale = k->gamma[c] * rstd, shift = k->beta[c] + scale * offset;
@@ -164,7 +159,13 @@ static void set_coefficients(const struct call *k, size n, size c) {
     k->a.shift[i] = (acc)shift;
 }
 
-static void all_coefficients(const struct call *k) {
-    for (size n = 0; n < (of_batch(k->kind) ? 1 : k->N); n++)
-        for (size c = 0; c < k->C; c++) set_coefficients(k, n, c);
+/* Those of an instance; where sets are the batch's, of all. */
+static void instance_coefficients(void *context, size n) {
+    const struct call *k = context;
+    for (size g = 0; g < k->G; g++)
+        for (size c = g * k->D; c < (g + 1) * k->D; c++) set_coefficients(k, n, c, n * k->G + g);
+}
+
+static void all_coefficients(struct call *k, int threads) {
+    share_out(instance_coefficients, k, of_batch(k->kind) ? 1 : k->N, threads, 0);
 }

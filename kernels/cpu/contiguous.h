@@ -20,23 +20,20 @@ static struct sets with_blocks(struct sets s) {
     return s;
 }
 
-/* One run of a set's block: its first element, its length and how many rows follow it. Divisions
-   take longer than a short set's values: most sets are one block, and do without. */
+/* Rows of a set that make up a block, or columns of one. Divisions take longer than a short set's
+   values: most sets are one block, and do without. */
 struct block {
-    size offset, rows, length;
+    size row, rows, column, length;
 };
 
-static INLINE struct block block_of(const struct sets *s, size u, size k, size b) {
+static INLINE struct block block_of(const struct sets *s, size b) {
     size row = 0, column = 0;
     if (s->blocks > 1) {
         size across = ceil_div(s->length, BLOCK);
         row = b / across * s->block_rows, column = b % across * BLOCK;
     }
-    struct block found = {
-        u * s->unit_stride + k * s->set_stride + row * s->row_stride + column,
-        MIN(s->block_rows, s->rows - row),
-        MIN(BLOCK, s->length - column),
-    };
+    struct block found = {row, MIN(s->block_rows, s->rows - row), column,
+                          MIN(BLOCK, s->length - column)};
     return found;
 }
 
@@ -53,10 +50,11 @@ static INLINE struct moments merged(struct moments a, struct moments b) {
    mean's own rounding error, to the last bit if all values are equal. Means are sums of shares: a
    sum would overflow where they do not. */
 static struct moments block_moments(const elem *x, struct block b, size row_stride) {
+    x += b.row * row_stride + b.column;
     const acc share = (acc)1 / (acc)(b.rows * b.length);
     vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
     for (size r = 0; r < b.rows; r++) {
-        const elem *p = x + b.offset + r * row_stride;
+        const elem *p = x + r * row_stride;
         size i = 0;
         for (; i + 4 * VL <= b.length; i += 4 * VL) {
             s0 += get(p + i, VL) * share;
@@ -70,7 +68,7 @@ static struct moments block_moments(const elem *x, struct block b, size row_stri
     const acc mean = sum((s0 + s1) + (s2 + s3));
     vec e0 = {0}, e1 = {0}, q0 = {0}, q1 = {0};
     for (size r = 0; r < b.rows; r++) {
-        const elem *p = x + b.offset + r * row_stride;
+        const elem *p = x + r * row_stride;
         size i = 0;
         for (; i + 2 * VL <= b.length; i += 2 * VL) {
             vec d0 = get(p + i, VL) - mean, d1 = get(p + i + VL, VL) - mean;
@@ -120,8 +118,9 @@ static struct piece piece_at(const struct sets *s, size i) {
 
 static struct moments piece_moments(const elem *x, const struct sets *s, struct piece p) {
     struct moments all = {0, 0, 0};
+    x += p.unit * s->unit_stride + p.set * s->set_stride;
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++)
-        all = merged(all, block_moments(x, block_of(s, p.unit, p.set, b), s->row_stride));
+        all = merged(all, block_moments(x, block_of(s, b), s->row_stride));
     return all;
 }
 

@@ -78,16 +78,26 @@ static void merge_channel(struct call *k, size c) {
     if (of_batch(k->kind)) {
         const size sets = k->sets.per_unit;
         set_batch(k, c, k->last ? lanes_found(k, 0, c) : sets_found(k, c * sets, sets));
-        set_coefficients(k, 0, c);
+        set_coefficients(k, 0, c, c);
         return;
     }
+    double first = 0;
     for (size n = 0; n < k->N; n++) {
         struct moments m = k->last ? lanes_found(k, n, c) : sets_found(k, c * k->N + n, 1);
         set_stats(k, n * k->C + c, m);
-        all = merged(all, m);
+        if (n == 0) first = m.mean;
+        all.count += m.count, all.mean += m.mean - first, all.m2 += m.m2;
     }
-    if (own) set_batch(k, c, all);
-    for (size n = 0; n < k->N; n++) set_coefficients(k, n, c);
+    if (own) {
+        /* Chan's merge of sets of one size; off the first, equal means are theirs to the bit. */
+        all.mean = first + all.mean / (double)k->N;
+        for (size n = 0; n < k->N; n++) {
+            const double delta = *mean_of(k, n * k->C + c) - all.mean;
+            all.m2 += (double)k->S * delta * delta;
+        }
+        set_batch(k, c, all);
+    }
+    for (size n = 0; n < k->N; n++) set_coefficients(k, n, c, n * k->C + c);
 }
 
 /* The same of the channels of a group, of which instance norm's have one. */
@@ -101,7 +111,7 @@ static void merge_group(struct call *k, size n, size g) {
     k->found[set] = m;
     if (k->kind == MOMENTS) return;
     set_stats(k, set, m);
-    for (size c = first; c < first + D; c++) set_coefficients(k, n, c);
+    for (size c = first; c < first + D; c++) set_coefficients(k, n, c, set);
 }
 
 static void merge_unit(void *context, size u) {
@@ -176,14 +186,14 @@ static int by_units(const struct call *k, size tensors, int threads) {
 }
 
 /* Coefficients where there is nothing to merge. */
-static void given_coefficients(struct call *k) {
+static void given_coefficients(struct call *k, int threads) {
     const struct job *j = k->job;
     for (size c = 0; of_batch(k->kind) && c < k->C; c++) {
         double var = j->running_var ? load_value(j->running_var, j->running_type, c) : 0;
         *mean_of(k, c) = load_value(j->running_mean, j->running_type, c);
         *rstd_of(k, c) = k->kind == MEAN_ONLY ? 1 : 1 / sqrt(var + j->eps);
     }
-    all_coefficients(k);
+    all_coefficients(k, threads);
 }
 
 /* Instance norm's running statistics: averages of the means and of the unbiased variances. */
@@ -227,7 +237,7 @@ int NAME(norm)(const struct job *j) {
             share_out(moments_item, &k, k.units * k.items, threads, 0);
             share_out(merge_unit, &k, k.units, threads, 0);
         } else {
-            given_coefficients(&k);
+            given_coefficients(&k, threads);
         }
         if (k.kind != MOMENTS) share_out(apply_item, &k, apply_items(&k), threads, merges);
     }

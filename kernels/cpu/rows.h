@@ -73,7 +73,7 @@ static struct moments row_piece(const struct rows *w, size row, size first, size
     const elem *x = w->t.x + row * j->L;
     if (j->addend) add_columns(j, row, first, end);
     if (j->rms) return (struct moments){0, 0, sum_of_squares(x + first, end - first)};
-    struct block b = {first, 1, end - first};
+    struct block b = {0, 1, first, end - first};
     return block_moments(x, b, 0);
 }
 
