@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
+from fastnorm.contract import Tensors
+
 from . import launch
 from .geometry import Geometry
 from .launch import Launch
 from .occupancy import LIMITS, occupancy
 from .row_geometry import RowGeometry
-from .tensors import Tensors
 
 # No GPU holds more: 148 SMs of 16 programs of 4 warps.
 MOST_CLUSTERS = 4096

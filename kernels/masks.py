@@ -11,8 +11,6 @@ from fastnorm.tensors import dense, positions
 
 from .tensors import row_sizes
 
-__all__ = ["mask_bytes", "mask_for", "mask_runs", "relu_mask", "side_input", "unpacked"]
-
 
 def mask_bytes(runs: int, length: int) -> int:
     """The size of the mask of `runs` runs of `length` neighbours each; sizes may be symbolic."""

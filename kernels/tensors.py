@@ -5,21 +5,7 @@ import math
 import torch
 
 from fastnorm.contract import Tensors
-from fastnorm.tensors import MaybeTensor, accumulation, dense, laid_out_as
-
-__all__ = [
-    "Tensors",
-    "accumulation",
-    "accumulators",
-    "contiguous",
-    "dense",
-    "dtypes_of",
-    "from_weight_rows",
-    "itemsize_of",
-    "laid_out_as",
-    "row_sizes",
-    "weight_rows",
-]
+from fastnorm.tensors import MaybeTensor, accumulation, dense
 
 
 def accumulators(x: torch.Tensor, elements: int) -> torch.Tensor | None:
