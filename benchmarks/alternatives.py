@@ -61,7 +61,7 @@ SMALL_SETS = (
 SMALL_BATCHES = (
     Alternative(tier="cluster"),
     Alternative((("tilings.ENOUGH_PROGRAMS", 132),)),
-    Alternative((("tilings.ENOUGH_PROGRAMS", 792),)),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 264),)),
     Alternative((("tilings.STREAMING_TILE", 2048),)),
 )
 

@@ -68,17 +68,22 @@ def test_drop_in(name, args, kwargs, d):
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
 
 
+ROWS = ("LayerNorm", "RMSNorm")
+
+
 @pytest.mark.parametrize(("name", "args", "d"), [*CASES, *BIN])
 def test_signature(name, args, d):
-    """torch's arguments in torch's order, keyword-only `activation`; torch's initial values."""
+    """torch's arguments in torch's order, ours keyword-only; torch's initial values."""
     ours = inspect.signature(getattr(fastnorm, name)).parameters
     parent = name.replace("BatchInstance", "Batch")
     theirs = inspect.signature(getattr(nn, parent)).parameters
-    assert [n for n in ours if n != "activation"] == list(theirs)
+    extras = {"activation": None} | ({"zero_centered": False} if name in ROWS else {})
+    assert [n for n in ours if n not in extras] == list(theirs)
     for key, parameter in theirs.items():
         assert (ours[key].default, ours[key].kind) == (parameter.default, parameter.kind), key
-    assert ours["activation"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert ours["activation"].default is None
+    for key, default in extras.items():
+        assert ours[key].kind is inspect.Parameter.KEYWORD_ONLY
+        assert ours[key].default is default
     module = getattr(fastnorm, name)(*args)
     if getattr(module, "weight", None) is not None:
         assert (module.weight == 1).all() and (name == "RMSNorm" or (module.bias == 0).all())
