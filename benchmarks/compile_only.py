@@ -93,7 +93,7 @@ def compile_launches(capability: int) -> list[Launch]:
             for name in self.arg_names
             for part in _flat(name, given.get(name), kernel.src.signature[name])
         ]
-        shapes = {n: tuple(v.shape) for n, _, v in flat if isinstance(v, torch.Tensor)}
+        shapes = _shapes(flat)
         arguments = (
             Argument(n, form, v.nbytes if isinstance(v, torch.Tensor) else v)
             for n, form, v in flat
@@ -108,6 +108,23 @@ def compile_launches(capability: int) -> list[Launch]:
 
     JITFunction.run = compile_instead
     return launches
+
+
+def _shapes(flat: list[tuple[str, Any, Any]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors by their names, and by those that Triton up to 3.7 gives to the
+    fields of a tuple t that are not None: t, t_0, t_1 and so on."""
+    found: dict[str, tuple[int, ...]] = {}
+    counts: dict[str, int] = {}
+    for name, form, value in flat:
+        if form == "constexpr":
+            continue
+        outer, dot, _ = name.partition(".")
+        count = counts[outer] = counts.get(outer, -2) + 1
+        if isinstance(value, torch.Tensor):
+            found[name] = tuple(value.shape)
+            if dot:
+                found[outer if count < 0 else f"{outer}_{count}"] = tuple(value.shape)
+    return found
 
 
 def _flat(name: str, value: Any, form: Any) -> Iterator[tuple[str, Any, Any]]:
