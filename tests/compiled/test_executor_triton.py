@@ -81,6 +81,7 @@ def count_kernel(x, total, bins, count, BLOCK: tl.constexpr):
 def either(request):
     emulator = install(Options(races=True), capability=request.param)
     emulator.log = []
+    torch.manual_seed(0)
     yield emulator
     for _, _, compiled, statistics in emulator.log:
         assert f".target sm_{request.param}" in compiled.asm["ptx"] and not statistics.races
@@ -93,7 +94,9 @@ def test_softmax(either, dtype):
     y = torch.full_like(x, float("nan"))
     softmax_kernel[(5,)](x, y, 777, BLOCK=1024)
     truth = x.double().softmax(1)
-    assert (y.double() - truth).abs().max() <= torch.finfo(dtype).eps * truth.max()
+    # y is rounded once; exp is a power of 2 whose exponent, of up to 8 here, was rounded before.
+    eps = torch.finfo(dtype).eps / 2 + 4 * torch.finfo(torch.float32).eps
+    assert (y.double() - truth).abs().max() <= eps * truth.max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
