@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from . import launch
+
 SM_REGISTERS = 65536
 
 
@@ -157,7 +159,9 @@ class Geometry(NamedTuple):
         at_once = 512 // self.view.itemsize
         if self.view.channels_last or self.columns:
             return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
-        return self.BLOCK_S if self.lanes == 1 else min(self.BLOCK_S, at_once)
+        # The interpreter takes the steps of a reduction along this axis one by one.
+        alone = self.lanes == 1 and not launch.INTERPRETED
+        return self.BLOCK_S if alone else min(self.BLOCK_S, at_once)
 
     @property
     def _padded_sets(self) -> int:
