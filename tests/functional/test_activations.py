@@ -10,6 +10,8 @@ import torch.nn.functional as TF
 import fastnorm
 import fastnorm.functional as F
 from fastnorm.activations import NAMES, WITH_MASK, canonical, parsed
+from fastnorm.kernels.activation import keeps_mask
+from fastnorm.kernels.cpu import calls
 from tests.conftest import (
     BACKENDS,
     LAYOUTS,
@@ -37,8 +39,11 @@ FURTHER = [name for name in TORCHS if name not in ("relu", "silu", "gelu")]
 SHAPE = (3, 8, 5, 6)
 
 
-def test_the_table_is_whole():
+def test_the_tables_are_whole():
+    """This file's, and what the kernels and the engine in C say again of names."""
     assert {parsed(canonical(name, "")).name for name in TORCHS} == set(NAMES)
+    assert [name for name in NAMES if keeps_mask(name)] == list(WITH_MASK)
+    assert set(calls.ACTIVATIONS) == {"", *NAMES}
 
 
 @pytest.mark.parametrize(
