@@ -24,8 +24,8 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, mean_only_batch,
     group.
 
-    x is (N, C, ...), not empty; weight, bias, rho and the running statistics are (C,). Running
-    statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory
+    x is (N, C, ...), not empty; rho and the running statistics are (C,), weight and bias as well or
+    both (N, C). Running statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory
     format, ReLU's mask beside a residual where `differentiable`, and the float64 statistics that
     channel_norm_backward takes.
     """
@@ -52,7 +52,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
         0 if rho is None else rho.data_ptr(),
         0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
         stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
-        after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
+        per_sample(weight, bias), after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
@@ -103,7 +103,8 @@ def channel_norm_backward(
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
             0 if drho is None else drho.data_ptr(), N, C, S, last, NORMS[spec.norm], spec.groups,
-            spec.use_input_stats, after, parameter_type, get_num_threads(), number,
+            spec.use_input_stats, per_sample(weight, bias), after, parameter_type,
+            get_num_threads(), number,
         )  # fmt: skip
         run("norm_backward", x, job)
     if needs[1] and not fused:
@@ -111,6 +112,12 @@ def channel_norm_backward(
     if parameters is not given:
         dweight, dbias, drho = in_dtypes_of(given, (dweight, dbias, drho))
     return dx, dresidual, dweight, dbias, drho
+
+
+def per_sample(weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether each instance has a weight and a bias of its own: (N, C), not (C,)."""
+    some = bias if weight is None else weight
+    return some is not None and some.dim() == 2
 
 
 def seen(x: Tensor) -> tuple[Tensor, int, int, int, bool]:

@@ -10,14 +10,14 @@ enum { BATCH, INSTANCE, GROUP, MIXED, MEAN_ONLY, GIVEN, MOMENTS };
 struct job {
     const void *x, *dy, *residual;
     uint8_t *bits;                    /* of ReLU: written forward, read backward */
-    const void *weight, *bias, *rho;  /* of parameter_type, (C) each */
+    const void *weight, *bias, *rho;  /* of parameter_type, (C); (N, C) but rho where per_sample */
     void *running_mean, *running_var; /* of running_type, (C) each */
     double *stats;
     void *y; /* or dx */
     void *dresidual, *dweight, *dbias, *drho;
     const double *slopes; /* (2, N, C): slope and level of GIVEN's backward */
     double *sums;         /* (2, N, C): what the moments, of x or of gradients, are wanted in */
-    int64_t N, C, S, last, norm, groups, own_stats, activation;
+    int64_t N, C, S, last, norm, groups, own_stats, per_sample, activation;
     int64_t parameter_type, running_type, threads;
     double momentum, eps, parameter; /* the last of the activation */
 };
