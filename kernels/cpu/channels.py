@@ -3,7 +3,7 @@
 from torch import Tensor, empty, empty_like, float64, get_num_threads
 from torch.autograd.graph import increment_version
 
-from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
+from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, are_of_samples
 from fastnorm.tensors import dense, laid_out_as
 
 from ..masks import mask_for
@@ -52,7 +52,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
         0 if rho is None else rho.data_ptr(),
         0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
         stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
-        per_sample(weight, bias), after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
+        are_of_samples(inputs, spec), after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
@@ -103,7 +103,7 @@ def channel_norm_backward(
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
             0 if drho is None else drho.data_ptr(), N, C, S, last, NORMS[spec.norm], spec.groups,
-            spec.use_input_stats, per_sample(weight, bias), after, parameter_type,
+            spec.use_input_stats, are_of_samples(inputs, spec), after, parameter_type,
             get_num_threads(), number,
         )  # fmt: skip
         run("norm_backward", x, job)
@@ -112,12 +112,6 @@ def channel_norm_backward(
     if parameters is not given:
         dweight, dbias, drho = in_dtypes_of(given, (dweight, dbias, drho))
     return dx, dresidual, dweight, dbias, drho
-
-
-def per_sample(weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether each instance has a weight and a bias of its own: (N, C), not (C,)."""
-    some = bias if weight is None else weight
-    return some is not None and some.dim() == 2
 
 
 def seen(x: Tensor) -> tuple[Tensor, int, int, int, bool]:

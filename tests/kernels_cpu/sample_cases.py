@@ -192,6 +192,8 @@ def check(case: Case) -> float:
     inputs, spec, dy = make(case)
     exact, found = truth(inputs, spec, dy), results(inputs, spec, dy)
     assert exact.keys() == found.keys()
+    if len(inputs.x) == 1 and "rho" in exact:  # the difference of what is equal: some roundings
+        assert found.pop("rho").abs().max() <= 1e-6 * exact.pop("rho").shape[0] * dy.abs().sum()
     if case.activation == "relu":  # a rounding may flip what lies at the kink
         near = exact["y"].abs() < 1e-2
         for name in ("x", "residual"):
