@@ -25,9 +25,9 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     group.
 
     x is (N, C, ...), not empty; rho and the running statistics are (C,), weight and bias as well or
-    both (N, C). Running statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory
-    format, ReLU's mask beside a residual where `differentiable`, and the float64 statistics that
-    channel_norm_backward takes.
+    both (N, C). Running statistics are updated in place where `use_input_stats`. Returns y in x's
+    dtype and memory format, ReLU's mask beside a residual where `differentiable`, and the float64
+    statistics that channel_norm_backward takes.
     """
     x, residual, weight, bias, rho, running_mean, running_var = inputs
     norm, groups, use_input_stats, momentum, eps, activation = spec
@@ -52,7 +52,8 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
         0 if rho is None else rho.data_ptr(),
         0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
         stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
-        are_of_samples(inputs, spec), after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
+        are_of_samples(inputs, spec), after, parameter_type, running_type, get_num_threads(),
+        momentum, eps, number,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:

@@ -38,10 +38,9 @@ static INLINE vec gated_square(const struct gated *w, size i, int k, int first) 
     return v * v;
 }
 
-static INLINE void gated_step(const struct gated *w, size i, int k, vec rstd, int first) {
-    vec z = silu(get(w->gate + i, k));
-    put(w->y + i, get(w->x + i, k) * z * (rstd * factor(w->gamma, i, k, 1)), k);
-    (void)first;
+static INLINE void gated_step(const struct gated *w, size i, int k, vec rstd) {
+    vec product = get(w->x + i, k) * rstd * silu(get(w->gate + i, k));
+    put(w->y + i, product * factor(w->gamma, i, k, 1), k);
 }
 
 /* y of a row; `first`: the norm comes before the gate. */
@@ -63,8 +62,8 @@ static INLINE void gated_row(const struct gated *shared, size row, const int fir
     const acc rstd = (acc)(1 / sqrt(total / (double)L + w->job->eps));
     ((acc *)w->job->stats)[row] = rstd;
     size i = 0;
-    for (; i + VL <= L; i += VL) gated_step(w, i, VL, splat(rstd), first);
-    if (i < L) gated_step(w, i, (int)(L - i), splat(rstd), first);
+    for (; i + VL <= L; i += VL) gated_step(w, i, VL, splat(rstd));
+    if (i < L) gated_step(w, i, (int)(L - i), splat(rstd));
 }
 
 static void gated_item(void *context, size item) {
@@ -142,7 +141,7 @@ static void add_gated_partials(void *context, size item) {
     add_plane(&w->chunks, 0, item, w->job->dweight, w->job->parameter_type);
 }
 
-/* 0, or -1 where there is no memory: `more` elements of it beside the parameters'. */
+/* 0, or -1 where there is no memory. */
 static int begin_gated(struct gated *w, const struct gated_job *j, acc **memory) {
     struct gated seen = {.job = j, .x = j->x, .gate = j->gate, .dy = j->dy, .y = j->y,
                          .dgate = j->dgate, .parameters = {j->R, j->L, j->A, j->inner}, .L = j->L};
