@@ -270,7 +270,10 @@ int NAME(norm_backward)(const struct job *j) {
     const int constant = of_batch(k.kind) && !j->own_stats;
     const int writes = k.t.y || k.t.dresidual;
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
+    const int together = sums && k.kind != GIVEN && by_units(&k, 4, threads);
     k.t.constant = constant;
+    /* g lies in dx until dx is computed: in the core's own cache, and to the bit. */
+    if (together && sizeof(elem) == sizeof(acc) && is_smooth(j->activation)) k.t.g = k.t.y;
     all_coefficients(&k, threads);
     if (k.kind == GIVEN) {
         if (j->sums) {
@@ -279,7 +282,7 @@ int NAME(norm_backward)(const struct job *j) {
         }
         given_slopes(&k);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, 0);
-    } else if (sums && by_units(&k, 4, threads)) {
+    } else if (together) {
         share_out(backward_units, &k, ceil_div(k.units, k.together), threads, 0);
     } else {
         if (sums) {

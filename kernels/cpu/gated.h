@@ -26,7 +26,7 @@ static INLINE vec silu(vec z) { return activated(z, SILU, 0); }
 
 /* silu(z), and its slope. */
 static INLINE vec silu_and_slope(vec z, vec *slope) {
-    const vec sigmoid = 1 / (1 + vec_exp(-z)), value = z * sigmoid;
+    const vec sigmoid = sigmoid_of(z), value = z * sigmoid;
     *slope = sigmoid + value * (1 - sigmoid);
     return value;
 }
@@ -126,7 +126,7 @@ static void gated_backward_item(void *context, size item) {
     const struct gated *w = context;
     const struct chunk chunk = chunk_at(&w->chunks, item);
     clear_partials(&w->chunks, chunk, 0, w->L);
-    FOR_ROWS(&w->chunks, chunk, 1, a, i, count) {
+    FOR_ROWS(&w->chunks, chunk, 1, a, i, stop) {
         const size row = row_with(&w->parameters, a, i);
         acc *of_gamma = partial_of(&w->chunks, chunk, a);
         if (w->job->norm_first)

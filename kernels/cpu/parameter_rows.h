@@ -66,13 +66,12 @@ static void clear_partials(const struct chunks *c, struct chunk chunk, size firs
             memset(partial_of(c, chunk, a + plane * c->of.A) + first, 0, (end - first) * sizeof(acc));
 }
 
-/* Steps over a chunk: `count` <= together rows from the i-th on of parameter row a. */
-#define FOR_ROWS(c, chunk, together, a, i, count)                                             \
-    for (size from = (chunk).first; from < (chunk).end; from += (c)->run)                     \
-        for (size a = (chunk).first_a, to = MIN(from + (c)->run, (chunk).end); a < (chunk).end_a; \
-             a++)                                                                             \
-            for (size i = from, count = MIN(together, to - i); i < to;                        \
-                 i += together, count = MIN(together, to - i))
+/* Steps over a chunk: from the i-th row of parameter row a on, `together` of them or those to stop. */
+#define FOR_ROWS(c, chunk, together, a, i, stop)                                                 \
+    for (size from = (chunk).first; from < (chunk).end; from += (c)->run)                        \
+        for (size a = (chunk).first_a, stop = MIN(from + (c)->run, (chunk).end);                 \
+             a < (chunk).end_a; a++)                                                             \
+            for (size i = from; i < stop; i += together)
 
 #define COLUMNS 256 /* of the parameters' gradients, added up by one thread */
 

@@ -195,8 +195,9 @@ def check(case: Case) -> float:
     inputs, spec, dy = make(case)
     exact, found = truth(inputs, spec, dy), results(inputs, spec, dy)
     assert exact.keys() == found.keys()
-    if len(inputs.x) == 1 and "rho" in exact:  # the difference of what is equal: some roundings
-        assert found.pop("rho").abs().max() <= 1e-6 * exact.pop("rho").shape[0] * dy.abs().sum()
+    if len(inputs.x) == 1 and case.norm == "batch_instance":  # the difference of what is equal
+        exact.pop("rho")
+        assert found.pop("rho").abs().max() <= 1e-5 * dy.abs().sum()
     if inputs.x.shape[-1] == 1 and spec.of_rows:  # dx is the difference of what is nearly equal
         for of_both in (exact, found):
             of_both["x"] = of_both["x"] + dy
