@@ -23,7 +23,7 @@ def unet_stage() -> nn.Sequential:
 
 
 def gradients(model: nn.Module, volume: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(model(volume).sin().sum(), list(model.parameters())))
+    return list(torch.autograd.grad(model(volume).sin().mean(), list(model.parameters())))
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(y, model(volume))
     found, right = gradients(ours, volume), gradients(model, volume)
-    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)  # float32, sums of 8,000
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-7)  # in float32
     print("three blocks, 12 gradients: as torch.nn's")
 
 
