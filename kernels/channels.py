@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, side_input
+from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, are_of_samples, side_input
 from fastnorm.tensors import dense, laid_out_as
 
 from . import tiers
@@ -12,7 +12,7 @@ from .clusters import MOST_CLUSTERS
 from .launch import counters
 from .masks import mask_for
 from .plans import Plan, backward_plan, forward_plan, planned
-from .tensors import accumulators, contiguous, dtypes_of, of_samples
+from .tensors import accumulators, contiguous, dtypes_of
 
 
 def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
@@ -26,7 +26,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     t = Forward(x, laid_out_as(x, inputs.residual), *parameters)
     masked = side_input(spec.activation, t.residual is not None) == "mask" and differentiable
     averaged = t.running_mean is not None or t.running_var is not None
-    kind = (planned(spec), of_samples(t.weight, t.bias))
+    kind = (planned(spec), are_of_samples(inputs, spec))
     key = (x.shape, x.is_contiguous(), dtypes_of(t), masked, *kind, averaged)
     filled = tiers.with_fallback(
         lambda state: _forward_undone_if_it_fails(forward_plan(*key, state), t, spec, masked)
@@ -103,7 +103,7 @@ def channel_norm_backward(
         rho=contiguous(inputs.rho),
         stats=stats,
     )
-    kind = (planned(spec), of_samples(t.weight, t.bias))
+    kind = (planned(spec), are_of_samples(inputs, spec))
     key = (x.shape, x.is_contiguous(), dtypes_of(t), *kind, needs)
     filled = tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, needs))
     dresidual = t.dy if needs[1] and spec.activation is None else filled.dresidual

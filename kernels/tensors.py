@@ -22,11 +22,6 @@ def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
     return tuple([None if tensor is None else tensor.dtype for tensor in tensors])
 
 
-def of_samples(*parameters: MaybeTensor) -> bool:
-    """Whether parameters of channels are (N, C), those of each sample, and not (C,)."""
-    return any(parameter is not None and parameter.dim() == 2 for parameter in parameters)
-
-
 def itemsize_of(dtypes: tuple[torch.dtype | None, ...]) -> int:
     """Bytes an element of the first tensor, which is one."""
     (dtype,) = [dtype for dtype in dtypes[:1] if dtype is not None]
