@@ -131,7 +131,9 @@ class RowGeometry(NamedTuple):
         """With blocks of rows that have the same parameters."""
         if spec.parameters(self.R) != "grouped":
             return self
-        return self._replace(grouped=(spec.parameter_rows, spec.inner))
+        most = self.R // spec.parameter_rows  # rows of a block that are there
+        BLOCK_R = _as_needed(self.BLOCK_R, most) if launch.INTERPRETED else self.BLOCK_R
+        return self._replace(BLOCK_R=BLOCK_R, grouped=(spec.parameter_rows, spec.inner))
 
     def pipelined(self, streams: int, shared: int) -> "RowGeometry":
         """With as many stages as the shared memory of an SM has room for: tiles of so many tensors,
@@ -231,5 +233,10 @@ def _rows(R: int, tile: int, BLOCK_L: int) -> int:
     """Rows of a tile; in the interpreter, where a program costs more than an element, many, and for
     few rows 2: how columns are split follows from L alone, so that no row's bits tell of R."""
     if launch.INTERPRETED:
-        return min(tilings.INTERPRETER_TILE // BLOCK_L, max(triton.next_power_of_2(R), 2))
+        return _as_needed(tilings.INTERPRETER_TILE // BLOCK_L, R)
     return max(tile // BLOCK_L, 1)
+
+
+def _as_needed(BLOCK_R: int, R: int) -> int:
+    """Rows of a tile, of which no more than R are there."""
+    return min(BLOCK_R, max(triton.next_power_of_2(R), 2))

@@ -93,7 +93,7 @@ def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
         return tl.full(SHAPE, default, ACC)
     else:
         if K.PARAMETERS == "grouped":
-            ptr += a.to(tl.int64) * s.L
+            ptr += s.L.to(tl.int64) * a
         if K.WHOLE:
             return tl.load(ptr + start + column).to(ACC)
         else:
