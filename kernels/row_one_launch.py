@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .arithmetic import accumulation_type, inverse_std, split_shape
 from .row_outputs import affine_gradient, store_dx, store_output, store_own_gradients
-from .row_shares import run_of, store_shares, within
+from .row_shares import add_to_shares, run_of, store_shares, within
 from .row_sums import (
     gradient_sums,
     normalised,
@@ -98,9 +98,7 @@ def backward_turns(t, affine, first, end, step, group, part, s, K: tl.constexpr)
         row_g, row_gx = gradient_sums(at.gamma * g.to(ACC), x_hat, K)
         store_own_gradients(t, g, x_hat, tile, K)
         if t.partial is not None:
-            dweight += g.to(ACC) * x_hat
-            if K.CENTRED:
-                dbias += g.to(ACC)
+            dweight, dbias = add_to_shares(t, dweight, dbias, g, x_hat, K)
         if K.CLUSTER:
             publish_sums(t.table, row_g, row_gx, part, tile, s, K)
             wait_for_members(t.barriers + group, part, s.parts)
@@ -126,11 +124,11 @@ def row_norm_backward_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl
             first, end = within(begin, stop, a, s)
             dweight, dbias = backward_turns(t, affine, first, end, 1, group, part, s, K)
             if t.partial is not None:
-                store_shares(t.partial, dweight, dbias, start, group + a, groups + A, s, K)
+                store_shares(t, dweight, dbias, start, group + a, groups + A, s, K)
     elif K.PARAMETERS == "own":
         backward_turns(t, None, group, row_blocks, groups, group, part, s, K)
     else:
         affine = load_affine(t, 0, start, s, K)
         dweight, dbias = backward_turns(t, affine, group, row_blocks, groups, group, part, s, K)
         if t.partial is not None:
-            store_shares(t.partial, dweight, dbias, start, group, groups, s, K)
+            store_shares(t, dweight, dbias, start, group, groups, s, K)

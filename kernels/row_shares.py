@@ -34,16 +34,30 @@ def group_of(block, groups, row_blocks):
 
 
 @triton.jit
-def store_shares(partial_ptr, dweight, dbias, start, share, shares, s, K: tl.constexpr):
-    """A share of dweight and dbias into (2, shares, L), for RMS norm (shares, L)."""
+def add_to_shares(t, dweight, dbias, g, x_hat, K: tl.constexpr):
+    """A tile's part of dweight and dbias, for each of its rows, added to that of others.
+
+    RMS norm's bias has a gradient where rows are shifted; layer norm, which mostly has a bias, is
+    not compiled anew where nobody asks for its gradient.
+    """
+    wide = g.to(x_hat.dtype)
+    dweight += wide * x_hat
+    if K.CENTRED or t.dbias is not None:
+        dbias += wide
+    return dweight, dbias
+
+
+@triton.jit
+def store_shares(t, dweight, dbias, start, share, shares, s, K: tl.constexpr):
+    """A share of dweight and dbias into (2, shares, L), without a bias (shares, L)."""
     ROWS: tl.constexpr = 0 if LANES_FIRST else 1
     column = start + tl.arange(0, K.BLOCK_L // K.INNER)[:, None] * K.INNER
     column += tl.arange(0, K.INNER)[None, :]
     slot = share.to(tl.int64) * s.L + column
-    tl.store(partial_ptr + slot, tl.sum(dweight, axis=ROWS), mask=column < s.L)
-    if K.CENTRED:
+    tl.store(t.partial + slot, tl.sum(dweight, axis=ROWS), mask=column < s.L)
+    if K.CENTRED or t.dbias is not None:
         plane = shares.to(tl.int64) * s.L
-        tl.store(partial_ptr + plane + slot, tl.sum(dbias, axis=ROWS), mask=column < s.L)
+        tl.store(t.partial + plane + slot, tl.sum(dbias, axis=ROWS), mask=column < s.L)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .arithmetic import accumulation_type, across, inverse_std, split_shape
 from .row_outputs import affine_gradient, store_dx, store_output, store_own_gradients
-from .row_shares import add_shares, run_of, store_shares, within
+from .row_shares import add_shares, add_to_shares, run_of, store_shares, within
 from .row_sums import (
     gradient_sums,
     merge_moments,
@@ -101,9 +101,7 @@ def sums_of_turns(t, affine, first, end, step, part, s, K: tl.constexpr):
         g = affine_gradient(t, dy, gate, x_hat, at, tile, s, K)
         row_g, row_gx = gradient_sums(at.gamma * g.to(ACC), x_hat, K)
         publish_sums(t.table, row_g, row_gx, part, tile, s, K)
-        dweight += g.to(ACC) * x_hat
-        if K.CENTRED:
-            dbias += g.to(ACC)
+        dweight, dbias = add_to_shares(t, dweight, dbias, g, x_hat, K)
     return dweight, dbias
 
 
@@ -120,14 +118,14 @@ def row_sums_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl.constexp
             first, end = within(begin, stop, a, s)
             dweight, dbias = sums_of_turns(t, affine, first, end, 1, part, s, K)
             if t.partial is not None:
-                store_shares(t.partial, dweight, dbias, start, group + a, groups + A, s, K)
+                store_shares(t, dweight, dbias, start, group + a, groups + A, s, K)
     elif K.PARAMETERS == "own":
         sums_of_turns(t, None, group, row_blocks, groups, part, s, K)
     else:
         affine = load_affine(t, 0, start, s, K)
         dweight, dbias = sums_of_turns(t, affine, group, row_blocks, groups, part, s, K)
         if t.partial is not None:
-            store_shares(t.partial, dweight, dbias, start, group, groups, s, K)
+            store_shares(t, dweight, dbias, start, group, groups, s, K)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "shared_blocks"])

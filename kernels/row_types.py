@@ -57,7 +57,7 @@ class Backward(NamedTuple):
     dresidual: Any  # (R, L) or None
     dweight: Any  # (A, L) or None
     dbias: Any  # (A, L) or None
-    # Scratch: shares of dweight and dbias (2, shares, L), RMS norm's (shares, L); sums of parts of
+    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts of
     # rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
     partial: Any = None
     table: Any = None

@@ -143,7 +143,8 @@ def _backward(plan: RowPlan, t: Backward, spec: RowSpec, shares: bool) -> bool |
         t = t._replace(partial=accumulators(x, 1) if shares else None, barriers=_counters(plan, x))
         groups = plan.first.clusters(t, ())
     if shares:
-        room = spec.planes * geometry.shares(groups) * geometry.L
+        both = spec.norm == "layer" or t.dbias is not None
+        room = (1 + both) * geometry.shares(groups) * geometry.L
         t = t._replace(partial=accumulators(x, room))
     if not plan.first(t):
         return None

@@ -77,8 +77,6 @@ def check(shapes, norm="layer", dtype=torch.float32, activation=None, residual=F
     t = tensors_of(shapes, dtype)
     if not residual:
         del t["residual"]
-    if norm == "rms":
-        without = (*without, "bias")
     given = {name: value for name, value in t.items() if name not in without}
     leaves = tuple(name for name in NAMES if name in given)
     y, grads = truth_of(norm, given, leaves, shapes.normalized, activation)
@@ -135,10 +133,18 @@ def test_of_every_dtype(name, dtype):
     check(SHAPES[name], "rms", dtype)
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("without", ["weight", "bias"])
 @pytest.mark.parametrize("name", ["images", "own"])
-def test_with_one_parameter(name, without):
-    check(SHAPES[name], without=(without,))
+def test_with_one_parameter(name, without, norm):
+    check(SHAPES[name], norm, without=(without,))
+
+
+@interpreted
+@pytest.mark.parametrize("tier", ["one_program", "streaming"])
+def test_a_bias_that_all_rows_of_rms_norm_share(tier):
+    with tiny_tilings(), tiers.force(tier):
+        check(Shapes((3, 5, 10), (10,)), "rms")
 
 
 @pytest.mark.parametrize("name", ["images", "own"])
@@ -160,14 +166,14 @@ def test_partly_asked_gradients(name, asked):
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 def test_of_a_sum(norm, name):
     t = tensors_of(SHAPES[name], torch.float32)
-    bias = t["bias"] if norm == "layer" else None
+    bias = t["bias"]
     spec = NormSpec(norm, eps=EPS)
     y, total, stats = ENGINE.add_norm(Inputs(t["x"], t["residual"], t["weight"], bias), spec)
-    needs = (True, True, bias is not None)
+    needs = (True, True, True)
     inputs = Inputs(total, None, t["weight"], bias)
     got = ENGINE.add_norm_backward(t["dy"], t["dsum"], inputs, stats, needs, spec)
-    given = {"x": total, "weight": t["weight"], "dy": t["dy"]} | ({"bias": bias} if bias is not None else {})
-    leaves = tuple(name for name in NAMES if name in given)
+    given = {"x": total, "weight": t["weight"], "bias": bias, "dy": t["dy"]}
+    leaves = ("x", "weight", "bias")
     exact, grads = truth_of(norm, given, leaves, 1, None)
     grads["x"] = grads["x"] + t["dsum"].double()
     assert torch.equal(total, t["x"] + t["residual"])
