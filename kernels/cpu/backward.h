@@ -22,7 +22,7 @@ static struct sums piece_sums(const struct call *k, struct piece p) {
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
         struct block found = block_of(s, b);
         size first = found.column, row = p.unit * k->D + p.set; /* n C + c */
-        if (across(k->kind)) row = (p.set + found.row) * k->C + p.unit;
+        if (of_channels(k->kind)) row = (p.set + found.row) * k->C + p.unit;
         for (size r = 0; r < found.rows; r++, row += k->C) {
             size at = of_batch(k->kind) && shared(k) ? p.unit : row;
             struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
@@ -57,7 +57,7 @@ static struct sums sums_of(const struct call *k, size n, size c) {
     struct sums all = {0, 0};
     size pieces = k->last ? k->pieces : k->sets.pieces;
     size set = n * k->C + c; /* the place of a set in the order of units */
-    if (across(k->kind)) set = c * k->samples + n;
+    if (of_channels(k->kind)) set = c * k->samples + n;
     if (of_batch(k->kind) && shared(k) && !k->last) pieces *= k->sets.per_unit;
     for (size p = 0; p < pieces; p++) {
         size at = (n * pieces + p) * k->C + c;
