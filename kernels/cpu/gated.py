@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from fastnorm.contract import Inputs, NormSpec, Tensors
+from fastnorm.contract import Tensors
 from fastnorm.tensors import accumulation
 
 from ..tensors import parameter_rows, row_sizes
 from .calls import in_dtypes_of, of_one_dtype, pack_gated, pointer, run
-
-RMS = NormSpec("rms", 1)
 
 
 def gated_norm(
@@ -23,7 +21,7 @@ def gated_norm(
     """
     x, gate = x.contiguous(), gate.contiguous()
     R, L = row_sizes(x, 1)
-    A, inner = parameter_rows(Inputs(x, weight=weight), RMS)
+    A, inner = parameter_rows(weight, x, 1)
     (weight,), parameter_type = of_one_dtype((weight,))
     y, stats = torch.empty_like(x), x.new_empty(R, dtype=accumulation(x))
     job = pack_gated(
@@ -46,7 +44,7 @@ def gated_norm_backward(
     """(dx, dgate, dweight); None where `needs` says that nobody asked."""
     x, gate, dy = x.contiguous(), gate.contiguous(), dy.contiguous()
     R, L = row_sizes(x, 1)
-    A, inner = parameter_rows(Inputs(x, weight=weight), RMS)
+    A, inner = parameter_rows(weight, x, 1)
     given: Tensors = (weight,)
     parameters, parameter_type = of_one_dtype(given)
     (weight,) = parameters

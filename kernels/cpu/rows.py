@@ -29,6 +29,7 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool 
         other = other.contiguous()
         written = empty_like(x) if adding else mask_for(x, True, spec, differentiable)
     R, L = row_sizes(x, spec.groups)
+    A, inner = parameter_rows(bias if weight is None else weight, x, spec.groups)
     (weight, bias), parameter_type = of_one_dtype((weight, bias))
     y, stats = empty_like(x), empty(2 * R, dtype=float64)
     of_other, of_written = pointer(other), pointer(written)
@@ -37,7 +38,7 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool 
         x.data_ptr(), of_other if adding else 0, 0 if adding else of_other,
         0 if adding else of_written, 0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(), stats.data_ptr(), y.data_ptr(),
-        of_written if adding else 0, R, L, *parameter_rows(inputs, spec), spec.norm == "rms",
+        of_written if adding else 0, R, L, A, inner, spec.norm == "rms",
         activation, parameter_type, get_num_threads(), spec.eps, number,
     )  # fmt: skip
     run("rows", x, job)
@@ -79,6 +80,7 @@ def row_norm_backward(
     dbias = empty_like(bias) if needs[3] and bias is not None else None
     if dx is not None or dresidual is not None or dweight is not None or dbias is not None:
         activation, number = numbered(spec.activation)
+        A, inner = parameter_rows(bias if weight is None else weight, x, spec.groups)
         job = pack_rows_backward(
             x.data_ptr(), dy.data_ptr(), 0 if dsum is None else dsum.data_ptr(),
             0 if residual is None else residual.data_ptr(), 0 if mask is None else mask.data_ptr(),
@@ -86,7 +88,7 @@ def row_norm_backward(
             stats.data_ptr(), 0 if dx is None else dx.data_ptr(),
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
-            R, L, *parameter_rows(inputs, spec), spec.norm == "rms", activation, parameter_type,
+            R, L, A, inner, spec.norm == "rms", activation, parameter_type,
             get_num_threads(), number,
         )  # fmt: skip
         run("rows_backward", x, job)
