@@ -201,9 +201,7 @@ def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
     return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
 
 
-def _one_program(
-    R: int, L: int, itemsize: int, backward: bool, gated: bool
-) -> RowGeometry | None:
+def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:
     BLOCK_L = _padded(L)
     longest = LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW
     if BLOCK_L > (longest // 2 if gated else longest):

@@ -131,9 +131,7 @@ def backward_plan(
     )
 
 
-def _launch(
-    kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec
-) -> Launch:
+def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:
     """Of groups of so many programs, which take blocks of rows in turns."""
     return Launch(
         kernel,

@@ -15,7 +15,6 @@ from .activation import activate
 from .arithmetic import accumulation_type, across, across_lanes, split_shape
 from .row_types import Affine, Sizes, Stats, Tile
 
-
 # --- where a tile lies ---
 
 
@@ -167,8 +166,7 @@ def gated_input(t, x, gate, K: tl.constexpr):
 
 @triton.jit
 def load_sum(t, tile, K: tl.constexpr):
-    """What is normalised: x, gated or not, or x + addend, rounded as x is, since that is returned.
-    """
+    """What is normalised: x, x silu(gate), or x + addend, rounded as x is: that is returned."""
     x = load(t.x, tile)
     if t.addend is not None:
         ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)

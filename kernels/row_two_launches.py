@@ -1,5 +1,5 @@
-"""Layer and RMS norm in two launches, each of which reads the tensor: the second walks backwards, and
-begins with what the first left in the L2 cache. Forward above backward."""
+"""Layer and RMS norm in two launches, each of which reads the tensor: the second walks backwards,
+and begins with what the first left in the L2 cache. Forward above backward."""
 
 import triton
 import triton.language as tl

@@ -109,7 +109,7 @@ def test_of_every_shape(shapes, norm):
 @pytest.mark.parametrize("tier", ["one_program", "streaming"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=list(SHAPES))
 def test_in_tiny_tiles(shapes, tier):
-    """Runs of blocks that begin and end within the rows of a parameter row, or have many of them."""
+    """Runs of blocks that end within the rows of a parameter row, or have many of them."""
     with tiny_tilings(), tiers.force(tier):
         forward, backward = check(shapes)
     assert forward == FORWARD[tier]
@@ -154,7 +154,9 @@ def test_partly_asked_gradients(name, asked):
     spec = NormSpec("layer", eps=EPS)
     inputs = Inputs(t["x"], None, t["weight"], t["bias"])
     _, _, stats = ENGINE.norm(inputs, spec, True)
-    every = ENGINE.norm_backward(t["dy"], inputs, None, stats, (True, False, True, True, False), spec)
+    every = ENGINE.norm_backward(
+        t["dy"], inputs, None, stats, (True, False, True, True, False), spec
+    )
     needs = (*(name == asked for name in NAMES), False)
     some = ENGINE.norm_backward(t["dy"], inputs, None, stats, needs, spec)
     for wanted, all_asked, found in zip(needs, every, some, strict=True):
