@@ -196,10 +196,11 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
+def pointwise(R: int, L: int, itemsize: int, gated: bool) -> RowGeometry:
     """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
+    at_once = 4 if gated else 6
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, at_once)
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:

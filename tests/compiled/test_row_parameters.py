@@ -21,6 +21,7 @@ KERNELS = {
 BF16, FP32 = torch.bfloat16, torch.float32
 # Rows that a block does not divide, columns that a vector does not; runs that end within a group.
 CASES = [
+    ("one_program", Shapes((35, 131), (131,)), "rms", BF16),  # each thread has one column of a row
     ("one_program", Shapes((3, 21, 200), (3, 1, 200)), "layer", FP32),
     ("one_program", Shapes((35, 3, 131), (1, 3, 131)), "rms", BF16),
     ("one_program", Shapes((4, 3, 999), (4, 3, 999)), "layer", BF16),
