@@ -100,7 +100,7 @@ def test_dtypes(norm, tier, dtype):
 
 
 def turns(values: Any) -> list[Any]:
-    """Each norm and tier with each of the values; slow but for a few, of which each has its turn."""
+    """Each norm and tier with each of the values, which have turns at not being slow."""
     return [
         pytest.param(norm, tier, value, marks=slow_unless(i % len(values) == j))
         for i, (norm, tier) in enumerate(NORMS_AND_TIERS)
