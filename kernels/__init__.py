@@ -18,10 +18,16 @@ group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
     what is given    channel_types                             row_types
     a tile           channel_tiles, channel_activation         row_tiles, row_outputs
     stage two        channel_moments, channel_stats,           row_sums, row_shares
-                     channel_gradients
+                     channel_gradients, channel_samples
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
-two merges what programs found. Under both engines:
+two merges what programs found.
+
+Weight and bias of channels are (C,) or those of each sample, (N, C). Of the latter each instance's
+sums are the gradients, and the batch's are weighted before they are added up: so passes that take
+parameters never see the batch as one instance, nor fold its tiles. Moments take none.
+
+Under both engines:
 
     tiers            which of three ways a norm takes, by the size of its sets
     activation       activations and their gradients
