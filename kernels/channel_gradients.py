@@ -206,13 +206,12 @@ def mixed_hat(sums, batch, rho):
 def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
     """What the mixture's batch statistics add for an instance's center, from the batch's sums of g
     and g (x - m_b)."""
-    if K.OF_SAMPLES:  # whose sums were weighted before they were added up
-        share = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
-    else:
+    if not K.OF_SAMPLES:  # whose sums were weighted before they were added up
         gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
-        share = gamma * load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
+    rho = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     batch = Stats(batch.center, (batch.center - center) + batch.offset, batch.rstd)
+    share = rho if K.OF_SAMPLES else gamma * rho
     sums = Sums(share * sums.g, share * sums.gx)
     return slopes_of(batch, sums, s.N.to(center.dtype) * s.S, K)
 
