@@ -31,7 +31,7 @@ def sizes(R, L, parts, row_blocks, A, inner, K: tl.constexpr):
     if K.PARAMETERS == "grouped":
         return Sizes(R, L * K.ALIGN, parts, A, inner, row_blocks // A)
     else:
-        return Sizes(R, L * K.ALIGN, parts, None, None, None)
+        return Sizes(R, L * K.ALIGN, parts, 0, 0, 0)  # Triton 3.6 returns no None
 
 
 @triton.jit

@@ -79,7 +79,7 @@ class Sizes(NamedTuple):
     L: Any
     parts: Any  # of a row
     # Grouped parameters': their rows, the rows that share one before the next has its turn, and the
-    # blocks of the rows that share one; else None.
+    # blocks of the rows that share one; else 0.
     A: Any
     inner: Any
     blocks: Any

@@ -41,6 +41,9 @@ def modules(images: Tensor) -> None:
     rows = images.shape[-1:]
     assert_type(fastnorm.AddLayerNorm(rows).forward(images, images), tuple[Tensor, Tensor])
     assert_type(fastnorm.AddRMSNorm(rows).forward(images, images), tuple[Tensor, Tensor])
+    gated = fastnorm.GatedRMSNorm(images.shape[-1], group_size=1, norm_before_gate=True)
+    assert_type(gated.forward(images, images), Tensor)
+    assert_type(gated.forward(images), Tensor)
     assert_type(RootMeanSquareNorm(activation="silu").forward(images), Tensor)
     mask = torch.ones(images.shape[0], dtype=torch.bool)
     assert_type(fastnorm.BatchNorm1d(4).forward(images[..., 0, 0], mask=mask), Tensor)
@@ -73,6 +76,7 @@ def functions(x: Tensor) -> None:
     assert_type(F.rms_norm(x, row), Tensor)
     assert_type(F.add_layer_norm(x, x, row), tuple[Tensor, Tensor])
     assert_type(F.add_rms_norm(x, x, row), tuple[Tensor, Tensor])
+    assert_type(F.gated_rms_norm(x, x, group_size=1), Tensor)
     assert_type(F.moment_norm(x, RootMeanSquareNorm().merge), Tensor)
     assert_type(F.weight_norm(x, x.square().sum((1, 2), keepdim=True)), Tensor)
     assert_type(reference.layer_norm(x, row), Tensor)
