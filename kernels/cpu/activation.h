@@ -87,9 +87,9 @@ static INLINE vec vec_expm1(vec x) {
 /* 1 / (1 + exp(-z)). */
 static INLINE vec sigmoid_of(vec z) {
 #if WIDE && VL == 16 /* a step of Newton's from 14 bits: a division takes four times as long */
-    const vec d = 1 + vec_exp_to(-z, 88.0f); /* finite: 0 times it is 0 */
+    const vec d = 1 + vec_exp_to(-z, 88.0f); /* finite: with an infinite one 1 - d near is NaN */
     const vec near = (vec)_mm512_rcp14_ps((__m512)d);
-    return near + near * (1 - d * near);
+    return keep(above(z + 88.0f), near + near * (1 - d * near));
 #else
     return 1 / (1 + vec_exp(-z));
 #endif
