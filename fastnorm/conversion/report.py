@@ -27,19 +27,22 @@ class Conversion:
     """The model that `convert`, `fuse` or `revert` answers, and a line for each module of concern.
 
     `str()` of it is a table. A module that appears several times in the model has one line, under
-    its first name; the model itself is called "(model)".
+    its first name; the model itself is called "(model)". `notes` says how results in half precision
+    were rounded before and are now, for each class of a library.
     """
 
     model: nn.Module = field(repr=False)
     changed: list[Change]
     kept: list[Kept]
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [(name, f"{old} -> {new}") for name, old, new in self.changed]
         rows += [(name, f"{kind} kept: {reason}") for name, kind, reason in self.kept]
         width = max((len(label(name)) for name, _ in rows), default=0)
         head = f"{len(self.changed)} changed, {len(self.kept)} kept"
-        return "\n".join([head, *(f"  {label(name):{width}}  {what}" for name, what in rows)])
+        lines = [f"  {label(name):{width}}  {what}" for name, what in rows]
+        return "\n".join([head, *lines, *self.notes])
 
 
 def check_model(function: str, model: object) -> None:

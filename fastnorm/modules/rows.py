@@ -61,6 +61,51 @@ class LayerNorm(_OfRows, nn.LayerNorm):
         )  # fmt: skip
 
 
+class LayerNorm2d(LayerNorm):
+    """Layer norm over the channels of images (N, C, H, W), at each position; ConvNeXt's.
+
+    It is `LayerNorm` of `input.permute(0, 2, 3, 1)`, permuted back, as torchvision's and timm's
+    classes of this name are; the residual has the input's shape. The output is channels last in
+    memory: an input that is so too is read in place, any other is copied. Its state_dict is
+    LayerNorm's. See arXiv 2201.03545 and `fastnorm.functional.layer_norm`.
+
+    Raises RuntimeError for an input of another number of dimensions or channels.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
+        zero_centered: bool = False,
+    ) -> None:
+        super().__init__(
+            num_channels, eps, elementwise_affine, bias, device, dtype,
+            activation=activation, zero_centered=zero_centered,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual)
+        for name, tensor in (("input", input), ("residual", residual)):
+            if tensor is not None and (
+                tensor.dim() != 4 or tensor.shape[1] != self.normalized_shape[0]
+            ):
+                raise RuntimeError(
+                    f"LayerNorm2d got {name} of shape {tuple(tensor.shape)}: it needs (N, "
+                    f"{self.normalized_shape[0]}, H, W)"
+                )
+        rows = super().forward(
+            input.permute(0, 2, 3, 1), None if residual is None else residual.permute(0, 2, 3, 1)
+        )
+        return rows.permute(0, 3, 1, 2)
+
+
 class RMSNorm(_OfRows, nn.RMSNorm):
     """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual.
 

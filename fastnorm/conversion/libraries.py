@@ -1,0 +1,205 @@
+"""The norms of libraries by the names of their classes: nothing is imported, each is tried out.
+
+A class's name says which of our norms it may be. Its attributes say the rest; and whether the two
+compute the same is seen by running both, for a library may change what is behind a name.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .. import modules as ours
+from ..modules.base import _Activated
+from .activations import activation_of, has_hooks
+from .origin import settings_of
+from .report import type_name
+from .trial import Differs, Rounding, try_out
+
+Reader = Callable[[Any], _Activated]
+EPS = ("eps", "variance_epsilon", "epsilon")
+SHAPE = ("normalized_shape", "dim")
+# Of timm, which has classes of its own for what torch.nn has too.
+ACTIVATIONS = {
+    "timm.layers.activations.GELU": "gelu",
+    "timm.layers.activations.GELUTanh": "gelu_tanh",
+    "timm.layers.activations.Swish": "silu",
+    "timm.layers.activations.Mish": "mish",
+    "timm.layers.activations.HardSwish": "hardswish",
+}
+
+
+class Unreadable(Exception):
+    """Its message is the reason to keep a module."""
+
+
+class Taken(NamedTuple):
+    """What a module is of ours: itself, or for a library's a norm with the module's tensors."""
+
+    norm: nn.Module
+    rounding: Rounding | None
+
+
+def layer_norm(module: Any) -> _Activated:
+    return _of_rows(module, ours.LayerNorm)
+
+
+def layer_norm_2d(module: Any) -> _Activated:
+    shape = _shape(module)
+    if len(shape) != 1:
+        raise Unreadable(f"its normalized shape is {tuple(shape)}, not one of channels")
+    return _of_rows(module, ours.LayerNorm2d, shape[0])
+
+
+def zero_centered_layer_norm(module: Any) -> _Activated:
+    """Of VideoPrism: the factor is 1 + weight."""
+    return _of_rows(module, ours.LayerNorm, zero_centered=True)
+
+
+def rms_norm(module: Any) -> _Activated:
+    return _of_rows(module, ours.RMSNorm)
+
+
+def zero_centered_rms_norm(module: Any) -> _Activated:
+    """Of Gemma: the factor is 1 + weight."""
+    return _of_rows(module, ours.RMSNorm, zero_centered=True)
+
+
+def group_norm(module: Any) -> _Activated:
+    return ours.GroupNorm(
+        module.num_groups, module.num_channels, module.eps, module.affine, device="meta",
+        bias=module.bias is not None, activation=_activation(module),
+    )  # fmt: skip
+
+
+def batch_norm_2d(module: Any) -> _Activated:
+    return ours.BatchNorm2d(
+        module.num_features, module.eps, module.momentum, module.affine,
+        module.track_running_stats, device="meta", bias=module.bias is not None,
+        activation=_activation(module),
+    )  # fmt: skip
+
+
+# The class's qualified name, and our norms that it may be: the first that computes the same.
+LIBRARIES: tuple[tuple[re.Pattern[str], tuple[Reader, ...]], ...] = tuple(
+    (re.compile(name), readers)
+    for name, readers in (
+        (
+            r"transformers\.models\.\w+\.modeling_\w+\.\w*(RMSNorm|RmsNorm)",
+            (rms_norm, zero_centered_rms_norm),
+        ),
+        (
+            r"transformers\.models\.\w+\.modeling_\w+\.\w*(LayerNorm|LayerNorm2d)",
+            (layer_norm, layer_norm_2d, rms_norm, zero_centered_layer_norm),
+        ),
+        (r"transformers\.models\.\w+\.modeling_\w+\.\w*GroupNorm", (group_norm,)),
+        (r"torchvision\.models\.convnext\.LayerNorm2d", (layer_norm_2d,)),
+        (r"timm\.layers\.norm\.LayerNorm(Fp32)?", (layer_norm,)),
+        (r"timm\.layers\.norm\.LayerNorm(2d|2dFp32|Exp2d)", (layer_norm_2d,)),
+        (r"timm\.layers\.norm\.RmsNorm(Fp32)?", (rms_norm,)),
+        (r"timm\.layers\.norm\.GroupNorm1?", (group_norm,)),
+        (r"timm\.layers\.norm_act\.LayerNormAct(Fp32)?", (layer_norm,)),
+        (r"timm\.layers\.norm_act\.LayerNormAct2d(Fp32)?", (layer_norm_2d,)),
+        (r"timm\.layers\.norm_act\.RmsNormAct(Fp32)?", (rms_norm,)),
+        (r"timm\.layers\.norm_act\.GroupNorm1?Act", (group_norm,)),
+        (r"timm\.layers\.norm_act\.BatchNormAct2d", (batch_norm_2d,)),
+        (r"timm\.models\.\w+\.(Layer|Group)Norm\w*", (layer_norm, layer_norm_2d, group_norm)),
+        (r"diffusers\.models\.normalization\.(FP32)?LayerNorm", (layer_norm,)),
+        (r"diffusers\.models\.[\w.]+\.\w*RMSNorm", (rms_norm, zero_centered_rms_norm)),
+        (r"diffusers\.[\w.]+\.(SDCascade|Wuerstchen)LayerNorm", (layer_norm_2d,)),
+    )
+)  # fmt: skip
+
+
+def readers_of(kind: type) -> tuple[Reader, ...]:
+    """Our norms that a class may be by its name; none for a class of no library known."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return next((readers for pattern, readers in LIBRARIES if pattern.fullmatch(name)), ())
+
+
+def read(module: nn.Module) -> Taken | str | None:
+    """What the module is of ours, or the reason to keep it; None where its class is not known."""
+    if module._modules and not (module._parameters or module._buffers):
+        return None  # a module with a norm's name that holds others
+    reasons = []
+    for reader in readers_of(type(module)):
+        try:
+            norm = reader(module)
+            _check_state(module, norm)
+            return Taken(norm, try_out(module, norm))
+        except AttributeError as error:
+            reasons.append(f"it lacks what fastnorm reads of such a class: {error}")
+        except (Unreadable, Differs) as error:
+            reasons.append(str(error))
+    return reasons[0] if reasons else None
+
+
+def _of_rows(
+    module: nn.Module, kind: type[Any], shape: Any = None, **options: Any
+) -> ours.LayerNorm | ours.RMSNorm:
+    shape = _shape(module) if shape is None else shape
+    weight, bias = (module._parameters.get(name) is not None for name in ("weight", "bias"))
+    if kind is not ours.RMSNorm:
+        options["bias"] = bias
+    eps = next((getattr(module, name) for name in EPS if hasattr(module, name)), 1e-5)
+    norm: ours.LayerNorm | ours.RMSNorm = kind(
+        shape, eps, weight, device="meta", activation=_activation(module), **options
+    )
+    return norm
+
+
+def _shape(module: nn.Module) -> Sequence[int]:
+    """The sizes that a norm of rows normalises over."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return weight.shape
+    for name in SHAPE:
+        shape = getattr(module, name, None)
+        if shape is not None:
+            return (shape,) if isinstance(shape, int) else tuple(shape)
+    raise Unreadable("it does not say over how many values it normalises")
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The activation that a norm of timm's holds as its child `act`."""
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    for name, child in children.items():
+        if has_hooks(child):
+            raise Unreadable(f"its {name} has hooks")
+        if type(child) is nn.Identity or name == "act":
+            continue
+        raise Unreadable(f"it holds a module, {name}, that a norm of fastnorm's would not call")
+    act = children.get("act")
+    if act is None or type(act) is nn.Identity:
+        return None
+    activation = activation_of(act) or ACTIVATIONS.get(type_name(type(act)))
+    if activation is None:
+        raise Unreadable(f"its activation {type_name(type(act))} is none that fastnorm fuses")
+    return activation
+
+
+def _check_state(module: nn.Module, norm: _Activated) -> None:
+    """Give `norm` the module's tensors; they have to be those of its class, and settings agree."""
+    pairs: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+        ("parameters", norm._parameters, module._parameters),
+        ("buffers", norm._buffers, module._buffers),
+    )
+    for what, mine, theirs in pairs:
+        expected, found = (
+            {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
+            for tensors in (mine, theirs)
+        )
+        if expected != found:
+            raise Unreadable(
+                f"its {what} are {_listed(found)}, those of fastnorm.{type(norm).__name__} "
+                f"{_listed(expected)}"
+            )
+        mine.update({name: theirs[name] for name in found})
+    for name, value in settings_of(norm).items():
+        if name in vars(module) and vars(module)[name] != value:
+            raise Unreadable(f"its {name} is {vars(module)[name]!r}, not {value!r}")
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
