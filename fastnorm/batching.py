@@ -35,7 +35,8 @@ def norm(
 
             return torch.vmap(call, tuple(in_dims[:7]))(*tensors), 0
         rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
-        return apply(*rows, *tensors[2:], spec), 0
+        shared = [_of_all(t, spec) for t in tensors[2:4]]
+        return apply(*rows, *shared, *tensors[4:], spec), 0
     _check_running(in_dims, tensors, spec)
     images = [_images(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[2:], in_dims[2:7], strict=True)]
@@ -62,12 +63,14 @@ def gradients(
         if any(d is not None for d in in_dims[3:5]) or any(needs[2:4]):
             return _row_gradients(in_dims, tensors, spec, needs)
         rows = [_rows(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
-        grads = apply(*rows, *tensors[3:], spec, needs)
+        shared = [_of_all(t, spec) for t in tensors[3:5]]
+        grads = apply(*rows, *shared, *tensors[5:], spec, needs)
         return grads, tuple(None if grad is None else 0 for grad in grads)
     images = [_images(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[3:], in_dims[3:8], strict=True)]
     grads = apply(*images, *vectors, _folded(spec, size), needs)
-    dims = (1, 1, 0, 0, 0)
+    # Parameters of each sample, (N, B C), have the batch where x has it.
+    dims = (1, 1, *(0 if v is None else v.dim() - 1 for v in vectors[:3]))
     unfolded = tuple(
         None if grad is None else grad.unflatten(dim, (size, -1))
         for grad, dim in zip(grads, dims, strict=True)
@@ -111,11 +114,20 @@ def _images(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _vector(parameter: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """A parameter (C,) as (B C,), in memory of its own: running statistics will be written to."""
+    """A parameter (C,) as (B C,) or (N, C) as (N, B C), in memory of its own: running statistics
+    will be written to."""
     if parameter is None:
         return None
-    rows = parameter.expand(size, -1) if dim is None else parameter.movedim(dim, 0)
-    return rows.clone(memory_format=torch.contiguous_format).view(-1)
+    if dim is None:
+        parameter, dim = parameter.expand(size, *parameter.shape), 0
+    rows = parameter.movedim(dim, -2)
+    return rows.clone(memory_format=torch.contiguous_format).flatten(-2)
+
+
+def _of_all(parameter: Tensor | None, spec: NormSpec) -> Tensor | None:
+    """Parameters of rows that all of a batch share, beside an x with the batch in front."""
+    of_samples = parameter is not None and parameter.dim() > spec.groups
+    return parameter.unsqueeze(0) if parameter is not None and of_samples else parameter
 
 
 def _check_running(in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec) -> None:

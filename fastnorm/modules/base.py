@@ -106,9 +106,16 @@ class _Tracking(_Activated):
 class _OverBatch(_Tracking):
     """The forward of norms over the batch, which keeps their running statistics."""
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
         mean, var = running_of(self)
@@ -121,7 +128,10 @@ class _OverBatch(_Tracking):
             # Copies, which a batch without values leaves as they are.
             mean, var, momentum = mean.clone(), None if var is None else var.clone(), 1.0
         try:
-            y = self._norm(input, mean, var, batch_stats, momentum, residual)
+            y = self._norm(
+                input, mean, var, batch_stats, momentum,
+                residual=residual, scale=scale, shift=shift,
+            )  # fmt: skip
         except StopRecomputation:
             self._track(tracked, running, (mean, var))
             raise
@@ -156,8 +166,9 @@ class _OverBatch(_Tracking):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
+        """The norm; `fused` are residual, scale and shift."""
         raise NotImplementedError
 
 

@@ -1,4 +1,7 @@
-"""The formulas of norms of rows, the last dimensions, and of weight normalisation."""
+"""The formulas of norms of rows, the last dimensions, and of weight normalisation.
+
+weight and bias have the rows' shape or, where rows differ in theirs, one that broadcasts to x.
+"""
 
 from collections.abc import Sequence
 

@@ -39,7 +39,7 @@ def formula(inputs: Inputs, spec: NormSpec) -> Tensor:
         return batch_norm(x, running_mean, running_var, *batch, **fused)
     if spec.norm == "mean_only_batch":
         numbers = spec.use_input_stats, spec.momentum
-        return mean_only_batch_norm(x, running_mean, bias, *numbers, **fused)
+        return mean_only_batch_norm(x, running_mean, bias, *numbers, weight=weight, **fused)
     if spec.norm == "instance":
         return instance_norm(x, running_mean, running_var, *batch, **fused)
     assert rho is not None, "batch_instance_norm requires it"
