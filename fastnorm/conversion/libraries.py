@@ -15,7 +15,7 @@ from ..modules.base import _Activated
 from .activations import activation_of, has_hooks
 from .origin import settings_of
 from .report import type_name
-from .trial import Differs, Rounding, try_out
+from .trial import Differs, Rounding, check_dtype, check_formula
 
 Reader = Callable[[Any], _Activated]
 EPS = ("eps", "variance_epsilon", "epsilon")
@@ -127,11 +127,16 @@ def read(module: nn.Module) -> Taken | str | None:
         try:
             norm = reader(module)
             _check_state(module, norm)
-            return Taken(norm, try_out(module, norm))
+            check_formula(module, norm)
         except AttributeError as error:
             reasons.append(f"it lacks what fastnorm reads of such a class: {error}")
         except (Unreadable, Differs) as error:
             reasons.append(str(error))
+        else:
+            try:
+                return Taken(norm, check_dtype(module, norm))
+            except Differs as error:
+                return str(error)
     return reasons[0] if reasons else None
 
 

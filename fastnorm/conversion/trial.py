@@ -5,8 +5,9 @@ other by the backend in use; both on stand-ins that have random parameters and b
 not run, and nothing of the model is written.
 """
 
+import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import modules as ours
-from ..modules.base import _Activated
 from ..tensors import HALF
 from .report import type_name
 
@@ -34,38 +34,53 @@ class Rounding(NamedTuple):
     ours: float
 
 
-def try_out(module: nn.Module, norm: _Activated) -> Rounding | None:
+def check_formula(module: nn.Module, norm: nn.Module) -> None:
     """Raises Differs where `module` and `norm` compute different things, or cannot be compared.
 
-    Compared are outputs, all gradients and buffers, in float32 and in the dtype of module's
-    parameters; once on values of about 1, and once on so small ones that eps matters.
+    Compared are outputs, all gradients and buffers in float32: once of values of about 1, and once
+    of so small ones that eps matters; batch norms in training and in evaluation.
     """
-    _check_signature(type(module))
-    own = next((p for p in module._parameters.values() if p is not None), None)
+    _check_signature(type(module), norm)
+    modes = (True, False) if isinstance(norm, _BatchNorm) else (module.training,)
+    with _comparing(module, norm) as (_, device):
+        for training in modes:
+            for scale in (1.0, small(norm)):
+                _compare(module, norm, _Sample(norm, scale, torch.float32, device, training))
+
+
+def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
+    """The same in the dtype of module's parameters, where that is another than float32.
+
+    Answers how the two round where that is half precision. Raises Differs as above, and where the
+    dtypes of their outputs differ.
+    """
+    with _comparing(module, norm) as (dtype, device):
+        if dtype == torch.float32:
+            return None
+        sample = _Sample(norm, 1.0, dtype, device, module.training)
+        _compare(module, norm, sample)
+        if dtype not in HALF:
+            return None
+        _compare_dtypes(module, norm, sample)
+        return _rounding(module, norm, sample)
+
+
+@contextlib.contextmanager
+def _comparing(module: nn.Module, norm: nn.Module) -> Iterator[tuple[torch.dtype, torch.device]]:
+    """The dtype and device to compare them on; whatever a forward raises becomes Differs."""
+    own = next(module.parameters(), None)
     dtype = torch.float32 if own is None else own.dtype
     device = torch.device("cpu") if own is None or own.is_meta else own.device
-    modes = (True, False) if isinstance(norm, _BatchNorm) else (module.training,)
-    eps: Any = norm.eps or 1e-6
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            for training in modes:
-                for scale in (1.0, eps**0.5):
-                    _compare(module, norm, _Sample(norm, scale, torch.float32, device, training))
-            if dtype == torch.float32:
-                return None
-            sample = _Sample(norm, 1.0, dtype, device, module.training)
-            _compare(module, norm, sample)
-            if dtype not in HALF:
-                return None
-            _compare_dtypes(module, norm, sample)
-            return _rounding(module, norm, sample)
+            yield dtype, device
     except Differs:
         raise
-    except Exception as error:  # whatever a forward may raise
+    except Exception as error:
         lines = str(error).splitlines() or [""]
         raise Differs(
             f"it could not be compared with {type_name(type(norm))}: "
@@ -73,31 +88,57 @@ def try_out(module: nn.Module, norm: _Activated) -> Rounding | None:
         ) from error
 
 
-def _check_signature(kind: type[nn.Module]) -> None:
-    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-    if len(parameters) != 1 or parameters[0].kind > inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        names = ", ".join(str(p).split(":")[0] for p in parameters)
-        raise Differs(f"its forward takes other arguments than one input: {names}")
+def small(norm: Any) -> float:
+    """The size of values whose variance is about eps."""
+    eps: float = norm.eps if hasattr(norm, "eps") else norm.norm.eps
+    return (eps or 1e-6) ** 0.5
+
+
+def shapes_of(norm: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the arguments to try a norm with."""
+    if hasattr(norm, "trial_shapes"):
+        shapes: tuple[tuple[int, ...], ...] = norm.trial_shapes()
+        return shapes
+    if isinstance(norm, ours.LayerNorm2d):
+        return ((4, *norm.normalized_shape, 2, 3),)
+    if isinstance(norm, ours.LayerNorm | ours.RMSNorm):
+        return ((4, 3, *norm.normalized_shape),)
+    channels = norm.num_channels if isinstance(norm, ours.GroupNorm) else norm.num_features
+    return ((4, channels, 2, 3),)
+
+
+def _check_signature(kind: type[nn.Module], norm: nn.Module) -> None:
+    """A forward of a norm takes one input; of others it takes what ours takes."""
+    found, mine = (
+        list(inspect.signature(k.forward).parameters.values())[1:] for k in (kind, type(norm))
+    )
+    several = hasattr(norm, "trial_shapes")
+    names = [p.name for p in found]
+    fits = names == [p.name for p in mine] if several else len(names) == 1
+    if not fits or any(p.kind > inspect.Parameter.POSITIONAL_OR_KEYWORD for p in found):
+        raise Differs(f"its forward takes other arguments: {', '.join(map(str, found))}")
 
 
 class _Sample:
-    """Random values for a norm's input, output gradient, parameters and buffers."""
+    """Random values for a norm's arguments, parameters and buffers, and for output gradients."""
 
     def __init__(
-        self, norm: Any, scale: float, dtype: torch.dtype, device: torch.device, training: bool
+        self,
+        norm: nn.Module,
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        training: bool,
     ) -> None:
         self.training = training
         self._generator = torch.Generator().manual_seed(0)
         self._place: dict[str, Any] = {"device": device, "dtype": dtype}
-        shape = input_shape(norm)
-        self.x = self._random(shape, scale, 0.5 * scale)
-        self.dy = self._random(shape, 1.0, 0.0)
-        tensors = {**norm._parameters, **norm._buffers}
-        self.tensors = {
-            name: self._positive(tensor) for name, tensor in tensors.items() if tensor is not None
-        }
+        first, *others = shapes_of(norm)
+        self.arguments = [self.random(first, scale, 0.5 * scale), *map(self.random, others)]
+        tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+        self.tensors = {name: self._positive(tensor) for name, tensor in tensors.items()}
 
-    def _random(self, shape: Sequence[int], scale: float, mean: float) -> Tensor:
+    def random(self, shape: Sequence[int], scale: float = 1.0, mean: float = 0.0) -> Tensor:
         values = torch.randn(*shape, generator=self._generator, dtype=torch.float64, device="cpu")
         return (values * scale + mean).to(**self._place)
 
@@ -114,7 +155,7 @@ class _Sample:
         """The same values in another dtype."""
         other = object.__new__(_Sample)
         vars(other).update(vars(self))
-        other.x, other.dy = self.x.to(dtype), self.dy.to(dtype)
+        other.arguments = [argument.to(dtype) for argument in self.arguments]
         other.tensors = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in self.tensors.items()
@@ -122,49 +163,58 @@ class _Sample:
         return other
 
 
-def input_shape(norm: Any) -> tuple[int, ...]:
-    if isinstance(norm, ours.LayerNorm2d):
-        return (4, *norm.normalized_shape, 2, 3)
-    if isinstance(norm, ours.LayerNorm | ours.RMSNorm):
-        return (4, 3, *norm.normalized_shape)
-    channels = norm.num_channels if isinstance(norm, ours.GroupNorm) else norm.num_features
-    return (4, channels, 2, 3)
-
-
-def _stand_in(module: nn.Module, sample: _Sample) -> nn.Module:
+def _stand_in(module: nn.Module, sample: _Sample, prefix: str = "") -> nn.Module:
     """A module like it, with the sample's tensors for its own."""
     twin = object.__new__(type(module))
     vars(twin).update(vars(module))
-    tensors = {name: tensor.clone() for name, tensor in sample.tensors.items()}
-    parameters = {
-        name: None if old is None else nn.Parameter(tensors[name])
-        for name, old in module._parameters.items()
+    parameters, buffers = (
+        {
+            name: None if old is None else sample.tensors[prefix + name].clone()
+            for name, old in tensors.items()
+        }
+        for tensors in (module._parameters, module._buffers)
+    )
+    vars(twin)["_parameters"] = {
+        name: None if tensor is None else nn.Parameter(tensor)
+        for name, tensor in parameters.items()
     }
-    buffers = {
-        name: None if old is None else tensors[name] for name, old in module._buffers.items()
+    children = {
+        name: None if child is None else _stand_in(child, sample, f"{prefix}{name}.")
+        for name, child in module._modules.items()
     }
-    vars(twin).update(_parameters=parameters, _buffers=buffers, training=sample.training)
+    vars(twin).update(_buffers=buffers, _modules=children, training=sample.training)
     return twin
 
 
-def _results(module: nn.Module, sample: _Sample) -> dict[str, Tensor | None]:
-    """Output, gradients and buffers after a forward and a backward, without hooks."""
-    twin = _stand_in(module, sample)
-    x = sample.x.clone().requires_grad_()
-    y = type(twin).forward(twin, x)
-    if not isinstance(y, Tensor):
+def _outputs(module: nn.Module, sample: _Sample, arguments: Sequence[Tensor]) -> list[Tensor]:
+    """What the stand-in answers, without hooks."""
+    y = type(module).forward(module, *arguments)
+    outputs = list(y) if isinstance(y, tuple) else [y]
+    if not all(isinstance(output, Tensor) for output in outputs):
         raise Differs(f"its output is a {type(y).__name__}")
-    names, parameters = zip(*[("input", x), *twin.named_parameters(recurse=False)], strict=True)
-    grads = torch.autograd.grad(y, parameters, sample.dy, allow_unused=True)
-    found: dict[str, Tensor | None] = {"output": y.detach()}
-    found |= {f"gradient of its {n}": g for n, g in zip(names, grads, strict=True)}
-    return found | dict(twin.named_buffers(recurse=False))
+    return outputs
 
 
-def _compare(module: nn.Module, norm: _Activated, sample: _Sample) -> None:
+def _results(module: nn.Module, sample: _Sample) -> dict[str, Tensor | None]:
+    """Outputs, gradients and buffers after a forward and a backward."""
+    twin = _stand_in(module, sample)
+    arguments = [argument.clone().requires_grad_() for argument in sample.arguments]
+    outputs = _outputs(twin, sample, arguments)
+    generator = torch.Generator().manual_seed(1)
+    dys = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in outputs]
+    leaves = {f"input {i}": x for i, x in enumerate(arguments)} | dict(twin.named_parameters())
+    grads = torch.autograd.grad(outputs, list(leaves.values()), dys, allow_unused=True)
+    found: dict[str, Tensor | None] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    found |= {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return found | dict(twin.named_buffers())
+
+
+def _compare(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
     expected, found = _results(module, sample), _results(norm, sample)
     other = f"computes something else than {type_name(type(norm))}"
-    dtype = sample.x.dtype
+    if expected.keys() != found.keys():
+        raise Differs(f"{other}: it has {', '.join(expected)}")
+    dtype = sample.arguments[0].dtype
     tolerance = ULPS * torch.finfo(dtype).eps if dtype in HALF else TOLERANCE
     for name, theirs in expected.items():
         mine = found[name]
@@ -186,33 +236,39 @@ def _compare(module: nn.Module, norm: _Activated, sample: _Sample) -> None:
             )
 
 
-def _compare_dtypes(module: nn.Module, norm: _Activated, sample: _Sample) -> None:
+def _compare_dtypes(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
     """Of parameters in half precision and a float32 input, as they meet in mixed precision."""
+    x, *others = sample.arguments
     with torch.no_grad():
         try:
-            theirs = type(module).forward(_stand_in(module, sample), sample.x.float())
+            theirs = _outputs(_stand_in(module, sample), sample, [x.float(), *others])
         except RuntimeError:  # torch's norms on CPUs take no such pair
             return
-    if theirs.dtype != torch.float32:
+    if theirs[0].dtype != torch.float32:
         raise Differs(
-            f"with parameters in {sample.x.dtype} it answers a float32 input in {theirs.dtype}, "
-            f"fastnorm's {type(norm).__name__} in float32"
+            f"with parameters in {x.dtype} it answers a float32 input in {theirs[0].dtype}, "
+            f"{type_name(type(norm))} in float32"
         )
 
 
-def _rounding(module: nn.Module, norm: _Activated, sample: _Sample) -> Rounding:
+def _rounding(module: nn.Module, norm: nn.Module, sample: _Sample) -> Rounding:
+    wide = sample.to(torch.float64)
     with torch.no_grad():
-        wide = sample.to(torch.float64)
-        exact = type(norm).forward(_stand_in(norm, wide), wide.x)
-        errors = [
-            (type(m).forward(_stand_in(m, sample), sample.x).double() - exact).norm() / exact.norm()
-            for m in (module, norm)
-        ]
-    return Rounding(sample.x.dtype, errors[0].item(), errors[1].item())
+        exact, theirs, mine = (
+            _outputs(_stand_in(m, s), s, s.arguments)[0].double()
+            for m, s in ((norm, wide), (module, sample), (norm, sample))
+        )
+    scale = exact.norm()
+    errors = [((y - exact).norm() / scale).item() for y in (theirs, mine)]
+    return Rounding(sample.arguments[0].dtype, *errors)
 
 
 def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
-    """A sentence for each class and half-precision dtype, of the module farthest from float64."""
+    """A sentence for each class and half-precision dtype that ours rounds otherwise.
+
+    It tells of the module that was farthest from float64. A twentieth is no difference: that much
+    two samples have.
+    """
     worst: dict[tuple[type, torch.dtype], Rounding] = {}
     for kind, rounding in roundings:
         former = worst.setdefault((kind, rounding.dtype), rounding)
@@ -222,4 +278,5 @@ def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
         f"{type_name(kind)} in {dtype}: results change by rounding; root mean square off float64 "
         f"{theirs:.2%} before, {mine:.2%} after"
         for (kind, dtype), (_, theirs, mine) in worst.items()
+        if abs(theirs - mine) > 0.05 * mine
     ]
