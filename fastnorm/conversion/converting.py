@@ -107,7 +107,6 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
             module.__class__ = OURS[type(module)]
             vars(module)["activation"] = None
         else:
-            assert isinstance(norm, _Activated), "libraries reads such norms"
             adopt(module, norm)
         changed.append(Change(name, old, type_name(type(module))))
     return Conversion(model, changed, kept, notes(roundings))

@@ -12,12 +12,13 @@ from torch import nn
 
 from .. import modules as ours
 from ..modules.base import _Activated
+from . import adaptive as diffusers
 from .activations import activation_of, has_hooks
 from .origin import settings_of
 from .report import type_name
 from .trial import Differs, Rounding, check_dtype, check_formula
 
-Reader = Callable[[Any], _Activated]
+Reader = Callable[[Any], nn.Module]
 EPS = ("eps", "variance_epsilon", "epsilon")
 SHAPE = ("normalized_shape", "dim")
 # Of timm, which has classes of its own for what torch.nn has too.
@@ -34,6 +35,10 @@ class Unreadable(Exception):
     """Its message is the reason to keep a module."""
 
 
+class NoNorm(Exception):
+    """A module with a norm's name that is made of others."""
+
+
 class Taken(NamedTuple):
     """What a module is of ours: itself, or for a library's a norm with the module's tensors."""
 
@@ -46,10 +51,7 @@ def layer_norm(module: Any) -> _Activated:
 
 
 def layer_norm_2d(module: Any) -> _Activated:
-    shape = _shape(module)
-    if len(shape) != 1:
-        raise Unreadable(f"its normalized shape is {tuple(shape)}, not one of channels")
-    return _of_rows(module, ours.LayerNorm2d, shape[0])
+    return _of_rows(module, ours.LayerNorm2d)
 
 
 def zero_centered_layer_norm(module: Any) -> _Activated:
@@ -81,6 +83,36 @@ def batch_norm_2d(module: Any) -> _Activated:
     )  # fmt: skip
 
 
+def adaptive(kind: type[diffusers.Adaptive]) -> Reader:
+    """A reader of the module as `kind`, with a norm of ours for its child `norm`."""
+
+    def read_as(module: Any) -> nn.Module:
+        twin = object.__new__(kind)
+        vars(twin).update(vars(module))
+        vars(twin)["_modules"] = dict(module._modules)
+        if "norm" in module._modules:
+            twin._modules["norm"] = _norm_inside(module.norm)
+        return twin
+
+    return read_as
+
+
+def _norm_inside(child: nn.Module) -> nn.Module:
+    """The layer or RMS norm that a module's child will be; it is converted on its own."""
+    if "forward" in vars(child) or has_hooks(child):
+        raise Unreadable("its norm has hooks or another forward")
+    if type(child) in (ours.LayerNorm, ours.RMSNorm):
+        return child
+    if type(child) is nn.LayerNorm:
+        norm = object.__new__(ours.LayerNorm)
+        vars(norm).update(vars(child), activation=None)
+        return norm
+    taken = read(child)
+    if not isinstance(taken, Taken):
+        raise Unreadable(f"its norm is kept: {taken or type_name(type(child))}")
+    return taken.norm
+
+
 # The class's qualified name, and our norms that it may be: the first that computes the same.
 LIBRARIES: tuple[tuple[re.Pattern[str], tuple[Reader, ...]], ...] = tuple(
     (re.compile(name), readers)
@@ -107,6 +139,16 @@ LIBRARIES: tuple[tuple[re.Pattern[str], tuple[Reader, ...]], ...] = tuple(
         (r"timm\.models\.\w+\.(Layer|Group)Norm\w*", (layer_norm, layer_norm_2d, group_norm)),
         (r"diffusers\.models\.normalization\.(FP32)?LayerNorm", (layer_norm,)),
         (r"diffusers\.models\.[\w.]+\.\w*RMSNorm", (rms_norm, zero_centered_rms_norm)),
+        *(
+            (rf"diffusers\.models\.normalization\.{kind.__name__}", (adaptive(kind),))
+            for kind in (
+                diffusers.AdaGroupNorm,
+                diffusers.AdaLayerNorm,
+                diffusers.AdaLayerNormZero,
+                diffusers.AdaLayerNormZeroSingle,
+                diffusers.AdaLayerNormContinuous,
+            )
+        ),
         (r"diffusers\.[\w.]+\.(SDCascade|Wuerstchen)LayerNorm", (layer_norm_2d,)),
     )
 )  # fmt: skip
@@ -120,14 +162,14 @@ def readers_of(kind: type) -> tuple[Reader, ...]:
 
 def read(module: nn.Module) -> Taken | str | None:
     """What the module is of ours, or the reason to keep it; None where its class is not known."""
-    if module._modules and not (module._parameters or module._buffers):
-        return None  # a module with a norm's name that holds others
     reasons = []
     for reader in readers_of(type(module)):
         try:
             norm = reader(module)
             _check_state(module, norm)
             check_formula(module, norm)
+        except NoNorm:
+            return None
         except AttributeError as error:
             reasons.append(f"it lacks what fastnorm reads of such a class: {error}")
         except (Unreadable, Differs) as error:
@@ -140,10 +182,14 @@ def read(module: nn.Module) -> Taken | str | None:
     return reasons[0] if reasons else None
 
 
-def _of_rows(
-    module: nn.Module, kind: type[Any], shape: Any = None, **options: Any
-) -> ours.LayerNorm | ours.RMSNorm:
-    shape = _shape(module) if shape is None else shape
+def _of_rows(module: nn.Module, kind: type[Any], **options: Any) -> ours.LayerNorm | ours.RMSNorm:
+    if module._modules and not module._parameters and "act" not in module._modules:
+        raise NoNorm
+    shape: Any = _shape(module)
+    if kind is ours.LayerNorm2d:
+        if len(shape) != 1:
+            raise Unreadable(f"its normalized shape is {tuple(shape)}, not one of channels")
+        (shape,) = shape
     weight, bias = (module._parameters.get(name) is not None for name in ("weight", "bias"))
     if kind is not ours.RMSNorm:
         options["bias"] = bias
@@ -184,7 +230,7 @@ def _activation(module: nn.Module) -> str | None:
     return activation
 
 
-def _check_state(module: nn.Module, norm: _Activated) -> None:
+def _check_state(module: nn.Module, norm: nn.Module) -> None:
     """Give `norm` the module's tensors; they have to be those of its class, and settings agree."""
     pairs: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("parameters", norm._parameters, module._parameters),

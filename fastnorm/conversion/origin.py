@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.base import _Activated
 from .report import type_name
 
 ATTRIBUTE = "_origin"
@@ -15,7 +14,7 @@ class Origin(NamedTuple):
     """What an adopted module keeps for the way back."""
 
     kind: type[nn.Module]  # the library's
-    norm: type[_Activated]  # ours
+    norm: type[nn.Module]  # ours
     settings: dict[str, Any]  # the attributes that it got
     parameters: tuple[str, ...]  # the names that it got, each of them None
 
@@ -25,7 +24,7 @@ def settings_of(norm: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(norm).items() if key not in EVERY_MODULE}
 
 
-def adopt(module: nn.Module, norm: _Activated) -> None:
+def adopt(module: nn.Module, norm: nn.Module) -> None:
     """Make `module` a norm of norm's class, which computes with module's own tensors."""
     own = vars(module)
     settings = {key: value for key, value in settings_of(norm).items() if key not in own}

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+ADAPTIVE = "fastnorm.conversion.adaptive"
+
 
 class Change(NamedTuple):
     """A module of qualified `name` that was `old` and is `new` now."""
@@ -60,9 +62,9 @@ def label(name: str) -> str:
 
 
 def type_name(cls: type) -> str:
-    """The class as its users spell it."""
+    """The class as its users spell it, or by its module where it is not theirs to make."""
     module = cls.__module__
     for package in ("torch.nn", "fastnorm"):
-        if module.startswith(f"{package}."):
+        if module.startswith(f"{package}.") and module != ADAPTIVE:
             module = package
     return f"{module}.{cls.__qualname__}"

@@ -32,13 +32,13 @@ def revert(model: nn.Module) -> Conversion:
     kept: list[Kept] = []
     refused: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, _Activated):
-            continue
         if origin := origin_of(module):
             if reason := reason_not_to_release(module, origin, id(module) in restored):
                 refused.append(f"{label(name)}: {reason}")
             else:
                 norms.append((name, module))
+        elif not isinstance(module, _Activated):
+            continue
         elif isinstance(module, _BatchInstanceNorm):
             refused.append(f"{label(name)}: torch.nn has no batch-instance norm")
         elif type(module) not in TORCHS:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import modules as ours
 from ..tensors import HALF
+from .adaptive import Adaptive, Draw
 from .report import type_name
 
 TOLERANCE = 1e-5  # of float32 and float64, in which some libraries compute in float32
@@ -38,10 +39,11 @@ def check_formula(module: nn.Module, norm: nn.Module) -> None:
     """Raises Differs where `module` and `norm` compute different things, or cannot be compared.
 
     Compared are outputs, all gradients and buffers in float32: once of values of about 1, and once
-    of so small ones that eps matters; batch norms in training and in evaluation.
+    of so small ones that eps matters; batch norms in training too, where others would differ by
+    what is random alone.
     """
     _check_signature(type(module), norm)
-    modes = (True, False) if isinstance(norm, _BatchNorm) else (module.training,)
+    modes = (True, False) if isinstance(norm, _BatchNorm) else (False,)
     with _comparing(module, norm) as (_, device):
         for training in modes:
             for scale in (1.0, small(norm)):
@@ -57,7 +59,7 @@ def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
     with _comparing(module, norm) as (dtype, device):
         if dtype == torch.float32:
             return None
-        sample = _Sample(norm, 1.0, dtype, device, module.training)
+        sample = _Sample(norm, 1.0, dtype, device, False)
         _compare(module, norm, sample)
         if dtype not in HALF:
             return None
@@ -94,28 +96,26 @@ def small(norm: Any) -> float:
     return (eps or 1e-6) ** 0.5
 
 
-def shapes_of(norm: Any) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the arguments to try a norm with."""
-    if hasattr(norm, "trial_shapes"):
-        shapes: tuple[tuple[int, ...], ...] = norm.trial_shapes()
-        return shapes
+def arguments_of(norm: Any, draw: Draw) -> tuple[Any, ...]:
+    """The arguments to try a norm with."""
+    if isinstance(norm, Adaptive):
+        return norm.trial_arguments(draw)
     if isinstance(norm, ours.LayerNorm2d):
-        return ((4, *norm.normalized_shape, 2, 3),)
+        return (draw(4, *norm.normalized_shape, 2, 3),)
     if isinstance(norm, ours.LayerNorm | ours.RMSNorm):
-        return ((4, 3, *norm.normalized_shape),)
+        return (draw(4, 3, *norm.normalized_shape),)
     channels = norm.num_channels if isinstance(norm, ours.GroupNorm) else norm.num_features
-    return ((4, channels, 2, 3),)
+    return (draw(4, channels, 2, 3),)
 
 
 def _check_signature(kind: type[nn.Module], norm: nn.Module) -> None:
-    """A forward of a norm takes one input; of others it takes what ours takes."""
+    """A norm's forward takes one input, an adaptive one's what ours does."""
     found, mine = (
         list(inspect.signature(k.forward).parameters.values())[1:] for k in (kind, type(norm))
     )
-    several = hasattr(norm, "trial_shapes")
     names = [p.name for p in found]
-    fits = names == [p.name for p in mine] if several else len(names) == 1
-    if not fits or any(p.kind > inspect.Parameter.POSITIONAL_OR_KEYWORD for p in found):
+    same = names == [p.name for p in mine] if isinstance(norm, Adaptive) else len(names) == 1
+    if not same or any(p.kind > inspect.Parameter.POSITIONAL_OR_KEYWORD for p in found):
         raise Differs(f"its forward takes other arguments: {', '.join(map(str, found))}")
 
 
@@ -133,34 +133,41 @@ class _Sample:
         self.training = training
         self._generator = torch.Generator().manual_seed(0)
         self._place: dict[str, Any] = {"device": device, "dtype": dtype}
-        first, *others = shapes_of(norm)
-        self.arguments = [self.random(first, scale, 0.5 * scale), *map(self.random, others)]
+        x, *others = arguments_of(norm, self._random)
+        self.arguments = [(x + 0.5) * scale, *others]
         tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
-        self.tensors = {name: self._positive(tensor) for name, tensor in tensors.items()}
+        self.tensors = {name: self._like(tensor) for name, tensor in tensors.items()}
 
-    def random(self, shape: Sequence[int], scale: float = 1.0, mean: float = 0.0) -> Tensor:
+    def _random(self, *shape: int) -> Tensor:
         values = torch.randn(*shape, generator=self._generator, dtype=torch.float64, device="cpu")
-        return (values * scale + mean).to(**self._place)
+        return values.to(**self._place)
 
-    def _positive(self, like: Tensor) -> Tensor:
-        """Of about 1, as weights and variances are, and none of them like another."""
-        if not like.is_floating_point():
-            return torch.zeros(like.shape, dtype=like.dtype, device=self._place["device"])
-        values = torch.rand(
-            like.shape, generator=self._generator, dtype=torch.float64, device="cpu"
-        )
-        return (values + 0.5).to(**self._place)
+    def _like(self, tensor: Tensor) -> Tensor:
+        """Positive vectors of about 1, as weights and variances; matrices that keep a size."""
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype, device=self._place["device"])
+        if tensor.dim() > 1:
+            return self._random(*tensor.shape) / tensor.shape[-1] ** 0.5
+        return self._random(*tensor.shape).abs().clamp(max=2) / 2 + 0.5
 
     def to(self, dtype: torch.dtype) -> "_Sample":
         """The same values in another dtype."""
         other = object.__new__(_Sample)
         vars(other).update(vars(self))
-        other.arguments = [argument.to(dtype) for argument in self.arguments]
-        other.tensors = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in self.tensors.items()
-        }
+        other.arguments = [_cast(argument, dtype) for argument in self.arguments]
+        other.tensors = {name: _cast(tensor, dtype) for name, tensor in self.tensors.items()}
         return other
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of this dtype where it is a floating-point one, this dtype where it is a dtype."""
+    if isinstance(value, torch.dtype):
+        return dtype
+    return value.to(dtype) if _is_floating(value) else value
 
 
 def _stand_in(module: nn.Module, sample: _Sample, prefix: str = "") -> nn.Module:
@@ -186,7 +193,7 @@ def _stand_in(module: nn.Module, sample: _Sample, prefix: str = "") -> nn.Module
     return twin
 
 
-def _outputs(module: nn.Module, sample: _Sample, arguments: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(module: nn.Module, sample: _Sample, arguments: Sequence[Any]) -> list[Tensor]:
     """What the stand-in answers, without hooks."""
     y = type(module).forward(module, *arguments)
     outputs = list(y) if isinstance(y, tuple) else [y]
@@ -198,11 +205,15 @@ def _outputs(module: nn.Module, sample: _Sample, arguments: Sequence[Tensor]) ->
 def _results(module: nn.Module, sample: _Sample) -> dict[str, Tensor | None]:
     """Outputs, gradients and buffers after a forward and a backward."""
     twin = _stand_in(module, sample)
-    arguments = [argument.clone().requires_grad_() for argument in sample.arguments]
+    arguments = [
+        value.clone().requires_grad_() if _is_floating(value) else value
+        for value in sample.arguments
+    ]
     outputs = _outputs(twin, sample, arguments)
     generator = torch.Generator().manual_seed(1)
     dys = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in outputs]
-    leaves = {f"input {i}": x for i, x in enumerate(arguments)} | dict(twin.named_parameters())
+    leaves = {f"input {i}": x for i, x in enumerate(arguments) if _is_floating(x)}
+    leaves |= dict(twin.named_parameters())
     grads = torch.autograd.grad(outputs, list(leaves.values()), dys, allow_unused=True)
     found: dict[str, Tensor | None] = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     found |= {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
