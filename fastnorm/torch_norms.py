@@ -44,6 +44,7 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
         wide = x.to(accumulation(x)).contiguous()
         shape = _constants(x.shape[x.dim() - spec.groups :])
         z = torch.rms_norm(wide, shape, accumulated(weight, wide), spec.eps)
+        z = z if bias is None else z + accumulated(bias, wide)
     elif spec.norm == "group":
         # Contiguous because channels last torch 2.13's can crash the process.
         wide = _widened(x).contiguous()

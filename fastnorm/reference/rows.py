@@ -40,12 +40,13 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
+    bias: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
 
-    Source: arXiv 1910.07467, equation 4. eps is the machine epsilon of the computation by default.
+    Source: arXiv 1910.07467, equation 4, which has no bias; modulated rows have one. eps is the machine epsilon of the computation by default.
     """
     x = upcast(input)
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
@@ -53,6 +54,8 @@ def rms_norm(
     y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()
     if weight is not None:
         y = y * weight.to(y.dtype)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
     return finish(y, input, None, None, activation, residual).contiguous()
 
 
@@ -75,10 +78,12 @@ def add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) of s = input + residual."""
     total = (input + residual).contiguous()
-    return rms_norm(total, normalized_shape, weight, eps), total
+    return rms_norm(total, normalized_shape, weight, eps, bias=bias), total
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
