@@ -56,8 +56,8 @@ class AdaLayerNorm(Adaptive):
     def trial_arguments(self, draw: Draw) -> tuple[Any, ...]:
         x = draw(4, 3, *self.norm.normalized_shape)
         if self.emb is not None:
-            steps = torch.tensor(1, device=x.device)
-            return x, steps if self.chunk_dim == 0 else steps.expand(4), None
+            steps = torch.arange(4, device=x.device) % 2
+            return x, steps[1] if self.chunk_dim == 0 else steps, None
         samples = (4,) if self.chunk_dim == 1 else ()
         return x, None, draw(*samples, self.linear.in_features)
 
@@ -81,8 +81,8 @@ class AdaLayerNormZero(Adaptive):
         x = draw(4, 3, *self.norm.normalized_shape)
         if self.emb is None:
             return x, None, None, None, draw(4, self.linear.in_features)
-        ones = torch.ones(4, dtype=torch.long, device=x.device)
-        return x, ones, ones, x.dtype, None
+        steps = torch.arange(4, device=x.device)
+        return x, steps, steps % 2, x.dtype, None
 
     def forward(
         self,
