@@ -172,8 +172,13 @@ class DiffusersRMSNorm(nn.Module):
             self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, hidden_states):
-        y = normalised(hidden_states.float(), self.eps).to(hidden_states.dtype)
-        y = y if self.weight is None else y * self.weight
+        variance = hidden_states.float().square().mean(-1, keepdim=True)
+        y = hidden_states * torch.rsqrt(variance + self.eps)
+        if self.weight is None:
+            return y.to(hidden_states.dtype)
+        if self.weight.dtype in (torch.float16, torch.bfloat16):
+            y = y.to(self.weight.dtype)
+        y = y * self.weight
         return y if self.bias is None else y + self.bias
 
 
