@@ -37,7 +37,7 @@ def main() -> None:
     assert ours[1].activation == "leaky_relu(0.01)"
 
     volume = torch.randn(2, 1, 8, 8, 8).to(memory_format=torch.channels_last_3d)
-    ours = ours.to(memory_format=torch.channels_last_3d)
+    ours = ours.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     y = ours(volume)
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(y, model(volume))
