@@ -181,9 +181,9 @@ ARCHITECTURES = {
     "ResNet": of("transformers", of_images("ResNet", **RESNET), 10),
     "ConvNeXt": of("transformers", convnext, 6),
     "UNet2D": of("diffusers", unet, 21),
-    "DiT": of("diffusers", dit, 5),
-    "Flux": of("diffusers", flux, 12),
-    "KDownBlock2D": of("diffusers", ada_group, 0),
+    "DiT": of("diffusers", dit, 7),
+    "Flux": of("diffusers", flux, 16),
+    "KDownBlock2D": of("diffusers", ada_group, 4),
     "convnext_atto": of("timm", timm_model("convnext_atto"), 17),
     "resnetv2_50d_gn": of("timm", timm_model("resnetv2_50d_gn", layers=(1, 1, 1, 1)), 15),
     "efficientnet_b0": of("timm", timm_model("efficientnet_b0"), 49),
@@ -193,7 +193,7 @@ ARCHITECTURES = {
     "swin_t": of("torchvision", torchvision_model("swin_t"), 29),
     "SegResNet": of("monai", monai_net("SegResNet", VOLUME), 25),
     "UNet": of("monai", monai_net("UNet", VOLUME, **MONAI_UNET), 2),
-    "ViT3D": of("monai", vit_3d, 25),
+    "ViT3D": of("monai", vit_3d, 37),
 }
 
 
