@@ -85,7 +85,8 @@ def _row_gradients(
 
     def call(dy: Any, *inputs: Any) -> Tensors:
         found = formula_gradients(dy, Inputs(*inputs), spec, needs)
-        return tuple(found[i] for i in wanted)
+        # Views: where each row has a bias of its own, its gradient is dy itself.
+        return tuple(None if (grad := found[i]) is None else grad.view_as(grad) for i in wanted)
 
     found = torch.vmap(call, tuple(in_dims[:8]))(*tensors)
     grads: list[Tensor | None] = [None] * 5

@@ -8,7 +8,7 @@ from fastnorm.tensors import accumulation
 from .channels import channel_norm, channel_norm_backward
 from .plans import stats_size
 from .routing import RoutedEngine
-from .row_plans import stats_planes
+from .row_geometry import RowSpec
 from .rows import row_add_norm, row_norm, row_norm_backward
 from .stages import STAGES
 from .tensors import row_sizes
@@ -29,7 +29,7 @@ class TritonEngine(RoutedEngine):
 
     def stats_like(self, x: Tensor, spec: NormSpec) -> Tensor:
         if spec.of_rows:
-            kept = stats_planes(spec.norm) * row_sizes(x, spec.groups)[0]
+            kept = RowSpec(spec.norm).planes * row_sizes(x, spec.groups)[0]
         else:
             kept = stats_size(x.shape[0], x.shape[1], spec)
         return x.new_empty(kept, dtype=accumulation(x))

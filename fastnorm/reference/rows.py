@@ -46,7 +46,8 @@ def rms_norm(
 ) -> Tensor:
     """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
 
-    Source: arXiv 1910.07467, equation 4, which has no bias; modulated rows have one. eps is the machine epsilon of the computation by default.
+    Source: arXiv 1910.07467, equation 4, which has no bias; modulated rows have one. By default eps
+    is the machine epsilon of the computation.
     """
     x = upcast(input)
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
