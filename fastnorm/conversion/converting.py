@@ -83,21 +83,7 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
         raise ValueError(f"convert got groups={groups} with to={to!r}: only 'gn' has groups")
     if groups is not None and groups < 1:
         raise ValueError(f"convert got groups={groups}: a group norm has at least one")
-    planned: list[tuple[str, nn.Module, nn.Module, bool]] = []
-    kept = []
-    roundings: list[tuple[type, Rounding]] = []
-    for name, module in model.named_modules():
-        taken = _recognise(module, to)
-        if isinstance(taken, str):
-            kept.append(Kept(name, type_name(type(module)), taken))
-        elif taken is not None:
-            norm, rounding = taken
-            if rounding is not None:
-                roundings.append((type(module), rounding))
-            exchanged = _changes_kind(type(norm), to)
-            if exchanged:
-                norm = _exchange(name, norm, to, groups or 32, model)
-            planned.append((name, module, norm, exchanged))
+    planned, kept, roundings = _plan(model, to, groups or 32)
     changed = []
     for name, module, norm, exchanged in planned:
         old = type_name(type(module))
@@ -110,6 +96,34 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
             adopt(module, norm)
         changed.append(Change(name, old, type_name(type(module))))
     return Conversion(model, changed, kept, notes(roundings))
+
+
+Plan = tuple[str, nn.Module, nn.Module, bool]
+
+
+def _plan(
+    model: nn.Module, to: str | None, groups: int
+) -> tuple[list[Plan], list[Kept], list[tuple[type, Rounding]]]:
+    """(name, module, the norm it becomes, whether that is of another kind) of each norm; the rest.
+
+    The model is as it was.
+    """
+    planned: list[Plan] = []
+    kept: list[Kept] = []
+    roundings = []
+    for name, module in model.named_modules():
+        taken = _recognise(module, to)
+        if isinstance(taken, str):
+            kept.append(Kept(name, type_name(type(module)), taken))
+        elif taken is not None:
+            norm, rounding = taken
+            if rounding is not None:
+                roundings.append((type(module), rounding))
+            exchanged = _changes_kind(type(norm), to)
+            if exchanged:
+                norm = _exchange(name, norm, to, groups, model)
+            planned.append((name, module, norm, exchanged))
+    return planned, kept, roundings
 
 
 def _changes_kind(kind: type, to: str | None) -> bool:
@@ -138,7 +152,8 @@ def reason_to_keep(module: nn.Module) -> str | None:
         if parametrize.is_parametrized(module):
             return "parametrized: convert it before that"
         return subclass_of(module)
-    if "norm" in type(module).__name__.lower() and not module._modules:
+    own = module._parameters or module._buffers or not module._modules  # a block has neither
+    if "norm" in type(module).__name__.lower() and own:
         return "no norm of torch.nn or a library that fastnorm has"
     return None
 

@@ -138,7 +138,7 @@ LIBRARIES: tuple[tuple[re.Pattern[str], tuple[Reader, ...]], ...] = tuple(
         (r"timm\.layers\.norm_act\.BatchNormAct2d", (batch_norm_2d,)),
         (r"timm\.models\.\w+\.(Layer|Group)Norm\w*", (layer_norm, layer_norm_2d, group_norm)),
         (r"diffusers\.models\.normalization\.(FP32)?LayerNorm", (layer_norm,)),
-        (r"diffusers\.models\.[\w.]+\.\w*RMSNorm", (rms_norm, zero_centered_rms_norm)),
+        (r"diffusers\.[\w.]+\.(\w*RMSNorm|T5LayerNorm)", (rms_norm, zero_centered_rms_norm)),
         *(
             (rf"diffusers\.models\.normalization\.{kind.__name__}", (adaptive(kind),))
             for kind in (

@@ -287,7 +287,7 @@ def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
             worst[kind, rounding.dtype] = rounding
     return [
         f"{type_name(kind)} in {dtype}: results change by rounding; root mean square off float64 "
-        f"{theirs:.2%} before, {mine:.2%} after"
+        f"{theirs:.1e} before, {mine:.1e} after"
         for (kind, dtype), (_, theirs, mine) in worst.items()
         if abs(theirs - mine) > 0.05 * mine
     ]

@@ -154,7 +154,9 @@ def test_partly_asked_gradients(name, asked):
     spec = NormSpec("layer", eps=EPS)
     inputs = Inputs(t["x"], None, t["weight"], t["bias"])
     _, _, stats = ENGINE.norm(inputs, spec, True)
-    every = ENGINE.norm_backward(t["dy"], inputs, None, stats, (True, False, True, True, False), spec)
+    every = ENGINE.norm_backward(
+        t["dy"], inputs, None, stats, (True, False, True, True, False), spec
+    )
     needs = (*(name == asked for name in NAMES), False)
     some = ENGINE.norm_backward(t["dy"], inputs, None, stats, needs, spec)
     for wanted, all_asked, found in zip(needs, every, some, strict=True):
