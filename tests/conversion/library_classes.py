@@ -250,6 +250,18 @@ class DiffusersAdaLayerNormZero(nn.Module):
         return self.norm(x) * (1 + scale[:, None]) + shift[:, None], *rest
 
 
+@named("diffusers.models.normalization.AdaLayerNormZeroSingle")
+class DiffusersAdaLayerNormZeroSingle(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.silu, self.linear = nn.SiLU(), nn.Linear(width, 3 * width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+
+    def forward(self, x, emb=None):
+        shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
+        return self.norm(x) * (1 + scale[:, None]) + shift[:, None], gate
+
+
 @named("diffusers.models.normalization.AdaLayerNormContinuous")
 class DiffusersAdaLayerNormContinuous(nn.Module):
     def __init__(self, width=8, norm=None):
