@@ -57,8 +57,8 @@ class Backward(NamedTuple):
     dresidual: Any  # (R, L) or None
     dweight: Any  # (A, L) or None
     dbias: Any  # (A, L) or None
-    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts of
-    # rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
+    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts
+    # of rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
     partial: Any = None
     table: Any = None
     barriers: Any = None

@@ -22,7 +22,7 @@ static struct sums piece_sums(const struct call *k, struct piece p) {
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
         struct block found = block_of(s, b);
         size first = found.column, row = p.unit * k->D + p.set; /* n C + c */
-        if (across(k->kind)) row = (p.set + found.row) * k->C + p.unit;
+        if (of_channels(k->kind)) row = (p.set + found.row) * k->C + p.unit;
         for (size r = 0; r < found.rows; r++, row += k->C) {
             size at = of_batch(k->kind) && shared(k) ? p.unit : row;
             struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
@@ -57,7 +57,7 @@ static struct sums sums_of(const struct call *k, size n, size c) {
     struct sums all = {0, 0};
     size pieces = k->last ? k->pieces : k->sets.pieces;
     size set = n * k->C + c; /* the place of a set in the order of units */
-    if (across(k->kind)) set = c * k->samples + n;
+    if (of_channels(k->kind)) set = c * k->samples + n;
     if (of_batch(k->kind) && shared(k) && !k->last) pieces *= k->sets.per_unit;
     for (size p = 0; p < pieces; p++) {
         size at = (n * pieces + p) * k->C + c;
@@ -270,7 +270,10 @@ int NAME(norm_backward)(const struct job *j) {
     const int constant = of_batch(k.kind) && !j->own_stats;
     const int writes = k.t.y || k.t.dresidual;
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
+    const int together = sums && k.kind != GIVEN && by_units(&k, 4, threads);
     k.t.constant = constant;
+    /* g lies in dx until dx is computed: in the core's own cache, and to the bit. */
+    if (together && sizeof(elem) == sizeof(acc) && is_smooth(j->activation)) k.t.g = k.t.y;
     all_coefficients(&k, threads);
     if (k.kind == GIVEN) {
         if (j->sums) {
@@ -279,7 +282,7 @@ int NAME(norm_backward)(const struct job *j) {
         }
         given_slopes(&k);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, 0);
-    } else if (sums && by_units(&k, 4, threads)) {
+    } else if (together) {
         share_out(backward_units, &k, ceil_div(k.units, k.together), threads, 0);
     } else {
         if (sums) {

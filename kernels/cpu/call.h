@@ -26,8 +26,8 @@ struct call {
 
 static int of_batch(size kind) { return kind == BATCH || kind == MEAN_ONLY; }
 
-/* Whether what is merged together is a channel of all instances. */
-static int across(size kind) { return kind == MIXED || of_batch(kind); }
+/* Whether what is merged together is a channel, of all instances. */
+static int of_channels(size kind) { return kind == MIXED || of_batch(kind); }
 
 /* Whether all instances have the same coefficients. */
 static INLINE int shared(const struct call *k) { return k->samples == 1; }
@@ -86,7 +86,7 @@ static struct sets sets_of(const struct call *k, int backward) {
     const int merged = shared(k) || !backward; /* not each instance's by itself */
     if (of_batch(k->kind) && S < LONG_ROW && merged) {
         s.units = C, s.unit_stride = S, s.rows = N, s.row_stride = C * S;
-    } else if (across(k->kind)) {
+    } else if (of_channels(k->kind)) {
         s.units = C, s.unit_stride = S, s.per_unit = N, s.set_stride = C * S;
     } else if (k->kind == GROUP && backward) {
         s.units = N * k->G, s.unit_stride = D * S, s.per_unit = D, s.set_stride = S;
@@ -119,7 +119,7 @@ static int begin(struct call *k, const struct job *j, int backward) {
     if (k->last) {
         k->piece = MAX(1, BLOCKS * POSITIONS(C));
         k->pieces = ceil_div(k->S, k->piece);
-        k->units = across(k->kind) ? 1 : k->N;
+        k->units = of_channels(k->kind) ? 1 : k->N;
         k->together = 1;
         k->items = k->N * k->pieces / k->units;
     } else {

@@ -116,7 +116,7 @@ static void merge_group(struct call *k, size n, size g) {
 
 static void merge_unit(void *context, size u) {
     struct call *k = context;
-    if (across(k->kind)) {
+    if (of_channels(k->kind)) {
         for (size c = k->last ? 0 : u; c < (k->last ? k->C : u + 1); c++) merge_channel(k, c);
     } else if (k->last) {
         for (size g = 0; g < k->G; g++) merge_group(k, u, g);
@@ -189,7 +189,7 @@ static void forward_units(void *context, size i) {
    that is a channel of each instance is not: its runs lie far apart, and take longer than a second
    read of the tensor in its order. */
 static int by_units(const struct call *k, size tensors, int threads) {
-    if (!k->last && across(k->kind)) return 0;
+    if (!k->last && of_channels(k->kind)) return 0;
     size bytes = k->N * k->C * k->S / k->units * (size)sizeof(elem) * tensors;
     return bytes <= second_level_cache() / 4 * 3 && (threads == 1 || k->units >= 4 * threads);
 }

@@ -26,7 +26,7 @@ static INLINE vec silu(vec z) { return activated(z, SILU, 0); }
 
 /* silu(z), and its slope. */
 static INLINE vec silu_and_slope(vec z, vec *slope) {
-    const vec sigmoid = 1 / (1 + vec_exp(-z)), value = z * sigmoid;
+    const vec sigmoid = sigmoid_of(z), value = z * sigmoid;
     *slope = sigmoid + value * (1 - sigmoid);
     return value;
 }
@@ -76,22 +76,38 @@ static void gated_item(void *context, size item) {
     }
 }
 
+/* Whether what the first pass computes lies in dx and dgate, without a rounding, for the second. */
+#define KEPT (sizeof(elem) == sizeof(acc))
+
 /* k columns of a row: g x_hat, of g = dL / dx_hat, and what they add to weight's gradient. dgate is
-   written here where the norm comes first: it does not wait for the sum. */
+   written here where the norm comes first: it does not wait for the sum. Else the gate is kept. */
 static INLINE vec gated_sums_step(const struct gated *w, size i, int k, vec rstd, acc *of_gamma,
                                   int first) {
     vec slope, x_hat = get(w->x + i, k) * rstd, dy = get(w->dy + i, k);
     vec gate = silu_and_slope(get(w->gate + i, k), &slope);
     const vec gamma = factor(w->gamma, i, k, 1), product = dy * x_hat, gated = product * gate;
     if (of_gamma) put_acc(of_gamma + i, get_acc(of_gamma + i, k) + gated, k);
-    if (first && w->dgate) put(w->dgate + i, product * gamma * slope, k);
+    if (KEPT && w->y) put(w->y + i, first ? dy * gamma * gate : gate, k);
+    if (first ? w->dgate != NULL : KEPT && w->y && w->dgate)
+        put(w->dgate + i, first ? product * gamma * slope : slope, k);
     return gated * gamma;
 }
 
 /* k columns of dx, and of dgate where the gate comes first. */
 static INLINE void gated_slopes_step(const struct gated *w, size i, int k, vec rstd, acc mean,
                                      int first) {
-    vec slope, x = get(w->x + i, k), gate = silu_and_slope(get(w->gate + i, k), &slope);
+    const vec x = get(w->x + i, k);
+    if (KEPT && first) {
+        put(w->y + i, (get(w->y + i, k) - x * rstd * mean) * rstd, k);
+        return;
+    }
+    vec gate, slope;
+    if (KEPT && w->y) {
+        gate = get(w->y + i, k);
+        slope = w->dgate ? get(w->dgate + i, k) : gate;
+    } else {
+        gate = silu_and_slope(get(w->gate + i, k), &slope);
+    }
     const vec g = get(w->dy + i, k) * factor(w->gamma, i, k, 1);
     if (first) {
         put(w->y + i, (g * gate - x * rstd * mean) * rstd, k);
@@ -126,7 +142,7 @@ static void gated_backward_item(void *context, size item) {
     const struct gated *w = context;
     const struct chunk chunk = chunk_at(&w->chunks, item);
     clear_partials(&w->chunks, chunk, 0, w->L);
-    FOR_ROWS(&w->chunks, chunk, 1, a, i, count) {
+    FOR_ROWS(&w->chunks, chunk, 1, a, i, stop) {
         const size row = row_with(&w->parameters, a, i);
         acc *of_gamma = partial_of(&w->chunks, chunk, a);
         if (w->job->norm_first)

@@ -1,5 +1,5 @@
-/* Rows and their parameters: row r has row (r / inner) % A of the (A, L) of weight and bias. What all
-   rows share is A = 1. And how their gradients are added up, in an order that follows from sizes. */
+/* Rows and their parameters: row r has row (r / inner) % A of weight and bias, (A, L); A is 1 where
+   all rows have the same. And how gradients are added up, in an order that follows from sizes. */
 
 struct parameter_rows {
     size R, L, A, inner;
@@ -16,12 +16,12 @@ static INLINE size row_with(const struct parameter_rows *p, size a, size i) {
     return (outer * p->A + a) * p->inner + i - outer * p->inner;
 }
 
-#define SUMMED 128      /* rows added up at once, at most */
-#define SEPARATE 16     /* rows of one parameter row after another that make up a good run */
+#define SUMMED 128       /* rows added up at once, at most */
+#define SEPARATE 16      /* rows of one parameter row after another that make up a good run */
 #define ACCUMULATED 4096 /* elements of parameter rows of one chunk: they stay in a first cache */
 
-/* Chunks of rows, the work of one thread each: `rows` rows of each of `width` neighbouring parameter
-   rows, which are read in the order of memory where one's own runs of rows are short. */
+/* Chunks of rows, the work of one thread each: `rows` rows of each of `width` neighbouring
+   parameter rows, which are read in the order of memory where one's own runs of rows are short. */
 struct chunks {
     struct parameter_rows of;
     size width, rows, run;      /* rows of one parameter row before those of the next */
@@ -63,22 +63,23 @@ static INLINE acc *partial_of(const struct chunks *c, struct chunk chunk, size a
 static void clear_partials(const struct chunks *c, struct chunk chunk, size first, size end) {
     for (size plane = 0; c->partial && plane < c->planes; plane++)
         for (size a = chunk.first_a; a < chunk.end_a; a++)
-            memset(partial_of(c, chunk, a + plane * c->of.A) + first, 0, (end - first) * sizeof(acc));
+            memset(partial_of(c, chunk, a + plane * c->of.A) + first, 0,
+                   (end - first) * sizeof(acc));
 }
 
-/* Steps over a chunk: `count` <= together rows from the i-th on of parameter row a. */
-#define FOR_ROWS(c, chunk, together, a, i, count)                                             \
-    for (size from = (chunk).first; from < (chunk).end; from += (c)->run)                     \
-        for (size a = (chunk).first_a, to = MIN(from + (c)->run, (chunk).end); a < (chunk).end_a; \
-             a++)                                                                             \
-            for (size i = from, count = MIN(together, to - i); i < to;                        \
-                 i += together, count = MIN(together, to - i))
+/* Steps over a chunk: from the i-th row of parameter row a on, `together` or those before stop. */
+#define FOR_ROWS(c, chunk, together, a, i, stop)                                                 \
+    for (size from = (chunk).first; from < (chunk).end; from += (c)->run)                        \
+        for (size a = (chunk).first_a, stop = MIN(from + (c)->run, (chunk).end);                 \
+             a < (chunk).end_a; a++)                                                             \
+            for (size i = from; i < stop; i += together)
 
 #define COLUMNS 256 /* of the parameters' gradients, added up by one thread */
 
 /* The item-th COLUMNS of a plane, the sum over chunks in their order. */
 static void add_plane(const struct chunks *c, size plane, size item, void *gradient, int64_t type) {
-    const size width = c->of.A * c->of.L, first = item * COLUMNS, count = MIN(COLUMNS, width - first);
+    const size width = c->of.A * c->of.L, first = item * COLUMNS;
+    const size count = MIN(COLUMNS, width - first);
     double total[COLUMNS] = {0};
     for (size i = 0; i < c->down; i++)
         for (size k = 0; k < count; k++)

@@ -110,7 +110,8 @@ static void rows_backward_item(void *context, size i) {
     const int added = j->residual || j->bits, sums_too = w->t.y || w->chunks.partial;
     const size together = w->together;
     clear_partials(&w->chunks, chunk, 0, j->L);
-    FOR_ROWS(&w->chunks, chunk, together, a, first, count) {
+    FOR_ROWS(&w->chunks, chunk, together, a, first, stop) {
+        const size count = MIN(together, stop - first);
         struct sums sums[TOGETHER];
         size row[TOGETHER];
         for (size r = 0; r < count; r++) row[r] = row_with(&w->parameters, a, first + r);
@@ -130,7 +131,8 @@ static void row_sums_item(void *context, size i) {
     const struct chunk chunk = chunk_at(&w->chunks, i / w->pieces);
     const size piece = i % w->pieces, start = piece * w->piece, end = MIN(start + w->piece, j->L);
     clear_partials(&w->chunks, chunk, start, end);
-    FOR_ROWS(&w->chunks, chunk, TOGETHER, a, first, count) {
+    FOR_ROWS(&w->chunks, chunk, TOGETHER, a, first, stop) {
+        const size count = MIN(TOGETHER, stop - first);
         struct sums sums[TOGETHER];
         size row[TOGETHER];
         for (size r = 0; r < count; r++) row[r] = row_with(&w->parameters, a, first + r);
