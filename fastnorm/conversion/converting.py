@@ -14,8 +14,7 @@ from .. import modules as ours
 from ..modules.base import _Activated
 from . import libraries
 from .origin import ATTRIBUTE, adopt
-from .report import Change, Conversion, Kept, check_model, label, type_name
-from .trial import Rounding, notes
+from .report import Change, Conversion, Kept, Rounding, check_model, label, notes, type_name
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -135,7 +134,7 @@ def _recognise(module: nn.Module, to: str | None) -> libraries.Taken | str | Non
     """The norm to convert that the module is, or why it is kept; None where it is of no concern."""
     kind = type(module)
     if libraries.readers_of(kind):
-        return own_ways(module) or libraries.read(module)
+        return overridden(module) or libraries.read(module)
     if kind in OURS or _changes_kind(kind, to):
         return own_ways(module) or libraries.Taken(module, None)
     return reason_to_keep(module)
@@ -169,11 +168,15 @@ def subclass_of(module: nn.Module) -> str:
 
 def own_ways(module: nn.Module) -> str | None:
     """What makes an instance of the very class differ from it."""
-    if "forward" in vars(module):
-        return "its forward is overridden in the instance"
+    if reason := overridden(module):
+        return reason
     if not isinstance(module, _Activated) and hasattr(module, "activation"):
         return "it has an attribute called activation"
     return None
+
+
+def overridden(module: nn.Module) -> str | None:
+    return "its forward is overridden in the instance" if "forward" in vars(module) else None
 
 
 def _exchange(

@@ -12,11 +12,11 @@ from torch import nn
 
 from .. import modules as ours
 from ..modules.base import _Activated
-from . import adaptive as diffusers
 from .activations import activation_of, has_hooks
+from .adaptive import Adaptive
 from .origin import settings_of
-from .report import type_name
-from .trial import Differs, Rounding, check_dtype, check_formula
+from .report import Rounding, type_name
+from .trial import Differs, check_dtype, check_formula
 
 Reader = Callable[[Any], nn.Module]
 EPS = ("eps", "variance_epsilon", "epsilon")
@@ -68,6 +68,22 @@ def zero_centered_rms_norm(module: Any) -> _Activated:
     return _of_rows(module, ours.RMSNorm, zero_centered=True)
 
 
+def gated_rms_norm(module: Any, norm_before_gate: bool = False) -> nn.Module:
+    """Of Mamba-2; in transformers the size of a group is said, or the number of groups."""
+    (width,) = module.weight.shape
+    group_size = getattr(module, "group_size", None)
+    if hasattr(module, "n_groups"):
+        group_size = width // module.n_groups
+    return ours.GatedRMSNorm(
+        width, _eps(module), group_size=group_size, norm_before_gate=norm_before_gate, device="meta"
+    )
+
+
+def norm_before_gate(module: Any) -> nn.Module:
+    """Of Qwen3-Next."""
+    return gated_rms_norm(module, norm_before_gate=True)
+
+
 def group_norm(module: Any) -> _Activated:
     return ours.GroupNorm(
         module.num_groups, module.num_channels, module.eps, module.affine, device="meta",
@@ -83,7 +99,7 @@ def batch_norm_2d(module: Any) -> _Activated:
     )  # fmt: skip
 
 
-def adaptive(kind: type[diffusers.Adaptive]) -> Reader:
+def adaptive(kind: type[Adaptive]) -> Reader:
     """A reader of the module as `kind`, with a norm of ours for its child `norm`."""
 
     def read_as(module: Any) -> nn.Module:
@@ -113,51 +129,41 @@ def _norm_inside(child: nn.Module) -> nn.Module:
     return taken.norm
 
 
-# The class's qualified name, and our norms that it may be: the first that computes the same.
-LIBRARIES: tuple[tuple[re.Pattern[str], tuple[Reader, ...]], ...] = tuple(
-    (re.compile(name), readers)
-    for name, readers in (
-        (
-            r"transformers\.models\.\w+\.modeling_\w+\.\w*(RMSNorm|RmsNorm)",
-            (rms_norm, zero_centered_rms_norm),
-        ),
-        (
-            r"transformers\.models\.\w+\.modeling_\w+\.\w*(LayerNorm|LayerNorm2d)",
-            (layer_norm, layer_norm_2d, rms_norm, zero_centered_layer_norm),
-        ),
-        (r"transformers\.models\.\w+\.modeling_\w+\.\w*GroupNorm", (group_norm,)),
-        (r"torchvision\.models\.convnext\.LayerNorm2d", (layer_norm_2d,)),
-        (r"timm\.layers\.norm\.LayerNorm(Fp32)?", (layer_norm,)),
-        (r"timm\.layers\.norm\.LayerNorm(2d|2dFp32|Exp2d)", (layer_norm_2d,)),
-        (r"timm\.layers\.norm\.RmsNorm(Fp32)?", (rms_norm,)),
-        (r"timm\.layers\.norm\.GroupNorm1?", (group_norm,)),
-        (r"timm\.layers\.norm_act\.LayerNormAct(Fp32)?", (layer_norm,)),
-        (r"timm\.layers\.norm_act\.LayerNormAct2d(Fp32)?", (layer_norm_2d,)),
-        (r"timm\.layers\.norm_act\.RmsNormAct(Fp32)?", (rms_norm,)),
-        (r"timm\.layers\.norm_act\.GroupNorm1?Act", (group_norm,)),
-        (r"timm\.layers\.norm_act\.BatchNormAct2d", (batch_norm_2d,)),
-        (r"timm\.models\.\w+\.(Layer|Group)Norm\w*", (layer_norm, layer_norm_2d, group_norm)),
-        (r"diffusers\.models\.normalization\.(FP32)?LayerNorm", (layer_norm,)),
-        (r"diffusers\.[\w.]+\.(\w*RMSNorm|T5LayerNorm)", (rms_norm, zero_centered_rms_norm)),
-        *(
-            (rf"diffusers\.models\.normalization\.{kind.__name__}", (adaptive(kind),))
-            for kind in (
-                diffusers.AdaGroupNorm,
-                diffusers.AdaLayerNorm,
-                diffusers.AdaLayerNormZero,
-                diffusers.AdaLayerNormZeroSingle,
-                diffusers.AdaLayerNormContinuous,
-            )
-        ),
-        (r"diffusers\.[\w.]+\.(SDCascade|Wuerstchen)LayerNorm", (layer_norm_2d,)),
-    )
-)  # fmt: skip
+TRANSFORMERS = r"transformers\.models\.\w+\.modeling_\w+\.\w*"
+# A pattern of the class's qualified name, and our norms that it may be: the first that computes the
+# same.
+LIBRARIES: dict[str, tuple[Reader, ...]] = {
+    rf"{TRANSFORMERS}(RMSNorm|RmsNorm)": (rms_norm, zero_centered_rms_norm),
+    rf"{TRANSFORMERS}RMSNormGated": (gated_rms_norm, norm_before_gate),
+    rf"{TRANSFORMERS}LayerNorm(2d)?": (
+        layer_norm, layer_norm_2d, rms_norm, zero_centered_layer_norm,
+    ),
+    rf"{TRANSFORMERS}GroupNorm": (group_norm,),
+    r"torchvision\.models\.convnext\.LayerNorm2d": (layer_norm_2d,),
+    r"timm\.layers\.norm\.LayerNorm(Fp32)?": (layer_norm,),
+    r"timm\.layers\.norm\.LayerNorm(2d|2dFp32|Exp2d)": (layer_norm_2d,),
+    r"timm\.layers\.norm\.RmsNorm(Fp32)?": (rms_norm,),
+    r"timm\.layers\.norm\.GroupNorm1?": (group_norm,),
+    r"timm\.layers\.norm_act\.LayerNormAct(Fp32)?": (layer_norm,),
+    r"timm\.layers\.norm_act\.LayerNormAct2d(Fp32)?": (layer_norm_2d,),
+    r"timm\.layers\.norm_act\.RmsNormAct(Fp32)?": (rms_norm,),
+    r"timm\.layers\.norm_act\.GroupNorm1?Act": (group_norm,),
+    r"timm\.layers\.norm_act\.BatchNormAct2d": (batch_norm_2d,),
+    r"timm\.models\.\w+\.(Layer|Group)Norm\w*": (layer_norm, layer_norm_2d, group_norm),
+    r"diffusers\.models\.normalization\.(FP32)?LayerNorm": (layer_norm,),
+    r"diffusers\.[\w.]+\.(\w*RMSNorm|T5LayerNorm)": (rms_norm, zero_centered_rms_norm),
+    r"diffusers\.[\w.]+\.(SDCascade|Wuerstchen)LayerNorm": (layer_norm_2d,),
+    **{
+        rf"diffusers\.models\.normalization\.{kind.__name__}": (adaptive(kind),)
+        for kind in Adaptive.__subclasses__()
+    },
+}  # fmt: skip
 
 
 def readers_of(kind: type) -> tuple[Reader, ...]:
     """Our norms that a class may be by its name; none for a class of no library known."""
     name = f"{kind.__module__}.{kind.__qualname__}"
-    return next((readers for pattern, readers in LIBRARIES if pattern.fullmatch(name)), ())
+    return next((r for pattern, r in LIBRARIES.items() if re.fullmatch(pattern, name)), ())
 
 
 def read(module: nn.Module) -> Taken | str | None:
@@ -193,11 +199,15 @@ def _of_rows(module: nn.Module, kind: type[Any], **options: Any) -> ours.LayerNo
     weight, bias = (module._parameters.get(name) is not None for name in ("weight", "bias"))
     if kind is not ours.RMSNorm:
         options["bias"] = bias
-    eps = next((getattr(module, name) for name in EPS if hasattr(module, name)), 1e-5)
     norm: ours.LayerNorm | ours.RMSNorm = kind(
-        shape, eps, weight, device="meta", activation=_activation(module), **options
+        shape, _eps(module), weight, device="meta", activation=_activation(module), **options
     )
     return norm
+
+
+def _eps(module: nn.Module) -> float:
+    """Its attribute; a class without one has most often torch's default."""
+    return next((getattr(module, name) for name in EPS if hasattr(module, name)), 1e-5)
 
 
 def _shape(module: nn.Module) -> Sequence[int]:

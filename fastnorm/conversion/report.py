@@ -1,8 +1,10 @@
 """What a conversion did to a model: which modules changed, which stayed and why."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 ADAPTIVE = "fastnorm.conversion.adaptive"
@@ -22,6 +24,14 @@ class Kept(NamedTuple):
     name: str
     type: str
     reason: str
+
+
+class Rounding(NamedTuple):
+    """How far two norms are from float64 in half precision: root mean squares of the outputs."""
+
+    dtype: torch.dtype
+    theirs: float
+    ours: float
 
 
 @dataclass(frozen=True)
@@ -68,3 +78,22 @@ def type_name(cls: type) -> str:
         if module.startswith(f"{package}.") and module != ADAPTIVE:
             module = package
     return f"{module}.{cls.__qualname__}"
+
+
+def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
+    """A sentence for each class and half-precision dtype that ours rounds otherwise.
+
+    It tells of the module that was farthest from float64. A twentieth is no difference: that much
+    two samples have.
+    """
+    worst: dict[tuple[type, torch.dtype], Rounding] = {}
+    for kind, rounding in roundings:
+        former = worst.setdefault((kind, rounding.dtype), rounding)
+        if rounding.theirs > former.theirs:
+            worst[kind, rounding.dtype] = rounding
+    return [
+        f"{type_name(kind)} in {dtype}: results change by rounding; root mean square off float64 "
+        f"{theirs:.1e} before, {mine:.1e} after"
+        for (kind, dtype), (_, theirs, mine) in worst.items()
+        if abs(theirs - mine) > 0.05 * mine
+    ]

@@ -7,8 +7,8 @@ not run, and nothing of the model is written.
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import modules as ours
 from ..tensors import HALF
 from .adaptive import Adaptive, Draw
-from .report import type_name
+from .report import Rounding, type_name
 
 TOLERANCE = 1e-5  # of float32 and float64, in which some libraries compute in float32
 ULPS = 4  # of halves, which some libraries round twice
@@ -25,14 +25,6 @@ ULPS = 4  # of halves, which some libraries round twice
 
 class Differs(Exception):
     """Its message is the reason to keep a module."""
-
-
-class Rounding(NamedTuple):
-    """How far two norms are from float64 in half precision: root mean squares of the outputs."""
-
-    dtype: torch.dtype
-    theirs: float
-    ours: float
 
 
 def check_formula(module: nn.Module, norm: nn.Module) -> None:
@@ -48,6 +40,9 @@ def check_formula(module: nn.Module, norm: nn.Module) -> None:
         for training in modes:
             for scale in (1.0, small(norm)):
                 _compare(module, norm, _Sample(norm, scale, torch.float32, device, training))
+        if isinstance(norm, ours.GatedRMSNorm):
+            sample = _Sample(norm, 1.0, torch.float32, device, False)
+            _compare_without_gate(module, norm, sample)
 
 
 def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
@@ -102,6 +97,8 @@ def arguments_of(norm: Any, draw: Draw) -> tuple[Any, ...]:
         return norm.trial_arguments(draw)
     if isinstance(norm, ours.LayerNorm2d):
         return (draw(4, *norm.normalized_shape, 2, 3),)
+    if isinstance(norm, ours.GatedRMSNorm):
+        return draw(4, 3, norm.hidden_size), draw(4, 3, norm.hidden_size)
     if isinstance(norm, ours.LayerNorm | ours.RMSNorm):
         return (draw(4, 3, *norm.normalized_shape),)
     channels = norm.num_channels if isinstance(norm, ours.GroupNorm) else norm.num_features
@@ -109,12 +106,13 @@ def arguments_of(norm: Any, draw: Draw) -> tuple[Any, ...]:
 
 
 def _check_signature(kind: type[nn.Module], norm: nn.Module) -> None:
-    """A norm's forward takes one input, an adaptive one's what ours does."""
+    """A norm's forward takes one input; a gated or adaptive one's what ours takes beside it."""
     found, mine = (
         list(inspect.signature(k.forward).parameters.values())[1:] for k in (kind, type(norm))
     )
-    names = [p.name for p in found]
-    same = names == [p.name for p in mine] if isinstance(norm, Adaptive) else len(names) == 1
+    several = isinstance(norm, Adaptive | ours.GatedRMSNorm)
+    beside, expected = ([p.name for p in parameters[1:]] for parameters in (found, mine))
+    same = len(found) > 0 and beside == (expected if several else [])
     if not same or any(p.kind > inspect.Parameter.POSITIONAL_OR_KEYWORD for p in found):
         raise Differs(f"its forward takes other arguments: {', '.join(map(str, found))}")
 
@@ -247,6 +245,15 @@ def _compare(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
             )
 
 
+def _compare_without_gate(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
+    del sample.arguments[1:]
+    try:
+        _results(module, sample)
+    except Exception:  # it needs a gate
+        return
+    _compare(module, norm, sample)
+
+
 def _compare_dtypes(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
     """Of parameters in half precision and a float32 input, as they meet in mixed precision."""
     x, *others = sample.arguments
@@ -272,22 +279,3 @@ def _rounding(module: nn.Module, norm: nn.Module, sample: _Sample) -> Rounding:
     scale = exact.norm()
     errors = [((y - exact).norm() / scale).item() for y in (theirs, mine)]
     return Rounding(sample.arguments[0].dtype, *errors)
-
-
-def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
-    """A sentence for each class and half-precision dtype that ours rounds otherwise.
-
-    It tells of the module that was farthest from float64. A twentieth is no difference: that much
-    two samples have.
-    """
-    worst: dict[tuple[type, torch.dtype], Rounding] = {}
-    for kind, rounding in roundings:
-        former = worst.setdefault((kind, rounding.dtype), rounding)
-        if rounding.theirs > former.theirs:
-            worst[kind, rounding.dtype] = rounding
-    return [
-        f"{type_name(kind)} in {dtype}: results change by rounding; root mean square off float64 "
-        f"{theirs:.1e} before, {mine:.1e} after"
-        for (kind, dtype), (_, theirs, mine) in worst.items()
-        if abs(theirs - mine) > 0.05 * mine
-    ]

@@ -87,6 +87,16 @@ def convnext(transformers: Any) -> Built:
     return transformers.ConvNextModel(config), {"pixel_values": rand(2, 3, 32, 32)}
 
 
+def qwen3_next(transformers: Any) -> Built:
+    """Gated RMS norms after linear attention, and weights that count from 1."""
+    config = transformers.Qwen3NextConfig(
+        **TEXT, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    return transformers.Qwen3NextForCausalLM(config), {"input_ids": tokens()}
+
+
 def timm_model(name: str, **options: Any) -> Build:
     return lambda timm: (timm.create_model(name, **options), {"x": rand(*IMAGE)})
 
@@ -176,7 +186,8 @@ ARCHITECTURES = {
     "Olmo2": of("transformers", causal("Olmo2"), 9, rounds=True),
     "Cohere": of("transformers", causal("Cohere"), 3, rounds=True),
     "T5": of("transformers", t5, 12, rounds=True),
-    "Mamba2": of("transformers", mamba2, 3, "MambaRMSNormGated", rounds=True),
+    "Mamba2": of("transformers", mamba2, 5, rounds=True),
+    "Qwen3Next": of("transformers", qwen3_next, 8, rounds=True),
     "ViT": of("transformers", of_images("ViT", **VIT), 5),
     "ResNet": of("transformers", of_images("ResNet", **RESNET), 10),
     "ConvNeXt": of("transformers", convnext, 6),

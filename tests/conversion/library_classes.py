@@ -77,6 +77,55 @@ class Gemma(nn.Module):
         return (normalised(x.float(), self.eps) * (1.0 + self.weight.float())).type_as(x)
 
 
+@of_transformers("mamba2", "MambaRMSNormGated")
+class Mamba(OfWidth):
+    """The gate first, then RMS norm of groups."""
+
+    def __init__(self, width=8, group_size=4):
+        super().__init__(width)
+        self.group_size = group_size
+
+    def forward(self, hidden_states, gate=None):
+        x = hidden_states.float()
+        x = x if gate is None else x * F.silu(gate.float())
+        y = normalised(x.unflatten(-1, (-1, self.group_size)), self.variance_epsilon).flatten(-2)
+        return self.weight * y.to(hidden_states.dtype)
+
+
+@of_transformers("falcon_h1", "FalconH1RMSNormGated")
+class Falcon(Mamba):
+    """Says the number of groups and the order."""
+
+    def __init__(self, width=8, n_groups=2, norm_before_gate=False):
+        super().__init__(width, width // n_groups)
+        self.n_groups, self.norm_before_gate = n_groups, norm_before_gate
+        del self.group_size
+
+    def forward(self, hidden_states, gate=None):
+        x = hidden_states.float()
+        first = gate is not None and not self.norm_before_gate
+        x = x * F.silu(gate.float()) if first else x
+        y = normalised(x.unflatten(-1, (self.n_groups, -1)), self.variance_epsilon).flatten(-2)
+        y = self.weight * y
+        later = gate is not None and self.norm_before_gate
+        return (y * F.silu(gate.float()) if later else y).to(hidden_states.dtype)
+
+
+@of_transformers("qwen3_next", "Qwen3NextRMSNormGated")
+class QwenGated(OfWidth):
+    """RMS norm first, then the gate, which it needs."""
+
+    def __init__(self, width=8, activation="silu"):
+        super().__init__(width)
+        self.activation = activation
+
+    def forward(self, hidden_states, gate=None):
+        y = normalised(hidden_states.float(), self.variance_epsilon)
+        y = self.weight * y.to(hidden_states.dtype)
+        act = F.silu if self.activation == "silu" else torch.sigmoid
+        return (y * act(gate.float())).to(hidden_states.dtype)
+
+
 @of_transformers("olmo", "OlmoLayerNorm")
 class Olmo(nn.Module):
     """Without parameters, and with an eps that no attribute tells."""

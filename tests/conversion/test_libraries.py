@@ -185,7 +185,7 @@ def peculiar_modules():
     return [
         (overridden, "forward is overridden in the instance"),
         (parametrized, "parametrized"),
-        (marked, "attribute called activation"),
+        (marked, "its activation is 'mine', not None"),
         (type("Mine", (libraries.Llama,), {})(), "a subclass of transformers.models.llama"),
         (libraries.DiffusersRMSNorm(bias=True), "its parameters are weight (8,), bias (8,)"),
         (libraries.TimmGroupNormAct(act=nn.Sigmoid()), "torch.nn.Sigmoid is none that fastnorm"),
