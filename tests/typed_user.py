@@ -37,6 +37,7 @@ def modules(images: Tensor) -> None:
     assert_type(fastnorm.SwitchableNorm2d(4).forward(images), Tensor)
     assert_type(fastnorm.GroupNorm(2, 4).forward(images), Tensor)
     assert_type(fastnorm.LayerNorm(images.shape[-1]).forward(images), Tensor)
+    assert_type(fastnorm.LayerNorm2d(4).forward(images, images), Tensor)
     assert_type(fastnorm.RMSNorm([images.shape[-1]]).forward(images), Tensor)
     rows = images.shape[-1:]
     assert_type(fastnorm.AddLayerNorm(rows).forward(images, images), tuple[Tensor, Tensor])

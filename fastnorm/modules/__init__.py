@@ -14,7 +14,7 @@ from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
 from .moment import MomentNorm
-from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, LayerNorm2d, RMSNorm
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from .synchronised import SyncBatchInstanceNorm, SyncBatchNorm
 from .weight import initialise_weight_norm, weight_norm
@@ -34,6 +34,7 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LayerNorm2d",
     "MeanOnlyBatchNorm1d",
     "MeanOnlyBatchNorm2d",
     "MeanOnlyBatchNorm3d",
