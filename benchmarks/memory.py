@@ -1,8 +1,9 @@
 """`python -m benchmarks.memory`: bytes that a forward keeps for its backward, ours and torch's.
 
 Counted, not timed: the tensors that autograd is asked to save, each storage once, as
-torch.autograd.graph.saved_tensors_hooks shows them. Parameters are not counted, the input is: it
-lives as long as the graph does. torch is the eager chain of its operators, norm, addition, ReLU.
+torch.autograd.graph.saved_tensors_hooks shows them. Parameters and running statistics are not
+counted, the input is: it lives as long as the graph does. torch is the eager chain of its
+operators, norm, addition, ReLU.
 
 First single norms, then a training step of the CIFAR study's whole ResNet, from the images to the
 loss, in float32 and under autocast to bfloat16, whose copies of the weights are counted.
@@ -79,7 +80,7 @@ def resnet_bytes(norm: str, backend: str, dtype: torch.dtype, batch: int, depth_
             logits = model(images)
         return F.cross_entropy(logits.float(), labels)
 
-    return saved_bytes(forward, model.parameters())
+    return saved_bytes(forward, [*model.parameters(), *model.buffers()])
 
 
 def cifar_model() -> ModuleType:
