@@ -1,7 +1,8 @@
-"""The adaptive norms of diffusers: their modules with the modulation inside the norm's call.
+"""What libraries' modules become where none of fastnorm's own computes the same.
 
-Each class takes the place of the class of its name, and computes what it did with the same children
-and attributes: `linear` makes scale and shift of an embedding, and the norm applies them.
+The adaptive norms of diffusers, with the modulation inside the norm's call: each takes the place of
+the class of its name, and computes what it did with the same children and attributes. `linear`
+makes scale and shift of an embedding, and the norm applies them.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,30 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .. import modules as ours
+from ..modules.base import is_proxy
+from ..tensors import HALF
 
 Draw = Callable[..., Tensor]  # a random tensor of these sizes
+
+
+class RMSNormInWeightDtype(ours.RMSNorm):
+    """RMS norm that answers in its weight's dtype where that is half precision; T5's.
+
+    T5 holds some layers in float32, and the next layer in half precision takes the norm's output.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        y = super().forward(x, residual, scale=scale, shift=shift)
+        if is_proxy(x) or self.weight is None or self.weight.dtype not in HALF:
+            return y
+        return y.to(self.weight.dtype)
 
 
 class Adaptive(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from .. import modules as ours
 from ..modules.base import _Activated
 from .activations import activation_of, has_hooks
-from .adaptive import Adaptive
+from .adaptive import Adaptive, RMSNormInWeightDtype
 from .origin import settings_of
 from .report import Rounding, type_name
 from .trial import Differs, check_dtype, check_formula
@@ -61,6 +61,11 @@ def zero_centered_layer_norm(module: Any) -> _Activated:
 
 def rms_norm(module: Any) -> _Activated:
     return _of_rows(module, ours.RMSNorm)
+
+
+def rms_norm_in_weight_dtype(module: Any) -> nn.Module:
+    """Of T5 and diffusers."""
+    return _of_rows(module, RMSNormInWeightDtype)
 
 
 def zero_centered_rms_norm(module: Any) -> _Activated:
@@ -117,7 +122,7 @@ def _norm_inside(child: nn.Module) -> nn.Module:
     """The layer or RMS norm that a module's child will be; it is converted on its own."""
     if "forward" in vars(child) or has_hooks(child):
         raise Unreadable("its norm has hooks or another forward")
-    if type(child) in (ours.LayerNorm, ours.RMSNorm):
+    if type(child) in (ours.LayerNorm, ours.RMSNorm, RMSNormInWeightDtype):
         return child
     if type(child) is nn.LayerNorm:
         norm = object.__new__(ours.LayerNorm)
@@ -129,14 +134,15 @@ def _norm_inside(child: nn.Module) -> nn.Module:
     return taken.norm
 
 
+RMS_NORMS = (rms_norm, rms_norm_in_weight_dtype, zero_centered_rms_norm)
 TRANSFORMERS = r"transformers\.models\.\w+\.modeling_\w+\.\w*"
 # A pattern of the class's qualified name, and our norms that it may be: the first that computes the
 # same.
 LIBRARIES: dict[str, tuple[Reader, ...]] = {
-    rf"{TRANSFORMERS}(RMSNorm|RmsNorm)": (rms_norm, zero_centered_rms_norm),
+    rf"{TRANSFORMERS}(RMSNorm|RmsNorm)": RMS_NORMS,
     rf"{TRANSFORMERS}RMSNormGated": (gated_rms_norm, norm_before_gate),
     rf"{TRANSFORMERS}LayerNorm(2d)?": (
-        layer_norm, layer_norm_2d, rms_norm, zero_centered_layer_norm,
+        layer_norm, layer_norm_2d, zero_centered_layer_norm, *RMS_NORMS,
     ),
     rf"{TRANSFORMERS}GroupNorm": (group_norm,),
     r"torchvision\.models\.convnext\.LayerNorm2d": (layer_norm_2d,),
@@ -151,7 +157,7 @@ LIBRARIES: dict[str, tuple[Reader, ...]] = {
     r"timm\.layers\.norm_act\.BatchNormAct2d": (batch_norm_2d,),
     r"timm\.models\.\w+\.(Layer|Group)Norm\w*": (layer_norm, layer_norm_2d, group_norm),
     r"diffusers\.models\.normalization\.(FP32)?LayerNorm": (layer_norm,),
-    r"diffusers\.[\w.]+\.(\w*RMSNorm|T5LayerNorm)": (rms_norm, zero_centered_rms_norm),
+    r"diffusers\.[\w.]+\.(\w*RMSNorm|T5LayerNorm)": RMS_NORMS,
     r"diffusers\.[\w.]+\.(SDCascade|Wuerstchen)LayerNorm": (layer_norm_2d,),
     **{
         rf"diffusers\.models\.normalization\.{kind.__name__}": (adaptive(kind),)
@@ -197,7 +203,7 @@ def _of_rows(module: nn.Module, kind: type[Any], **options: Any) -> ours.LayerNo
             raise Unreadable(f"its normalized shape is {tuple(shape)}, not one of channels")
         (shape,) = shape
     weight, bias = (module._parameters.get(name) is not None for name in ("weight", "bias"))
-    if kind is not ours.RMSNorm:
+    if not issubclass(kind, ours.RMSNorm):
         options["bias"] = bias
     norm: ours.LayerNorm | ours.RMSNorm = kind(
         shape, _eps(module), weight, device="meta", activation=_activation(module), **options

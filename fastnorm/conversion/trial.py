@@ -7,6 +7,7 @@ not run, and nothing of the model is written.
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def check_formula(module: nn.Module, norm: nn.Module) -> None:
 
     Compared are outputs, all gradients and buffers in float32: once of values of about 1, and once
     of so small ones that eps matters; batch norms in training too, where others would differ by
-    what is random alone.
+    what is random alone. So are the dtypes of outputs in mixed precision.
     """
     _check_signature(type(module), norm)
     modes = (True, False) if isinstance(norm, _BatchNorm) else (False,)
@@ -43,13 +44,15 @@ def check_formula(module: nn.Module, norm: nn.Module) -> None:
         if isinstance(norm, ours.GatedRMSNorm):
             sample = _Sample(norm, 1.0, torch.float32, device, False)
             _compare_without_gate(module, norm, sample)
+        elif not isinstance(norm, Adaptive):
+            sample = _Sample(norm, 1.0, torch.bfloat16, device, False)
+            _compare_dtypes(module, norm, sample)
 
 
 def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
     """The same in the dtype of module's parameters, where that is another than float32.
 
-    Answers how the two round where that is half precision. Raises Differs as above, and where the
-    dtypes of their outputs differ.
+    Answers how the two round where that is half precision. Raises Differs as above.
     """
     with _comparing(module, norm) as (dtype, device):
         if dtype == torch.float32:
@@ -58,7 +61,6 @@ def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
         _compare(module, norm, sample)
         if dtype not in HALF:
             return None
-        _compare_dtypes(module, norm, sample)
         return _rounding(module, norm, sample)
 
 
@@ -256,16 +258,18 @@ def _compare_without_gate(module: nn.Module, norm: nn.Module, sample: _Sample) -
 
 def _compare_dtypes(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
     """Of parameters in half precision and a float32 input, as they meet in mixed precision."""
-    x, *others = sample.arguments
-    with torch.no_grad():
+    arguments = [x.float() for x in sample.arguments]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's RMS norm warns of the pair
         try:
-            theirs = _outputs(_stand_in(module, sample), sample, [x.float(), *others])
-        except RuntimeError:  # torch's norms on CPUs take no such pair
+            theirs = _outputs(_stand_in(module, sample), sample, arguments)
+        except RuntimeError:  # torch's norms take no such pair
             return
-    if theirs[0].dtype != torch.float32:
+        mine = _outputs(_stand_in(norm, sample), sample, arguments)
+    if theirs[0].dtype != mine[0].dtype:
         raise Differs(
-            f"with parameters in {x.dtype} it answers a float32 input in {theirs[0].dtype}, "
-            f"{type_name(type(norm))} in float32"
+            f"with parameters in {sample.arguments[0].dtype} it answers a float32 input in "
+            f"{theirs[0].dtype}, {type_name(type(norm))} in {mine[0].dtype}"
         )
 
 

@@ -1,6 +1,7 @@
 """convert of libraries' classes: taken where they compute the same, kept where not, and back."""
 
 import copy
+import operator
 import pickle
 import re
 import sys
@@ -18,10 +19,11 @@ from tests.conversion.models import tensors_of
 
 ROWS, IMAGES = (3, 4, 8), (3, 8, 4, 5)
 RELU = {"activation": "relu"}
+IN_WEIGHT_DTYPE = "conversion.adaptive.RMSNormInWeightDtype"
 # The library's module, our class and its settings, the input's shape.
 TAKEN = {
     "llama": (libraries.Llama, "RMSNorm", {"eps": 1e-6}, ROWS),
-    "t5": (libraries.T5, "RMSNorm", {"eps": 1e-6}, ROWS),
+    "t5": (libraries.T5, IN_WEIGHT_DTYPE, {"eps": 1e-6}, ROWS),
     "gemma": (libraries.Gemma, "RMSNorm", {"zero_centered": True}, ROWS),
     "cohere": (libraries.Cohere, "LayerNorm", {"bias": None}, ROWS),
     "olmo": (libraries.Olmo, "LayerNorm", {"eps": 1e-5, "weight": None}, ROWS),
@@ -40,7 +42,7 @@ TAKEN = {
         lambda: libraries.TimmBatchNormAct2d(act=nn.Identity()),
         "BatchNorm2d", {"activation": None}, IMAGES,
     ),
-    "diffusers": (libraries.DiffusersRMSNorm, "RMSNorm", {}, ROWS),
+    "diffusers": (libraries.DiffusersRMSNorm, IN_WEIGHT_DTYPE, {}, ROWS),
     "diffusers_plain": (
         lambda: libraries.DiffusersRMSNorm(affine=False), "RMSNorm", {"weight": None}, ROWS
     ),
@@ -80,7 +82,7 @@ def test_a_librarys_norm_becomes_ours_and_goes_back(backend, name, training):
     report = fastnorm.convert(norm)
     full = f"{library.__module__}.{library.__qualname__}"
     assert report.changed == [("", full, f"fastnorm.{kind}")] and not report.kept
-    assert type(norm) is getattr(fastnorm, kind) and norm.training is training
+    assert type(norm) is operator.attrgetter(kind)(fastnorm) and norm.training is training
     assert {key: getattr(norm, key) for key in settings} == settings
     assert tensors_of(norm) == tensors and list(norm.state_dict()) == keys
     assert {key: vars(norm)[key] for key in had} == had
@@ -237,11 +239,29 @@ def test_rounding_is_told_where_it_changes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_an_output_of_another_dtype_is_kept(dtype):
+@pytest.mark.parametrize("name", ["t5", "diffusers"])
+def test_the_outputs_dtype_is_the_librarys(name, dtype):
     """In T5 some layers stay float32, and the norm's output must fit the next layer's weight."""
-    report = fastnorm.convert(made("t5", dtype))
-    assert f"answers a float32 input in {dtype}" in report.kept[0].reason
-    assert fastnorm.convert(made("t5", torch.float64)).changed
+    x, twin, norm = make_input(ROWS, dtype=torch.float32), made(name), made(name)
+    assert fastnorm.convert(norm).changed  # in float32, and then taken to half precision
+    for module in (norm, twin):
+        module.to(dtype)
+    assert norm(x).dtype == twin(x).dtype == dtype
+    assert norm(x.to(dtype)).dtype == dtype
+    assert fastnorm.convert(made(name, dtype)).changed
+
+
+class InDouble(libraries.Llama):
+    """The same values in float32, another dtype in mixed precision."""
+
+    def forward(self, hidden_states):
+        y = super().forward(hidden_states)
+        return y.double() if self.weight.dtype == torch.bfloat16 else y
+
+
+def test_an_output_of_another_dtype_is_kept():
+    report = fastnorm.convert(named_as(InDouble, libraries.Llama)())
+    assert "in torch.bfloat16 it answers a float32 input in torch.float64" in report.kept[0].reason
 
 
 # --- nothing but the classes changes ---
