@@ -4,6 +4,7 @@ Each model takes the tensors of its example and nothing else, and answers one te
 fastnorm.fuse can trace it. The images are small: a step takes less than 2 s of one core.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class Entry:
     build: Callable[[], tuple[nn.Module, Example]]
     by_hand: Callable[[nn.Module], int] = lambda model: 0
     """Puts in norms that `convert` leaves alone, as a user would; answers how many."""
+    parts: str | None = None
+    """Of a model that torch.fx cannot trace: the class of modules, called with two tensors, that
+    are fused one by one."""
 
     @property
     def installed(self) -> bool:
@@ -39,23 +43,20 @@ def images(batch: int, size: int, channels: int = 3) -> Tensor:
 
 def resnet50() -> tuple[nn.Module, Example]:
     """He et al., arXiv 1512.03385."""
-    from torchvision.models import resnet50
-
-    return resnet50(), (images(8, 64),)
+    models = importlib.import_module("torchvision.models")
+    return models.resnet50(), (images(8, 64),)
 
 
 def convnext_tiny() -> tuple[nn.Module, Example]:
     """Liu et al., arXiv 2201.03545, without stochastic depth, which draws random numbers."""
-    from torchvision.models import convnext_tiny
-
-    return convnext_tiny(stochastic_depth_prob=0.0), (images(4, 64),)
+    models = importlib.import_module("torchvision.models")
+    return models.convnext_tiny(stochastic_depth_prob=0.0), (images(4, 64),)
 
 
 def vit_small() -> tuple[nn.Module, Example]:
     """Touvron et al., arXiv 2012.12877 (DeiT-S), with patches of 8 pixels of 64."""
-    from torchvision.models import VisionTransformer
-
-    model = VisionTransformer(
+    models = importlib.import_module("torchvision.models")
+    model = models.VisionTransformer(
         image_size=64, patch_size=8, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
     )
     return model, (images(4, 64),)
@@ -75,9 +76,8 @@ class Denoiser(nn.Module):
 
 def unet() -> tuple[nn.Module, Example]:
     """diffusers' UNet2DModel, of which Ho et al., arXiv 2006.11239, have four levels; here two."""
-    from diffusers import UNet2DModel
-
-    model = UNet2DModel(
+    diffusers = importlib.import_module("diffusers")
+    model = diffusers.UNet2DModel(
         sample_size=32, in_channels=3, out_channels=3, layers_per_block=2,
         block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -98,15 +98,53 @@ class LlamaBlock(nn.Module):
         return self.model(inputs_embeds=embedded, use_cache=False, return_dict=False)[0]
 
 
+class Part(nn.Module):
+    """A module without its optional arguments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.module(x, y)
+
+
+def fuse_parts(model: nn.Module, example: Example, kind: str) -> int:
+    """Fuse each module of the class called `kind` by itself, on what the model hands to it.
+
+    Those that torch.fx cannot trace stay. Answers how many norms were fused.
+    """
+    seen: dict[nn.Module, Example] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs}))
+        for module in model.modules()
+        if type(module).__name__ == kind
+    ]
+    with torch.no_grad():
+        model(*example)
+    for hook in hooks:
+        hook.remove()
+    fused = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in seen:
+                try:
+                    report = fastnorm.fuse(Part(child), seen[child])
+                except ValueError:  # one that reads self.training, say
+                    continue
+                setattr(parent, name, report.model)
+                fused += len(report.changed)
+    return fused
+
+
 def llama() -> tuple[nn.Module, Example]:
     """Touvron et al., arXiv 2302.13971, of 512 channels."""
-    from transformers import LlamaConfig, LlamaModel
-
-    config = LlamaConfig(
+    transformers = importlib.import_module("transformers")
+    config = transformers.LlamaConfig(
         vocab_size=8, hidden_size=512, intermediate_size=1376, num_hidden_layers=2,
         num_attention_heads=8, num_key_value_heads=8,
     )  # fmt: skip
-    return LlamaBlock(LlamaModel(config)), (torch.randn(4, 128, 512),)
+    return LlamaBlock(transformers.LlamaModel(config)), (torch.randn(4, 128, 512),)
 
 
 def llama_norms(model: nn.Module) -> int:
@@ -171,7 +209,7 @@ def nnunet() -> tuple[nn.Module, Example]:
 ZOO = (
     Entry("ResNet-50", "torchvision", "batch", resnet50),
     Entry("nnU-Net", None, "instance", nnunet),
-    Entry("U-Net", "diffusers", "group", unet),
+    Entry("U-Net", "diffusers", "group", unet, parts="ResnetBlock2D"),
     Entry("ConvNeXt-T", "torchvision", "layer", convnext_tiny),
     Entry("ViT-S", "torchvision", "layer", vit_small),
     Entry("Llama", "transformers", "rms", llama, llama_norms),

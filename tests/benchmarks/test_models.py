@@ -132,6 +132,39 @@ def test_nnunet_is_its_architecture():
     models.check(model, mine, example, "eager")
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x, shift, *args):
+        return nn.functional.silu(self.norm(x)) + shift
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x, x.mean() if x.sum() > 0 else x.amax())
+        return x
+
+
+def test_a_model_that_cannot_be_traced_is_fused_by_its_parts():
+    torch.manual_seed(0)
+    model, example = Untraceable(), (torch.randn(2, 4, 3, 3),)
+    mine, done = models.convert(TOY, model, example)
+    assert done.fused == 0 and "control flow" in done.fusing
+    entry = Entry("parts", None, "group", toy, parts="Block")
+    mine, done = models.convert(entry, model, example)
+    assert (done.converted, done.fused, done.fusing) == (2, 2, "each Block traced")
+    activations = [m.activation for m in mine.modules() if isinstance(m, fastnorm.GroupNorm)]
+    assert activations == ["silu", "silu"]
+    models.check(model, mine, example, "eager")
+
+
 def test_norms_of_a_class_of_their_own_are_put_in_by_hand():
     class LlamaRMSNorm(nn.Module):
         def __init__(self):
