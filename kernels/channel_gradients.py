@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 
 from .arithmetic import load_or, product, store_gradient
-from .channel_moments import table_plane
+from .channel_moments import sum_set, table_plane
 from .channel_stats import Stats, kept_plane, kept_slot, load_batch_stats, load_stats
 from .channel_tiles import is_first, unit_channels
-from .tables import part_sums, table_rows
+from .tables import part_pairs, part_sums, table_rows
 
 
 class Sums(NamedTuple):
@@ -76,19 +76,6 @@ def instance_weight(t, c, mask, K: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def sum_set(value, local, s, K: tl.constexpr):
-    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
-    if K.SETS == 0:
-        return value
-    elif K.SETS == 1:
-        return tl.sum(value, axis=0) + tl.zeros_like(value)
-    else:
-        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
-        total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
-        return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
-
-
-@triton.jit
 def set_sums(t, sums, channels, s, K: tl.constexpr):
     """Weighted sums over the set of each channel from the channels' own."""
     weight = instance_weight(t, channels.c, channels.mask, K, sums.g.dtype)
@@ -110,9 +97,11 @@ def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
 
 @triton.jit
 def published_sums(t, n, channels, s, K: tl.constexpr):
-    return Sums(
-        published_sum(t, 0, n, channels, s, K), published_sum(t, 1, n, channels, s, K)
-    )  # fmt: skip
+    """Those of the first two planes, in one go."""
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    gx = t.table + table_plane(s, K)
+    g, gx = part_pairs(t.table, gx, n, channels.c, channels.mask, s.C, s.parts, BLOCK_C)
+    return Sums(g, gx)
 
 
 @triton.jit
