@@ -13,7 +13,8 @@ FLOAT32_PARAMETERS = ("bn", "bn_eval", "in", "bin")
 
 
 class Inputs(NamedTuple):
-    """x, dy and the residual of the case's shape; parameters and running statistics (C,)."""
+    """x, dy and the residual of the case's shape; parameters and running statistics (C,) or (L,);
+    scale and shift (N, C) or (N, 1, L), where the case has them."""
 
     x: Tensor
     dy: Tensor
@@ -23,6 +24,8 @@ class Inputs(NamedTuple):
     rho: Tensor
     running_mean: Tensor
     running_var: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     def double(self) -> "Inputs":
         """The same values in float64, detached, with their own gradients."""
@@ -37,8 +40,9 @@ class Inputs(NamedTuple):
         found = {"dx": self.x, "dweight": self.weight}
         if op != "rms":
             found["dbias"] = self.bias
-        if self.residual is not None:
-            found["dresidual"] = self.residual
+        for name in ("residual", "scale", "shift"):
+            if getattr(self, name) is not None:
+                found[f"d{name}"] = getattr(self, name)
         if op == "bin":
             found["drho"] = self.rho
         return found
@@ -54,6 +58,16 @@ def _parameters_dtype(case: Case) -> torch.dtype:
     return torch.float32 if case.op in FLOAT32_PARAMETERS else case.dtype
 
 
+def _parameters(case: Case) -> int:
+    """Elements of a parameter."""
+    return case.shape[-1 if case.of_rows else 1]
+
+
+def _of_samples(case: Case) -> tuple[int, ...]:
+    """The shape of scale and shift."""
+    return (case.shape[0], 1, case.shape[-1]) if case.of_rows else case.shape[:2]
+
+
 def shapes_alone(case: Case) -> Inputs:
     """The case's tensors on the meta device: no memory, no values."""
     form = _memory_format(case)
@@ -63,25 +77,37 @@ def shapes_alone(case: Case) -> Inputs:
     )
     dtype = _parameters_dtype(case)
     weight, bias, rho, mean, var = (
-        torch.empty(case.shape[1], dtype=dtype, device="meta") for _ in range(5)
+        torch.empty(_parameters(case), dtype=dtype, device="meta") for _ in range(5)
     )
-    for leaf in (x, residual, weight, bias, rho):
+    scale, shift = (
+        torch.empty(_of_samples(case), dtype=case.dtype, device="meta") if case.modulated else None
+        for _ in range(2)
+    )
+    found = Inputs(
+        x, dy, residual if case.has_residual else None, weight, bias, rho, mean, var, scale, shift
+    )
+    for leaf in (x, residual, weight, bias, rho, *(t for t in (scale, shift) if t is not None)):
         leaf.requires_grad_()
-    return Inputs(x, dy, residual if case.has_residual else None, weight, bias, rho, mean, var)
+    return found
 
 
 def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Inputs:
     """Random inputs with mean 0.5 and std 2, parameters near their initial values."""
     generator = torch.Generator(device).manual_seed(seed)
-    channels = case.shape[1]
 
     def normal(std: float = 1.0, mean: float = 0.0) -> Tensor:
         x = torch.randn(case.shape, generator=generator, dtype=case.dtype, device=device)
         return x.mul_(std).add_(mean).contiguous(memory_format=_memory_format(case))
 
     def uniform(low: float, high: float) -> Tensor:
-        u = torch.rand(channels, generator=generator, dtype=torch.float32, device=device)
+        u = torch.rand(_parameters(case), generator=generator, dtype=torch.float32, device=device)
         return (low + (high - low) * u).to(_parameters_dtype(case))
+
+    def of_samples() -> Tensor | None:
+        if not case.modulated:
+            return None
+        u = torch.randn(_of_samples(case), generator=generator, dtype=case.dtype, device=device)
+        return u.mul_(0.3).requires_grad_()
 
     return Inputs(
         x=normal(std=2.0, mean=0.5).requires_grad_(),
@@ -92,4 +118,6 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
         rho=uniform(0.0, 1.0).requires_grad_(),
         running_mean=uniform(0.0, 1.0),
         running_var=uniform(2.0, 6.0),
+        scale=of_samples(),
+        shift=of_samples(),
     )

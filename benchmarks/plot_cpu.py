@@ -18,6 +18,7 @@ NAMES = {
     "bin": "batch-instance*",
 }
 FUSIONS = {"plain": "alone", "relu": "+ ReLU", "residual_relu": "+ residual + ReLU"}
+MODULATED = {"modulated": "+ modulation", "modulated_silu": "+ modulation + SiLU"}
 COLOURS = ("#4c78a8", "#72b7b2", "#54a24b")
 
 
@@ -52,6 +53,16 @@ def by_shape(rows: Sequence[Row]) -> str:
     return table(rows, shape_name, list(dict.fromkeys(map(shape_name, rows))))
 
 
+def modulated(rows: Sequence[Row]) -> str:
+    """The table of modulated norms in docs/benchmarks.md, a line for each row."""
+    lines = ["| chain | shape | dtype | layout | ratio |", "|---" * 5 + "|"]
+    for row in rows:
+        chain = f"{NAMES[row['op']]} {MODULATED[row['fused']]}"
+        cells = (chain, shape_name(row), row["dtype"], row["layout"], f"{row['ratio_p50']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(rows: Sequence[Row], file: Path) -> None:
     """Time of forward + backward as a share of torch's, a group of bars for each norm."""
     figure, panel = plt.subplots(figsize=(8.6, 5.2), layout="constrained")
@@ -83,9 +94,11 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    all_rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    rows = [row for row in all_rows if row["fused"] in FUSIONS]
     draw(rows, RESULTS / "cpu.png")
     print(f"{by_fusion(rows)}\n\n{by_shape(rows)}\n")
+    print(modulated([row for row in all_rows if row["fused"] in MODULATED]), end="\n\n")
     worst = max(rows, key=lambda row: float(row["ratio_p50"]))
     print(
         f"{len(rows)} rows, mean {mean_ratio(rows):.2f}, largest {worst['ratio_p50']:.2f}: "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastnorm.functional as fastnorm_f
 from benchmarks.inputs import Inputs
-from benchmarks.shapes import ROW_OPS, Case
+from benchmarks.shapes import Case
 
 Forward = Callable[[Inputs], Tensor]
 EPS = 1e-5
@@ -57,17 +57,28 @@ def torch_norm(case: Case, i: Inputs) -> Tensor:
         rho, weight, bias = (p.to(i.x.dtype).view(channel) for p in (i.rho, i.weight, i.bias))
         return weight * (rho * batch + (1 - rho) * instance) + bias
     if case.op == "rms":
-        return torch_f.rms_norm(i.x, i.x.shape[1:], i.weight, EPS)
-    if i.x.ndim == 2:
-        return torch_f.layer_norm(i.x, i.x.shape[1:], i.weight, i.bias)
+        return torch_f.rms_norm(i.x, i.x.shape[-1:], i.weight, EPS)
+    if case.of_rows:
+        return torch_f.layer_norm(i.x, i.x.shape[-1:], i.weight, i.bias)
     return torch_f.group_norm(i.x, case.num_groups, i.weight, i.bias)
 
 
 def _followed(case: Case, y: Tensor, i: Inputs) -> Tensor:
-    """relu(y + residual) as the case has it, an operator each."""
+    """relu(y + residual) or silu(y (1 + scale) + shift) as the case has it, an operator each."""
+    if i.scale is not None and i.shift is not None:
+        after = (1,) * (0 if case.of_rows else i.x.ndim - 2)
+        scale, shift = (t.view(*t.shape, *after) for t in (i.scale, i.shift))
+        y = y * (1 + scale) + shift
     if i.residual is not None:
         y = y + i.residual
-    return y if case.fused == "plain" else torch_f.relu(y)
+    activation = _activation(case)
+    return y if activation is None else getattr(torch_f, activation)(y)
+
+
+def _activation(case: Case) -> str | None:
+    """The last word of what is fused, where that is an activation."""
+    last = case.fused.rpartition("_")[2]
+    return last if last in ("relu", "silu") else None
 
 
 def eager(case: Case, i: Inputs) -> Tensor:
@@ -77,32 +88,24 @@ def eager(case: Case, i: Inputs) -> Tensor:
 
 def ours(case: Case, i: Inputs) -> Tensor:
     """The same in one call of fastnorm, on the backend in force."""
-    activation = None if case.fused == "plain" else "relu"
+    after: dict[str, Any] = {
+        "activation": _activation(case),
+        "residual": i.residual,
+        "scale": i.scale,
+        "shift": i.shift,
+    }
+    affine, running = (i.weight, i.bias), (i.running_mean, i.running_var)
     if case.op in ("bn", "bn_eval"):
-        return fastnorm_f.batch_norm(
-            i.x, i.running_mean, i.running_var, i.weight, i.bias, case.op == "bn",
-            activation=activation, residual=i.residual,
-        )  # fmt: skip
+        return fastnorm_f.batch_norm(i.x, *running, *affine, case.op == "bn", **after)
     if case.op == "in":
-        return fastnorm_f.instance_norm(
-            i.x, weight=i.weight, bias=i.bias, activation=activation, residual=i.residual
-        )
+        return fastnorm_f.instance_norm(i.x, None, None, *affine, **after)
     if case.op == "bin":
-        return fastnorm_f.batch_instance_norm(
-            i.x, i.running_mean, i.running_var, i.rho, i.weight, i.bias, training=True,
-            activation=activation, residual=i.residual,
-        )  # fmt: skip
+        return fastnorm_f.batch_instance_norm(i.x, *running, i.rho, *affine, training=True, **after)
     if case.op == "rms":
-        return fastnorm_f.rms_norm(
-            i.x, i.x.shape[1:], i.weight, EPS, activation=activation, residual=i.residual
-        )
-    if i.x.ndim == 2:
-        return fastnorm_f.layer_norm(
-            i.x, i.x.shape[1:], i.weight, i.bias, activation=activation, residual=i.residual
-        )
-    return fastnorm_f.group_norm(
-        i.x, case.num_groups, i.weight, i.bias, activation=activation, residual=i.residual
-    )
+        return fastnorm_f.rms_norm(i.x, i.x.shape[-1:], i.weight, EPS, **after)
+    if case.of_rows:
+        return fastnorm_f.layer_norm(i.x, i.x.shape[-1:], *affine, **after)
+    return fastnorm_f.group_norm(i.x, case.num_groups, *affine, **after)
 
 
 def bound(function: Callable[[Case, Inputs], Tensor]) -> Callable[[Case], Forward]:
@@ -142,7 +145,7 @@ def _compiled() -> Provider:
 
 
 def _is_rows(case: Case) -> bool:
-    return case.op in ROW_OPS and len(case.shape) == 2
+    return case.of_rows and len(case.shape) == 2
 
 
 def _liger() -> Provider:

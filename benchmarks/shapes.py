@@ -11,6 +11,7 @@ import torch
 OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln", "rms")
 ROW_OPS = ("ln", "rms")  # of a matrix they normalise its rows
 FUSIONS = ("plain", "relu", "residual_relu")
+MODULATED = ("modulated", "modulated_silu")  # by a scale and a shift of each sample
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DIRECTIONS = ("forward", "backward", "both")
@@ -22,9 +23,9 @@ MOST_BYTES = 2 << 30  # of one tensor: its check in float64 needs about 30 times
 class Case:
     """One operator at one shape.
 
-    `bn` is in training, `bn_eval` not. `ln` and `rms` normalise the rows of a matrix; `ln` of an
-    image, as CNNs use it, is group norm with one group. `fused` is what follows the norm:
-    act(norm + residual).
+    `bn` is in training, `bn_eval` not. `ln` and `rms` normalise rows, of a matrix or of samples
+    (N, T, L); `ln` of an image, as CNNs use it, is group norm with one group. `fused` is what
+    follows the norm: act(norm + residual), or silu(norm (1 + scale) + shift).
     """
 
     op: str
@@ -50,11 +51,19 @@ class Case:
     def set_elements(self) -> int:
         """How many elements share statistics."""
         instance = prod(self.shape[2:])
-        if self.op in ROW_OPS and len(self.shape) == 2:
-            return self.shape[1]
+        if self.of_rows:
+            return self.shape[-1]
         if self.op in ("gn", "ln"):
             return self.shape[1] // self.num_groups * instance
         return instance if self.op == "in" else self.shape[0] * instance
+
+    @property
+    def of_rows(self) -> bool:
+        return self.op in ROW_OPS and len(self.shape) <= 3
+
+    @property
+    def modulated(self) -> bool:
+        return self.fused in MODULATED
 
     @property
     def has_residual(self) -> bool:
@@ -192,6 +201,21 @@ def on_a_cpu() -> tuple[Case, ...]:
         *(
             Case(op, shape, dtype, fused=fused, family="rows")
             for op, shape, dtype, fused in product(ROW_OPS, rows, DTYPES[:2], FUSIONS)
+        ),
+    )
+
+
+def modulated() -> tuple[Case, ...]:
+    """A diffusion U-Net's group norms and DiT-XL's layer norm, modulated by each sample."""
+    images = product(((8, 320, 64, 64), (8, 64, 32, 32)), DTYPES[:2], LAYOUTS)
+    return (
+        *(
+            Case("gn", shape, dtype, layout, "modulated_silu", 32, family="modulated")
+            for shape, dtype, layout in images
+        ),
+        *(
+            Case(op, (8, 256, 1152), dtype, fused="modulated", family="modulated")
+            for op, dtype in product(ROW_OPS, DTYPES[:2])
         ),
     )
 

@@ -20,7 +20,11 @@ Outputs = tuple[Tensor, Tensor | None, Tensor]
 class Inputs(NamedTuple):
     """The tensors of a call, named as in `fastnorm.functional`.
 
-    x and residual have one shape, parameters and running statistics that of the channels or rows.
+    x and residual have one shape; rho and running statistics have that of the channels. weight and
+    bias, where both are there, have one shape. They are parameters of the channels or rows, (C,) or
+    the sizes of a row, or of each sample, `are_of_samples`: (N, C), or as many dimensions as x, of
+    which the leading ones are 1 or x's and those that are not 1 are neighbours. So row r takes
+    parameter row (r // inner) % A of A, where x has `inner` rows for each of them in turn.
     For a backward, residual is None unless `side_input` says that it takes it.
     """
 
@@ -48,6 +52,14 @@ class NormSpec(NamedTuple):
     def of_rows(self) -> bool:
         """Whether statistics and parameters are those of the last dimensions, not of channels."""
         return self.norm in ROW_NORMS
+
+
+def are_of_samples(inputs: Inputs, spec: NormSpec) -> bool:
+    """Whether weight and bias are parameters of each sample, not of channels or rows."""
+    parameter = inputs.bias if inputs.weight is None else inputs.weight
+    if parameter is None:
+        return False
+    return parameter.dim() > (spec.groups if spec.of_rows else 1)
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
@@ -170,6 +182,29 @@ class Engine(Backend, Protocol):
 
         x may have symbolic sizes.
         """
+        ...
+
+    def gated_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor | None, norm_before_gate: bool, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """RMS norm of the last dimension: norm(x) weight silu(gate) or, without `norm_before_gate`,
+        norm(x silu(gate)) weight. y, contiguous, and the statistics that gated_norm_backward takes.
+
+        x, which has elements, and the gate are alike; the weight is as in `Inputs`.
+        """
+        ...
+
+    def gated_norm_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        gate: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        norm_before_gate: bool,
+        needs: tuple[bool, bool, bool],
+    ) -> Tensors:
+        """(dx, dgate, dweight); None where `needs` says that nobody asked."""
         ...
 
     def weight_norm(self, v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,20 @@ def on_rows(
     residual: Tensor | None,
     normalized_shape: Sequence[int],
     compute: Callable[[Tensor, Any], Any],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Any:
     """compute(rows, rows of the residual), with each tensor of the result nested as input is.
 
     Raises what torch does: RuntimeError (RMS norm: ValueError) where normalized_shape is not that
-    of the last dimensions, all of one size; RuntimeError for a residual of other sizes.
+    of the last dimensions, all of one size; RuntimeError for a residual of other sizes and for
+    a scale or a shift.
     """
+    if scale is not None or shift is not None:
+        raise RuntimeError(
+            f"{op} got {_described(input)} and a scale or a shift, which no nested tensor can have "
+            "here: normalise its values(), with a row of scale and shift for each of their rows"
+        )
     if input.layout == torch.jagged:
         rows, nest = _jagged(input, len(normalized_shape))
     else:

@@ -39,9 +39,11 @@ def on_shards(
     _check(spec, (*tensors, *running))
     placements = _placements(x, spec, running)
     of_parameters = [_of_parameters(p, spec) for p in placements]
-    gradients = [_gradients(p, q) for p, q in zip(placements, of_parameters, strict=True)]
     local = [_local(t, placements, placements) for t in tensors[:2]]
-    local += [_local(t, of_parameters, gradients) for t in tensors[2:]]
+    for tensor in tensors[2:]:
+        parts = [_of_parameter(tensor, p, spec) for p in placements]
+        gradients = [_gradients(p, q) for p, q in zip(placements, parts, strict=True)]
+        local.append(_local(tensor, parts, gradients))
     buffers = [_local(t, of_parameters, of_parameters) for t in running]
     found = compute(*local, *buffers)
     if spec.use_input_stats:
@@ -90,6 +92,17 @@ def _of_parameters(placement: Any, spec: NormSpec) -> Any:
 
     parted = type(placement) is Shard and placement.dim == 1 and not spec.of_rows
     return Shard(0) if parted else Replicate()
+
+
+def _of_parameter(parameter: Any, placement: Any, spec: NormSpec) -> Any:
+    """That of a parameter, of channels or rows or of each sample."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if parameter is None or parameter.dim() == (spec.groups if spec.of_rows else 1):
+        return _of_parameters(placement, spec)
+    if type(placement) is not Shard or parameter.shape[placement.dim] == 1:
+        return Replicate()
+    return placement
 
 
 def _gradients(placement: Any, of_parameter: Any) -> Any:

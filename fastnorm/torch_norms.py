@@ -16,7 +16,7 @@ from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from . import reference
 from .activations import activate
-from .contract import Inputs, NormSpec
+from .contract import Inputs, NormSpec, are_of_samples
 from .tensors import (
     HALF,
     accumulated,
@@ -33,6 +33,8 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     float16 and bfloat16 are computed in float32, and rounded before the residual is added.
     """
     x, residual, weight, bias, _, running_mean, _ = inputs
+    if are_of_samples(inputs, spec):
+        return _of_samples(inputs, spec)
     if spec.norm == "layer":
         shape = _constants(x.shape[x.dim() - spec.groups :])
         wide = _widened(x)
@@ -42,6 +44,7 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
         wide = x.to(accumulation(x)).contiguous()
         shape = _constants(x.shape[x.dim() - spec.groups :])
         z = torch.rms_norm(wide, shape, accumulated(weight, wide), spec.eps)
+        z = z if bias is None else z + accumulated(bias, wide)
     elif spec.norm == "group":
         # Contiguous because channels last torch 2.13's can crash the process.
         wide = _widened(x).contiguous()
@@ -56,6 +59,18 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     else:
         z = laid_out_as(x, _of_instances(inputs, spec))
     return finish(spec, z, x, residual)
+
+
+def _of_samples(inputs: Inputs, spec: NormSpec) -> Tensor:
+    """With parameters of each sample, which torch's norms do not know: behind one without any."""
+    x, _, weight, bias, *others = inputs
+    wide = x.to(accumulation(x))
+    z = norm(Inputs(wide, None, None, None, *others), spec._replace(activation=None))
+    if not spec.of_rows:
+        weight, bias = (None if t is None else broadcast(t, x) for t in (weight, bias))
+    z = z if weight is None else z * weight.to(z.dtype)
+    z = z if bias is None else z + bias.to(z.dtype)
+    return finish(spec, z, x, inputs.residual)
 
 
 def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:

@@ -26,13 +26,13 @@ def store_output(t, x, affine, tile, s, K: tl.constexpr):
 
 
 @triton.jit
-def load_pair(t, tile, K: tl.constexpr):
-    """A backward's tiles of x and dy as they are stored.
+def load_pair(t, tile, OF_WEIGHT: tl.constexpr, K: tl.constexpr):
+    """A backward's tiles of x and dy as they are stored; OF_WEIGHT for dgamma too.
 
-    Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    Nothing else depends on x where only means are taken and z's sign was kept: dy takes its place.
     """
     dy = load(t.dy, tile)
-    if K.VARIANCE or (K.ACTIVATION is not None and t.bits is None):
+    if K.VARIANCE or OF_WEIGHT or (K.ACTIVATION is not None and t.bits is None):
         return load(t.x, tile), dy
     else:
         return dy, dy

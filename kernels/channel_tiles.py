@@ -102,6 +102,15 @@ def to_lanes(value, K: tl.constexpr):
 
 
 @triton.jit
+def parameter_slot(n, c, s, K: tl.constexpr):
+    """Where weight and bias of (n, c) are, and their gradients."""
+    if K.OF_SAMPLES:
+        return n * s.C + c
+    else:
+        return c
+
+
+@triton.jit
 def by_channel(value, K: tl.constexpr):
     """A value of each lane as (BLOCK_N, BLOCK_C)."""
     return tl.reshape(value, [K.BLOCK_N, K.BLOCK_C])

@@ -175,7 +175,7 @@ def apply_kernel(
         first = lanes.mask & is_first(at.n + at.part, lanes.c)
         first &= lanes.first == tl.arange(0, K.LANES)
         store_stats(t, lanes.n, lanes.c, first, stats, s, K)
-        affine = affine_of(t, stats, lanes.c, lanes.mask)
+        affine = affine_of(t, stats, lanes.n, lanes.c, lanes.mask, s, K)
     else:
         affine = kept_affine(t, lanes, s, K)
     store_output(t, x - spread(affine.center, K), affine, tile, s, K)
@@ -199,7 +199,7 @@ def gradient_sums_kernel(
     first, _, end = tiles_of_part(at, s, K)
     for i in range(first, end):
         tile = nth_tile(i, at, s, K)
-        x, dy = load_pair(t, tile, K)
+        x, dy = load_pair(t, tile, t.dweight is not None, K)
         x = x.to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
         own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
@@ -229,8 +229,9 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         sums = unit_sums(t, at, 0, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
-    first = channels.mask & (channels.local % s.D == 0)
-    store_sums(t, at.n, channels.c, first, sums, s, K)
+    if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances finds the batch's
+        first = channels.mask & (channels.local % s.D == 0)
+        store_sums(t, at.n, channels.c, first, sums, s, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -243,7 +244,7 @@ def apply_backward_kernel(
     at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     affine = kept_affine(t, tile.lanes, s, K)
-    x, dy = load_pair(t, tile, K)
+    x, dy = load_pair(t, tile, False, K)
     if t.bits is not None:
         tl.debug_barrier()  # the assembler asks for all of the tile, not for a vector at a time
     x = x.to(ACC) - spread(affine.center, K)

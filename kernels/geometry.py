@@ -31,17 +31,24 @@ class View(NamedTuple):
 class Sets(NamedTuple):
     """What statistics are taken over: `depth` channels of one instance or, `batch`, of all.
 
-    `mix` adds those of each instance to those of the batch.
+    `mix` adds those of each instance to those of the batch. `samples`: weight and bias are those
+    of each (n, c).
     """
 
     depth: int
     batch: bool
     mix: bool
+    samples: bool = False
 
     @property
     def of_batch(self) -> bool:
         """Whether the batch's statistics are all there is: a mixture keeps each instance's too."""
         return self.batch and not self.mix
+
+    @property
+    def one_instance(self) -> bool:
+        """Whether the batch may be seen as one instance: nothing tells its instances apart."""
+        return self.of_batch and not self.samples
 
 
 class Geometry(NamedTuple):
@@ -61,7 +68,7 @@ class Geometry(NamedTuple):
     @property
     def rows(self) -> bool:
         """Whether a tile's instances are rows of its positions: its lanes are channels alone."""
-        return self.sets.of_batch and not self.view.channels_last and not self.columns
+        return self.sets.one_instance and not (self.view.channels_last or self.columns)
 
     @property
     def lanes(self) -> int:

@@ -111,8 +111,9 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
 
 
 def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
-    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances."""
-    sets = sets._replace(batch=sets.of_batch)
+    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances, as are
+    sums for parameters of samples."""
+    sets = sets._replace(batch=sets.one_instance)
     found = _folded(view, sets, FOLDED_STEP, masked)
     if found is not None:
         return _in_parts(found, triton.cdiv(view.N, found.BLOCK_S), backward)
@@ -144,9 +145,9 @@ def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> G
 def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | None:
     """A tile of `instances` of some channels, each with all its positions: one run of memory. For
     contiguous sets over the batch whose channels are short; not with ReLU's bits, which each have
-    bytes of their own."""
+    bytes of their own, nor where lanes differ between instances, whose parameters are their own."""
     _, C, S, channels_last, itemsize = view
-    if channels_last or masked or not sets.of_batch or S > LONGEST_FOLDED or C * S >= 2**24:
+    if channels_last or masked or not sets.one_instance or S > LONGEST_FOLDED or C * S >= 2**24:
         return None
     vector = 16 // itemsize  # elements that a thread loads at a time
     columns = FOLDED_WARPS * 32 * vector
@@ -178,7 +179,7 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
     if sets.batch:
         for lanes in (64, 32, 16) if channels_last else (_channels_at_once(view, tile, BLOCK_S),):
             BLOCK_C = min(lanes, max(triton.next_power_of_2(C), 8))
-            if channels_last and not sets.mix:  # N and S are one axis
+            if channels_last and sets.one_instance:  # N and S are one axis
                 BLOCK_S = _room(tile // BLOCK_C, S)
             BLOCK_N = tile // (BLOCK_C * BLOCK_S)
             if BLOCK_S >= S and BLOCK_N >= N:
@@ -212,15 +213,15 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
             BLOCK_C = min(BLOCK_C, max(lanes, 8))
         room = tile // BLOCK_C
         BLOCK_S = room if sets.batch and not launch.INTERPRETED else min(room, whole)
-        if sets.batch and sets.mix:
-            if whole > room:
-                return None
+        if sets.batch and not sets.one_instance and whole <= room:
             return W, _room(room // whole, view.N), BLOCK_C, whole
+        if sets.batch and sets.mix:
+            return None
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
-    if sets.of_batch and not launch.INTERPRETED:
+    if sets.one_instance and not launch.INTERPRETED:
         BLOCK_S = _row(S, tile)
-    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
+    elif lanes == 1 and not launch.INTERPRETED:  # a cluster's
         tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.batch:
         if sets.mix:

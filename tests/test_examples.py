@@ -9,8 +9,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 LAST_LINES = {
+    "adain.py": "outputs and gradients of content and style: as the definition's",
     "custom_norm.py": "largest relative difference from torch, outputs and gradients: ",
+    "diffusion_block.py": "a residual block, 11 gradients: as the textbook's",
+    "dit_block.py": "a DiT block, 11 gradients: as the textbook's",
     "drop_in.py": "reverted: torch.nn's modules again",
+    "nnunet_block.py": "three blocks, 12 gradients: as torch.nn's",
     "style_transfer.py": "rho: 1 before, ",
     "sync_bn.py": "2 processes: parameters and running statistics are those of one",
     "transformer_block.py": "3 blocks, 31 gradients: as the textbook's",

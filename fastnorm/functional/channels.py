@@ -15,6 +15,7 @@ from ..checks import (
 )
 from ..contract import Inputs, NormSpec
 from ..dispatch import autocast, normalise
+from ..modulation import modulated_channels
 from ..plain import plain_route
 
 
@@ -30,6 +31,8 @@ def batch_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Batch normalisation of input (N, C, ...), statistics of each channel (arXiv 1502.03167).
 
@@ -37,18 +40,25 @@ def batch_norm(
     batch's statistics normalise and the running ones, where given, move towards them by `momentum`
     (the variance unbiased); without it the running ones, then required, normalise.
 
+    scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
+    residual), with the sources in `fastnorm.modulation`.
+
     Raises ValueError for one value per channel in training and for eps <= 0 in training (< 0 else),
     RuntimeError for parameters of another shape, NotImplementedError for dtypes without kernels.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+    tensors = (input, running_mean, running_var, weight, bias, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            batch_norm, (input, running_mean, running_var, weight, bias, residual),
+            batch_norm, tensors,
             input, running_mean, running_var, weight, bias, training, momentum, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     after = canonical(activation, "batch_norm")
     spec = NormSpec("batch", 1, training, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
+    gamma, beta = weight, bias
+    if scale is not None or shift is not None:
+        gamma, beta = modulated_channels("batch_norm", input, weight, bias, scale, shift)
     route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
@@ -59,7 +69,7 @@ def batch_norm(
         and eps > 0
     ):
         return apply_norm(
-            input, residual, weight, bias, None, running_mean, running_var, spec, route
+            input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
     if training:
         check_more_than_one_value("batch_norm", input, input.shape[:1] + input.shape[2:], "channel")
@@ -69,6 +79,8 @@ def batch_norm(
         return batch_norm(
             input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
             activation=activation, residual=None if residual is None else residual.view(0, 0),
+            scale=None if scale is None else scale.view(0, 0),
+            shift=None if shift is None else shift.view(0, 0),
         ).view(0)  # fmt: skip
     check_input("batch_norm", input, 2, residual)
     check_channels("batch_norm", input, weight, bias, running_mean, running_var)
@@ -77,7 +89,7 @@ def batch_norm(
             f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
         )
     check_running("batch_norm", input, running_mean, running_var, "training", training)
-    return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
+    return normalise(Inputs(input, residual, gamma, beta, None, running_mean, running_var), spec)
 
 
 def mean_only_batch_norm(
@@ -89,26 +101,34 @@ def mean_only_batch_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """input - mean + bias, the mean of each channel of input (N, C, ...) (arXiv 1602.07868, 4).
 
     running_mean and bias have shape (C,) or are None. With `training` the batch's mean is taken and
     the running one, where given, moves towards it by `momentum`; without it the running one, then
-    required, is taken. One value per channel is its own mean: y is bias, and torch, which has no
-    such function, no example to follow.
+    required, is taken. One value per channel is its own mean, and y is bias.
+
+    scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
+    residual), with the sources in `fastnorm.modulation`.
 
     Raises RuntimeError for parameters of another shape and for no running_mean without `training`,
     NotImplementedError for dtypes without kernels.
     """
-    if has_torch_function_variadic(input, running_mean, bias, residual):
+    tensors = (input, running_mean, bias, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            mean_only_batch_norm, (input, running_mean, bias, residual),
+            mean_only_batch_norm, tensors,
             input, running_mean, bias, training, momentum,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     after = canonical(activation, "mean_only_batch_norm")
     spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, after)
     parameters = (bias, running_mean)
+    gamma, beta = None, bias
+    if scale is not None or shift is not None:
+        gamma, beta = modulated_channels("mean_only_batch_norm", input, None, bias, scale, shift)
     route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
@@ -116,13 +136,13 @@ def mean_only_batch_norm(
         and (training or running_mean is not None)
         and type(momentum) is float
     ):
-        return apply_norm(input, residual, None, bias, None, running_mean, None, spec, route)
+        return apply_norm(input, residual, gamma, beta, None, running_mean, None, spec, route)
     spec = spec._replace(momentum=check_momentum("mean_only_batch_norm", momentum))
     input, residual = autocast(input, residual, "mean_only_batch")
     check_input("mean_only_batch_norm", input, 2, residual)
     check_channels("mean_only_batch_norm", input, None, bias, running_mean)
     check_running_mean("mean_only_batch_norm", input, running_mean, training)
-    return normalise(Inputs(input, residual, None, bias, None, running_mean), spec)
+    return normalise(Inputs(input, residual, gamma, beta, None, running_mean), spec)
 
 
 def instance_norm(
@@ -137,6 +157,8 @@ def instance_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Instance normalisation of input (N, C, ...), statistics of each (n, c) (arXiv 1607.08022).
 
@@ -144,20 +166,27 @@ def instance_norm(
     running statistics, where given, move towards the batch's average of the instances'; without it
     they, then required, normalise.
 
+    scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
+    residual), with the sources in `fastnorm.modulation`.
+
     Raises ValueError for one value per instance, RuntimeError for parameters of another shape,
     NotImplementedError for dtypes without kernels.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+    tensors = (input, running_mean, running_var, weight, bias, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            instance_norm, (input, running_mean, running_var, weight, bias, residual),
+            instance_norm, tensors,
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     after = canonical(activation, "instance_norm")
     # Normalised by constants, instances are no different from a batch.
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
+    gamma, beta = weight, bias
+    if scale is not None or shift is not None:
+        gamma, beta = modulated_channels("instance_norm", input, weight, bias, scale, shift)
     route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
@@ -167,7 +196,7 @@ def instance_norm(
         and type(momentum) is float
     ):
         return apply_norm(
-            input, residual, weight, bias, None, running_mean, running_var, spec, route
+            input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
     if use_input_stats:
         check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
@@ -178,7 +207,7 @@ def instance_norm(
     check_running(
         "instance_norm", input, running_mean, running_var, "use_input_stats", use_input_stats
     )
-    return normalise(Inputs(input, residual, weight, bias, None, running_mean, running_var), spec)
+    return normalise(Inputs(input, residual, gamma, beta, None, running_mean, running_var), spec)
 
 
 def batch_instance_norm(
@@ -194,23 +223,32 @@ def batch_instance_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """weight * (rho * batch_norm(x) + (1 - rho) * instance_norm(x)) + bias (arXiv 1805.07925).
 
     input is (N, C, ...), rho (C,), taken as it is: the module keeps it in [0, 1]. The batch part
     follows `training` as batch_norm does, the instance part always takes the input's statistics.
 
+    scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
+    residual), with the sources in `fastnorm.modulation`.
+
     Raises what batch_norm raises, and ValueError for one value per instance in either mode.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, rho, weight, bias, residual):
+    tensors = (input, running_mean, running_var, rho, weight, bias, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            batch_instance_norm, (input, running_mean, running_var, rho, weight, bias, residual),
+            batch_instance_norm, tensors,
             input, running_mean, running_var, rho, weight, bias, training, momentum, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     after = canonical(activation, "batch_instance_norm")
     spec = NormSpec("batch_instance", 1, training, momentum, eps, after)
     parameters = (weight, bias, rho, running_mean, running_var)
+    gamma, beta = weight, bias
+    if scale is not None or shift is not None:
+        gamma, beta = modulated_channels("batch_instance_norm", input, weight, bias, scale, shift)
     route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
@@ -220,9 +258,7 @@ def batch_instance_norm(
         and type(momentum) is float
         and eps > 0
     ):
-        return apply_norm(
-            input, residual, weight, bias, rho, running_mean, running_var, spec, route
-        )
+        return apply_norm(input, residual, gamma, beta, rho, running_mean, running_var, spec, route)
     check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
     spec = spec._replace(momentum=check_momentum("batch_instance_norm", momentum))
     input, residual = autocast(input, residual, "batch_instance")
@@ -231,7 +267,7 @@ def batch_instance_norm(
     if eps <= 0:
         raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
     check_running("batch_instance_norm", input, running_mean, running_var, "training", training)
-    return normalise(Inputs(input, residual, weight, bias, rho, running_mean, running_var), spec)
+    return normalise(Inputs(input, residual, gamma, beta, rho, running_mean, running_var), spec)
 
 
 def group_norm(
@@ -243,24 +279,33 @@ def group_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Group normalisation of input (N, C, ...), statistics of C / num_groups channels each.
 
     weight and bias have shape (C,) or are None. One group is layer norm as CNNs use it, C groups
     are instance norm. Source: arXiv 1803.08494.
 
+    scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
+    residual), with the sources in `fastnorm.modulation`.
+
     Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
-    if has_torch_function_variadic(input, weight, bias, residual):
+    tensors = (input, weight, bias, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            group_norm, (input, weight, bias, residual),
+            group_norm, tensors,
             input, num_groups, weight, bias, eps,
-            activation=activation, residual=residual,
+            activation=activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     after = canonical(activation, "group_norm")
     spec = NormSpec("group", num_groups, True, 0.0, eps, after)
     parameters = (weight, bias)
+    gamma, beta = weight, bias
+    if scale is not None or shift is not None:
+        gamma, beta = modulated_channels("group_norm", input, weight, bias, scale, shift)
     route = plain_route(input, residual, input.shape[1:2], parameters)
     if (
         route is not None
@@ -269,7 +314,7 @@ def group_norm(
         and input.shape[1] % num_groups == 0
         and input.numel() > num_groups
     ):
-        return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
+        return apply_norm(input, residual, gamma, beta, None, None, None, spec, route)
     input, residual = autocast(input, residual, "group")
     check_input("group_norm", input, 2, residual)
     N, C, *sizes = input.shape
@@ -281,7 +326,7 @@ def group_norm(
             f"it has to be positive and divide the {C} channels"
         )
     check_channels("group_norm", input, weight, bias)
-    return normalise(Inputs(input, residual, weight, bias), spec)
+    return normalise(Inputs(input, residual, gamma, beta), spec)
 
 
 def _is_sound_running(

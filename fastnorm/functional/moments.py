@@ -10,6 +10,7 @@ from ..activations import ActivationLike, activate, canonical
 from ..checks import check_input
 from ..dispatch import autocast, stages_for
 from ..merges import Coefficients
+from ..modulation import modulated_channels
 from ..moment_autograd import Apply, Call, Moments, summed
 from ..tensors import accumulation, broadcast, positions
 
@@ -22,6 +23,8 @@ def moment_norm(
     *,
     activation: ActivationLike = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """act((x - center) * scale + shift + residual) of input (N, C, ...), by a merge of your own.
 
@@ -36,27 +39,48 @@ def moment_norm(
     the bytes of x (with a residual and an activation 4 S and 6 S). Derivatives of second order run
     through plain PyTorch, forward-mode ones and traced programs from the start.
 
+    scale and shift, (N, C) or None, modulate each sample: z (1 + scale) + shift of what the merge
+    makes of x, before the residual is added. See `fastnorm.modulation`.
+
     Raises RuntimeError for an input of less than 2 dimensions or a residual unlike it,
     NotImplementedError for dtypes without kernels, ValueError for an unknown activation. Of a merge
     TypeError for what is not three numbers or tensors, RuntimeError for another shape.
     """
-    if has_torch_function_variadic(input, residual):
+    tensors = (input, residual, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            moment_norm, (input, residual), input, merge, activation=activation, residual=residual
-        )
+            moment_norm, tensors, input, merge, activation=activation, residual=residual,
+            scale=scale, shift=shift,
+        )  # fmt: skip
     after = canonical(activation, "moment_norm")
     input, residual = autocast(input, residual, "moment")
     check_input("moment_norm", input, 2, residual)
+    if scale is not None or shift is not None:
+        merge = _modulated(input, merge, scale, shift)
     stages = stages_for(input)
     if stages is None:
         return _formula(input, merge, after, residual)
     call = Call(stages, after)
     mean, var, link = Moments.apply(input, residual, call)
-    scale, center, shift = _expanded(merge(mean, var, positions(input)), mean)
+    factor, center, level = _expanded(merge(mean, var, positions(input)), mean)
     # Relative to the instance's own mean, a constant here: it cancels, and no digits are lost.
     origin = mean.detach()
-    shift = shift + scale * (origin - center)
-    return Apply.apply(link, input, residual, origin, scale, shift, call)
+    level = level + factor * (origin - center)
+    return Apply.apply(link, input, residual, origin, factor, level, call)
+
+
+def _modulated(x: Tensor, merge: Merge, scale: Tensor | None, shift: Tensor | None) -> Merge:
+    """The merge whose factors and levels are those of the samples."""
+
+    gamma, beta = modulated_channels("moment_norm", x, None, None, scale, shift)
+
+    def modulated(mean: Tensor, var: Tensor, count: int) -> Coefficients:
+        factor, center, level = _expanded(merge(mean, var, count), mean)
+        if gamma is not None:
+            factor, level = factor * gamma, level * gamma
+        return factor, center, level if beta is None else level + beta
+
+    return modulated
 
 
 def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor | None) -> Tensor:

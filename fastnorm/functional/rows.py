@@ -15,6 +15,7 @@ from ..autograd import apply_norm
 from ..checks import check_input, check_rows
 from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
+from ..modulation import modulated_rows
 from ..nested import is_nested, on_rows
 from ..plain import plain_route
 
@@ -29,17 +30,23 @@ def layer_norm(
     activation: ActivationLike = None,
     residual: Tensor | None = None,
     zero_centered: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Layer normalisation over the last len(normalized_shape) dimensions (arXiv 1607.06450).
 
     weight and bias have shape `normalized_shape` or are None. input may be a nested tensor. With
     `zero_centered` the factor is 1 + weight: see `counted_from_one`.
 
+    scale and shift, which broadcast to input, modulate its rows: act(norm(x) (1 + scale) + shift +
+    residual). One of shape (N, 1, L) serves all rows of a sample, as DiT's: `fastnorm.modulation`.
+
     Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
     another, NotImplementedError for dtypes without kernels.
     """
     after = canonical(activation, "layer_norm")
-    overridden = has_torch_function_variadic(input, weight, bias, residual)
+    tensors = (input, weight, bias, residual, scale, shift)
+    overridden = has_torch_function_variadic(*tensors)
     if zero_centered and not overridden:
         weight, zero_centered = counted_from_one(weight), False
     if not overridden:
@@ -47,6 +54,10 @@ def layer_norm(
         route = plain_route(input, residual, shape, (weight, bias))
         if route is not None and _ends_in(input.shape, shape):
             spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
+            if scale is not None or shift is not None:
+                weight, bias = modulated_rows(
+                    "layer_norm", input, shape, weight, bias, scale, shift
+                )
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
@@ -55,18 +66,21 @@ def layer_norm(
                 rows, normalized_shape, weight, bias, eps, activation=activation, residual=other,
                 zero_centered=zero_centered,
             ),
+            scale, shift,
         )  # fmt: skip
     if overridden:
         return handle_torch_function(
-            layer_norm, (input, weight, bias, residual),
-            input, normalized_shape, weight, bias, eps,
+            layer_norm, tensors, input, normalized_shape, weight, bias, eps,
             activation=activation, residual=residual, zero_centered=zero_centered,
+            scale=scale, shift=shift,
         )  # fmt: skip
     shape = tuple(normalized_shape)
     input, residual = autocast(input, residual, "layer")
     check_input("layer_norm", input, 1, residual)
     check_rows("layer_norm", input, shape, weight, bias)
     spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
+    if scale is not None or shift is not None:
+        weight, bias = modulated_rows("layer_norm", input, shape, weight, bias, scale, shift)
     return normalise(Inputs(input, residual, weight, bias), spec)
 
 
@@ -79,6 +93,8 @@ def rms_norm(
     activation: ActivationLike = None,
     residual: Tensor | None = None,
     zero_centered: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
 
@@ -87,19 +103,24 @@ def rms_norm(
     float32's for all others. With `zero_centered` the factor is 1 + weight: see `counted_from_one`.
     Source: arXiv 1910.07467, equation 4.
 
+    scale and shift, which broadcast to input, modulate its rows: see layer_norm.
+
     Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
     ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
     after = canonical(activation, "rms_norm")
-    overridden = has_torch_function_variadic(input, weight, residual)
+    tensors = (input, weight, residual, scale, shift)
+    overridden = has_torch_function_variadic(*tensors)
     if zero_centered and not overridden:
         weight, zero_centered = counted_from_one(weight), False
     if not overridden:
         shape = tuple(normalized_shape)
         route = plain_route(input, residual, shape, (weight,))
         if route is not None and _ends_in(input.shape, shape):
-            spec = _rms_spec(input, shape, eps, after)
-            return apply_norm(input, residual, weight, None, None, None, None, spec, route)
+            spec, bias = _rms_spec(input, shape, eps, after), None
+            if scale is not None or shift is not None:
+                weight, bias = modulated_rows("rms_norm", input, shape, weight, None, scale, shift)
+            return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(
             "rms_norm", input, residual, normalized_shape,
@@ -107,11 +128,13 @@ def rms_norm(
                 rows, normalized_shape, weight, eps, activation=activation, residual=other,
                 zero_centered=zero_centered,
             ),
+            scale, shift,
         )  # fmt: skip
     if overridden:
         return handle_torch_function(
-            rms_norm, (input, weight, residual), input, normalized_shape, weight, eps,
+            rms_norm, tensors, input, normalized_shape, weight, eps,
             activation=activation, residual=residual, zero_centered=zero_centered,
+            scale=scale, shift=shift,
         )  # fmt: skip
     shape = tuple(normalized_shape)
     if input.dim() < len(shape):
@@ -122,8 +145,10 @@ def rms_norm(
     input, residual = autocast(input, residual, "rms")
     check_input("rms_norm", input, 1, residual)
     check_rows("rms_norm", input, shape, weight)
-    spec = _rms_spec(input, shape, eps, after)
-    return normalise(Inputs(input, residual, weight), spec)
+    spec, bias = _rms_spec(input, shape, eps, after), None
+    if scale is not None or shift is not None:
+        weight, bias = modulated_rows("rms_norm", input, shape, weight, None, scale, shift)
+    return normalise(Inputs(input, residual, weight, bias), spec)
 
 
 def add_layer_norm(
@@ -135,11 +160,14 @@ def add_layer_norm(
     eps: float = 1e-5,
     *,
     zero_centered: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(layer_norm(s), s) of s = input + residual, s rounded to the input's dtype first.
 
     residual has the input's shape, dtype and device; weight and bias have shape `normalized_shape`
-    or are None. Both results are contiguous and of the input's dtype.
+    or are None. Both results are contiguous and of the input's dtype. scale and shift modulate the
+    rows of the norm: see layer_norm.
 
     Raises what layer_norm raises.
     """
@@ -149,15 +177,18 @@ def add_layer_norm(
             lambda rows, other: add_layer_norm(
                 rows, other, normalized_shape, weight, bias, eps, zero_centered=zero_centered
             ),
+            scale, shift,
         )  # fmt: skip
-    if has_torch_function_variadic(input, residual, weight, bias):
+    tensors = (input, residual, weight, bias, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            add_layer_norm, (input, residual, weight, bias),
-            input, residual, normalized_shape, weight, bias, eps, zero_centered=zero_centered,
+            add_layer_norm, tensors, input, residual, normalized_shape, weight, bias, eps,
+            zero_centered=zero_centered, scale=scale, shift=shift,
         )  # fmt: skip
     weight = counted_from_one(weight) if zero_centered else weight
     spec = NormSpec("layer", len(normalized_shape), eps=eps)
-    return _add_norm("add_layer_norm", input, residual, normalized_shape, weight, bias, spec)
+    parameters = (weight, bias, scale, shift)
+    return _add_norm("add_layer_norm", input, residual, normalized_shape, parameters, spec)
 
 
 def add_rms_norm(
@@ -168,6 +199,8 @@ def add_rms_norm(
     eps: float | None = None,
     *,
     zero_centered: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) of s = input + residual, as add_layer_norm; eps and errors as rms_norm's."""
     if is_nested(input):
@@ -176,15 +209,18 @@ def add_rms_norm(
             lambda rows, other: add_rms_norm(
                 rows, other, normalized_shape, weight, eps, zero_centered=zero_centered
             ),
+            scale, shift,
         )  # fmt: skip
-    if has_torch_function_variadic(input, residual, weight):
+    tensors = (input, residual, weight, scale, shift)
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            add_rms_norm, (input, residual, weight), input, residual, normalized_shape, weight, eps,
-            zero_centered=zero_centered,
+            add_rms_norm, tensors, input, residual, normalized_shape, weight, eps,
+            zero_centered=zero_centered, scale=scale, shift=shift,
         )  # fmt: skip
     weight = counted_from_one(weight) if zero_centered else weight
     spec = _rms_spec(input, normalized_shape, eps, None)
-    return _add_norm("add_rms_norm", input, residual, normalized_shape, weight, None, spec)
+    parameters = (weight, None, scale, shift)
+    return _add_norm("add_rms_norm", input, residual, normalized_shape, parameters, spec)
 
 
 def _add_norm(
@@ -192,14 +228,18 @@ def _add_norm(
     input: Tensor,
     residual: Tensor,
     normalized_shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
+    parameters: tuple[Tensor | None, ...],
     spec: NormSpec,
 ) -> tuple[Tensor, Tensor]:
+    """`parameters` are weight, bias, scale and shift."""
+    weight, bias, scale, shift = parameters
     x, shortcut = autocast(input, residual, spec.norm)
     assert shortcut is not None
     check_input(op, x, 1, shortcut)
     check_rows(op, x, tuple(normalized_shape), weight, bias)
+    if scale is not None or shift is not None:
+        shape = tuple(normalized_shape)
+        weight, bias = modulated_rows(op, x, shape, weight, bias, scale, shift)
     if x.dtype != input.dtype == residual.dtype:
         # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
         total = input + residual

@@ -37,23 +37,8 @@ def running_of(module: Any) -> tuple[Any, Any]:
     return module.running_mean, module.running_var
 
 
-class _Activated(nn.Module):
-    """A norm that knows the activation it is fused with."""
-
-    activation: str | None
-
-    @property
-    def _distribute_module_applied(self) -> bool:
-        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
-        return vars(self).get("_distribute_module_applied", False)
-
-    @_distribute_module_applied.setter
-    def _distribute_module_applied(self, applied: bool) -> None:
-        vars(self)["_distribute_module_applied"] = applied
-        keep_residual(self)
-
-    def _set_activation(self, activation: ActivationLike) -> None:
-        self.activation = canonical(activation, type(self).__name__)
+class _Norm(nn.Module):
+    """A norm, to tracers and compilers."""
 
     def _as_leaf(self, *inputs: Any, **options: Any) -> Any:
         """The call of this module in the graph that torch.fx is tracing, whatever its tracer.
@@ -73,6 +58,25 @@ class _Activated(nn.Module):
             "backends in Python: give it a model with torch.nn's norms (fastnorm.revert(model)), "
             "or use torch.jit.trace or torch.export"
         )
+
+
+class _Activated(_Norm):
+    """A norm that knows the activation it is fused with."""
+
+    activation: str | None
+
+    @property
+    def _distribute_module_applied(self) -> bool:
+        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
+        return vars(self).get("_distribute_module_applied", False)
+
+    @_distribute_module_applied.setter
+    def _distribute_module_applied(self, applied: bool) -> None:
+        vars(self)["_distribute_module_applied"] = applied
+        keep_residual(self)
+
+    def _set_activation(self, activation: ActivationLike) -> None:
+        self.activation = canonical(activation, type(self).__name__)
 
     def extra_repr(self) -> str:
         return self._with_activation(super().extra_repr())
@@ -106,9 +110,16 @@ class _Tracking(_Activated):
 class _OverBatch(_Tracking):
     """The forward of norms over the batch, which keeps their running statistics."""
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         self._check_input_dim(input)
         tracked = self.training and self.track_running_stats
         mean, var = running_of(self)
@@ -121,7 +132,10 @@ class _OverBatch(_Tracking):
             # Copies, which a batch without values leaves as they are.
             mean, var, momentum = mean.clone(), None if var is None else var.clone(), 1.0
         try:
-            y = self._norm(input, mean, var, batch_stats, momentum, residual)
+            y = self._norm(
+                input, mean, var, batch_stats, momentum,
+                residual=residual, scale=scale, shift=shift,
+            )  # fmt: skip
         except StopRecomputation:
             self._track(tracked, running, (mean, var))
             raise
@@ -156,8 +170,9 @@ class _OverBatch(_Tracking):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
+        """The norm; `fused` are residual, scale and shift."""
         raise NotImplementedError
 
 

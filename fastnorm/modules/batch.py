@@ -40,12 +40,12 @@ class _BatchNorm(_OverBatch):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
         weight, bias = affine_of(self)
         return F.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, **fused,
         )  # fmt: skip
 
 
@@ -61,22 +61,38 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
-        """act(norm(input) + residual), and 0 where `mask` is False."""
+        """act(norm(input) (1 + scale) + shift + residual), and 0 where `mask` is False."""
         if mask is None:
-            return super().forward(input, residual)
+            return super().forward(input, residual, scale=scale, shift=shift)
         if is_proxy(input):
-            return self._as_leaf(input, residual, mask=mask)
+            return self._as_leaf(input, residual, mask=mask, scale=scale, shift=shift)
         self._check_input_dim(input)
         check_mask("BatchNorm1d", input, mask)
         check_input("BatchNorm1d", input, 2, residual)
         rows = input.movedim(1, -1)
         packed = super().forward(
-            rows[mask], None if residual is None else residual.movedim(1, -1)[mask]
+            rows[mask],
+            None if residual is None else residual.movedim(1, -1)[mask],
+            scale=_of_positions(scale, mask),
+            shift=_of_positions(shift, mask),
         )
         y = torch.zeros_like(rows).masked_scatter(mask.unsqueeze(-1), packed)
         return y.movedim(-1, 1)
+
+
+def _of_positions(given: Tensor | None, mask: Tensor) -> Tensor | None:
+    """A scale or a shift (N, C) of the positions that a mask (N,) or (N, L) keeps: (M, C)."""
+    if given is None or mask.dim() == 1:
+        return None if given is None else given[mask]
+    return given.unsqueeze(1).expand(-1, mask.shape[1], -1)[mask]
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):

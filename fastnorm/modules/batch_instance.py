@@ -79,12 +79,12 @@ class _BatchInstanceNorm(_BatchNorm):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
         rho = self._mixing_rho()
         return F.batch_instance_norm(
             input, running_mean, running_var, rho, self.weight, self.bias, training, momentum,
-            self.eps, activation=self.activation, residual=residual,
+            self.eps, activation=self.activation, **fused,
         )  # fmt: skip
 
 

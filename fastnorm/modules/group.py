@@ -32,11 +32,18 @@ class GroupNorm(_Activated, nn.GroupNorm):
                          **bias_argument(bias))  # fmt: skip
         self._set_activation(activation)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         weight, bias = affine_of(self)
         return F.group_norm(
             input, self.num_groups, weight, bias, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip

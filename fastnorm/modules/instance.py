@@ -12,7 +12,8 @@ from .base import _Tracking, affine_of, bias_argument, is_proxy, running_of
 
 
 class _InstanceNorm(_Tracking):
-    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dim."""
+    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dim, and
+    so may its scale and shift."""
 
     if TYPE_CHECKING:
 
@@ -37,9 +38,16 @@ class _InstanceNorm(_Tracking):
         )  # fmt: skip
         self._set_activation(activation)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         # torch's forward checks the input, then calls _apply_instance_norm on a batch: the residual
         # takes the same way beside it.
         self._check_input_dim(input)
@@ -55,16 +63,20 @@ class _InstanceNorm(_Tracking):
             warnings.warn(f"{message}; without affine parameters that makes no difference",
                           stacklevel=2)  # fmt: skip
         if unbatched:
-            residual = None if residual is None else residual.unsqueeze(0)
-            return self._norm(input.unsqueeze(0), residual).squeeze(0)
-        return self._norm(input, residual)
+            residual, scale, shift = (
+                None if t is None else t.unsqueeze(0) for t in (residual, scale, shift)
+            )
+            input = input.unsqueeze(0)
+            y = self._norm(input, residual=residual, scale=scale, shift=shift)
+            return y.squeeze(0)
+        return self._norm(input, residual=residual, scale=scale, shift=shift)
 
-    def _norm(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _norm(self, input: Tensor, **fused: Tensor | None) -> Tensor:
         return F.instance_norm(
             input, *running_of(self), *affine_of(self),
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0, self.eps,
-            activation=self.activation, residual=residual,
+            activation=self.activation, **fused,
         )  # fmt: skip
 
 

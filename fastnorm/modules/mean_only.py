@@ -73,11 +73,11 @@ class _MeanOnlyBatchNorm(_OverBatch):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
         return F.mean_only_batch_norm(
             input, running_mean, self.bias, training, momentum,
-            activation=self.activation, residual=residual,
+            activation=self.activation, **fused,
         )  # fmt: skip
 
 

@@ -37,8 +37,18 @@ class MomentNorm(_Activated):
         """
         raise NotImplementedError(f"{type(self).__name__} has no method `merge`: see MomentNorm")
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act((input - center) * scale + shift + residual) of input (N, C, ...)."""
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """act(z (1 + scale) + shift + residual) of z, the input (N, C, ...) by the merge."""
         if is_proxy(input):
-            return self._as_leaf(input, residual)
-        return F.moment_norm(input, self.merge, activation=self.activation, residual=residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
+        return F.moment_norm(
+            input, self.merge,
+            activation=self.activation, residual=residual, scale=scale, shift=shift,
+        )  # fmt: skip

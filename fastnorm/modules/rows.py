@@ -51,13 +51,21 @@ class LayerNorm(_OfRows, nn.LayerNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         weight, bias = affine_of(self)
         return F.layer_norm(
             input, self.normalized_shape, weight, bias, self.eps,
             activation=self.activation, residual=residual, zero_centered=self.zero_centered,
+            scale=scale, shift=shift,
         )  # fmt: skip
 
 
@@ -83,12 +91,20 @@ class RMSNorm(_OfRows, nn.RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self._set_activation(activation)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:  # torch calls it x
+    def forward(
+        self,
+        x: Tensor,  # torch calls it so
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(x):
-            return self._as_leaf(x, residual)
+            return self._as_leaf(x, residual, scale=scale, shift=shift)
         return F.rms_norm(
             x, self.normalized_shape, self.weight, self.eps,
             activation=self.activation, residual=residual, zero_centered=self.zero_centered,
+            scale=scale, shift=shift,
         )  # fmt: skip
 
 
@@ -116,13 +132,20 @@ class AddLayerNorm(LayerNorm):
             zero_centered=zero_centered,
         )  # fmt: skip
 
-    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        residual: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(y, s), both contiguous and of the input's shape and dtype."""
-        if is_proxy(input):
-            return self._as_leaf(input, residual)  # a proxy of the tuple
+        if is_proxy(input):  # of the tuple, then
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         return F.add_layer_norm(
             input, residual, self.normalized_shape, self.weight, self.bias, self.eps,
-            zero_centered=self.zero_centered,
+            zero_centered=self.zero_centered, scale=scale, shift=shift,
         )  # fmt: skip
 
 
@@ -148,11 +171,18 @@ class AddRMSNorm(RMSNorm):
             normalized_shape, eps, elementwise_affine, device, dtype, zero_centered=zero_centered
         )
 
-    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        residual: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(y, s), both contiguous and of x's shape and dtype."""
         if is_proxy(x):
-            return self._as_leaf(x, residual)
+            return self._as_leaf(x, residual, scale=scale, shift=shift)
         return F.add_rms_norm(
             x, residual, self.normalized_shape, self.weight, self.eps,
-            zero_centered=self.zero_centered,
+            zero_centered=self.zero_centered, scale=scale, shift=shift,
         )  # fmt: skip

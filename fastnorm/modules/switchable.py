@@ -86,9 +86,16 @@ class _SwitchableNorm(MomentNorm):
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.zero_()
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
         if is_proxy(input):
-            return self._as_leaf(input, residual)
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
         if input.dim() not in self._ranks:
             ranks = " or ".join(f"{rank}D" for rank in self._ranks)
             raise ValueError(f"expected {ranks} input (got {input.dim()}D input)")
@@ -100,7 +107,7 @@ class _SwitchableNorm(MomentNorm):
         if self.training and self.using_bn and not self._in_a_group():
             sizes = input.shape[:1] + input.shape[2:]
             check_more_than_one_value(type(self).__name__, input, sizes, "channel")
-        return super().forward(input, residual)
+        return super().forward(input, residual, scale=scale, shift=shift)
 
     def merge(self, mean: Tensor, var: Tensor, count: int) -> Coefficients:
         means, variances = [mean], [var]

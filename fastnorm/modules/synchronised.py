@@ -33,12 +33,12 @@ class _Synchronised(_BatchNorm):
         running_var: Tensor | None,
         training: bool,
         momentum: float,
-        residual: Tensor | None,
+        **fused: Tensor | None,
     ) -> Tensor:
         if not (self.training and is_distributed(self.process_group)):
-            return super()._norm(input, running_mean, running_var, training, momentum, residual)
+            return super()._norm(input, running_mean, running_var, training, momentum, **fused)
         name = type(self).__name__
-        check_input(name, input, 2, residual)
+        check_input(name, input, 2, fused["residual"])
         check_channels(name, input, self.weight, self.bias, running_mean, running_var)
         if self.eps <= 0:
             raise ValueError(f"{name} got eps={self.eps}: it has to be positive in training")
@@ -53,7 +53,7 @@ class _Synchronised(_BatchNorm):
             return scale * weight, center, shift
 
         try:
-            y = moment_norm(input, merge, activation=self.activation, residual=residual)
+            y = moment_norm(input, merge, activation=self.activation, **fused)
         except StopRecomputation:
             self._move_statistics(running_mean, running_var, found, momentum)
             raise
@@ -114,8 +114,15 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return super().forward(input, residual)
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        return super().forward(input, residual, scale=scale, shift=shift)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

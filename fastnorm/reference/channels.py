@@ -1,4 +1,7 @@
-"""The formulas of norms of (N, C, ...): statistics and parameters of channels."""
+"""The formulas of norms of (N, C, ...): statistics and parameters of channels.
+
+weight and bias are (C,) or, where each sample has its own, (N, C).
+"""
 
 from torch import Tensor
 
@@ -40,12 +43,13 @@ def mean_only_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     *,
+    weight: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """y = x - mean + beta, the mean of each channel over (N, S).
 
-    Source: arXiv 1602.07868, section 4.
+    Source: arXiv 1602.07868, section 4, which has no weight; modulated samples have one, (N, C).
     """
     x = upcast(input)
     if training:
@@ -54,7 +58,7 @@ def mean_only_batch_norm(
     else:
         assert running_mean is not None, "fastnorm.functional checks that it is there"
         y = x - per_channel(running_mean, x)
-    return finish(y, input, None, bias, activation, residual)
+    return finish(y, input, weight, bias, activation, residual)
 
 
 def instance_norm(

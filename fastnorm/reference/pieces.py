@@ -37,7 +37,9 @@ def centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+    """A parameter (C,) or (N, C), to go with x."""
+    N, C = (1, *parameter.shape)[-2:]
+    return parameter.to(x.dtype).reshape(N, C, *[1] * (x.dim() - 2))
 
 
 def finish(
@@ -48,7 +50,7 @@ def finish(
     activation: str | None,
     residual: Tensor | None,
 ) -> Tensor:
-    """Per-channel gamma and beta, the residual, the activation; the input's dtype and layout."""
+    """gamma and beta, (C,) or (N, C), the residual, the activation; input's dtype and layout."""
     if weight is not None:
         y = y * per_channel(weight, y)
     if bias is not None:

@@ -32,14 +32,14 @@ def formula(inputs: Inputs, spec: NormSpec) -> Tensor:
         return layer_norm(x, shape, weight, bias, spec.eps, **fused)
     if spec.norm == "rms":
         shape = x.shape[x.dim() - spec.groups :]
-        return rms_norm(x, shape, weight, spec.eps, **fused)
+        return rms_norm(x, shape, weight, spec.eps, bias=bias, **fused)
     if spec.norm == "group":
         return group_norm(x, spec.groups, weight, bias, spec.eps, **fused)
     if spec.norm == "batch":
         return batch_norm(x, running_mean, running_var, *batch, **fused)
     if spec.norm == "mean_only_batch":
         numbers = spec.use_input_stats, spec.momentum
-        return mean_only_batch_norm(x, running_mean, bias, *numbers, **fused)
+        return mean_only_batch_norm(x, running_mean, bias, *numbers, weight=weight, **fused)
     if spec.norm == "instance":
         return instance_norm(x, running_mean, running_var, *batch, **fused)
     assert rho is not None, "batch_instance_norm requires it"
@@ -53,7 +53,7 @@ def add_formula(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
     shape = x.shape[x.dim() - spec.groups :]
     if spec.norm == "layer":
         return add_layer_norm(x, residual, shape, weight, bias, spec.eps)
-    return add_rms_norm(x, residual, shape, weight, spec.eps)
+    return add_rms_norm(x, residual, shape, weight, spec.eps, bias=bias)
 
 
 def formula_gradients(dy: Tensor, inputs: Inputs, spec: NormSpec, needs: Sequence[bool]) -> Tensors:
