@@ -11,12 +11,14 @@ import triton.language as tl
 
 from .arithmetic import add_both, centred, chan_merge, merge_along, product
 from .channel_tiles import (
+    block_of_channels,
     by_channel,
     is_unfolded,
     lane_sum,
     lane_sums,
     load_first,
     load_pivot,
+    merged_at_once,
     outer_sum,
     spread,
     spread_outer,
@@ -131,7 +133,7 @@ def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
 
 @triton.jit
 def merge_set(m, local, s, K: tl.constexpr):
-    """Moments of each channel's set, for each of the channels (`local`: counted in the unit).
+    """Moments of each channel's set, for each channel of a tile (`local`: counted in the unit).
 
     SETS: 0 where each channel is a set, 1 where all make up one, else their number, padded.
     """
@@ -139,7 +141,7 @@ def merge_set(m, local, s, K: tl.constexpr):
         return m
     elif K.SETS == 1:
         m = along(m, 0)
-        zero = tl.zeros_like(local).to(m.mean.dtype)
+        zero = tl.zeros([K.BLOCK_C], m.mean.dtype)
         return Moments(zero + m.count, zero + m.mean, zero + m.m2)
     else:
         belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
@@ -220,16 +222,14 @@ def unit_moments(t, at, s, K: tl.constexpr):
 
     A unit has several blocks of channels only where all of them make up one set.
     """
-    BLOCK_C: tl.constexpr = K.BLOCK_C
+    BLOCK: tl.constexpr = merged_at_once(K)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
-    zero = tl.zeros([BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
     m = Moments(zero, zero, zero)
-    for block in range(tl.cdiv(s.W, BLOCK_C)):
-        channels = unit_channels(at.u, block, s, K)
-        count, mean, m2 = part_moments(
-            table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK_C
-        )
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(at.u, block, BLOCK, s)
+        count, mean, m2 = part_moments(table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK)
         more = merge_set(Moments(count, mean, m2), channels.local, s, K)
         m = merge(m, more)
     return m

@@ -63,7 +63,20 @@ def place(unit, member, s, K: tl.constexpr, BATCH: tl.constexpr):
 
 @triton.jit
 def unit_channels(u, block, s, K: tl.constexpr):
-    local = block * K.BLOCK_C + tl.arange(0, K.BLOCK_C)
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    return block_of_channels(u, block, BLOCK_C, s)
+
+
+@triton.constexpr_function
+def merged_at_once(K):
+    """Channels of a unit that are merged at a time: more than a tile has, where it has few of one
+    large set, since each block is waited for."""
+    return max(K.BLOCK_C, 32) if K.SETS == 1 else K.BLOCK_C
+
+
+@triton.jit
+def block_of_channels(u, block, BLOCK: tl.constexpr, s):
+    local = block * BLOCK + tl.arange(0, BLOCK)
     c = u * s.W + local
     return Channels(local, c, (local < s.W) & (c < s.C))
 
