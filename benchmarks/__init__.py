@@ -17,6 +17,7 @@
     cpu, plot_cpu         `python -m benchmarks.cpu`, pairs on a CPU; results/cpu.png of its rows
     small                 `python -m benchmarks.small`: what a call on 32 elements costs
     memory                `python -m benchmarks.memory`: bytes kept for backward
+    models, model_zoo     `python -m benchmarks.models`: steps of whole models; which they are
     test_norms            the same cases with pytest-benchmark
     compile_only          kernels compiled for a GPU that is not there
     machine_code          what a compiled kernel does to memory, read from its code

@@ -1,7 +1,5 @@
 """Predict the labels of images with a checkpoint: python cifar/test.py --help."""
 
-import csv
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +7,14 @@ from pathlib import Path
 import torch
 import tyro
 
-from harness.batches import Normalise
+from harness.checkpoints import find_checkpoint, make_trained
 from harness.config import Backend, Device
 from harness.environment import select_backend, select_device
 from harness.errors import UserError, run_script
-from harness.evaluation import predict
-from harness.files import load_checkpoint, require_writable, write_atomic
+from harness.evaluation import infer, scores
+from harness.files import load_checkpoint, require_writable
 from harness.image_files import other_files, png_files, read_batches
-from harness.model import Architecture, ResNet, make_model
+from harness.label_files import Table, pick_labels, read_labels
 
 SHOWN = 10  # names of files, at most
 
@@ -36,72 +34,88 @@ class PredictConfig:
     backend: Backend = "auto"
     """Any backend reads any checkpoint, whichever it was trained with."""
     device: Device = "auto"
+    class_names: bool = False
+    """Write the names of classes in place of their integers."""
+    probabilities: Path | None = None
+    """Also write a CSV here, a line an image as in OUTPUT, with a probability for each class in the
+    order of the integers."""
+    labels: Path | None = None
+    """The true labels, in the form of OUTPUT, as integers or names of classes: prints the accuracy
+    and macro F1."""
+    ema: bool = False
+    """Predict with the average of the weights, of a run with --ema."""
 
 
-def find_checkpoint(path: Path) -> Path:
-    """`path`, or its checkpoint.pt if it is the folder of a run.
-
-    Raises UserError for the folder of an unfinished run, and for any other.
-    """
-    if not path.is_dir():
-        return path
-    if (path / "results.json").is_file():  # the mark of a finished run
-        return path / "checkpoint.pt"
-    for file in (path / "unfinished" / "checkpoint.pt", path / "checkpoint.pt"):
-        if file.is_file():
-            raise UserError(
-                f"--checkpoint {path}: this run has not finished; let it end, or give {file} for "
-                "the weights that it has"
-            )
-    raise UserError(f"--checkpoint {path} holds no finished run; give checkpoint.pt or its folder")
-
-
-def check_output(config: PredictConfig, checkpoint: Path) -> None:
-    """Raises UserError if --output is a file that is read, or cannot be written."""
-    inputs = [checkpoint, config.images]
+def check_paths(config: PredictConfig, checkpoint: Path) -> None:
+    """Raises UserError if a file to write is one that is read, or cannot be written, or if one to
+    read is missing."""
+    inputs = {checkpoint.resolve(), config.images.resolve()}
     if config.images.is_dir():
-        inputs += png_files(config.images)
-    if config.output.resolve() in (file.resolve() for file in inputs):
-        raise UserError(f"--output {config.output} would overwrite an input; give another file")
-    require_writable(config.output)
+        inputs |= {file.resolve() for file in png_files(config.images)}
+    if config.labels is not None:
+        inputs.add(config.labels.resolve())
+        if not config.labels.is_file():
+            raise UserError(f"--labels {config.labels} is missing; give a CSV, a label a line")
+    outputs = {"--output": config.output}
+    if config.probabilities is not None:
+        outputs["--probabilities"] = config.probabilities
+    for flag, path in outputs.items():
+        if path.resolve() in inputs:
+            raise UserError(f"{flag} {path} would overwrite an input; give another file")
+        require_writable(path, flag)
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        raise UserError(f"--probabilities {config.probabilities} is --output; give another file")
 
 
-def load_model(file: Path, backend: Backend, device: torch.device) -> tuple[ResNet, Normalise]:
-    """The trained model and its normalisation. Raises UserError if the checkpoint does not fit."""
-    checkpoint = load_checkpoint(file)
-    model = make_model(Architecture(**checkpoint["architecture"]), backend)
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError:
-        message = f"the weights in {file} do not fit the model that its config names"
-        raise UserError(message) from None
-    return model.to(device), Normalise(checkpoint["mean"], checkpoint["std"], device)
-
-
-def test(config: PredictConfig) -> None:
-    """Read, predict, write; the output appears only if every image can be read."""
-    if not config.images.exists():
-        raise UserError(f"--images {config.images} is missing; give a CSV or a folder of PNG files")
-    checkpoint = find_checkpoint(config.checkpoint)
-    check_output(config, checkpoint)
-    device = select_device(config.device)
-    select_backend(config.backend, device)
-    model, normalise = load_model(checkpoint, config.backend, device)
-    text, count = io.StringIO(), 0
-    writer = csv.writer(text, lineterminator="\n")
-    for names, images in read_batches(config.images):
-        labels = predict(model, images, normalise, device).tolist()
-        columns = (names, labels) if config.images.is_dir() else (labels,)
-        writer.writerows(zip(*columns, strict=True))
-        count += len(labels)
-    content = text.getvalue().encode(errors="surrogateescape")  # a file's name may be no UTF-8
-    write_atomic(config.output, lambda file: file.write(content))
-    if config.images.is_dir() and (others := other_files(config.images)):
+def warn_of_others(folder: Path) -> None:
+    """Name what else is in it."""
+    if others := other_files(folder):
         shown = ", ".join(others[:SHOWN]) + f" and {len(others) - SHOWN} more" * (
             len(others) > SHOWN
         )
         print(f"warning: left out, for they are no .png files: {shown}", file=sys.stderr)
-    print(f"{count} labels: {config.output}")
+
+
+def test(config: PredictConfig) -> None:
+    """Read, predict, write; files appear only if every image and label can be read."""
+    if not config.images.exists():
+        raise UserError(f"--images {config.images} is missing; give a CSV or a folder of PNG files")
+    file = find_checkpoint(config.checkpoint, "--checkpoint")
+    check_paths(config, file)
+    device = select_device(config.device)
+    select_backend(config.backend, device)
+    checkpoint = load_checkpoint(file)
+    models, normalise = make_trained(checkpoint, file, config.backend, device)
+    if config.ema and "ema" not in models:
+        raise UserError(f"--ema: {file} has no average; leave it out, or train with --ema 0.999")
+    classes, named = checkpoint["class_names"], config.images.is_dir()
+    known = None if config.labels is None else read_labels(config.labels, named, classes)
+    tables = [Table(config.output, named)]
+    if config.probabilities is not None:
+        tables.append(Table(config.probabilities, named))
+    every: list[str] = []
+    guesses: list[torch.Tensor] = []
+    for names, images in read_batches(config.images):
+        logits = infer(models["ema" if config.ema else ""], images, normalise, device)
+        found = logits.argmax(1)
+        shown = [classes[i] if config.class_names else i for i in found.tolist()]
+        tables[0].add(names, [[label] for label in shown])
+        for table in tables[1:]:
+            values = logits.double().softmax(1).tolist()
+            table.add(names, [[f"{p:.7g}" for p in row] for row in values])
+        every += names
+        guesses.append(found)
+    truth = None
+    if known is not None and config.labels is not None:
+        truth = pick_labels(known, every, config.labels)
+    for table in tables:
+        table.write()
+    if named:
+        warn_of_others(config.images)
+    print(f"{len(every)} labels: {config.output}")
+    if truth is not None:
+        measures = scores(truth, torch.cat(guesses))
+        print(f"accuracy {measures['accuracy']:.4f}, macro F1 {measures['macro_f1']:.4f}")
 
 
 def main() -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import tyro
 
+from harness.checkpoints import find_checkpoint, make_trained
 from harness.compile_cache import own_cache
 from harness.config import TrainConfig
 from harness.datasets import Dataset, load_dataset
 from harness.environment import commit, describe_device, select_backend, select_device, versions
 from harness.errors import UserError, run_script
-from harness.files import RunFolder, write_arrays, write_json, write_torch
+from harness.evaluation import infer_splits
+from harness.files import RunFolder, load_checkpoint, write_arrays, write_json, write_torch
 from harness.model import require_synchronised
 from harness.progress import Progress
 from harness.recipes import RECIPES, choose_recipe, default_epochs
@@ -66,7 +68,8 @@ def notes(training: Training) -> list[str]:
     config, dataset, lines = training.config, training.dataset, []
     recipe = RECIPES[config.recipe]
     known = "digits" if config.recipe == "digits" else "cifar10"
-    if (dataset.key, config.epochs, config.max_steps) == (known, recipe.epochs, None):
+    whole = (dataset.key, config.epochs, config.max_steps) == (known, recipe.epochs, None)
+    if whole and recipe.expectation is not None:
         lines.append(f"expect an accuracy of {recipe.expectation}")
     counts = training.evaluated_counts()
     if counts["test"] < len(dataset.test) or counts["train"] < len(dataset.train):
@@ -109,7 +112,8 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
         progress.splits(final)
         if leads:
             write_arrays(folder.unfinished / "predictions.npz", predictions)
-            results = {**final, "steps": training.step, **description}
+            averaged = {"ema": final["ema"]} if "ema" in final else {}
+            results = {**final[""], **averaged, "steps": training.step, **description}
             write_json(folder.unfinished / "results.json", results)
             folder.finish()
         progress.line(f"results, checkpoint and curves: {folder.output}")
@@ -140,6 +144,37 @@ def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
         return None
     assert config.batch_size is not None
     return config.max_steps * config.batch_size
+
+
+def evaluate(config: TrainConfig) -> None:
+    """Print the scores of --eval-only's checkpoint as training prints those of its last weights."""
+    config.check()
+    assert config.eval_only is not None
+    file = find_checkpoint(config.eval_only, "--eval-only")
+    checkpoint = load_checkpoint(file)
+    device = select_device(config.device)
+    select_backend(config.backend, device)
+    models, normalise = make_trained(checkpoint, file, config.backend, device)
+    trained = checkpoint["config"]
+    if config.dataset == "auto":
+        config = dataclasses.replace(config, dataset=trained["dataset"])
+        config.check()  # of these data and --data-dir
+    share = RECIPES[trained["recipe"]].validation_share
+    dataset = load_dataset(config.dataset, config.data_dir, config.dataset_label, share)
+    if list(dataset.class_names) != list(checkpoint["class_names"]):
+        raise UserError(
+            f"{file} was trained on {checkpoint['dataset']}, whose classes are not those of "
+            f"{dataset.name}; give its data with --dataset or --data-dir"
+        )
+    splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
+    with Progress(0, 0, shown=True) as progress:
+        progress.line(
+            f"{dataset.name}: ResNet-{6 * trained['depth_n'] + 2}, norm {trained['norm']}, "
+            f"backend {config.backend}, {describe_device(device)}, {file}"
+        )
+        progress.splits(
+            {name: infer_splits(m, splits, normalise, device)[1] for name, m in models.items()}
+        )
 
 
 def train(config: TrainConfig) -> Path:
@@ -189,7 +224,11 @@ def train(config: TrainConfig) -> Path:
 def main() -> None:
     """The command line."""
     try:
-        train(tyro.cli(TrainConfig))
+        config = tyro.cli(TrainConfig)
+        if config.eval_only is None:
+            train(config)
+        else:
+            evaluate(config)
     finally:
         leave()
 

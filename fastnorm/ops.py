@@ -188,11 +188,9 @@ def _batched_add(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     inputs, spec = _added(*args)
-
-    def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return add_formula(Inputs(*tensors), spec)
-
-    return torch.vmap(call, tuple(in_dims[:4]))(*inputs[:4]), (0, 0)
+    size = info.batch_size
+    rows, affine = batching.row_inputs(inputs[:4], in_dims[:4], size, spec, False)
+    return differentiable_add_norm(Inputs._make((*rows, *affine, None, None, None)), spec), (0, 0)
 
 
 def _wanted(tensors: Tensors) -> bool:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or, product, store_gradient
-from .channel_moments import table_plane
+from .arithmetic import add_both, load_or, product, store_gradient
+from .channel_moments import sum_set, table_plane
 from .channel_stats import Stats, kept_plane, kept_slot, load_batch_stats, load_stats
-from .channel_tiles import is_first, parameter_slot, unit_channels
-from .tables import part_sums, table_rows
+from .channel_tiles import block_of_channels, is_first, merged_at_once, parameter_slot
+from .tables import part_pairs, part_sums, table_rows
 
 
 class Sums(NamedTuple):
@@ -86,19 +86,6 @@ def instance_weight(t, n, c, mask, s, K: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def sum_set(value, local, s, K: tl.constexpr):
-    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
-    if K.SETS == 0:
-        return value
-    elif K.SETS == 1:
-        return tl.sum(value, axis=0) + tl.zeros_like(value)
-    else:
-        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
-        total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
-        return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
-
-
-@triton.jit
 def set_sums(t, sums, n, channels, s, K: tl.constexpr):
     """Weighted sums over the set of each channel from the channels' own."""
     weight = instance_weight(t, n, channels.c, channels.mask, s, K, sums.g.dtype)
@@ -120,9 +107,11 @@ def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
 
 @triton.jit
 def published_sums(t, n, channels, s, K: tl.constexpr):
-    return Sums(
-        published_sum(t, 0, n, channels, s, K), published_sum(t, 1, n, channels, s, K)
-    )  # fmt: skip
+    """Those of the first two planes, in one go."""
+    BLOCK: tl.constexpr = channels.c.shape[0]
+    gx = t.table + table_plane(s, K)
+    g, gx = part_pairs(t.table, gx, n, channels.c, channels.mask, s.C, s.parts, BLOCK)
+    return Sums(g, gx)
 
 
 @triton.jit
@@ -131,14 +120,21 @@ def unit_sums(t, at, index, s, K: tl.constexpr):
     the one with index 0 leaves the channels' own for add_instances."""
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
-    for block in range(tl.cdiv(s.W, K.BLOCK_C)):
-        channels = unit_channels(at.u, block, s, K)
+    BLOCK: tl.constexpr = merged_at_once(K)
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(at.u, block, BLOCK, s)
         own = published_sums(t, at.n, channels, s, K)
         first = channels.mask & is_first(index, channels.c)
         stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
         leave_instance(t, own, stats, at.n, channels, first, s, K)
-        sums = set_sums(t, own, at.n, channels, s, K)
-        total = Sums(total.g + sums.g, total.gx + sums.gx)
+        if K.SETS == 1:
+            weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
+            own = weighted(weight, own)
+            g, gx = tl.reduce((own.g, own.gx), 0, add_both)
+            total = Sums(total.g + g, total.gx + gx)
+        else:
+            sums = set_sums(t, own, at.n, channels, s, K)
+            total = Sums(total.g + sums.g, total.gx + sums.gx)
     return total
 
 
@@ -206,13 +202,12 @@ def mixed_hat(sums, batch, rho):
 def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
     """What the mixture's batch statistics add for an instance's center, from the batch's sums of g
     and g (x - m_b)."""
-    if K.OF_SAMPLES:  # whose sums were weighted before they were added up
-        share = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
-    else:
+    if not K.OF_SAMPLES:  # whose sums were weighted before they were added up
         gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
-        share = gamma * load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
+    rho = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     batch = Stats(batch.center, (batch.center - center) + batch.offset, batch.rstd)
+    share = rho if K.OF_SAMPLES else gamma * rho
     sums = Sums(share * sums.g, share * sums.gx)
     return slopes_of(batch, sums, s.N.to(center.dtype) * s.S, K)
 
@@ -283,9 +278,9 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 def add_instances(t, u, s, K: tl.constexpr):
     """dgamma, dbeta and drho of the channels of the units u of all instances, and sums over the
     batch where statistics are the batch's."""
-    BLOCK_C: tl.constexpr = K.BLOCK_C
-    for block in range(tl.cdiv(s.W, BLOCK_C)):
-        channels = unit_channels(u, block, s, K)
+    BLOCK: tl.constexpr = merged_at_once(K)
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(u, block, BLOCK, s)
         if K.MIX:
             sums = mixed_batch_sums(t, channels, s, K)
             store_batch_sums(t, channels.c, channels.mask, sums, s, K)
@@ -295,8 +290,9 @@ def add_instances(t, u, s, K: tl.constexpr):
         else:
             of_g, of_hat = instance_planes(t, s, K)
             c, mask = channels.c, channels.mask
-            store_gradient(t.dweight, c, mask, part_sums(of_hat, 0, c, mask, s.C, s.N, BLOCK_C))
-            store_gradient(t.dbias, c, mask, part_sums(of_g, 0, c, mask, s.C, s.N, BLOCK_C))
+            g, hat = part_pairs(of_g, of_hat, 0, c, mask, s.C, s.N, BLOCK)
+            store_gradient(t.dweight, c, mask, hat)
+            store_gradient(t.dbias, c, mask, g)
 
 
 @triton.jit
@@ -305,8 +301,7 @@ def batch_sums(t, channels, s, K: tl.constexpr):
     BLOCK_C: tl.constexpr = K.BLOCK_C
     of_g, of_gx = instance_planes(t, s, K)
     c, mask = channels.c, channels.mask
-    g = part_sums(of_g, 0, c, mask, s.C, s.N, BLOCK_C)
-    gx = part_sums(of_gx, 0, c, mask, s.C, s.N, BLOCK_C)
+    g, gx = part_pairs(of_g, of_gx, 0, c, mask, s.C, s.N, BLOCK_C)
     return about_mean(Sums(g, gx), load_stats(t, 0, c, mask, s, K))
 
 

@@ -20,6 +20,11 @@ class Stats(NamedTuple):
     rstd: Any
 
 
+class Running(NamedTuple):
+    mean: Any
+    var: Any
+
+
 class Affine(NamedTuple):
     """y = (x - center) * scale + shift: centred first, exact where mean >> std."""
 
@@ -117,10 +122,19 @@ def stats_of(pivot, m, eps, K: tl.constexpr):
 
 
 @triton.jit
-def update_batch(t, m, center, c, mask, momentum):
+def load_running(t, c, mask):
+    """Running statistics as they were, in the accumulation type."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    mean = load_or(t.running_mean, c, mask, 0.0, ACC)
+    return Running(mean, load_or(t.running_var, c, mask, 0.0, ACC))
+
+
+@triton.jit
+def update_batch(t, old, m, center, c, mask, momentum):
     """Running statistics of sets that run over the batch; variances unbiased."""
-    update_running(t.running_mean, c, mask, center, momentum)
-    update_running(t.running_var, c, mask, m.m2 / tl.maximum(m.count - 1.0, 1.0), momentum)
+    unbiased = m.m2 / tl.maximum(m.count - 1.0, 1.0)
+    update_running(t.running_mean, c, mask, old.mean, center, momentum)
+    update_running(t.running_var, c, mask, old.var, unbiased, momentum)
 
 
 @triton.jit
@@ -128,10 +142,12 @@ def average_instances(t, u, momentum, s, K: tl.constexpr):
     """Running statistics of instance norm: the averages of the instances' means and of their
     unbiased variances."""
     channels = unit_channels(u, 0, s, K)
+    c, mask = channels.c, channels.mask
+    old = load_running(t, c, mask)
     pivot, m, within = batch_moments(t, u, s, K)
     unbiased = within / tl.maximum(m.count - s.N, 1.0)
-    update_running(t.running_mean, channels.c, channels.mask, pivot + m.mean, momentum)
-    update_running(t.running_var, channels.c, channels.mask, unbiased, momentum)
+    update_running(t.running_mean, c, mask, old.mean, pivot + m.mean, momentum)
+    update_running(t.running_var, c, mask, old.var, unbiased, momentum)
 
 
 @triton.jit

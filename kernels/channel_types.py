@@ -31,6 +31,9 @@ class Choices(NamedTuple):
     # memory, and its positions are instances. PADDED: a channel's positions.
     FOLDED: bool = False
     PADDED: int = 0
+    # Other contiguous sets over the batch alone: a tile's positions are rows of so many, each of
+    # an instance, and its lanes are channels. 0 where a tile has positions of one instance.
+    ROW: int = 0
     CLUSTER: bool = False  # members wait for one another
     GATHERS: bool = False  # a backward's instances leave sums of their own, which the last adds up
     STAGES: int = 1  # of moments: 1 plus the tiles that are on their way while one is worked on

@@ -35,9 +35,9 @@ from .channel_moments import (
     Moments,
     channel_moments,
     lane_moments,
-    merge_set,
     publish,
     unit_moments,
+    whole_sets,
 )
 from .channel_samples import add_lanes, lane_weight, leave_lanes
 from .channel_stats import (
@@ -48,6 +48,7 @@ from .channel_stats import (
     constant_stats,
     kept_affine,
     load_batch_stats,
+    load_running,
     load_stats,
     mixed_affine,
     stats_of,
@@ -111,7 +112,7 @@ def resident_kernel(
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     group, member = group_and_member(s, K)
     for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        normalise_unit(t, place(unit, member, s), group, momentum, eps, s, K)
+        normalise_unit(t, place(unit, member, s, K, K.BATCH), group, momentum, eps, s, K)
 
 
 @triton.jit
@@ -121,16 +122,24 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
     channels = unit_channels(at.u, at.block, s, K)
     packed = load(t.x, tile)
     lanes = tile.lanes
-    pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
-    pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
-    lane = lane_moments(x, tile, s, K)
-    origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
     # Of a set whose parts lie in several members the first of these keeps its statistics.
     first = channels.mask & (channels.local % s.D == 0) & is_first(at.part, channels.local)
+    if K.BATCH:
+        old = load_running(t, channels.c, first)
+    if K.CLUSTER or (K.BATCH and (K.MIX or K.OF_SAMPLES)):
+        pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
+        pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
+        x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
+        lane = lane_moments(x, tile, s, K)
+        origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
+    else:
+        origin, m = whole_sets(packed.to(ACC), tile, channels.local, s, K)
+        if t.table is not None:  # for average_instances
+            pivot = load_pivot(t, lanes.n, lanes.c, lanes.mask, s, K)
+            publish(t, Moments(m.count, m.mean + (origin - pivot), m.m2), at, channels, s, K)
     stats = stats_of(origin, m, eps, K)
     if K.BATCH:
-        update_batch(t, m, stats.center, channels.c, first, momentum)
+        update_batch(t, old, m, stats.center, channels.c, first, momentum)
     if K.MIX:
         if K.BATCH:
             batch = stats
@@ -154,10 +163,8 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
             affine = Affine(
                 to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
             )
-    if K.CLUSTER:  # across the barrier the tile stays as it was loaded
-        x = keep_packed(packed).to(ACC) - spread(affine.center, K)
-    else:
-        x -= spread(affine.center - pivot, K)
+    # Across sums and barriers the tile stays as it was loaded.
+    x = keep_packed(packed).to(ACC) - spread(affine.center, K)
     store_output(t, x, affine, tile, s, K)
     # Instance norm's running statistics are averages over instances: the last one takes them.
     if not K.BATCH and t.tickets is not None:
@@ -175,20 +182,18 @@ def lane_stats(stats, K: tl.constexpr):
 @triton.jit
 def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
     """(pivot, moments of the set) of each channel, from the moments of a member's lanes."""
-    if K.BATCH:
+    if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
         zeros = tl.zeros_like(channels.c).to(tl.int64)
         origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
         mean = lane.mean + (pivot - to_lanes(origin, K))
-        m = channel_moments(Moments(lane.count, mean, lane.m2), at, s, K)
+        m = channel_moments(t, Moments(lane.count, mean, lane.m2), pivot, at, s, K)
     else:
         origin, m = pivot, lane
-    if t.table is not None:
-        publish(t, m, at, channels, s, K)
     if K.CLUSTER:
+        publish(t, m, at, channels, s, K)
         meet(t, group, at, s, K)
-        return origin, unit_moments(t, at, s, K)
-    else:
-        return origin, merge_set(m, channels.local, s, K)
+        m = unit_moments(t, at, s, K)
+    return origin, m
 
 
 # --- backward ---
@@ -202,7 +207,7 @@ def resident_backward_kernel(
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     group, member = group_and_member(s, K)
     for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        differentiate_unit(t, place(unit, member, s), group, s, K)
+        differentiate_unit(t, place(unit, member, s, K, K.BATCH), group, s, K)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ from fastnorm.contract import NormSpec
 from fastnorm.tensors import accumulation
 
 from .channels import channel_norm, channel_norm_backward
+from .gated import gated_norm, gated_norm_backward
 from .plans import stats_size
 from .routing import RoutedEngine
 from .row_geometry import RowSpec
@@ -24,6 +25,8 @@ class TritonEngine(RoutedEngine):
     row_norm = staticmethod(row_norm)
     row_add_norm = staticmethod(row_add_norm)
     row_norm_backward = staticmethod(row_norm_backward)
+    gated_norm = staticmethod(gated_norm)
+    gated_norm_backward = staticmethod(gated_norm_backward)
     weight_norm = staticmethod(weight_norm)
     weight_norm_backward = staticmethod(weight_norm_backward)
 

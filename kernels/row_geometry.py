@@ -20,6 +20,7 @@ LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
 # Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
+GATED_WARP_TILE = 256  # backward, which has a third tensor
 MOST_WARPS = 16
 # Warps that an SM has, of kernels that keep their tile; fewer where threads keep 32 elements, gamma
 # and beta of 16 bits in float32.
@@ -195,20 +196,20 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
+def pointwise(R: int, L: int, itemsize: int, gated: bool) -> RowGeometry:
     """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
+    at_once = 4 if gated else 6
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, at_once)
 
 
-def _one_program(
-    R: int, L: int, itemsize: int, backward: bool, gated: bool
-) -> RowGeometry | None:
+def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:
     BLOCK_L = _padded(L)
     longest = LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW
     if BLOCK_L > (longest // 2 if gated else longest):
         return None
-    warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
+    gated_or_not = GATED_WARP_TILE if gated else BACKWARD_WARP_TILE
+    warp_tile = gated_or_not if backward else WARP_TILE[itemsize]
     least = 8 if backward else 1  # where rows leave shares of gradients, few programs
     warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
     few = itemsize == 2 and not backward and warps <= 4

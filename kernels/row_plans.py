@@ -58,7 +58,7 @@ def forward_plan(
     wanted = triton.cdiv(tilings.ENOUGH_PROGRAMS, geometry.units)
     steps = triton.cdiv(geometry.members, min(wanted, geometry.members))
     parts = triton.cdiv(geometry.members, steps)
-    each = row_geometry.pointwise(R, L, itemsize).for_parameters(spec)
+    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
     aligned_L = L // alignment(L)
     return RowPlan(
         geometry,
@@ -110,7 +110,7 @@ def backward_plan(
         launch = _launch(row_norm_backward_kernel, groups, 1, geometry, spec)
         return RowPlan(geometry, tier, launch, groups=groups if shares else 0)
     groups = min(geometry.units, max(sms // geometry.members, 1))
-    each = row_geometry.pointwise(R, L, itemsize).for_parameters(spec)
+    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
     columns, at_a_time = geometry.sharing
     adders = geometry.parameter_rows * triton.cdiv(L, columns) if shares else 0
     scalars = (R, L // alignment(L), each.units, geometry.members, groups, *each.parameter_scalars)
@@ -131,9 +131,7 @@ def backward_plan(
     )
 
 
-def _launch(
-    kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec
-) -> Launch:
+def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:
     """Of groups of so many programs, which take blocks of rows in turns."""
     return Launch(
         kernel,

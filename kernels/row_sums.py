@@ -7,7 +7,9 @@ from .arithmetic import LANES_FIRST, across, add_both, centred, chan_merge, prod
 from .row_tiles import only_present
 from .tables import part_moments, part_sums
 
-ENOUGH_TO_FUSE = tl.constexpr(256)  # columns of a tile, of which each thread then has several
+# Columns of a tile, of which each thread then has several: even of rows that are not aligned, where
+# neighbouring threads have one column each, and 16 warps 512.
+ENOUGH_TO_FUSE = tl.constexpr(1024)
 
 
 @triton.jit

@@ -15,7 +15,6 @@ from .activation import activate
 from .arithmetic import accumulation_type, across, across_lanes, split_shape
 from .row_types import Affine, Sizes, Stats, Tile
 
-
 # --- where a tile lies ---
 
 
@@ -32,7 +31,7 @@ def sizes(R, L, parts, row_blocks, A, inner, K: tl.constexpr):
     if K.PARAMETERS == "grouped":
         return Sizes(R, L * K.ALIGN, parts, A, inner, row_blocks // A)
     else:
-        return Sizes(R, L * K.ALIGN, parts, None, None, None)
+        return Sizes(R, L * K.ALIGN, parts, 0, 0, 0)  # Triton 3.6 returns no None
 
 
 @triton.jit
@@ -166,18 +165,23 @@ def gated_input(t, x, gate, K: tl.constexpr):
 
 
 @triton.jit
+def with_gate(t, x, tile, K: tl.constexpr):
+    """What is normalised, where the gate has not been loaded."""
+    if K.GATE == "before":
+        return gated_input(t, x, load(t.gate, tile), K)
+    else:
+        return x
+
+
+@triton.jit
 def load_sum(t, tile, K: tl.constexpr):
-    """What is normalised: x, gated or not, or x + addend, rounded as x is, since that is returned.
-    """
+    """What is normalised: x, x silu(gate), or x + addend, rounded as x is: that is returned."""
     x = load(t.x, tile)
     if t.addend is not None:
         ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
         x = (x.to(ACC) + load(t.addend, tile).to(ACC)).to(x.dtype)
         store(t.total, x, tile)
-    if K.GATE == "before":
-        return gated_input(t, x, load(t.gate, tile), K)
-    else:
-        return x
+    return with_gate(t, x, tile, K)
 
 
 @triton.jit

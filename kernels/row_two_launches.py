@@ -1,5 +1,5 @@
-"""Layer and RMS norm in two launches, each of which reads the tensor: the second walks backwards, and
-begins with what the first left in the L2 cache. Forward above backward."""
+"""Layer and RMS norm in two launches, each of which reads the tensor: the second walks backwards,
+and begins with what the first left in the L2 cache. Forward above backward."""
 
 import triton
 import triton.language as tl
@@ -30,6 +30,7 @@ from .row_tiles import (
     row_tile,
     sizes,
     store_stats,
+    with_gate,
 )
 from .row_types import Stats
 from .sync import arrived_last
@@ -77,7 +78,7 @@ def row_apply_kernel(t, R, L, row_blocks, A, inner, K: tl.constexpr):
     block, start = backward_walk(tl.program_id(0), row_blocks, s, K)
     tile = row_tile(block, start, s, K)
     x = load(t.total if t.addend is not None else t.x, tile)
-    x = gated_input(t, x, load_gate(t, x, tile), K).to(ACC)
+    x = with_gate(t, x, tile, K).to(ACC)
     affine = affine_of(t, block, start, tile, s, K)
     stats = load_stats(t.stats, tile, s, K)
     store_output(t, x, stats, affine, tile, s, K)

@@ -57,8 +57,8 @@ class Backward(NamedTuple):
     dresidual: Any  # (R, L) or None
     dweight: Any  # (A, L) or None
     dbias: Any  # (A, L) or None
-    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts of
-    # rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
+    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts
+    # of rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
     partial: Any = None
     table: Any = None
     barriers: Any = None
@@ -79,7 +79,7 @@ class Sizes(NamedTuple):
     L: Any
     parts: Any  # of a row
     # Grouped parameters': their rows, the rows that share one before the next has its turn, and the
-    # blocks of the rows that share one; else None.
+    # blocks of the rows that share one; else 0.
     A: Any
     inner: Any
     blocks: Any

@@ -111,14 +111,14 @@ def row_norm_backward(
         dsum=contiguous(dsum) if needs[0] else None,
         dx=torch.empty_like(x) if needs[0] else None,
         dresidual=torch.empty_like(x) if needs[1] and fused else None,
-        dweight=_like(weight, needs[2]),
-        dbias=_like(bias, needs[3]),
+        dweight=like(weight, needs[2]),
+        dbias=like(bias, needs[3]),
     )
     backward(t, *row_sizes(x, spec.groups), planned(inputs, spec))
     return t.dx, dy if needs[1] and not fused else t.dresidual, t.dweight, t.dbias
 
 
-def _like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
+def like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
     """Room for a parameter's gradient, where it is needed."""
     if parameter is None or not needed:
         return None

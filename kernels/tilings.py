@@ -13,6 +13,9 @@ from .geometry import Geometry, Sets, View, alignment
 
 # Elements of a tile that a program keeps where it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
+# The same for a contiguous set alone: one warp, which waits for no other and whose sums go through
+# no shared memory.
+ONE_WARP_TILE = 1024
 # Other warps where lanes crowd the registers, see `Geometry.crowded`. An SM has 16 warps of 128
 # registers either way; but two programs of 8,192 elements in 8 warps each spilled up to 472 bytes a
 # thread, and one in 16 warps nothing, a mixture with channels last up to 120.
@@ -47,6 +50,7 @@ INTERPRETER_TILE = 1 << 18
 MOST_LANES = 256
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
+WASTED_OF_A_ROW = 1 / 12
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
 
 Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
@@ -70,6 +74,10 @@ def choose(
 def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
     """Units that one program holds whole, or None where sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
+    if not (launch.INTERPRETED or sets.batch or view.channels_last or _each_addressed(view)):
+        blocks = _whole_sets(view, sets, ONE_WARP_TILE)
+        if blocks is not None and blocks[2] == 1:
+            return Geometry(view, sets, *blocks, parts=1, steps=1, num_warps=1)
     for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
@@ -211,7 +219,9 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
             return None
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
-    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
+    if sets.one_instance and not launch.INTERPRETED:
+        BLOCK_S = _row(S, tile)
+    elif lanes == 1 and not launch.INTERPRETED:  # a cluster's
         tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.batch:
         if sets.mix:
@@ -223,6 +233,15 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     rows = triton.next_power_of_2(depth) if depth > 1 else min(lanes, triton.next_power_of_2(C))
     BLOCK_C = min(tile // BLOCK_S, rows)
     return depth if depth > 1 else BLOCK_C, 1, BLOCK_C, min(whole, tile // BLOCK_C)
+
+
+def _row(S: int, tile: int) -> int:
+    """Positions of each instance in a tile of several: the widest row of those that waste little
+    of the last one, or that waste least."""
+    widths = [w for w in (WIDEST_ROW >> k for k in range(4)) if 8 <= w <= tile]
+    wasted = {w: (triton.cdiv(S, w) * w - S) / S for w in widths}
+    best = max(min(wasted.values()), WASTED_OF_A_ROW)
+    return max(w for w in widths if wasted[w] <= best)
 
 
 def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:

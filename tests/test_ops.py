@@ -172,5 +172,6 @@ def test_rms_norm_with_a_bias():
         assert_close(found, y.detach(), name)
         for grad, true in zip(grads, truth, strict=True):
             assert_close(grad, true, name)
-        assert_close(torch.vmap(call, (0, None))(x[None], bias)[0], y.detach(), name)
-        assert_close(torch.vmap(call)(x[None], bias[None])[0], y.detach(), name)
+        x1, bias1 = x.detach()[None], bias.detach()
+        assert_close(torch.vmap(call, (0, None))(x1, bias1)[0], y.detach(), name)
+        assert_close(torch.vmap(call)(x1, bias1[None])[0], y.detach(), name)

@@ -1,11 +1,15 @@
 """The labels that a model gives to images, and their scores."""
 
+from collections.abc import Mapping
+
 import torch
 from sklearn.metrics import f1_score  # type: ignore[import-untyped]
 
 from harness.batches import Normalise
+from harness.datasets import Split
 
 EVAL_BATCH = 512
+Scores = dict[str, dict[str, float]]  # by split and measure
 
 
 @torch.inference_mode()
@@ -17,11 +21,23 @@ def infer(
     return torch.cat([model(normalise(part.to(device))) for part in images.split(EVAL_BATCH)]).cpu()
 
 
-def predict(
-    model: torch.nn.Module, images: torch.Tensor, normalise: Normalise, device: torch.device
-) -> torch.Tensor:
-    """Labels int64 (N,), on the CPU, that the model in eval mode gives to images (N, 3, 32, 32)."""
-    return infer(model, images, normalise, device).argmax(1)
+def accuracy(
+    model: torch.nn.Module, split: Split, normalise: Normalise, device: torch.device
+) -> float:
+    """Of the labels that the model in eval mode gives to the images."""
+    found = infer(model, split.images, normalise, device).argmax(1)
+    return (found == split.labels).double().mean().item()
+
+
+def infer_splits(
+    model: torch.nn.Module,
+    splits: Mapping[str, Split],
+    normalise: Normalise,
+    device: torch.device,
+) -> tuple[dict[str, torch.Tensor], Scores]:
+    """Logits (N, classes) of each split's images as they are (no crop, no mirror), and scores."""
+    logits = {name: infer(model, split.images, normalise, device) for name, split in splits.items()}
+    return logits, {name: scores(splits[name].labels, z.argmax(1)) for name, z in logits.items()}
 
 
 def scores(labels: torch.Tensor, predictions: torch.Tensor) -> dict[str, float]:

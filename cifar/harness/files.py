@@ -40,10 +40,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, flag: str = "--output") -> None:
     """Raises UserError where no file could be written under this name, before work is lost."""
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder; give a file")
+        raise UserError(f"{flag} {path} is a folder; give a file")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     with writing(path):
         with tempfile.TemporaryFile(dir=folder):

@@ -31,7 +31,7 @@ class StudyConfig(Setting):
     """The study's folder."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int | None = None
-    """Of each run; the schedule is scaled to it. Default: the recipe's 100, 182 or 10."""
+    """Of each run; the schedule is scaled to it. Default: the recipe's 100, 182, 30 or 13."""
     parts: tuple[Part, ...] = get_args(Part)
     """variants: norm against norm. builtin: torch.nn's norms where ours has a twin. batch: bn
     against gn at each batch size. speed: images/s and memory in training."""

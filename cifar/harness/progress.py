@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from harness.evaluation import Scores
+
 
 class ImagesPerSecond(ProgressColumn):
     """The recent speed of a bar that counts images."""
@@ -70,15 +72,23 @@ class Progress:
         text = (
             f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
             f"train {row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}  "
-            f"{row['images_per_second']:,.0f} images/s  lr {row['lr']:g}"
+            + (f"ema {row['ema_val_accuracy']:.4f}  " if "ema_val_accuracy" in row else "")
+            + f"{row['images_per_second']:,.0f} images/s  lr {row['lr']:g}"
         )
         if "rho_mean" in row:
             text += f"  rho {row['rho_min']:.3f} / {row['rho_mean']:.3f} / {row['rho_max']:.3f}"
         self.line(text)
 
-    def splits(self, results: dict[str, dict[str, float]]) -> None:
-        """The final table."""
-        self.line("split  accuracy  micro F1  macro F1")
-        for name, values in results.items():
+    def splits(self, results: dict[str, Scores]) -> None:
+        """The final table; `results` by the name of the weights, "" for the raw ones."""
+        rows = {
+            f"{weights} {split}".strip(): values
+            for weights, found in results.items()
+            for split, values in found.items()
+        }
+        width = max(5, *map(len, rows))
+        self.line(f"{'split':{width}}  accuracy  micro F1  macro F1")
+        for name, values in rows.items():
             columns = (values["accuracy"], values["micro_f1"], values["macro_f1"])
-            self.line(f"{name:5s}  " + "".join(f"{value:8.4f}  " for value in columns).rstrip())
+            text = "".join(f"{value:8.4f}  " for value in columns).rstrip()
+            self.line(f"{name:{width}}  {text}")

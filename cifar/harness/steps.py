@@ -1,6 +1,7 @@
 """One optimizer step: eager, or replayed as a CUDA graph."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,10 @@ class EagerStep:
         device: torch.device,
         amp: Amp = "off",
         world: World = ALONE,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.model, self.optimizer, self.world = model, optimizer, world
+        self.loss = partial(F.cross_entropy, reduction="sum", label_smoothing=label_smoothing)
         self.autocast = torch.autocast(device.type, DTYPES[amp], enabled=amp != "off")
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
@@ -40,7 +43,7 @@ class EagerStep:
         self.optimizer.zero_grad()
         with self.autocast:
             logits = self.model(batch.images)
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum") / batch.whole
+        loss = self.loss(logits.float(), batch.labels) / batch.whole
         # Data-parallel gradients are means over processes, whose shares may differ in size.
         self.scaler.scale(loss * self.world.size).backward()
         self.scaler.step(self.optimizer)

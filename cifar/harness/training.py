@@ -13,8 +13,9 @@ from harness.batches import Batch, Normalise, TrainBatches
 from harness.config import TrainConfig
 from harness.datasets import Dataset
 from harness.errors import UserError
-from harness.evaluation import infer, predict, scores
+from harness.evaluation import Scores, accuracy, infer_splits
 from harness.model import Architecture, ResNet, build_model, initialise, synchronise
+from harness.optimizers import Average, make_optimizer
 from harness.probes import FeatureProbe, mixing
 from harness.progress import Progress
 from harness.recipes import RECIPES, Recipe
@@ -22,21 +23,6 @@ from harness.steps import EagerStep, GraphedStep, Outcome
 from harness.world import World
 
 Row = dict[str, Any]
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
-    """The recipe's SGD; BIN's rho has 10 times the learning rate and no weight decay.
-
-    The latter is the recipe of BIN's authors (arXiv 1805.07925). They also clamp rho after each
-    step; here the module itself keeps it within [0, 1].
-    """
-    named = list(model.named_parameters())
-    rho = [parameter for name, parameter in named if name.endswith("rho")]
-    others = [parameter for name, parameter in named if not name.endswith("rho")]
-    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": recipe.weight_decay}]
-    if rho:
-        groups.append({"params": rho, "lr": 10 * lr})
-    return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum)
 
 
 class Training:
@@ -72,10 +58,11 @@ class Training:
         )
         self.model = self.build(recipe)
         self.optimizer = make_optimizer(self.model, recipe, config.lr)
-        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer, recipe.milestones(config.epochs)
+        self.largest_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.average = None if config.ema is None else Average(self.model, config.ema)
+        self.eager = EagerStep(
+            self.trained(), self.optimizer, device, config.amp, world, recipe.label_smoothing
         )
-        self.eager = EagerStep(self.trained(), self.optimizer, device, config.amp, world)
         self.train_step: Callable[[Batch], Outcome] = self.eager
         if config.cuda_graph:
             self.train_step = GraphedStep(self.eager, self.batch_size)
@@ -129,6 +116,8 @@ class Training:
             losses.append(outcome.loss)
             hits.append(outcome.hits)
             images += batch.whole
+            if self.average is not None:
+                self.average.update(self.model)
             self.step += 1
             progress.images(batch.whole)
             if self.step == self.steps:
@@ -136,26 +125,44 @@ class Training:
         found = self.world.sum(torch.stack(losses)).cpu()
         return found, self.world.sum(torch.stack(hits).sum()).item() / images, images
 
+    def set_rates(self) -> float:
+        """The learning rates of the epoch that comes; the first group's is returned."""
+        assert self.config.epochs is not None
+        schedule = RECIPES[self.config.recipe].schedule
+        factor = schedule.factor(self.epoch, self.config.epochs)
+        groups = self.optimizer.param_groups
+        for group, largest in zip(groups, self.largest_rates, strict=True):
+            group["lr"] = factor * largest
+        return groups[0]["lr"]
+
+    def validate(self) -> dict[str, float]:
+        """The accuracy of the weights and, with --ema, of their average."""
+        split = self.evaluated["val"]
+        found = {"val_accuracy": accuracy(self.model, split, self.normalise, self.device)}
+        if self.average is not None:
+            self.average.estimate(self.dataset.train.images, self.normalise, self.device)
+            found["ema_val_accuracy"] = accuracy(
+                self.average.model, split, self.normalise, self.device
+            )
+        return found
+
     def run_epoch(self, progress: Progress) -> tuple[Row, list[Row]]:
         """Train and validate once; the rows of metrics.jsonl and of steps.jsonl."""
         progress.at(f"epoch {self.epoch + 1}/{self.config.epochs}")
         start, first = time.perf_counter(), self.step + 1
-        lr = self.optimizer.param_groups[0]["lr"]
-        losses, accuracy, images = self.train_epoch(progress)
+        lr = self.set_rates()
+        losses, train_accuracy, images = self.train_epoch(progress)
         seconds = time.perf_counter() - start
         if not losses.isfinite().all():
             step = first + int((~losses.isfinite()).nonzero()[0])
             raise UserError(f"the loss of step {step} is not finite; try a smaller --lr")
-        self.scheduler.step()
         self.epoch += 1
         progress.at(f"epoch {self.epoch}/{self.config.epochs}, validation")
-        split = self.evaluated["val"]
-        val = predict(self.model, split.images, self.normalise, self.device)
         row = {
             "epoch": self.epoch,
             "train_loss": losses.double().mean().item(),
-            "train_accuracy": accuracy,
-            "val_accuracy": (val == split.labels).double().mean().item(),
+            "train_accuracy": train_accuracy,
+            **self.validate(),
             "images_per_second": images / seconds,
             "seconds": seconds,
             "lr": lr,
@@ -173,7 +180,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "ema": None if self.average is None else self.average.state(),
             "scaler": self.eager.scaler.state_dict(),
             "batches": self.batches.generator.get_state(),
             "random": torch.get_rng_state(),
@@ -196,24 +203,25 @@ class Training:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if self.average is not None:
+            self.average.restore(state["ema"])
         self.eager.scaler.load_state_dict(state["scaler"])
         self.batches.generator.set_state(state["batches"])
         torch.set_rng_state(state["random"])
         self.epoch, self.step = state["epoch"], state["step"]
 
-    def final(self) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        """Scores of the last weights, in eval mode, on the images as they are (no crop, no mirror);
-        and the test split's labels, predictions and their probabilities."""
-        logits = {
-            name: infer(self.model, split.images, self.normalise, self.device)
-            for name, split in self.evaluated.items()
+    def final(self) -> tuple[dict[str, Scores], dict[str, np.ndarray]]:
+        """Scores of the last weights and, with --ema, of their average; and the test split's
+        labels, the last weights' predictions and their probabilities."""
+        logits, found = infer_splits(self.model, self.evaluated, self.normalise, self.device)
+        results = {"": found}
+        if self.average is not None:
+            averaged = self.average.model
+            results["ema"] = infer_splits(averaged, self.evaluated, self.normalise, self.device)[1]
+        labels, z = self.evaluated["test"].labels, logits["test"]
+        arrays = {"labels": labels, "predictions": z.argmax(1)}
+        confidences = z.float().softmax(1).amax(1).numpy()
+        return results, {
+            **{name: values.numpy().astype(np.int16) for name, values in arrays.items()},
+            "confidences": confidences,
         }
-        found = {name: values.argmax(1) for name, values in logits.items()}
-        test = {"labels": self.evaluated["test"].labels, "predictions": found["test"]}
-        arrays = {name: labels.numpy().astype(np.int16) for name, labels in test.items()}
-        arrays["confidences"] = logits["test"].float().softmax(1).amax(1).numpy()
-        return (
-            {name: scores(self.evaluated[name].labels, labels) for name, labels in found.items()},
-            arrays,
-        )

@@ -17,11 +17,6 @@ PUBLISHED_STUDY = (
     'Harman Singh and Shubham Mittal, "Normalizations in Deep Learning", 2021, '
     "https://github.com/HarmanDotpy/Normalizations-in-Deep-Learning"
 )
-AUTHORS = {
-    "study": "of the published study (Singh and Mittal, 2021)",
-    "he": "of He et al. (arXiv 1512.03385)",
-    "digits": "of this harness for the digits",
-}
 PARTS = {
     "variants": "the variants",
     "builtin": "fastnorm against torch.nn",
@@ -127,13 +122,7 @@ def _parameters(runs: Sequence[Run]) -> str:
 
 
 def _recipe(run: Run) -> str:
-    name = run.flags["recipe"]
-    recipe = RECIPES[name]
-    first, second = recipe.drops
-    return (
-        f"{AUTHORS[name]}: SGD, momentum {recipe.momentum:g}, weight decay "
-        f"{recipe.weight_decay:g}, learning rate x0.1 after {first}% and {second}% of the epochs"
-    )
+    return str(RECIPES[run.flags["recipe"]])
 
 
 def _further_flags(run: Run) -> str:
@@ -154,15 +143,16 @@ def _versions(run: Run) -> str:
 def cautions(study: Study) -> list[str]:
     """What a reader must know before comparing a number of this report with another."""
     runs, lines = study.runs, []
-    for recipe in dict.fromkeys(run.flags["recipe"] for run in runs):
-        whole = RECIPES[recipe].epochs
-        of_it = [run for run in runs if run.flags["recipe"] == recipe]
+    for name in dict.fromkeys(run.flags["recipe"] for run in runs):
+        recipe = RECIPES[name]
+        whole = recipe.epochs
+        of_it = [run for run in runs if run.flags["recipe"] == name]
         short = [r for r in of_it if r.name in study.variants and r.flags["epochs"] < whole]
         if short:
             published = " Expect accuracies below the published ones." * study.cifar10()
             lines.append(
                 f"{'The run has' if study.alone else 'The variants have'} {lengths(short)}, not "
-                f"the {whole} of the recipe {AUTHORS[recipe]}: its schedule was scaled, the "
+                f"the {whole} of the recipe {recipe.source}: its schedule was scaled, the "
                 f"learning rate falls after the same shares of the epochs.{published}"
             )
     names = [name for name in dict.fromkeys(run.dataset for run in runs) if name != ORIGINAL]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.batches import Normalise
-from harness.evaluation import predict, scores
+from harness.evaluation import infer, scores
 from harness.model import Architecture, build_model
 
 CPU = torch.device("cpu")
@@ -18,8 +18,8 @@ def test_predict_takes_each_image_by_itself() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images //= torch.arange(1, 7, dtype=torch.uint8).view(-1, 1, 1, 1)  # statistics of their own
-    together = predict(model, images, NORMALISE, CPU)
-    alone = [predict(model, image[None], NORMALISE, CPU).item() for image in images]
+    together = infer(model, images, NORMALISE, CPU).argmax(1)
+    alone = [infer(model, image[None], NORMALISE, CPU).argmax(1).item() for image in images]
     assert together.tolist() == alone
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -25,14 +25,16 @@ Predict = Callable[..., None]
 def checkpoint(tiny_cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained with torch's own modules, well enough to tell the tiny CIFAR-10's classes apart."""
     output = tmp_path_factory.mktemp("run")
-    flags = {"epochs": 4, "batch_size": 16, "depth_n": 1, "backend": "torch"}
+    flags = {"epochs": 4, "batch_size": 16, "depth_n": 1, "backend": "torch", "ema": 0.5}
     return train(TrainConfig(data_dir=tiny_cifar, output=output, **flags)) / "checkpoint.pt"
 
 
 @pytest.fixture
 def predict(predict_script: ModuleType) -> Predict:
     """test.py in this process, given its flags' values in their order."""
-    return lambda *flags: predict_script.test(predict_script.PredictConfig(*flags))
+    return lambda *words, **flags: predict_script.test(
+        predict_script.PredictConfig(*words, **flags)
+    )
 
 
 @pytest.fixture

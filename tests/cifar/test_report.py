@@ -13,6 +13,7 @@ from report import Report, ReportConfig, report
 
 from harness.archives import CIFAR10, read_folder
 from harness.errors import UserError
+from harness.recipes import RECIPES
 from reporting.figures import draw_accuracy
 from reporting.figures_errors import best_variant, draw_confusion, draw_misclassified
 from reporting.figures_inside import draw_features, round_values
@@ -380,6 +381,16 @@ def test_the_recipe_of_he(folder: StudyFolder) -> None:
     recipe = cells(conditions_table(study), "recipe")[1]
     assert "momentum 0.9, weight decay 0.0001, learning rate x0.1 after 50% and 75%" in recipe
     assert cautions(study)[0].startswith("The variants have 150 epochs, not the 182 of the recipe")
+
+
+def test_the_recipe_is_written_out() -> None:
+    assert str(RECIPES["study"]).endswith(
+        "SGD, momentum 0, weight decay 0, learning rate x0.1 after 75% and 95% of the epochs"
+    )
+    assert str(RECIPES["fast"]).endswith(
+        "SGD, Nesterov momentum 0.9, weight decay 0.0005 of weights alone, label smoothing 0.1, "
+        "learning rate rising for 15% of the epochs, then half a cosine to 0"
+    )
 
 
 def test_speeds_under_other_conditions_are_not_mixed(folder: StudyFolder) -> None:

@@ -67,6 +67,8 @@ def test_killed_and_resumed(
     """At the `call`-th call of what writes; steps 4 to 6 are those of epoch 2."""
     norm = "bin" if name == "write_torch" else "bn"
     flags = {"norm": norm, "recipe": "he", "amp": "bf16" if call == 3 else "off"}
+    if name == "write_arrays":
+        flags |= {"recipe": "fast", "ema": 0.9}
     expected = start("unbroken", **flags)
     owner = RunFolder if hasattr(RunFolder, name) else train_script
     original, calls = getattr(owner, name), [0]

@@ -46,6 +46,17 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy() -> None:
         torch.testing.assert_close(ours.double(), truth - 0.5 * truth.grad, rtol=1e-5, atol=1e-6)
 
 
+def test_label_smoothing_is_a_mixture_with_the_uniform_distribution() -> None:
+    """arXiv 1512.00567, section 7: 0.9 of the label and 0.01 of each of ten classes."""
+    model, (batch,) = make_model(), batches([5])
+    model(batch.images)
+    target = 0.9 * F.one_hot(batch.labels, 10) + 0.01
+    expected = -(target * model(batch.images).double().log_softmax(1)).sum(1).mean()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = EagerStep(model, optimizer, CPU, label_smoothing=0.1)(batch).loss
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_shares_of_a_batch_add_up() -> None:
     """The mean over processes of their gradients, data-parallel training's, is the whole's."""
     model, (batch,) = make_model(), batches([7])

@@ -51,6 +51,8 @@ def test_parts_and_recipes() -> None:
         "sn": (182, 0.1, "pad"),
         "wn": (182, 0.03, "pad"),
     }
+    fast = plan(recipe="fast", parts=("variants",), variants=("gn",))["gn"][0]
+    assert (fast.epochs, fast.lr, fast.shortcut) == (30, 0.1, "projection")
     assert plan(parts=("batch",), epochs=5)["bn-batch2"][0].epochs == 3
     digits = plan(dataset="digits", batch_sizes=(32, 8))
     (first, *_), (small, *_) = digits["gn"], digits["gn-batch8"]

@@ -13,13 +13,13 @@ import train as train_script
 from train import complete
 
 from harness import training
-from harness.config import TrainConfig
+from harness.config import Norm, TrainConfig
 from harness.errors import UserError
 from harness.files import read_rows
 from harness.model import Architecture, build_model
+from harness.optimizers import make_optimizer
 from harness.progress import Progress
 from harness.recipes import RECIPES, default_epochs
-from harness.training import make_optimizer
 
 FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.npz", "results.json"} | {
     "steps.jsonl"
@@ -121,13 +121,56 @@ def test_rho_has_ten_times_the_learning_rate() -> None:
 
 
 def test_learning_rate_falls_when_the_recipes_say() -> None:
-    study, he, digits = RECIPES["study"], RECIPES["he"], RECIPES["digits"]
+    study, he, digits = (RECIPES[name].schedule for name in ("study", "he", "digits"))
     assert digits.milestones(10) == [6, 9]
     assert study.milestones(100) == [75, 95]
     assert study.milestones(10) == [8, 10]
     assert study.milestones(1) == [1, 1]  # after the only epoch: never
     steps = -(-45_000 // 128)  # in an epoch of He et al.: drops at 32,000 and 48,000 of 64,000
     assert [steps * epochs for epochs in (*he.milestones(182), 182)] == [32_032, 48_224, 64_064]
+    assert [digits.factor(e, 10) for e in (0, 5, 6, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_the_cosine_of_the_fast_recipe() -> None:
+    """Of 30 epochs 5 of warm-up; the formula for the others, against torch's own schedule."""
+    schedule = RECIPES["fast"].schedule
+    factors = [schedule.factor(epoch, 30) for epoch in range(30)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=26)
+    for factor in factors[4:]:
+        assert factor == pytest.approx(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    assert cosine.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+    assert [schedule.factor(epoch, 1) for epoch in range(1)] == [1.0]
+
+
+@pytest.mark.parametrize("norm", ["bn", "bin", "none"])
+def test_the_fast_recipe_decays_weights_alone(norm: Norm) -> None:
+    """Those of convolutions and of the linear layer, which have more than one dimension."""
+    model = build_model(Architecture(norm, depth_n=1), "cpu", seed=0)
+    optimizer = make_optimizer(model, RECIPES["fast"], 0.1)
+    decayed, free, *rho = optimizer.param_groups
+    assert all(p.dim() > 1 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in free["params"])
+    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
+    assert len(rho) == (norm == "bin") and all(group["nesterov"] for group in (decayed, free, *rho))
+    counted = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert counted == len(list(model.parameters()))
+
+
+def test_the_fast_recipe_smooths_labels(run: Callable[..., Path]) -> None:
+    """The first loss, of the same weights and images, is torch's smoothed one and not the other."""
+    first = {
+        recipe: losses(run(recipe, recipe=recipe, backend="torch", max_steps=1)).item()
+        for recipe in ("study", "fast")
+    }
+    assert first["fast"] != pytest.approx(first["study"], rel=1e-4)
+    metrics = read_rows(run("rates", recipe="fast", epochs=4, backend="torch") / "metrics.jsonl")
+    assert [row["lr"] for row in metrics] == pytest.approx(
+        [0.1, 0.1 * 0.853553, 0.1 * 0.5, 0.1 * 0.146447], rel=1e-5
+    )
 
 
 def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
@@ -136,7 +179,8 @@ def test_learning_rate_is_recorded(run: Callable[..., Path]) -> None:
 
 
 def test_default_epochs() -> None:
-    assert [default_epochs(name, "cifar10", False) for name in ("study", "he")] == [100, 182]
+    found = [default_epochs(name, "cifar10", False) for name in ("study", "he", "fast")]
+    assert found == [100, 182, 30]
     assert [default_epochs("he", "digits", interpreted) for interpreted in (False, True)] == [13, 1]
 
 
@@ -182,6 +226,7 @@ def test_a_finished_run_replaces_and_a_failed_one_does_not(run: Callable[..., Pa
         ({"max_steps": 0}, "--max-steps is 0"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"seed": -1}, "--seed is -1"),
+        ({"ema": 1.0}, "--ema is 1.0; it must lie between 0 and 1"),
         ({"dataset": "digits"}, "--data-dir is for CIFAR-10"),
         ({"data_dir": None, "dataset_label": "x"}, "--dataset-label"),
         ({"norm": "bin", "backend": "torch"}, "no BIN"),

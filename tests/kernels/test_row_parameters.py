@@ -109,7 +109,7 @@ def test_of_every_shape(shapes, norm):
 @pytest.mark.parametrize("tier", ["one_program", "streaming"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=list(SHAPES))
 def test_in_tiny_tiles(shapes, tier):
-    """Runs of blocks that begin and end within the rows of a parameter row, or have many of them."""
+    """Runs of blocks that end within the rows of a parameter row, or have many of them."""
     with tiny_tilings(), tiers.force(tier):
         forward, backward = check(shapes)
     assert forward == FORWARD[tier]
@@ -154,7 +154,9 @@ def test_partly_asked_gradients(name, asked):
     spec = NormSpec("layer", eps=EPS)
     inputs = Inputs(t["x"], None, t["weight"], t["bias"])
     _, _, stats = ENGINE.norm(inputs, spec, True)
-    every = ENGINE.norm_backward(t["dy"], inputs, None, stats, (True, False, True, True, False), spec)
+    every = ENGINE.norm_backward(
+        t["dy"], inputs, None, stats, (True, False, True, True, False), spec
+    )
     needs = (*(name == asked for name in NAMES), False)
     some = ENGINE.norm_backward(t["dy"], inputs, None, stats, needs, spec)
     for wanted, all_asked, found in zip(needs, every, some, strict=True):
@@ -186,7 +188,7 @@ def test_of_a_sum(norm, name):
 def test_runs_of_blocks_leave_few_shares(monkeypatch):
     """As many as groups of programs and parameter rows together, however many rows there are."""
     spec = row_geometry.RowSpec("layer", None, None, 1000, 7)
-    geometry = row_geometry.pointwise(70_000, 1024, 2).for_parameters(spec)
+    geometry = row_geometry.pointwise(70_000, 1024, 2, False).for_parameters(spec)
     assert geometry.shares(264) == 1264
     assert geometry.units == 1000 * -(-70 // geometry.BLOCK_R)
 

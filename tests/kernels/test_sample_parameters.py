@@ -11,7 +11,7 @@ import torch
 
 from fastnorm.contract import Inputs
 from fastnorm.kernels import ENGINE, launch, tiers, tilings
-from tests.conftest import DEVICE, assert_close
+from tests.conftest import DEVICE, assert_close, slow_unless
 from tests.kernels import traffic
 from tests.kernels.sample_parameters import (
     EVAL,
@@ -99,29 +99,37 @@ def test_dtypes(norm, tier, dtype):
     check(Case(norm, (4, 6, 9), dtype=dtype, parameters=parameters, groups=3), tier)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("norm", ["batch", "mean_only_batch", "instance"])
-@pytest.mark.parametrize("tier", TIERS)
-def test_fusions(norm, tier, activation, residual):
-    check(Case(norm, (3, 5, 7), activation=activation, residual=residual), tier)
+def turns(values: Any) -> list[Any]:
+    """Each norm and tier with each of the values, which have turns at not being slow."""
+    return [
+        pytest.param(norm, tier, value, marks=slow_unless(i % len(values) == j))
+        for i, (norm, tier) in enumerate(NORMS_AND_TIERS)
+        for j, value in enumerate(values)
+    ]
 
 
 @pytest.mark.parametrize(
-    "asked",
-    [("x",), ("weight",), ("bias",), ("rho",), ("x", "bias"), ("weight", "rho"), ("x", "rho"),
-     ("residual",), ("residual", "weight")],
-    ids=" ".join,
+    ("norm", "tier", "fusion"),
+    turns([(None, False), ("relu", False), ("gelu", False), (None, True), ("gelu", True)]),
+)
+def test_fusions(norm, tier, fusion):
+    activation, residual = fusion
+    case = Case(norm, (3, 6, 7), activation=activation, residual=residual, groups=2)
+    check(case, tier_of(norm, tier))
+
+
+@pytest.mark.parametrize(
+    ("norm", "tier", "asked"),
+    turns([("x",), ("weight",), ("bias",), ("rho",), ("x", "bias"), ("weight", "rho"), ("x", "rho"),
+           ("residual",), ("residual", "weight")]),
 )  # fmt: skip
-@each_norm_and_tier
 def test_gradients_asked_in_part(norm, tier, asked):
     case = Case(norm, (3, 4, 6), residual=True, activation="relu", asked=asked, groups=2)
     if any(name in tensors_of(case) for name in asked):
         check(case, tier_of(norm, tier))
 
 
-@pytest.mark.parametrize("given", [("weight",), ("bias",)], ids=" ".join)
-@each_norm_and_tier
+@pytest.mark.parametrize(("norm", "tier", "given"), turns([("weight",), ("bias",)]))
 def test_weight_or_bias_alone(norm, tier, given):
     check(Case(norm, (3, 4, 6), given=given, groups=2), tier_of(norm, tier))
 
@@ -129,13 +137,12 @@ def test_weight_or_bias_alone(norm, tier, given):
 SIZES = {
     "one instance": (1, 6, 7, 5), "one channel": (5, 1, 7), "one position": (7, 4, 1, 1),
     "two dimensions": (9, 5), "three": (2, 3, 11), "five": (2, 4, 3, 2, 3),
-    "a channel of more than a tile": (2, 3, 1031), "many instances": (70, 2, 3),
+    "a channel of more than a tile": (2, 3, 1031), "many instances": (14, 2, 3),
 }  # fmt: skip
 
 
 @interpreted
-@pytest.mark.parametrize("size", SIZES)
-@each_norm_and_tier
+@pytest.mark.parametrize(("norm", "tier", "size"), turns(list(SIZES)))
 def test_sizes(norm, tier, size):
     shape = SIZES[size]
     within = norm.removesuffix(EVAL) in ("instance", "batch_instance")

@@ -1,0 +1,52 @@
+"""A trained model out of its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.batches import Normalise
+from harness.config import Backend
+from harness.errors import UserError
+from harness.model import Architecture, ResNet, make_model
+
+
+def find_checkpoint(path: Path, flag: str) -> Path:
+    """`path`, or its checkpoint.pt if it is the folder of a run; `flag` is where it came from.
+
+    Raises UserError for the folder of an unfinished run, and for any other.
+    """
+    if not path.is_dir():
+        return path
+    if (path / "results.json").is_file():  # the mark of a finished run
+        return path / "checkpoint.pt"
+    for file in (path / "unfinished" / "checkpoint.pt", path / "checkpoint.pt"):
+        if file.is_file():
+            raise UserError(
+                f"{flag} {path}: this run has not finished; let it end, or give {file} for "
+                "the weights that it has"
+            )
+    raise UserError(f"{flag} {path} holds no finished run; give checkpoint.pt or its folder")
+
+
+def make_trained(
+    checkpoint: dict[str, Any], file: Path, backend: Backend, device: torch.device
+) -> tuple[dict[str, ResNet], Normalise]:
+    """The models by the name of their weights, and their normalisation.
+
+    "" are the weights, "ema" their average where the run had --ema. Raises UserError if the
+    weights in `file` do not fit its architecture.
+    """
+    weights = {"": checkpoint["model"]}
+    if checkpoint.get("ema"):  # a run of an earlier version has no such key
+        weights["ema"] = checkpoint["ema"]["model"]
+    models = {}
+    for name, values in weights.items():
+        model = make_model(Architecture(**checkpoint["architecture"]), backend)
+        try:
+            model.load_state_dict(values)
+        except RuntimeError:
+            message = f"the weights in {file} do not fit the model that its config names"
+            raise UserError(message) from None
+        models[name] = model.to(device)
+    return models, Normalise(checkpoint["mean"], checkpoint["std"], device)

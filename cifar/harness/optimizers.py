@@ -1,0 +1,90 @@
+"""The optimizer of a recipe, and the average of the weights that it goes through."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.batches import Normalise
+from harness.evaluation import EVAL_BATCH
+from harness.recipes import Recipe
+
+RHO_SHARE = 10  # of the learning rate
+STATISTICS_IMAGES = 8 * EVAL_BATCH  # of the training split
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
+    """The recipe's SGD; BIN's rho has 10 times the learning rate and no weight decay.
+
+    The latter is the recipe of BIN's authors (arXiv 1805.07925). They also clamp rho after each
+    step; here the module itself keeps it within [0, 1].
+    """
+    undecayed: set[str] = set()
+    if not recipe.decay_norms:
+        import fastnorm  # not at the top: select_backend has to come before it
+
+        undecayed = fastnorm.no_decay_parameters(model)
+    kinds: dict[str, list[nn.Parameter]] = {"decayed": [], "undecayed": [], "rho": []}
+    for name, parameter in model.named_parameters():
+        kind = "undecayed" if name in undecayed else "decayed"
+        kinds["rho" if name.endswith("rho") else kind].append(parameter)
+    flags: dict[str, dict[str, Any]] = {
+        "decayed": {"weight_decay": recipe.weight_decay},
+        "undecayed": {},
+        "rho": {"lr": RHO_SHARE * lr},
+    }
+    groups = [{"params": found, **flags[kind]} for kind, found in kinds.items() if found]
+    return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+class Average:
+    """The exponential moving average of a model's parameters, as a model of its own.
+
+    After step t it moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the parameters, so
+    that a short run is not held by its initial weights. Running statistics are not averaged: those
+    of the raw weights belong to other features. `estimate` takes them anew, as stochastic weight
+    averaging does (arXiv 1803.05407, section 3.2).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.updates = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """After an optimizer step of `model`."""
+        self.updates += 1
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], share)
+
+    @torch.no_grad()
+    def estimate(self, images: torch.Tensor, normalise: Normalise, device: torch.device) -> None:
+        """Running statistics as means over batches of the first STATISTICS_IMAGES of training
+        images (N, 3, 32, 32), as they are; a model without such statistics is left alone."""
+        norms: list[Any] = [
+            module
+            for module in self.model.modules()
+            if getattr(module, "running_mean", None) is not None
+        ]
+        if not norms:
+            return
+        images = images[:STATISTICS_IMAGES]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for the mean over all batches
+        self.model.train()
+        for part in images.chunk(-(-len(images) // EVAL_BATCH)):  # of equal size but for one image
+            self.model(normalise(part.to(device)))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be what `state` was saved of."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]
