@@ -53,7 +53,7 @@ KNOWN_SPILLS = {
 }
 
 # Functions that read one value of each row of x, by their name: no tiles, whatever the number.
-GATHERS = {"load_pivot"}
+GATHERS = {"load_first"}
 
 
 def carries_traffic(launch: Launch, access: Access, case: Case) -> bool:

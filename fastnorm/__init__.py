@@ -15,7 +15,8 @@ A call goes down this list, and imports go down it too:
     sharding            DTensors, as each process's plain shards
     ops, traced         the kernels as operators, and the backend that traced programs have in them
     onnx                what torch.onnx.export sees instead
-    autograd            a backend's forward joined to its backward; moment_autograd, weight_autograd
+    autograd            a backend's forward joined to its backward; gated_autograd, moment_autograd
+                        and weight_autograd
     batching            torch.func.vmap
     backend             the choice: auto, triton, cpu, torch or reference
     kernels             Triton, and in kernels.cpu C; the maps are in their docstrings
@@ -50,11 +51,13 @@ from .modules import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    GatedRMSNorm,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
     LayerNorm,
+    LayerNorm2d,
     MeanOnlyBatchNorm1d,
     MeanOnlyBatchNorm2d,
     MeanOnlyBatchNorm3d,
@@ -88,11 +91,13 @@ __all__ = [
     "Coefficients",
     "Conversion",
     "FusedActivation",
+    "GatedRMSNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LayerNorm2d",
     "MeanOnlyBatchNorm1d",
     "MeanOnlyBatchNorm2d",
     "MeanOnlyBatchNorm3d",

@@ -1,19 +1,17 @@
 """The batching rules: torch.func.vmap over a norm is one call with the batch among the channels.
 
 Channels do not know of one another, nor do groups, so B calls on (N, C, ...) are one on
-(N, B C, ...) with as many parameters, and B times the groups. Rows (layer and RMS norm) that share
-their parameters are B times the rows; where they do not, or where each has a gradient for
-parameters of its own, the formula takes the call.
+(N, B C, ...) with as many parameters, and B times the groups. Rows (layer and RMS norm) of B calls
+are B times the rows; where the calls have parameters of their own, or want gradients of their own,
+those are parameters of samples.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .contract import Inputs, NormSpec, Tensors
-from .reference.specs import formula, formula_gradients
+from .contract import NormSpec, Tensors
 
 Dims = Sequence[int | None]
 
@@ -28,15 +26,8 @@ def norm(
     """y and its batch dimension, by apply(*tensors, spec); `tensors` are those of `Inputs`,
     `in_dims` say where each has the batch of `size`."""
     if spec.of_rows:
-        if in_dims[2] is not None or in_dims[3] is not None:
-
-            def call(*tensors: Any) -> Tensor:
-                return formula(Inputs(*tensors), spec)
-
-            return torch.vmap(call, tuple(in_dims[:7]))(*tensors), 0
-        rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
-        shared = [_of_all(t, spec) for t in tensors[2:4]]
-        return apply(*rows, *shared, *tensors[4:], spec), 0
+        rows, affine = row_inputs(tensors[:4], in_dims[:4], size, spec, False)
+        return apply(*rows, *affine, *tensors[4:], spec), 0
     _check_running(in_dims, tensors, spec)
     images = [_images(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[2:], in_dims[2:7], strict=True)]
@@ -60,11 +51,15 @@ def gradients(
     """The gradients and their batch dimensions, by apply(*tensors, spec, needs); `tensors` are dy
     and then those of `Inputs`."""
     if spec.of_rows:
-        if any(d is not None for d in in_dims[3:5]) or any(needs[2:4]):
-            return _row_gradients(in_dims, tensors, spec, needs)
-        rows = [_rows(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
-        shared = [_of_all(t, spec) for t in tensors[3:5]]
-        grads = apply(*rows, *shared, *tensors[5:], spec, needs)
+        rows, affine = row_inputs(tensors[1:5], in_dims[1:5], size, spec, any(needs[2:4]))
+        grads = apply(
+            _rows(tensors[0], in_dims[0], size), *rows, *affine, *tensors[5:], spec, needs
+        )
+        parameters = [
+            None if grad is None else _as_batches_of(of, dim, grad)
+            for of, dim, grad in zip(tensors[3:5], in_dims[3:5], grads[2:4], strict=True)
+        ]
+        grads = (*grads[:2], *parameters, *grads[4:])
         return grads, tuple(None if grad is None else 0 for grad in grads)
     images = [_images(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[3:], in_dims[3:8], strict=True)]
@@ -76,22 +71,6 @@ def gradients(
         for grad, dim in zip(grads, dims, strict=True)
     )
     return unfolded, tuple(None if g is None else d for g, d in zip(grads, dims, strict=True))
-
-
-def _row_gradients(
-    in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec, needs: tuple[bool, ...]
-) -> tuple[Tensors, tuple[int | None, ...]]:
-    wanted = [i for i, needed in enumerate(needs) if needed]
-
-    def call(dy: Any, *inputs: Any) -> Tensors:
-        found = formula_gradients(dy, Inputs(*inputs), spec, needs)
-        return tuple(found[i] for i in wanted)
-
-    found = torch.vmap(call, tuple(in_dims[:8]))(*tensors)
-    grads: list[Tensor | None] = [None] * 5
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return tuple(grads), tuple(None if grad is None else 0 for grad in grads)
 
 
 def _folded(spec: NormSpec, size: int) -> NormSpec:
@@ -124,10 +103,46 @@ def _vector(parameter: Tensor | None, dim: int | None, size: int) -> Tensor | No
     return rows.clone(memory_format=torch.contiguous_format).flatten(-2)
 
 
-def _of_all(parameter: Tensor | None, spec: NormSpec) -> Tensor | None:
-    """Parameters of rows that all of a batch share, beside an x with the batch in front."""
-    of_samples = parameter is not None and parameter.dim() > spec.groups
-    return parameter.unsqueeze(0) if parameter is not None and of_samples else parameter
+def row_inputs(
+    tensors: Sequence[Tensor | None],
+    in_dims: Dims,
+    size: int,
+    spec: NormSpec,
+    apart: bool,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """x and the residual with the batch in front, and weight and bias that go with them: those of
+    each call where they are batched or, for gradients `apart`, of one call each."""
+    rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
+    parameters = list(zip(tensors[2:], in_dims[2:], strict=True))
+    if apart or any(dim is not None for _, dim in parameters):
+        assert rows[0] is not None
+        rank = rows[0].dim()
+        found = [None if t is None else _batch_of(t, d, size, rank) for t, d in parameters]
+        shapes = [t.shape for t in found if t is not None]
+        span = list(torch.broadcast_shapes(*shapes))
+        own = [i for i in range(rank - spec.groups) if span[i] != 1]
+        if own:  # those that are not 1 are neighbours
+            span[: own[-1] + 1] = rows[0].shape[: own[-1] + 1]
+        return rows, [None if t is None else t.expand(span) for t in found]
+    of_samples = [t is not None and t.dim() > spec.groups for t, _ in parameters]
+    return rows, [
+        t.unsqueeze(0) if own and t is not None else t
+        for (t, _), own in zip(parameters, of_samples, strict=True)
+    ]
+
+
+def _batch_of(parameter: Tensor, dim: int | None, size: int, rank: int) -> Tensor:
+    """A parameter of rows, or of samples, with the batch in front and `rank` dimensions in all."""
+    own = parameter.expand(size, *parameter.shape) if dim is None else parameter.movedim(dim, 0)
+    return own.reshape(size, *[1] * (rank - own.dim()), *own.shape[1:])
+
+
+def _as_batches_of(parameter: Tensor | None, dim: int | None, grad: Tensor) -> Tensor:
+    """The gradient of `_batch_of` a parameter as a batch of the parameter's."""
+    assert parameter is not None
+    sizes = [n for i, n in enumerate(parameter.shape) if i != dim]
+    ones = [1] * (grad.dim() - 1 - len(sizes))
+    return grad.sum_to_size(grad.shape[0], *ones, *sizes).reshape(grad.shape[0], *sizes)
 
 
 def _check_running(in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec) -> None:

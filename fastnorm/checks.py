@@ -38,6 +38,31 @@ def check_input(
         )
 
 
+def check_gated(
+    input: Tensor, gate: Tensor | None, weight: Tensor | None, group_size: int | None
+) -> None:
+    """What gated_rms_norm is given: the gate is as input, and groups divide its last dimension."""
+    op = "gated_rms_norm"
+    check_input(op, input, 1, None)
+    given = (input.shape, input.dtype, input.device)
+    if gate is not None and (gate.shape, gate.dtype, gate.device) != given:
+        raise RuntimeError(
+            f"{op} got a gate of shape {tuple(gate.shape)}, {gate.dtype}, on '{gate.device}' for "
+            f"an input of shape {tuple(input.shape)}, {input.dtype}, on '{input.device}': the "
+            "three have to be equal"
+        )
+    check_rows(op, input, tuple(input.shape[-1:]), weight)
+    check_group_size(op, input.shape[-1], group_size)
+
+
+def check_group_size(op: str, length: int, group_size: int | None) -> None:
+    if group_size is not None and (group_size <= 0 or length % group_size != 0):
+        raise RuntimeError(
+            f"{op} got group_size={group_size} for a last dimension of {length}: it has to be "
+            "positive and to divide that"
+        )
+
+
 def check_channels(
     op: str,
     input: Tensor,

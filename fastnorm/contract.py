@@ -184,6 +184,29 @@ class Engine(Backend, Protocol):
         """
         ...
 
+    def gated_norm(
+        self, x: Tensor, gate: Tensor, weight: Tensor | None, norm_before_gate: bool, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """RMS norm of the last dimension: norm(x) weight silu(gate) or, without `norm_before_gate`,
+        norm(x silu(gate)) weight. y, contiguous, and the statistics that gated_norm_backward takes.
+
+        x, which has elements, and the gate are alike; the weight is as in `Inputs`.
+        """
+        ...
+
+    def gated_norm_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        gate: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        norm_before_gate: bool,
+        needs: tuple[bool, bool, bool],
+    ) -> Tensors:
+        """(dx, dgate, dweight); None where `needs` says that nobody asked."""
+        ...
+
     def weight_norm(self, v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """w = g v / ||v|| in v's dtype and layout, and the norms that weight_norm_backward takes.
 

@@ -16,6 +16,7 @@ from . import onnx, ops, reference, torch_norms
 from .autograd import Route, TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, engine_for, get_backend, kernels_for
 from .contract import Engine, Inputs, NormSpec, Stages
+from .gated_autograd import GatedNorm
 from .plain import PLAIN, READY
 from .reference.specs import formula
 from .sharding import is_sharded, on_shards
@@ -118,6 +119,36 @@ def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
         return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
     w: Tensor = WeightNorm.apply(v, g, dim, engine)
     return w
+
+
+def gated_normalise(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    group_size: int | None,
+    norm_before_gate: bool,
+) -> Tensor:
+    """RMS norm of groups of x's last dimension, or of all of it, and a gate before or after.
+
+    With a gate a traced program holds the formula whatever the backend: compilers fuse it.
+    """
+    if group_size is not None and group_size != x.shape[-1]:
+        groups = (x.shape[-1] // group_size, group_size)
+        weight = None if weight is None else weight.view(*[1] * (x.dim() - 1), *groups)
+        gate = None if gate is None else gate.unflatten(-1, groups)
+        x = x.unflatten(-1, groups)
+        return gated_normalise(x, gate, weight, eps, None, norm_before_gate).flatten(-2)
+    if gate is None:
+        return normalise(Inputs(x, None, weight), NormSpec("rms", eps=eps))
+    name = backend_for(x)
+    special = forward_ad._current_level >= 0 or transformed() or is_traced(x) or is_traced(gate)
+    special = special or x.numel() == 0
+    engine = None if special or name == "reference" else _engine(name, x)
+    if engine is None:
+        return reference.gated_rms_norm(x, gate, weight, eps, norm_before_gate=norm_before_gate)
+    y: Tensor = GatedNorm.apply(x, gate, weight, norm_before_gate, eps, engine)
+    return y
 
 
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:

@@ -108,7 +108,6 @@ def _like(x: Tensor, has_residual: bool, spec: NormSpec, differentiable: bool) -
 
 def _differentiable(*args: Any) -> Tensor:
     inputs, spec = Inputs(*args[:7]), NormSpec(*args[7:])
-    _refuse_bias("norm", spec, inputs.bias)
     if transformed():  # a transform inside a compiled program: no Function of Python's can enter
         return formula(inputs, spec)
     if _wanted(inputs[:5]):
@@ -120,7 +119,6 @@ def _differentiable(*args: Any) -> Tensor:
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     inputs, spec = Inputs(*args[:7]), NormSpec(*args[7:])
-    _refuse_bias("norm", spec, inputs.bias)
 
     def call(*tensors_and_spec: Any) -> Tensor:
         *tensors, spec = tensors_and_spec
@@ -133,7 +131,6 @@ def _added(*args: Any) -> tuple[Inputs, NormSpec]:
     """What the arguments of add_norm mean."""
     norm, groups, eps = args[4:]
     inputs, spec = Inputs(*args[:4]), NormSpec(norm, groups, eps=eps)
-    _refuse_bias("add_norm", spec, inputs.bias)
     return inputs, spec
 
 
@@ -191,25 +188,14 @@ def _batched_add(
     info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     inputs, spec = _added(*args)
-
-    def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return add_formula(Inputs(*tensors), spec)
-
-    return torch.vmap(call, tuple(in_dims[:4]))(*inputs[:4]), (0, 0)
+    size = info.batch_size
+    rows, affine = batching.row_inputs(inputs[:4], in_dims[:4], size, spec, False)
+    return differentiable_add_norm(Inputs._make((*rows, *affine, None, None, None)), spec), (0, 0)
 
 
 def _wanted(tensors: Tensors) -> bool:
     """Whether autograd wants the gradient of one."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _refuse_bias(op: str, spec: NormSpec, bias: Tensor | None) -> None:
-    """Of what `fastnorm.functional` cannot ask for, the one thing with a gradient nobody writes."""
-    if spec.norm == "rms" and bias is not None:
-        raise RuntimeError(
-            f"fastnorm::{op} got a bias for norm='rms', which has none: pass bias=None and add the "
-            "bias to the result"
-        )
 
 
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:

@@ -10,18 +10,24 @@ The engine of channels sees x as (N, C, S) and serves batch, instance, batch-ins
 group norm; that of rows sees it as (R, L) and serves layer and RMS norm:
 
                      channels                                  rows
-    calls            channels                                  rows
+    calls            channels                                  rows, gated
     their launches   plans                                     row_plans
     chosen sizes     geometry, tilings                         row_geometry
-    one launch       channels_one_launch                       row_kernels
-    two launches     channels_two_launches                     row_kernels
-    what is given    channel_types                             row_tiles
-    a tile           channel_tiles, channel_activation         row_tiles
-    stage two        channel_moments, channel_stats,           row_tiles
-                     channel_gradients
+    one launch       channels_one_launch                       row_one_launch
+    two launches     channels_two_launches                     row_two_launches
+    what is given    channel_types                             row_types
+    a tile           channel_tiles, channel_activation         row_tiles, row_outputs
+    stage two        channel_moments, channel_stats,           row_sums, row_shares
+                     channel_gradients, channel_samples
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
-two merges what programs found. Under both engines:
+two merges what programs found.
+
+Weight and bias of channels are (C,) or those of each sample, (N, C). Of the latter each instance's
+sums are the gradients, and the batch's are weighted before they are added up: so passes that take
+parameters never see the batch as one instance, nor fold its tiles. Moments take none.
+
+Under both engines:
 
     tiers            which of three ways a norm takes, by the size of its sets
     activation       activations and their gradients

@@ -107,27 +107,29 @@ def centred(mean, total, squares, count):
 @triton.jit
 def merge_along(count, mean, m2, AXIS: tl.constexpr):
     """Chan's merge of many sets of moments along one axis; sets with count 0 are left out."""
-    total = tl.sum(count, axis=AXIS, keep_dims=True)
-    share = count / tl.maximum(total, 1.0)  # of sums, which would overflow where means do not
     present = count > 0.0
-    centre = tl.sum(tl.where(present, share * mean, 0.0), axis=AXIS, keep_dims=True)
-    deviation = tl.where(present, mean - centre, 0.0)
-    error = tl.sum(product(share, deviation), axis=AXIS, keep_dims=True)
-    deviation = tl.where(present, deviation - error, 0.0)
-    spread = tl.where(present, m2, 0.0) + count * deviation * deviation
-    merged_m2 = tl.sum(spread, axis=AXIS, keep_dims=True)
-    return (
-        tl.sum(total, axis=AXIS),
-        tl.sum(centre + error, axis=AXIS),
-        tl.sum(merged_m2, axis=AXIS),
+    # Of sums, which would overflow where means do not; no set has 2^40 elements.
+    share = count * (1.0 / 2**40)
+    total, centre = tl.reduce(
+        (share, product(share, tl.where(present, mean, 0.0))), AXIS, add_both, keep_dims=True
     )
+    centre = centre / tl.where(total > 0.0, total, 1.0)
+    deviation = tl.where(present, mean - centre, 0.0)
+    squares = tl.where(present, m2, 0.0) + count * deviation * deviation
+    lacking, squares = tl.reduce(
+        (product(share, deviation), squares), AXIS, add_both, keep_dims=True
+    )
+    # One element is left of the axis, and the sum takes it away.
+    count, centre = tl.sum(total * float(2**40), axis=AXIS), tl.sum(centre, axis=AXIS)
+    lacking, squares = tl.sum(lacking, axis=AXIS) * float(2**40), tl.sum(squares, axis=AXIS)
+    mean, m2 = centred(centre, lacking, squares, count)
+    return count, mean, m2
 
 
 @triton.jit
-def update_running(ptr, c, mask, value, momentum):
+def update_running(ptr, c, mask, old, value, momentum):
     """running = (1 - momentum) running + momentum value, where there is a running statistic."""
     if ptr is not None:
-        old = tl.load(ptr + c, mask=mask, other=0.0).to(value.dtype)
         kept = tl.full([], 1.0 - momentum, value.dtype)
         share = tl.full([], momentum, value.dtype)
         store_rounded(ptr + c, kept * old + share * value, mask)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .activation import activate, keeps_mask, masked_backward, passes, smooth_backward
 from .arithmetic import across, across_lanes, split_shape
-from .channel_tiles import load, positions, spread, store
+from .channel_tiles import load, positions, rows, spread, store
 
 
 @triton.jit
@@ -26,13 +26,13 @@ def store_output(t, x, affine, tile, s, K: tl.constexpr):
 
 
 @triton.jit
-def load_pair(t, tile, K: tl.constexpr):
-    """A backward's tiles of x and dy as they are stored.
+def load_pair(t, tile, OF_WEIGHT: tl.constexpr, K: tl.constexpr):
+    """A backward's tiles of x and dy as they are stored; OF_WEIGHT for dgamma too.
 
-    Nothing depends on x where only means are taken and z's sign was kept: dy takes its place.
+    Nothing else depends on x where only means are taken and z's sign was kept: dy takes its place.
     """
     dy = load(t.dy, tile)
-    if K.VARIANCE or (K.ACTIVATION is not None and t.bits is None):
+    if K.VARIANCE or OF_WEIGHT or (K.ACTIVATION is not None and t.bits is None):
         return load(t.x, tile), dy
     else:
         return dy, dy
@@ -78,12 +78,23 @@ def bit_bytes(tile, s, K: tl.constexpr):
         c = tile.at.u * s.W + local
         mask = (local < s.W) & (c < s.C) & (n < s.N)
         return _bytes_of_lanes(n, c // 8, mask, tile, s, K)
+    elif K.ROW > 0:
+        first = _first_byte(tile, s)
+        row, byte = rows(K, 8)
+        offsets = across(first) + row * (tl.zeros([1], tl.int64) + s.C) * tl.cdiv(s.S, 8) + byte
+        mask = across(tile.lanes.mask) & (byte * 8 < s.S - tile.start)
+        return offsets, mask & (row < s.N - tile.n)
     else:
+        first = _first_byte(tile, s)
         outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * (K.INNER // 8))
         byte = outer + tl.arange(0, K.INNER // 8)[None, None, :]
-        lanes = tile.lanes
-        first = (lanes.n * s.C + lanes.c) * tl.cdiv(s.S, 8) + tile.start // 8
-        return across(first) + byte, across(lanes.mask) & (byte * 8 < s.S - tile.start)
+        return across(first) + byte, across(tile.lanes.mask) & (byte * 8 < s.S - tile.start)
+
+
+@triton.jit
+def _first_byte(tile, s):
+    """Offset of the first byte of each lane of a contiguous tile."""
+    return (tile.lanes.n * s.C + tile.lanes.c) * tl.cdiv(s.S, 8) + tile.start // 8
 
 
 @triton.jit

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or, product, store_gradient
-from .channel_moments import table_plane
+from .arithmetic import add_both, load_or, product, store_gradient
+from .channel_moments import sum_set, table_plane
 from .channel_stats import Stats, kept_plane, kept_slot, load_batch_stats, load_stats
-from .channel_tiles import is_first, unit_channels
-from .tables import part_sums, table_rows
+from .channel_tiles import block_of_channels, is_first, merged_at_once, parameter_slot
+from .tables import part_pairs, part_sums, table_rows
 
 
 class Sums(NamedTuple):
@@ -67,31 +67,28 @@ def weighted(weight, sums):
 
 
 @triton.jit
-def instance_weight(t, c, mask, K: tl.constexpr, ACC: tl.constexpr):
+def weighted_mixed(weight, sums):
+    return MixedSums(
+        product(weight, sums.g),
+        product(weight, sums.gx),
+        product(weight, sums.hat),
+        product(weight, sums.gap),
+    )
+
+
+@triton.jit
+def instance_weight(t, n, c, mask, s, K: tl.constexpr, ACC: tl.constexpr):
     """What g is weighted by in the statistics' gradient: gamma, the mixture's share of it."""
-    gamma = load_or(t.weight, c, mask, 1.0, ACC)
+    gamma = load_or(t.weight, parameter_slot(n, c, s, K), mask, 1.0, ACC)
     if K.MIX:
         gamma *= 1.0 - load_or(t.rho, c, mask, 0.0, ACC)
     return gamma
 
 
 @triton.jit
-def sum_set(value, local, s, K: tl.constexpr):
-    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
-    if K.SETS == 0:
-        return value
-    elif K.SETS == 1:
-        return tl.sum(value, axis=0) + tl.zeros_like(value)
-    else:
-        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
-        total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
-        return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
-
-
-@triton.jit
-def set_sums(t, sums, channels, s, K: tl.constexpr):
+def set_sums(t, sums, n, channels, s, K: tl.constexpr):
     """Weighted sums over the set of each channel from the channels' own."""
-    weight = instance_weight(t, channels.c, channels.mask, K, sums.g.dtype)
+    weight = instance_weight(t, n, channels.c, channels.mask, s, K, sums.g.dtype)
     sums = weighted(weight, sums)
     local = channels.local
     return Sums(sum_set(sums.g, local, s, K), sum_set(sums.gx, local, s, K))
@@ -110,9 +107,11 @@ def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
 
 @triton.jit
 def published_sums(t, n, channels, s, K: tl.constexpr):
-    return Sums(
-        published_sum(t, 0, n, channels, s, K), published_sum(t, 1, n, channels, s, K)
-    )  # fmt: skip
+    """Those of the first two planes, in one go."""
+    BLOCK: tl.constexpr = channels.c.shape[0]
+    gx = t.table + table_plane(s, K)
+    g, gx = part_pairs(t.table, gx, n, channels.c, channels.mask, s.C, s.parts, BLOCK)
+    return Sums(g, gx)
 
 
 @triton.jit
@@ -121,14 +120,21 @@ def unit_sums(t, at, index, s, K: tl.constexpr):
     the one with index 0 leaves the channels' own for add_instances."""
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
-    for block in range(tl.cdiv(s.W, K.BLOCK_C)):
-        channels = unit_channels(at.u, block, s, K)
+    BLOCK: tl.constexpr = merged_at_once(K)
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(at.u, block, BLOCK, s)
         own = published_sums(t, at.n, channels, s, K)
         first = channels.mask & is_first(index, channels.c)
         stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
         leave_instance(t, own, stats, at.n, channels, first, s, K)
-        sums = set_sums(t, own, channels, s, K)
-        total = Sums(total.g + sums.g, total.gx + sums.gx)
+        if K.SETS == 1:
+            weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
+            own = weighted(weight, own)
+            g, gx = tl.reduce((own.g, own.gx), 0, add_both)
+            total = Sums(total.g + g, total.gx + gx)
+        else:
+            sums = set_sums(t, own, at.n, channels, s, K)
+            total = Sums(total.g + sums.g, total.gx + sums.gx)
     return total
 
 
@@ -152,7 +158,7 @@ def load_sums(t, n, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def store_batch_sums(t, c, mask, sums, s, K: tl.constexpr):
-    """A mixture's over the batch, unweighted, which lie behind the instances'."""
+    """A mixture's over the batch, which lie behind the instances'; unweighted but OF_SAMPLES."""
     if t.sums is not None:
         batch = t.sums + 2 * kept_plane(s, K)
         tl.store(batch + c, sums.g, mask=mask)
@@ -187,28 +193,55 @@ def mixed_sums(sums, stats, batch):
 
 
 @triton.jit
+def mixed_hat(sums, batch, rho):
+    """Sums of g x_hat of the mixture."""
+    return rho * (batch.rstd * sums.gx) + (1.0 - rho) * sums.hat
+
+
+@triton.jit
 def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
     """What the mixture's batch statistics add for an instance's center, from the batch's sums of g
     and g (x - m_b)."""
-    gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
+    if not K.OF_SAMPLES:  # whose sums were weighted before they were added up
+        gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
     rho = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     batch = Stats(batch.center, (batch.center - center) + batch.offset, batch.rstd)
-    sums = Sums(gamma * rho * sums.g, gamma * rho * sums.gx)
+    share = rho if K.OF_SAMPLES else gamma * rho
+    sums = Sums(share * sums.g, share * sums.gx)
     return slopes_of(batch, sums, s.N.to(center.dtype) * s.S, K)
 
 
 @triton.jit
 def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
-    """dgamma, dbeta and drho of the mixture from its sums over the batch."""
-    batch = load_batch_stats(t, c, mask, s, K)
-    rho = load_or(t.rho, c, mask, 0.0, sums.g.dtype)
-    gamma = load_or(t.weight, c, mask, 1.0, sums.g.dtype)
-    store_gradient(
-        t.dweight, c, mask, rho * (batch.rstd * sums.gx) + (1.0 - rho) * sums.hat
-    )  # fmt: skip
-    store_gradient(t.drho, c, mask, gamma * sums.gap)
-    store_gradient(t.dbias, c, mask, sums.g)
+    """dgamma, dbeta and drho of the mixture from its sums over the batch; OF_SAMPLES drho alone,
+    from weighted sums."""
+    if K.OF_SAMPLES:
+        store_gradient(t.drho, c, mask, sums.gap)
+    else:
+        batch = load_batch_stats(t, c, mask, s, K)
+        rho = load_or(t.rho, c, mask, 0.0, sums.g.dtype)
+        gamma = load_or(t.weight, c, mask, 1.0, sums.g.dtype)
+        store_gradient(t.dweight, c, mask, mixed_hat(sums, batch, rho))
+        store_gradient(t.drho, c, mask, gamma * sums.gap)
+        store_gradient(t.dbias, c, mask, sums.g)
+
+
+# --- parameters of samples ---
+
+
+@triton.jit
+def store_sample_gradients(t, sums, stats, n, c, mask, s, K: tl.constexpr):
+    """dgamma and dbeta of each (n, c), which its sums of g and g (x - center) are."""
+    slot = parameter_slot(n, c, s, K)
+    if K.MIX:
+        batch = load_batch_stats(t, c, mask, s, K)
+        rho = load_or(t.rho, c, mask, 0.0, sums.g.dtype)
+        hat = mixed_hat(mixed_sums(sums, stats, batch), batch, rho)
+    else:
+        hat = stats.rstd * (sums.gx - stats.offset * sums.g)
+    store_gradient(t.dweight, slot, mask, hat)
+    store_gradient(t.dbias, slot, mask, sums.g)
 
 
 # --- sums over instances, of which each unit leaves its own behind the table of parts ---
@@ -216,38 +249,60 @@ def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def instance_planes(t, s, K: tl.constexpr):
-    """Pointers to (n, c) of sum g and of sum g x_hat, of mixtures sum g (x - center)."""
+    """Pointers to (n, c) of sum g and of sum g x_hat, of mixtures and of batches sum
+    g (x - center)."""
     first = t.table + 2 * table_plane(s, K)
     return first, first + s.N.to(tl.int64) * s.C
 
 
 @triton.jit
 def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
-    """Leave an instance's sums of each channel for add_instances, if anybody wants them."""
+    """Leave an instance's sums of each channel for add_instances, if anybody wants them.
+
+    OF_SAMPLES they are the gradients of its parameters, and what it leaves is weighted.
+    """
+    if K.OF_SAMPLES:
+        store_sample_gradients(t, sums, stats, n, channels.c, mask, s, K)
     if K.GATHERS:
         of_g, of_gx = instance_planes(t, s, K)
         slot = n * s.C + channels.c
-        hat = sums.gx if K.MIX else stats.rstd * (sums.gx - stats.offset * sums.g)
+        if K.OF_SAMPLES:
+            sums = weighted(load_or(t.weight, slot, mask, 1.0, sums.g.dtype), sums)
+        OF_BATCH: tl.constexpr = K.MIX or K.STATS_OF_BATCH
+        hat = sums.gx if OF_BATCH else stats.rstd * (sums.gx - stats.offset * sums.g)
         tl.store(of_g + slot, sums.g, mask=mask)
         tl.store(of_gx + slot, hat, mask=mask)
 
 
 @triton.jit
 def add_instances(t, u, s, K: tl.constexpr):
-    """dgamma, dbeta and drho of the channels of the units u of all instances, and a mixture's sums
-    over the batch."""
-    BLOCK_C: tl.constexpr = K.BLOCK_C
-    for block in range(tl.cdiv(s.W, BLOCK_C)):
-        channels = unit_channels(u, block, s, K)
+    """dgamma, dbeta and drho of the channels of the units u of all instances, and sums over the
+    batch where statistics are the batch's."""
+    BLOCK: tl.constexpr = merged_at_once(K)
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(u, block, BLOCK, s)
         if K.MIX:
             sums = mixed_batch_sums(t, channels, s, K)
             store_batch_sums(t, channels.c, channels.mask, sums, s, K)
             store_mixed_gradients(t, sums, channels.c, channels.mask, s, K)
+        elif K.STATS_OF_BATCH:
+            store_sums(t, 0, channels.c, channels.mask, batch_sums(t, channels, s, K), s, K)
         else:
             of_g, of_hat = instance_planes(t, s, K)
             c, mask = channels.c, channels.mask
-            store_gradient(t.dweight, c, mask, part_sums(of_hat, 0, c, mask, s.C, s.N, BLOCK_C))
-            store_gradient(t.dbias, c, mask, part_sums(of_g, 0, c, mask, s.C, s.N, BLOCK_C))
+            g, hat = part_pairs(of_g, of_hat, 0, c, mask, s.C, s.N, BLOCK)
+            store_gradient(t.dweight, c, mask, hat)
+            store_gradient(t.dbias, c, mask, g)
+
+
+@triton.jit
+def batch_sums(t, channels, s, K: tl.constexpr):
+    """Sums of g and g (x - mean) over all instances, in order, of each channel."""
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    of_g, of_gx = instance_planes(t, s, K)
+    c, mask = channels.c, channels.mask
+    g, gx = part_pairs(of_g, of_gx, 0, c, mask, s.C, s.N, BLOCK_C)
+    return about_mean(Sums(g, gx), load_stats(t, 0, c, mask, s, K))
 
 
 @triton.jit

@@ -9,16 +9,20 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import centred, chan_merge, merge_along, product
+from .arithmetic import add_both, centred, chan_merge, merge_along, product
 from .channel_tiles import (
+    block_of_channels,
     by_channel,
     is_unfolded,
     lane_sum,
     lane_sums,
+    load_first,
     load_pivot,
+    merged_at_once,
     outer_sum,
     spread,
     spread_outer,
+    tile_sizes,
     tiles_of_part,
     unfolded,
     unit_channels,
@@ -48,8 +52,14 @@ def along(m, AXIS: tl.constexpr):
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
     """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
-    end = s.N if K.FOLDED else s.S
-    count = tl.where(tile.lanes.mask, tl.minimum(end - tile.start, K.BLOCK_S), 0).to(x.dtype)
+    instances: tl.constexpr = tile_sizes(K)[0]
+    width: tl.constexpr = tile_sizes(K)[1]
+    left = tl.minimum(s.S - tile.start, width)
+    if K.FOLDED:
+        left = tl.minimum(s.N - tile.start, K.BLOCK_S)
+    elif K.ROW > 0:
+        left *= tl.minimum(s.N - tile.n, instances)
+    count = tl.where(tile.lanes.mask, left, 0).to(x.dtype)
     # Means are sums of shares: a sum would overflow where the mean does not.
     mean = lane_sum(product(x, spread(1.0 / tl.maximum(count, 1.0), K)), K)
     deviation = tl.where(tile.mask, x - spread(mean, K), 0.0)
@@ -75,10 +85,22 @@ def add_whole(mean, m2, x, before, K: tl.constexpr):
 
 
 @triton.jit
-def channel_moments(m, at, s, K: tl.constexpr):
-    """Those of each channel from its lanes', relative to the same pivot."""
+def add_lacking(m, x, mask):
+    """Moments of each thread's own elements, merged with those of a tile of x - pivot that lacks
+    some."""
+    count = outer_sum(tl.where(mask, 1.0, 0.0).to(x.dtype))
+    x = tl.where(mask, x, 0.0)
+    mean = outer_sum(x * spread_outer(1.0 / tl.maximum(count, 1.0)))
+    deviation = tl.where(mask, x - spread_outer(mean), 0.0)
+    return merge(m, Moments(count, mean, outer_sum(deviation * deviation)))
+
+
+@triton.jit
+def channel_moments(t, m, pivot, at, s, K: tl.constexpr):
+    """Those of each channel from its lanes', relative to the same pivot; folded, where each lane
+    has a pivot of its own, to the channel's."""
     if K.FOLDED:
-        return folded_moments(m, at, s, K)
+        return folded_moments(t, m, pivot, at, s, K)
     elif K.BLOCK_N == 1:
         return m
     else:
@@ -88,25 +110,30 @@ def channel_moments(m, at, s, K: tl.constexpr):
 
 
 @triton.jit
-def folded_moments(m, at, s, K: tl.constexpr):
+def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
     """channel_moments of a folded part, whose lanes all have as many instances."""
+    ACC: tl.constexpr = m.mean.dtype
+    channels = unit_channels(at.u, 0, s, K)
+    n = at.n + tl.zeros_like(channels.c).to(tl.int64)
+    origin = load_first(t, n, channels.c, channels.mask, s, K)
     there = is_unfolded(s, K)
     first, _, end = tiles_of_part(at, s, K)
-    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(m.mean.dtype)
-    positions = s.S.to(m.mean.dtype)
-    mean = tl.where(there, unfolded(m.mean, s, K), 0.0)
-    m2 = tl.sum(tl.where(there, unfolded(m.m2, s, K), 0.0), axis=1)
+    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(ACC)
+    positions = s.S.to(ACC)
+    mean = unfolded(m.mean, s, K) + (unfolded(pivot, s, K) - origin.to(ACC)[:, None])
+    mean = tl.where(there, mean, 0.0)
+    within = tl.where(there, unfolded(m.m2, s, K) * (1.0 / instances), 0.0)
     center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / positions), axis=1)
     deviation = tl.where(there, mean - center[:, None], 0.0)
-    total = tl.sum(deviation, axis=1)
-    squares = tl.sum(product(deviation, deviation), axis=1)
-    mean, between = centred(center, total, squares, positions)
-    return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 + instances * between)
+    squares = product(deviation, deviation) + within
+    total, squares = tl.reduce((deviation, squares), 1, add_both)
+    mean, m2 = centred(center, total, squares, positions)
+    return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 * instances)
 
 
 @triton.jit
 def merge_set(m, local, s, K: tl.constexpr):
-    """Moments of each channel's set, for each of the channels (`local`: counted in the unit).
+    """Moments of each channel's set, for each channel of a tile (`local`: counted in the unit).
 
     SETS: 0 where each channel is a set, 1 where all make up one, else their number, padded.
     """
@@ -114,7 +141,7 @@ def merge_set(m, local, s, K: tl.constexpr):
         return m
     elif K.SETS == 1:
         m = along(m, 0)
-        zero = tl.zeros_like(local).to(m.mean.dtype)
+        zero = tl.zeros([K.BLOCK_C], m.mean.dtype)
         return Moments(zero + m.count, zero + m.mean, zero + m.m2)
     else:
         belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
@@ -126,6 +153,36 @@ def merge_set(m, local, s, K: tl.constexpr):
             tl.sum(tl.where(belongs, m.mean[None, :], 0.0), axis=1),
             tl.sum(tl.where(belongs, m.m2[None, :], 0.0), axis=1),
         )
+
+
+@triton.jit
+def sum_set(value, local, s, K: tl.constexpr):
+    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
+    if K.SETS == 0:
+        return value
+    elif K.SETS == 1:
+        return tl.sum(value, axis=0) + tl.zeros_like(value)
+    else:
+        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+        total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
+        return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def whole_sets(x, tile, local, s, K: tl.constexpr):
+    """(a rough mean, moments relative to it) of each channel's set, which a tile holds whole.
+
+    The rough mean takes the place of a pivot: x minus it is as exact.
+    """
+    count = tl.full([], 1, x.dtype) * s.S * (s.N if K.BATCH else s.D)
+    shares = product(x, tl.zeros_like(x) + 1.0 / count)
+    rough = sum_set(lane_sum(shares, K), local, s, K)
+    deviation = tl.where(tile.mask, x - spread(rough, K), 0.0)
+    total, squares = lane_sums(deviation, product(deviation, deviation), K)
+    total, squares = sum_set(total, local, s, K), sum_set(squares, local, s, K)
+    count += tl.zeros_like(rough)
+    mean, m2 = centred(tl.zeros_like(rough), total, squares, count)
+    return rough, Moments(count, mean, m2)
 
 
 # --- what the programs of a unit leave for one another ---
@@ -165,16 +222,14 @@ def unit_moments(t, at, s, K: tl.constexpr):
 
     A unit has several blocks of channels only where all of them make up one set.
     """
-    BLOCK_C: tl.constexpr = K.BLOCK_C
+    BLOCK: tl.constexpr = merged_at_once(K)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
-    zero = tl.zeros([BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
     m = Moments(zero, zero, zero)
-    for block in range(tl.cdiv(s.W, BLOCK_C)):
-        channels = unit_channels(at.u, block, s, K)
-        count, mean, m2 = part_moments(
-            table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK_C
-        )
+    for block in range(tl.cdiv(s.W, BLOCK)):
+        channels = block_of_channels(at.u, block, BLOCK, s)
+        count, mean, m2 = part_moments(table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK)
         more = merge_set(Moments(count, mean, m2), channels.local, s, K)
         m = merge(m, more)
     return m

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .arithmetic import accumulation_type, inverse_std, load_or, split_mean, update_running
 from .channel_moments import batch_moments
-from .channel_tiles import unit_channels
+from .channel_tiles import parameter_slot, unit_channels
 
 
 class Stats(NamedTuple):
@@ -18,6 +18,11 @@ class Stats(NamedTuple):
     center: Any
     offset: Any
     rstd: Any
+
+
+class Running(NamedTuple):
+    mean: Any
+    var: Any
 
 
 class Affine(NamedTuple):
@@ -33,8 +38,8 @@ class Affine(NamedTuple):
 
 @triton.jit
 def kept_plane(s, K: tl.constexpr):
-    """The sets that a launch merges: elements of a plane of their statistics or sums."""
-    if K.BATCH and not K.MIX:
+    """The sets: elements of a plane of their statistics or sums."""
+    if K.STATS_OF_BATCH:
         return s.C.to(tl.int64)
     elif K.SETS == 0:
         return s.N.to(tl.int64) * s.C
@@ -45,7 +50,7 @@ def kept_plane(s, K: tl.constexpr):
 @triton.jit
 def kept_slot(n, c, s, K: tl.constexpr):
     """Where in a plane the set of (n, c) is."""
-    if K.BATCH and not K.MIX:
+    if K.STATS_OF_BATCH:
         return c.to(tl.int64)
     elif K.SETS == 0:
         return n * s.C + c
@@ -117,10 +122,19 @@ def stats_of(pivot, m, eps, K: tl.constexpr):
 
 
 @triton.jit
-def update_batch(t, m, center, c, mask, momentum):
+def load_running(t, c, mask):
+    """Running statistics as they were, in the accumulation type."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    mean = load_or(t.running_mean, c, mask, 0.0, ACC)
+    return Running(mean, load_or(t.running_var, c, mask, 0.0, ACC))
+
+
+@triton.jit
+def update_batch(t, old, m, center, c, mask, momentum):
     """Running statistics of sets that run over the batch; variances unbiased."""
-    update_running(t.running_mean, c, mask, center, momentum)
-    update_running(t.running_var, c, mask, m.m2 / tl.maximum(m.count - 1.0, 1.0), momentum)
+    unbiased = m.m2 / tl.maximum(m.count - 1.0, 1.0)
+    update_running(t.running_mean, c, mask, old.mean, center, momentum)
+    update_running(t.running_var, c, mask, old.var, unbiased, momentum)
 
 
 @triton.jit
@@ -128,25 +142,29 @@ def average_instances(t, u, momentum, s, K: tl.constexpr):
     """Running statistics of instance norm: the averages of the instances' means and of their
     unbiased variances."""
     channels = unit_channels(u, 0, s, K)
+    c, mask = channels.c, channels.mask
+    old = load_running(t, c, mask)
     pivot, m, within = batch_moments(t, u, s, K)
     unbiased = within / tl.maximum(m.count - s.N, 1.0)
-    update_running(t.running_mean, channels.c, channels.mask, pivot + m.mean, momentum)
-    update_running(t.running_var, channels.c, channels.mask, unbiased, momentum)
+    update_running(t.running_mean, c, mask, old.mean, pivot + m.mean, momentum)
+    update_running(t.running_var, c, mask, old.var, unbiased, momentum)
 
 
 @triton.jit
-def affine_of(t, stats, c, mask):
-    gamma = load_or(t.weight, c, mask, 1.0, stats.rstd.dtype)
-    beta = load_or(t.bias, c, mask, 0.0, stats.rstd.dtype)
+def affine_of(t, stats, n, c, mask, s, K: tl.constexpr):
+    slot = parameter_slot(n, c, s, K)
+    gamma = load_or(t.weight, slot, mask, 1.0, stats.rstd.dtype)
+    beta = load_or(t.bias, slot, mask, 0.0, stats.rstd.dtype)
     scale = gamma * stats.rstd
     return Affine(stats.center, scale, beta - scale * stats.offset)
 
 
 @triton.jit
-def mixed_affine(t, stats, batch, c, mask):
+def mixed_affine(t, stats, batch, n, c, mask, s, K: tl.constexpr):
     """rho times the batch's x_hat plus 1 - rho times the instance's (arXiv 1805.07925)."""
-    gamma = load_or(t.weight, c, mask, 1.0, stats.rstd.dtype)
-    beta = load_or(t.bias, c, mask, 0.0, stats.rstd.dtype)
+    slot = parameter_slot(n, c, s, K)
+    gamma = load_or(t.weight, slot, mask, 1.0, stats.rstd.dtype)
+    beta = load_or(t.bias, slot, mask, 0.0, stats.rstd.dtype)
     rho = load_or(t.rho, c, mask, 0.0, stats.rstd.dtype)
     scale = gamma * (1.0 - rho) * stats.rstd
     batch_scale = gamma * rho * batch.rstd
@@ -164,6 +182,6 @@ def kept_affine(t, lanes, s, K: tl.constexpr):
         return Affine(stats.center, stats.offset, stats.rstd)
     elif K.MIX:
         batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
-        return mixed_affine(t, stats, batch, lanes.c, lanes.mask)
+        return mixed_affine(t, stats, batch, lanes.n, lanes.c, lanes.mask, s, K)
     else:
-        return affine_of(t, stats, lanes.c, lanes.mask)
+        return affine_of(t, stats, lanes.n, lanes.c, lanes.mask, s, K)

@@ -46,11 +46,16 @@ def unit_member(program, s, K: tl.constexpr):
 
 
 @triton.jit
-def place(unit, member, s):
-    return Member(
-        member, (unit // s.u_blocks).to(tl.int64), unit % s.u_blocks, member // s.parts,
-        member % s.parts,
-    )  # fmt: skip
+def place(unit, member, s, K: tl.constexpr, BATCH: tl.constexpr):
+    """A member's place; BATCH where units run over the batch. Divisions cost as much as a
+    hundredth of a tile: there is none whose result is known."""
+    n, u = tl.full([], 0, tl.int64), unit
+    if not BATCH:
+        n, u = (unit // s.u_blocks).to(tl.int64), unit % s.u_blocks
+    block, part = tl.full([], 0, tl.int32), member
+    if K.SETS == 1:  # a set may have several blocks of channels
+        block, part = member // s.parts, member % s.parts
+    return Member(member, n, u, block, part)
 
 
 # --- lanes and channels ---
@@ -58,7 +63,20 @@ def place(unit, member, s):
 
 @triton.jit
 def unit_channels(u, block, s, K: tl.constexpr):
-    local = block * K.BLOCK_C + tl.arange(0, K.BLOCK_C)
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    return block_of_channels(u, block, BLOCK_C, s)
+
+
+@triton.constexpr_function
+def merged_at_once(K):
+    """Channels of a unit that are merged at a time: more than a tile has, where it has few of one
+    large set, since each block is waited for."""
+    return max(K.BLOCK_C, 32) if K.SETS == 1 else K.BLOCK_C
+
+
+@triton.jit
+def block_of_channels(u, block, BLOCK: tl.constexpr, s):
+    local = block * BLOCK + tl.arange(0, BLOCK)
     c = u * s.W + local
     return Channels(local, c, (local < s.W) & (c < s.C))
 
@@ -97,6 +115,15 @@ def to_lanes(value, K: tl.constexpr):
 
 
 @triton.jit
+def parameter_slot(n, c, s, K: tl.constexpr):
+    """Where weight and bias of (n, c) are, and their gradients."""
+    if K.OF_SAMPLES:
+        return n * s.C + c
+    else:
+        return c
+
+
+@triton.jit
 def by_channel(value, K: tl.constexpr):
     """A value of each lane as (BLOCK_N, BLOCK_C)."""
     return tl.reshape(value, [K.BLOCK_N, K.BLOCK_C])
@@ -111,6 +138,17 @@ def sum_instances(value, s, K: tl.constexpr):
         return value
     else:
         return tl.sum(by_channel(value, K), axis=0)
+
+
+@triton.jit
+def sum_instances_of_both(a, b, s, K: tl.constexpr):
+    """sum_instances of two values, in one round."""
+    if K.FOLDED:
+        there = is_unfolded(s, K)
+        a = tl.where(there, unfolded(a, s, K), 0.0)
+        return tl.reduce((a, tl.where(there, unfolded(b, s, K), 0.0)), 1, add_both)
+    else:
+        return sum_instances(a, s, K), sum_instances(b, s, K)
 
 
 @triton.jit
@@ -201,6 +239,16 @@ def positions(K: tl.constexpr):
 
 
 @triton.jit
+def rows(K: tl.constexpr, EACH: tl.constexpr):
+    """(row, place in it) of the positions of a tile that has rows, or of EACH of them together."""
+    INNER: tl.constexpr = K.INNER // EACH
+    ROW: tl.constexpr = K.ROW // EACH
+    outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * INNER)
+    inner = tl.arange(0, INNER)[None, None, :]
+    return outer // ROW + inner // ROW, outer % ROW + inner % ROW
+
+
+@triton.jit
 def tile_of(n, start, at, s, K: tl.constexpr):
     """A member's tile by its first instance and position (int64).
 
@@ -214,6 +262,11 @@ def tile_of(n, start, at, s, K: tl.constexpr):
         end = s.N
         lane = tl.arange(0, K.LANES) + at.u * s.W * s.S
         offsets = spread(lane + start * s.C * s.S, K) + positions(K) * (s.C * s.S)
+    elif K.ROW > 0:
+        row, position = rows(K, 1)
+        offsets = spread(first + start, K) + row * (tl.zeros([1], tl.int64) + s.C) * s.S + position
+        there = (row < s.N - n) & (position < tl.minimum(end - start, K.ROW).to(tl.int32))
+        return Tile(at, n, start, lanes, spread(lanes.mask, K) & there, offsets)
     elif K.CHANNELS_LAST:
         stride = tl.zeros([1], tl.int64) + s.C  # start * C may pass 2^31
         offsets = spread(first + stride * start, K) + positions(K) * s.C
@@ -224,12 +277,20 @@ def tile_of(n, start, at, s, K: tl.constexpr):
     return Tile(at, n, start, lanes, mask, offsets)
 
 
+@triton.constexpr_function
+def tile_sizes(K):
+    """Instances of a tile that is not folded, and positions of each."""
+    return (K.BLOCK_S // K.ROW, K.ROW) if K.ROW else (K.BLOCK_N, K.BLOCK_S)
+
+
 @triton.jit
 def resident_tile(at, s, K: tl.constexpr):
     """The one tile of a member: its part is a block of positions or, over a batch, of instances."""
-    s_blocks = tl.cdiv(s.S, K.BLOCK_S)
-    start = (at.part % s_blocks).to(tl.int64) * K.BLOCK_S
-    return tile_of(at.n + (at.part // s_blocks) * K.BLOCK_N, start, at, s, K)
+    instances: tl.constexpr = tile_sizes(K)[0]
+    width: tl.constexpr = tile_sizes(K)[1]
+    s_blocks = tl.cdiv(s.S, width)
+    start = (at.part % s_blocks).to(tl.int64) * width
+    return tile_of(at.n + (at.part // s_blocks) * instances, start, at, s, K)
 
 
 @triton.jit
@@ -238,13 +299,15 @@ def tiles_of_part(at, s, K: tl.constexpr):
 
     Parts of a norm within an instance end with it: there, tiles are blocks of positions alone.
     """
+    instances: tl.constexpr = tile_sizes(K)[0]
+    width: tl.constexpr = tile_sizes(K)[1]
     if K.FOLDED:
         whole, tiles = s.N // K.BLOCK_S, tl.cdiv(s.N, K.BLOCK_S)
     else:
-        whole, tiles = s.S // K.BLOCK_S, tl.cdiv(s.S, K.BLOCK_S)
-    if K.BATCH and not (K.CHANNELS_LAST or K.FOLDED):
-        whole *= s.N // K.BLOCK_N
-        tiles *= tl.cdiv(s.N, K.BLOCK_N)
+        whole, tiles = s.S // width, tl.cdiv(s.S, width)
+    if K.ROW > 0:
+        whole *= s.N // instances
+        tiles *= tl.cdiv(s.N, instances)
     first = at.part * s.steps
     end = tl.minimum(first + s.steps, tiles)
     return first, tl.minimum(tl.maximum(whole, first), end), end
@@ -253,18 +316,20 @@ def tiles_of_part(at, s, K: tl.constexpr):
 @triton.jit
 def nth_tile(i, at, s, K: tl.constexpr):
     """A tile of a unit; those that lack positions or instances come last."""
-    if K.BATCH and not (K.CHANNELS_LAST or K.FOLDED):
-        blocks, n_blocks = s.S // K.BLOCK_S, s.N // K.BLOCK_N  # whole ones
+    instances: tl.constexpr = tile_sizes(K)[0]
+    width: tl.constexpr = tile_sizes(K)[1]
+    if K.ROW > 0:
+        blocks, n_blocks = s.S // width, s.N // instances  # whole ones
         n, block = i // tl.maximum(blocks, 1), i % tl.maximum(blocks, 1)
         lacking = i - blocks * n_blocks
         if lacking >= 0:
             # Each block of instances has a last one of positions, before the last of instances has
             # its others.
-            ends = tl.cdiv(s.S, K.BLOCK_S) - blocks
-            ends *= tl.cdiv(s.N, K.BLOCK_N)
+            ends = tl.cdiv(s.S, width) - blocks
+            ends *= tl.cdiv(s.N, instances)
             n = tl.where(lacking < ends, lacking, n_blocks)
             block = tl.where(lacking < ends, blocks, lacking - ends)
-        return tile_of(at.n + n * K.BLOCK_N, tl.full([], K.BLOCK_S, tl.int64) * block, at, s, K)
+        return tile_of(at.n + n * instances, tl.full([], width, tl.int64) * block, at, s, K)
     else:  # one instance: over a batch with channels last, it is all there is
         return tile_of(at.n, tl.full([], K.BLOCK_S, tl.int64) * i, at, s, K)
 
@@ -274,10 +339,10 @@ def backward_walk(program, s, K: tl.constexpr):
     """Of a launch with a member for each tile in the order of memory, the last tile first."""
     if K.FOLDED:
         i = s.u_blocks * s.parts - 1 - program
-        return place(i % s.u_blocks, i // s.u_blocks, s)
+        return place(i % s.u_blocks, i // s.u_blocks, s, K, True)
     else:
         i = s.N * s.u_blocks * s.parts - 1 - program
-        return place(i // s.parts, i % s.parts, s)
+        return place(i // s.parts, i % s.parts, s, K, False)
 
 
 @triton.jit
@@ -292,12 +357,29 @@ def store(ptr, value, tile):
 
 
 @triton.jit
+def load_first(t, n, c, mask, s, K: tl.constexpr):
+    """The first value of a set, in the instance n, as it is stored."""
+    first = c if K.SETS == 0 else c - c % s.D
+    return tl.load(t.x + first_element(n, first, s, K), mask=mask, other=0.0)
+
+
+@triton.jit
 def load_pivot(t, n, c, mask, s, K: tl.constexpr):
     """The value that the statistics of a set are relative to: its first, in the instance n.
 
     Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
     met.
     """
-    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    first = c if K.SETS == 0 else c - c % s.D
-    return tl.load(t.x + first_element(n, first, s, K), mask=mask, other=0.0).to(ACC)
+    return load_first(t, n, c, mask, s, K).to(accumulation_type(t.x.dtype.element_ty))
+
+
+@triton.jit
+def lane_pivot(t, at, lanes, s, K: tl.constexpr):
+    """What a part's moments of each lane are relative to: the first value of its set or, folded,
+    its own in the first instance, which threads load as they load tiles."""
+    if K.FOLDED:
+        lane = tl.arange(0, K.LANES) + at.u * s.W * s.S
+        first = tl.load(t.x + lane, mask=lanes.mask, other=0.0)
+        return first.to(accumulation_type(t.x.dtype.element_ty))
+    else:
+        return load_pivot(t, at.n + tl.zeros_like(lanes.c).to(tl.int64), lanes.c, lanes.mask, s, K)

@@ -9,8 +9,10 @@ class Choices(NamedTuple):
     """K of every kernel of channels: what it is compiled for. Nothing here follows from N."""
 
     BATCH: bool  # the sets that a launch merges run over the batch
+    STATS_OF_BATCH: bool  # the statistics are the batch's alone, whatever a launch merges
     MIX: bool  # the batch's statistics are mixed with each instance's
     VARIANCE: bool  # else means alone are taken, and rstd is 1
+    OF_SAMPLES: bool  # weight and bias are those of each (n, c), and so are their gradients
     GIVEN: bool  # centers, scales and shifts were merged outside of the kernels
     TRAINING: bool  # else the batch's statistics are the running ones
     ACTIVATION: str | None
@@ -29,6 +31,9 @@ class Choices(NamedTuple):
     # memory, and its positions are instances. PADDED: a channel's positions.
     FOLDED: bool = False
     PADDED: int = 0
+    # Other contiguous sets over the batch alone: a tile's positions are rows of so many, each of
+    # an instance, and its lanes are channels. 0 where a tile has positions of one instance.
+    ROW: int = 0
     CLUSTER: bool = False  # members wait for one another
     GATHERS: bool = False  # a backward's instances leave sums of their own, which the last adds up
     STAGES: int = 1  # of moments: 1 plus the tiles that are on their way while one is worked on
@@ -39,8 +44,8 @@ class Forward(NamedTuple):
 
     x: Any  # (N, C, S) in either layout
     residual: Any = None  # as x
-    weight: Any = None  # (C,)
-    bias: Any = None  # (C,)
+    weight: Any = None  # (C,) or, OF_SAMPLES, (N, C)
+    bias: Any = None  # as weight
     rho: Any = None  # (C,)
     running_mean: Any = None  # (C,)
     running_var: Any = None  # (C,)
@@ -60,17 +65,17 @@ class Backward(NamedTuple):
     dy: Any  # as x
     residual: Any = None  # as x: smooth activations' alone
     bits: Any = None
-    weight: Any = None  # (C,)
-    bias: Any = None  # (C,)
+    weight: Any = None  # (C,) or, OF_SAMPLES, (N, C)
+    bias: Any = None  # as weight
     rho: Any = None  # (C,)
     stats: Any = None  # planes of statistics
     dx: Any = None  # as x
     dresidual: Any = None  # as x
-    dweight: Any = None  # (C,)
-    dbias: Any = None  # (C,)
+    dweight: Any = None  # as weight
+    dbias: Any = None  # as bias
     drho: Any = None  # (C,)
     # Scratch: planes of sums over sets, `channel_gradients.load_sums`; sums of parts of units
-    # (2 or 4, n, parts, C); counters for `sync.py`.
+    # (2 or 4, n, parts, C), behind them those of instances or of lanes; counters for `sync.py`.
     sums: Any = None
     table: Any = None
     tickets: Any = None

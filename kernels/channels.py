@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, side_input
+from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, are_of_samples, side_input
 from fastnorm.tensors import dense, laid_out_as
 
 from . import tiers
@@ -18,15 +18,16 @@ from .tensors import accumulators, contiguous, dtypes_of
 def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
     """act(norm(x) + residual), as `Engine.norm` has it, for every norm but those of rows.
 
-    x is (N, C, ...), not empty; parameters and running statistics are (C,). y has x's dtype and
-    memory format.
+    x is (N, C, ...), not empty; weight and bias are (C,) or (N, C), rho and running statistics
+    (C,). y has x's dtype and memory format.
     """
     x = dense(inputs.x)
     parameters = [contiguous(t) for t in inputs[2:]]
     t = Forward(x, laid_out_as(x, inputs.residual), *parameters)
     masked = side_input(spec.activation, t.residual is not None) == "mask" and differentiable
     averaged = t.running_mean is not None or t.running_var is not None
-    key = (x.shape, x.is_contiguous(), dtypes_of(t), masked, planned(spec), averaged)
+    kind = (planned(spec), are_of_samples(inputs, spec))
+    key = (x.shape, x.is_contiguous(), dtypes_of(t), masked, *kind, averaged)
     filled = tiers.with_fallback(
         lambda state: _forward_undone_if_it_fails(forward_plan(*key, state), t, spec, masked)
     )
@@ -102,7 +103,8 @@ def channel_norm_backward(
         rho=contiguous(inputs.rho),
         stats=stats,
     )
-    key = (x.shape, x.is_contiguous(), dtypes_of(t), planned(spec), needs)
+    kind = (planned(spec), are_of_samples(inputs, spec))
+    key = (x.shape, x.is_contiguous(), dtypes_of(t), *kind, needs)
     filled = tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, needs))
     dresidual = t.dy if needs[1] and spec.activation is None else filled.dresidual
     return filled.dx, dresidual, filled.dweight, filled.dbias, filled.drho

@@ -26,16 +26,20 @@ from .channel_gradients import (
     slopes_of,
     store_batch_gradients,
     store_mixed_gradients,
+    store_sample_gradients,
     unit_sums,
+    weighted,
+    weighted_mixed,
 )
 from .channel_moments import (
     Moments,
     channel_moments,
     lane_moments,
-    merge_set,
     publish,
     unit_moments,
+    whole_sets,
 )
+from .channel_samples import add_lanes, lane_weight, leave_lanes
 from .channel_stats import (
     Affine,
     Stats,
@@ -44,6 +48,7 @@ from .channel_stats import (
     constant_stats,
     kept_affine,
     load_batch_stats,
+    load_running,
     load_stats,
     mixed_affine,
     stats_of,
@@ -107,7 +112,7 @@ def resident_kernel(
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     group, member = group_and_member(s, K)
     for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        normalise_unit(t, place(unit, member, s), group, momentum, eps, s, K)
+        normalise_unit(t, place(unit, member, s, K, K.BATCH), group, momentum, eps, s, K)
 
 
 @triton.jit
@@ -117,16 +122,24 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
     channels = unit_channels(at.u, at.block, s, K)
     packed = load(t.x, tile)
     lanes = tile.lanes
-    pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
-    pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
-    lane = lane_moments(x, tile, s, K)
-    origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
     # Of a set whose parts lie in several members the first of these keeps its statistics.
     first = channels.mask & (channels.local % s.D == 0) & is_first(at.part, channels.local)
+    if K.BATCH:
+        old = load_running(t, channels.c, first)
+    if K.CLUSTER or (K.BATCH and (K.MIX or K.OF_SAMPLES)):
+        pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
+        pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
+        x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
+        lane = lane_moments(x, tile, s, K)
+        origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
+    else:
+        origin, m = whole_sets(packed.to(ACC), tile, channels.local, s, K)
+        if t.table is not None:  # for average_instances
+            pivot = load_pivot(t, lanes.n, lanes.c, lanes.mask, s, K)
+            publish(t, Moments(m.count, m.mean + (origin - pivot), m.m2), at, channels, s, K)
     stats = stats_of(origin, m, eps, K)
     if K.BATCH:
-        update_batch(t, m, stats.center, channels.c, first, momentum)
+        update_batch(t, old, m, stats.center, channels.c, first, momentum)
     if K.MIX:
         if K.BATCH:
             batch = stats
@@ -138,18 +151,20 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
             store_stats(t, at.n, channels.c, first, stats, s, K)
         firsts = first & is_first(at.n, channels.c)
         store_batch_stats(t, channels.c, firsts, batch, s, K)
-        batch = Stats(to_lanes(batch.center, K), to_lanes(batch.offset, K), to_lanes(batch.rstd, K))
-        affine = mixed_affine(t, stats, batch, lanes.c, lanes.mask)
+        batch = lane_stats(batch, K)
+        affine = mixed_affine(t, stats, batch, lanes.n, lanes.c, lanes.mask, s, K)
     else:
         store_stats(t, at.n, channels.c, first, stats, s, K)
-        affine = affine_of(t, stats, channels.c, channels.mask)
-        affine = Affine(
-            to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
-        )
-    if K.CLUSTER:  # across the barrier the tile stays as it was loaded
-        x = keep_packed(packed).to(ACC) - spread(affine.center, K)
-    else:
-        x -= spread(affine.center - pivot, K)
+        if K.OF_SAMPLES:
+            stats = lane_stats(stats, K)
+            affine = affine_of(t, stats, lanes.n, lanes.c, lanes.mask, s, K)
+        else:
+            affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+            affine = Affine(
+                to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
+            )
+    # Across sums and barriers the tile stays as it was loaded.
+    x = keep_packed(packed).to(ACC) - spread(affine.center, K)
     store_output(t, x, affine, tile, s, K)
     # Instance norm's running statistics are averages over instances: the last one takes them.
     if not K.BATCH and t.tickets is not None:
@@ -159,22 +174,26 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
 
 
 @triton.jit
+def lane_stats(stats, K: tl.constexpr):
+    """Those of each channel, repeated for each lane's."""
+    return Stats(to_lanes(stats.center, K), to_lanes(stats.offset, K), to_lanes(stats.rstd, K))
+
+
+@triton.jit
 def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
     """(pivot, moments of the set) of each channel, from the moments of a member's lanes."""
-    if K.BATCH:
+    if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
         zeros = tl.zeros_like(channels.c).to(tl.int64)
         origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
         mean = lane.mean + (pivot - to_lanes(origin, K))
-        m = channel_moments(Moments(lane.count, mean, lane.m2), at, s, K)
+        m = channel_moments(t, Moments(lane.count, mean, lane.m2), pivot, at, s, K)
     else:
         origin, m = pivot, lane
-    if t.table is not None:
-        publish(t, m, at, channels, s, K)
     if K.CLUSTER:
+        publish(t, m, at, channels, s, K)
         meet(t, group, at, s, K)
-        return origin, unit_moments(t, at, s, K)
-    else:
-        return origin, merge_set(m, channels.local, s, K)
+        m = unit_moments(t, at, s, K)
+    return origin, m
 
 
 # --- backward ---
@@ -188,14 +207,14 @@ def resident_backward_kernel(
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     group, member = group_and_member(s, K)
     for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        differentiate_unit(t, place(unit, member, s), group, s, K)
+        differentiate_unit(t, place(unit, member, s, K, K.BATCH), group, s, K)
 
 
 @triton.jit
 def differentiate_unit(t, at, group, s, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     tile = resident_tile(at, s, K)
-    packed, dy = load_pair(t, tile, K)
+    packed, dy = load_pair(t, tile, t.dweight is not None, K)
     affine = kept_affine(t, tile.lanes, s, K)
     x = packed.to(ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
@@ -204,7 +223,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
     if K.MIX and K.BATCH:
         slopes = mixed_slopes(t, lane, group, tile, s, K)
     elif K.BATCH:
-        slopes = batch_slopes(t, lane, group, at, s, K)
+        slopes = batch_slopes(t, lane, group, tile, s, K)
     else:
         slopes = instance_slopes(t, lane, group, at, s, K)
     packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
@@ -233,26 +252,34 @@ def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
         sums = unit_sums(t, at, at.index, s, K)
     else:
         leave_instance(t, lane, stats, at.n, channels, channels.mask, s, K)
-        sums = set_sums(t, lane, channels, s, K)
+        sums = set_sums(t, lane, at.n, channels, s, K)
     count = s.D.to(lane.g.dtype) * s.S
     return slopes_of(stats, about_mean(sums, stats), count, K)
 
 
 @triton.jit
-def batch_slopes(t, lane, group, at, s, K: tl.constexpr):
+def batch_slopes(t, lane, group, tile, s, K: tl.constexpr):
     """Those of sets that run over the batch; stores dgamma and dbeta."""
+    at = tile.at
     channels = unit_channels(at.u, at.block, s, K)
-    sums = Sums(sum_instances(lane.g, s, K), sum_instances(lane.gx, s, K))
+    own = lane
+    if K.OF_SAMPLES:
+        leave_lanes(t, lane, tile, s, K)
+        own = weighted(lane_weight(t, tile.lanes, s, K, lane.g.dtype), lane)
+    sums = Sums(sum_instances(own.g, s, K), sum_instances(own.gx, s, K))
     if K.CLUSTER:
         publish(t, sums, at, channels, s, K)
         meet(t, group, at, s, K)
         sums = published_sums(t, at.n, channels, s, K)
+        if K.OF_SAMPLES:
+            add_lanes(t, tile, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     sums = about_mean(sums, stats)
-    first = channels.mask & is_first(at.part, channels.c)
-    store_batch_gradients(t, sums, stats, channels.c, first)
-    gamma = load_or(t.weight, channels.c, channels.mask, 1.0, lane.g.dtype)
-    sums = Sums(gamma * sums.g, gamma * sums.gx)
+    if not K.OF_SAMPLES:
+        first = channels.mask & is_first(at.part, channels.c)
+        store_batch_gradients(t, sums, stats, channels.c, first)
+        gamma = load_or(t.weight, channels.c, channels.mask, 1.0, lane.g.dtype)
+        sums = Sums(gamma * sums.g, gamma * sums.gx)
     slopes = slopes_of(stats, sums, s.N.to(lane.g.dtype) * s.S, K)
     return Slopes(to_lanes(slopes.q, K), to_lanes(slopes.r, K))
 
@@ -265,6 +292,9 @@ def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
     stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
     each = mixed_sums(lane, stats, batch)
+    if K.OF_SAMPLES:
+        store_sample_gradients(t, lane, stats, lanes.n, lanes.c, lanes.mask, s, K)
+        each = weighted_mixed(lane_weight(t, lanes, s, K, lane.g.dtype), each)
     sums = MixedSums(
         sum_instances(each.g, s, K),
         sum_instances(tl.where(lanes.mask, each.gx, 0.0), s, K),
@@ -282,7 +312,7 @@ def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
         )
     first = channels.mask & is_first(at.part, channels.c)
     store_mixed_gradients(t, sums, channels.c, first, s, K)
-    weight = instance_weight(t, lanes.c, lanes.mask, K, lane.g.dtype)
+    weight = instance_weight(t, lanes.n, lanes.c, lanes.mask, s, K, lane.g.dtype)
     own = about_mean(lane, stats)
     own = slopes_of(stats, Sums(weight * own.g, weight * own.gx), s.S, K)
     of_lanes = Sums(to_lanes(sums.g, K), to_lanes(sums.gx, K))

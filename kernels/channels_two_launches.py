@@ -8,7 +8,7 @@ the L2 cache.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, load_or, merge_along
+from .arithmetic import accumulation_type, add_both, load_or
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     Slopes,
@@ -26,11 +26,11 @@ from .channel_gradients import (
 )
 from .channel_moments import (
     Moments,
+    add_lacking,
     add_whole,
+    along,
     batch_moments,
     channel_moments,
-    lane_moments,
-    merge,
     publish,
     unit_moments,
 )
@@ -39,6 +39,7 @@ from .channel_stats import (
     average_instances,
     constant_stats,
     kept_affine,
+    load_running,
     load_stats,
     stats_of,
     store_batch_stats,
@@ -49,8 +50,9 @@ from .channel_tiles import (
     backward_walk,
     channel_blocks,
     is_first,
+    lane_pivot,
     load,
-    load_pivot,
+    load_first,
     no_outer,
     nth_tile,
     outer_sum,
@@ -58,7 +60,7 @@ from .channel_tiles import (
     sizes,
     spread,
     store,
-    sum_instances,
+    sum_instances_of_both,
     tile_lanes,
     tile_of,
     tiles_of_part,
@@ -87,25 +89,12 @@ def moments_kernel(
     K: tl.constexpr,
 ):  # fmt: skip
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
-    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     unit, member = unit_member(tl.program_id(0), s, K)
-    at = place(unit, member, s)
+    at = place(unit, member, s, K, K.BATCH)
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
-    pivot_n = at.n + tl.zeros_like(lanes.c).to(tl.int64)
-    pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-    first, whole, end = tiles_of_part(at, s, K)
-    if K.BLOCK_S == K.INNER:  # threads have nothing to reduce by themselves
-        whole = first
-        zero = tl.full([K.LANES], 0, ACC)
-        m = Moments(zero, zero, zero)
-    else:
-        m = whole_moments(t, pivot, first, whole, at, s, K)
-    for i in tl.range(whole, end, num_stages=K.STAGES if K.BLOCK_S == K.INNER else 1):
-        tile = nth_tile(i, at, s, K)
-        x = tl.where(tile.mask, load(t.x, tile).to(ACC) - spread(pivot, K), 0.0)
-        m = merge(m, lane_moments(x, tile, s, K))
-    m = channel_moments(m, at, s, K)
+    pivot = lane_pivot(t, at, lanes, s, K)
+    m = channel_moments(t, part_of_lanes(t, pivot, at, s, K), pivot, at, s, K)
     publish(t, m, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit(t, at, momentum, eps, s, K)
@@ -118,32 +107,38 @@ def moments_kernel(
 
 
 @triton.jit
-def whole_moments(t, pivot, first, end, at, s, K: tl.constexpr):
-    """Moments of each lane of whole tiles: threads by themselves, and by lanes in the end."""
+def part_of_lanes(t, pivot, at, s, K: tl.constexpr):
+    """Moments of each lane of a part: threads by themselves, and by lanes in the end."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
-    own_mean, own_m2 = no_outer(K, ACC), no_outer(K, ACC)
-    for i in tl.range(first, end, num_stages=K.STAGES):
+    first, whole, end = tiles_of_part(at, s, K)
+    mean, m2 = no_outer(K, ACC), no_outer(K, ACC)
+    for i in tl.range(first, whole, num_stages=K.STAGES):
         x = load(t.x, nth_tile(i, at, s, K)).to(ACC) - spread(pivot, K)
-        own_mean, own_m2 = add_whole(own_mean, own_m2, x, i - first, K)
-    count = tl.full([K.LANES], 0, ACC)
-    mean, m2 = count, count
-    if end > first:
-        each = tl.full([], K.BLOCK_S // K.INNER, ACC) * (end - first)
-        count, mean, m2 = merge_along(tl.zeros_like(own_mean) + each, own_mean, own_m2, SPREAD)
-    return Moments(count, mean, m2)
+        mean, m2 = add_whole(mean, m2, x, i - first, K)
+    each = tl.full([], K.BLOCK_S // K.INNER, ACC) * (whole - first)
+    m = Moments(tl.zeros_like(mean) + each, mean, m2)
+    if whole < end:
+        for i in tl.range(whole, end, num_stages=K.STAGES):
+            tile = nth_tile(i, at, s, K)
+            m = add_lacking(m, load(t.x, tile).to(ACC) - spread(pivot, K), tile.mask)
+    return along(m, SPREAD)
 
 
 @triton.jit
 def finish_unit(t, at, momentum, eps, s, K: tl.constexpr):
     """Merge what the members of a unit left: its statistics and, over a batch, the running ones."""
     channels = unit_channels(at.u, 0, s, K)
-    m = unit_moments(t, at, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
-    stats = stats_of(load_pivot(t, n, channels.c, channels.mask, s, K), m, eps, K)
+    # Asked for before the merge, and made use of after it.
+    pivot = load_first(t, n, channels.c, channels.mask, s, K)
     first = channels.mask & (channels.local % s.D == 0)
     if K.BATCH:
-        update_batch(t, m, stats.center, channels.c, first, momentum)
+        old = load_running(t, channels.c, first)
+    m = unit_moments(t, at, s, K)
+    stats = stats_of(pivot.to(m.mean.dtype), m, eps, K)
+    if K.BATCH:
+        update_batch(t, old, m, stats.center, channels.c, first, momentum)
     store_stats(t, n, channels.c, first, stats, s, K)
 
 
@@ -152,9 +147,10 @@ def mix_batch(t, u, momentum, eps, s, K: tl.constexpr):
     """The mixture's batch statistics, from its instances' or, in eval mode, the running ones."""
     channels = unit_channels(u, 0, s, K)
     if K.TRAINING:
+        old = load_running(t, channels.c, channels.mask)
         pivot, m, _ = batch_moments(t, u, s, K)
         stats = stats_of(pivot, m, eps, K)
-        update_batch(t, m, stats.center, channels.c, channels.mask, momentum)
+        update_batch(t, old, m, stats.center, channels.c, channels.mask, momentum)
     else:
         stats = constant_stats(t, channels.c, channels.mask, eps)
     store_batch_stats(t, channels.c, channels.mask, stats, s, K)
@@ -179,7 +175,7 @@ def apply_kernel(
         first = lanes.mask & is_first(at.n + at.part, lanes.c)
         first &= lanes.first == tl.arange(0, K.LANES)
         store_stats(t, lanes.n, lanes.c, first, stats, s, K)
-        affine = affine_of(t, stats, lanes.c, lanes.mask)
+        affine = affine_of(t, stats, lanes.n, lanes.c, lanes.mask, s, K)
     else:
         affine = kept_affine(t, lanes, s, K)
     store_output(t, x - spread(affine.center, K), affine, tile, s, K)
@@ -196,20 +192,21 @@ def gradient_sums_kernel(
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     unit, member = unit_member(tl.program_id(0), s, K)
-    at = place(unit, member, s)
+    at = place(unit, member, s, K, K.BATCH)
     affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
     zero = no_outer(K, ACC)
     own = Sums(zero, zero)
     first, _, end = tiles_of_part(at, s, K)
     for i in range(first, end):
         tile = nth_tile(i, at, s, K)
-        x, dy = load_pair(t, tile, K)
+        x, dy = load_pair(t, tile, t.dweight is not None, K)
         x = x.to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
         own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
     SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
-    lane_g, lane_gx = tl.sum(own.g, axis=SPREAD), tl.sum(own.gx, axis=SPREAD)
-    sums = Sums(sum_instances(lane_g, s, K), sum_instances(lane_gx, s, K))
+    g, gx = tl.reduce((own.g, own.gx), SPREAD, add_both)
+    g, gx = sum_instances_of_both(g, gx, s, K)
+    sums = Sums(g, gx)
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)
     if last_of_unit(t, at, s, K):
         finish_unit_sums(t, at, s, K)
@@ -232,8 +229,9 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         sums = unit_sums(t, at, 0, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
-    first = channels.mask & (channels.local % s.D == 0)
-    store_sums(t, at.n, channels.c, first, sums, s, K)
+    if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances finds the batch's
+        first = channels.mask & (channels.local % s.D == 0)
+        store_sums(t, at.n, channels.c, first, sums, s, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -246,7 +244,9 @@ def apply_backward_kernel(
     at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     affine = kept_affine(t, tile.lanes, s, K)
-    x, dy = load_pair(t, tile, K)
+    x, dy = load_pair(t, tile, False, K)
+    if t.bits is not None:
+        tl.debug_barrier()  # the assembler asks for all of the tile, not for a vector at a time
     x = x.to(ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
     if t.dresidual is not None:

@@ -31,17 +31,24 @@ class View(NamedTuple):
 class Sets(NamedTuple):
     """What statistics are taken over: `depth` channels of one instance or, `batch`, of all.
 
-    `mix` adds those of each instance to those of the batch.
+    `mix` adds those of each instance to those of the batch. `samples`: weight and bias are those
+    of each (n, c).
     """
 
     depth: int
     batch: bool
     mix: bool
+    samples: bool = False
 
     @property
     def of_batch(self) -> bool:
         """Whether the batch's statistics are all there is: a mixture keeps each instance's too."""
         return self.batch and not self.mix
+
+    @property
+    def one_instance(self) -> bool:
+        """Whether the batch may be seen as one instance: nothing tells its instances apart."""
+        return self.of_batch and not self.samples
 
 
 class Geometry(NamedTuple):
@@ -59,8 +66,13 @@ class Geometry(NamedTuple):
     columns: int = 0  # of a folded tile: all positions of its channels; 0 where none is folded
 
     @property
+    def rows(self) -> bool:
+        """Whether a tile's instances are rows of its positions: its lanes are channels alone."""
+        return self.sets.one_instance and not (self.view.channels_last or self.columns)
+
+    @property
     def lanes(self) -> int:
-        return self.columns or self.BLOCK_N * self.BLOCK_C
+        return self.columns or (self.BLOCK_C if self.rows else self.BLOCK_N * self.BLOCK_C)
 
     @property
     def u_blocks(self) -> int:
@@ -88,7 +100,7 @@ class Geometry(NamedTuple):
             return 168
         if not backward or self.sets.mix or self.columns:
             return 128
-        return {2: 80, 4: 96, 8: 128}[self.view.itemsize]
+        return {2: 96 if self.rows else 80, 4: 80, 8: 128}[self.view.itemsize]
 
     def reducing_at_once(self, backward: bool) -> int:
         """Programs of those that an SM has at a time."""
@@ -143,9 +155,10 @@ class Geometry(NamedTuple):
             "ALIGN_S": align_s,
             "ALIGN_W": align_w,
             "SETS": self._padded_sets,
-            "BLOCK_N": self.BLOCK_N,
+            "BLOCK_N": 1 if self.rows else self.BLOCK_N,
             "BLOCK_C": self.BLOCK_C,
-            "BLOCK_S": self.BLOCK_S,
+            "BLOCK_S": self._positions,
+            "ROW": self.BLOCK_S if self.rows else 0,
             "LANES": self.lanes,
             "INNER": self._inner,
             "FOLDED": self.columns > 0,
@@ -160,8 +173,14 @@ class Geometry(NamedTuple):
         if self.view.channels_last or self.columns:
             return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
         # The interpreter takes the steps of a reduction along this axis one by one.
-        alone = self.lanes == 1 and not launch.INTERPRETED
-        return self.BLOCK_S if alone else min(self.BLOCK_S, at_once)
+        if launch.INTERPRETED or self.lanes > 1:
+            return min(self._positions, at_once)
+        return min(self._positions, self.num_warps * at_once if self.rows else self.BLOCK_S)
+
+    @property
+    def _positions(self) -> int:
+        """Of a lane of a tile, those of all its instances where they are rows."""
+        return self.BLOCK_S * (self.BLOCK_N if self.rows else 1)
 
     @property
     def _padded_sets(self) -> int:

@@ -48,7 +48,7 @@ class Launch:
         self,
         kernel: Any,
         programs: int,
-        scalars: tuple[int, ...],
+        scalars: tuple[int | None, ...],
         constants: dict[str, Any],
         num_warps: int,
         maxnreg: int | None = None,

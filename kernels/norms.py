@@ -6,9 +6,10 @@ from fastnorm.contract import NormSpec
 from fastnorm.tensors import accumulation
 
 from .channels import channel_norm, channel_norm_backward
+from .gated import gated_norm, gated_norm_backward
 from .plans import stats_size
 from .routing import RoutedEngine
-from .row_plans import stats_planes
+from .row_geometry import RowSpec
 from .rows import row_add_norm, row_norm, row_norm_backward
 from .stages import STAGES
 from .tensors import row_sizes
@@ -24,12 +25,14 @@ class TritonEngine(RoutedEngine):
     row_norm = staticmethod(row_norm)
     row_add_norm = staticmethod(row_add_norm)
     row_norm_backward = staticmethod(row_norm_backward)
+    gated_norm = staticmethod(gated_norm)
+    gated_norm_backward = staticmethod(gated_norm_backward)
     weight_norm = staticmethod(weight_norm)
     weight_norm_backward = staticmethod(weight_norm_backward)
 
     def stats_like(self, x: Tensor, spec: NormSpec) -> Tensor:
         if spec.of_rows:
-            kept = stats_planes(spec.norm) * row_sizes(x, spec.groups)[0]
+            kept = RowSpec(spec.norm).planes * row_sizes(x, spec.groups)[0]
         else:
             kept = stats_size(x.shape[0], x.shape[1], spec)
         return x.new_empty(kept, dtype=accumulation(x))

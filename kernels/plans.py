@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+import triton
 
 from fastnorm.activations import parsed
 from fastnorm.contract import NormSpec
@@ -44,8 +45,10 @@ def choices(spec: NormSpec, geometry: Geometry, batch: bool) -> Choices:
     name, parameter = parsed(spec.activation)
     return Choices(
         BATCH=batch,
+        STATS_OF_BATCH=spec.norm in OVER_BATCH,
         MIX=geometry.sets.mix,
         VARIANCE=spec.norm != "mean_only_batch",
+        OF_SAMPLES=geometry.sets.samples,
         GIVEN=spec.norm == "given",
         TRAINING=spec.use_input_stats,
         ACTIVATION=name or None,
@@ -74,16 +77,17 @@ def forward_plan(
     dtypes: tuple[torch.dtype | None, ...],
     masked: bool,
     spec: NormSpec,
+    of_samples: bool,
     running: bool,
     tier_state: tiers.State,
 ) -> Plan:
-    """The forward of a norm for an x of this shape and layout.
+    """The forward of a norm for an x of this shape and layout, `of_samples` with parameters (N, C).
 
     `dtypes` are those of a Forward's inputs: a launch is made for one pattern of them, and for one
     of what is written, where `masked` ReLU's bits too.
     """
     assert dtypes[0] is not None
-    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec)
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec, of_samples)
     has_residual = dtypes[1] is not None
     constant_statistics = spec.norm == "given" or (sets.batch and not spec.use_input_stats)
     if not constant_statistics:
@@ -98,6 +102,9 @@ def forward_plan(
             )
         if sets.depth > 1 and not view.channels_last:  # a set is one run of memory
             geometry = tilings.streaming(view.regrouped(sets.depth), Sets(1, False, False), False)
+        elif of_samples:  # moments take no parameters
+            _, merged, alike = _sizes(shape, contiguous, dtypes[0].itemsize, spec, False)
+            geometry = tilings.streaming(merged, alike, False)
         plan = plan._replace(
             first=_moments(geometry, spec, sets.of_batch),
             table=_table(geometry, 3),
@@ -114,36 +121,42 @@ def backward_plan(
     contiguous: bool,
     dtypes: tuple[torch.dtype | None, ...],
     spec: NormSpec,
+    of_samples: bool,
     needs: tuple[bool, bool, bool, bool, bool],
     tier_state: tiers.State,
 ) -> Plan:
     """The backward of a norm for an x of this shape and layout; see forward_plan."""
     assert dtypes[0] is not None
-    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec)
+    plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec, of_samples)
     needs_dx, needs_dresidual = needs[0], needs[1] and spec.activation is not None
     plan = plan._replace(dresidual=needs_dresidual)
     parameters = any(needs[2:])
     slopes = needs_dx and (spec.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
+    # Parameters of samples gather nothing over instances, but for rho, which is no such one.
+    gathered = needs[4] if of_samples else parameters
     if slopes and tier != "streaming" and spec.norm != "given":
-        gathers = parameters and not sets.batch
+        gathers = gathered and not sets.batch
         published = 4 if sets.batch and sets.mix else 2
+        lanes = tier == "cluster" and of_samples and sets.of_batch and parameters
         return plan._replace(
             tier=tier,
             first=_resident(resident_backward_kernel, tier, geometry, spec, True, gathers),
             table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
-            + (_instances(geometry) if gathers else 0),
+            + (_instances(geometry) if gathers else 0)
+            + (_lanes(geometry) if lanes else 0),
             tickets=geometry.u_blocks if gathers else 0,
         )
     masked = dtypes[3] is not None
     geometry = tilings.streaming(view, sets, True, masked)
     if slopes or parameters:
-        mixes = sets.mix and spec.use_input_stats and slopes
-        gathers = not sets.of_batch and (parameters or mixes)
+        mixes = (sets.mix or sets.samples) and sets.batch and slopes
+        gathers = not sets.one_instance and (gathered or mixes)
         registers = geometry.reducing_registers(True)
+        batch = sets.one_instance
         plan = plan._replace(
-            first=_launch(gradient_sums_kernel, geometry, spec, sets.of_batch, registers, gathers),
+            first=_launch(gradient_sums_kernel, geometry, spec, batch, registers, gathers),
             table=_table(geometry, 2) + (_instances(geometry) if gathers else 0),
             tickets=geometry.units + geometry.u_blocks,
         )
@@ -163,11 +176,11 @@ def stats_size(N: int, C: int, spec: NormSpec) -> int:
 
 
 def _sizes(
-    shape: torch.Size, contiguous: bool, itemsize: int, spec: NormSpec
+    shape: torch.Size, contiguous: bool, itemsize: int, spec: NormSpec, of_samples: bool
 ) -> tuple[Plan, View, Sets]:
     """A plan without launches, the view that it is for and the sets in it."""
-    sets = sets_of(spec, shape[1])
-    view = view_of(shape, contiguous, itemsize, sets.of_batch)
+    sets = sets_of(spec, shape[1])._replace(samples=of_samples)
+    view = view_of(shape, contiguous, itemsize, sets.one_instance)
     stats = stats_size(shape[0], shape[1], spec)
     plan = Plan(
         tier="streaming",
@@ -190,6 +203,13 @@ def _table(geometry: Geometry, planes: int) -> int:
 def _instances(geometry: Geometry) -> int:
     """Elements that instances leave for the sums over them, behind the table."""
     return 2 * geometry.view.N * geometry.view.C
+
+
+def _lanes(geometry: Geometry) -> int:
+    """Elements that the members of a cluster leave for the sums over positions, behind the table:
+    `channel_samples.lane_planes`."""
+    view = geometry.view
+    return 2 * triton.cdiv(view.S, geometry.BLOCK_S) * view.N * view.C
 
 
 def _moments(geometry: Geometry, spec: NormSpec, batch: bool) -> Launch:

@@ -1,6 +1,8 @@
 """Which programs read what of rows: tiles of BLOCK_R rows and BLOCK_L columns, and how many at a
 time."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import triton
@@ -9,7 +11,7 @@ from fastnorm.activations import parsed
 
 from . import launch, tiers, tilings
 from .geometry import alignment
-from .row_tiles import Choices
+from .row_types import Choices
 
 # Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns, by
 # x's bytes an element.
@@ -18,6 +20,7 @@ LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
 # Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
+GATED_WARP_TILE = 256  # backward, which has a third tensor
 MOST_WARPS = 16
 # Warps that an SM has, of kernels that keep their tile; fewer where threads keep 32 elements, gamma
 # and beta of 16 bits in float32.
@@ -33,7 +36,45 @@ REDUCING_TILE = (4096, 8192)
 # A cluster's slice of a row: backward shorter, for the sums of columns that stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
-SHARES_L = 32  # columns whose shares of a gradient one program adds up
+# Columns whose shares of a gradient one program adds up, and how many at a time: those of all rows'
+# parameters, and of grouped ones, of which each has few.
+SHARES = {"shared": (32, 128), "grouped": (128, 16)}
+
+
+class RowSpec(NamedTuple):
+    """What a plan follows from beside sizes and dtypes."""
+
+    norm: str
+    activation: str | None = None
+    gate: str | None = None  # as Choices has it
+    # The rows A of weight and bias, and inner: row r has those of (r // inner) % A.
+    parameter_rows: int = 1
+    inner: int = 1
+
+    @property
+    def planes(self) -> int:
+        """Statistics that a row keeps, and sums that its backward takes: without a mean one."""
+        return 2 if self.norm == "layer" else 1
+
+    def with_parameters(
+        self, shape: Sequence[int], x_shape: Sequence[int], normalized_ndim: int
+    ) -> "RowSpec":
+        """With parameters of a shape that has x's dimensions (`fastnorm.kernels.rows`)."""
+        leading = shape[: len(shape) - normalized_ndim]
+        several = [i for i, size in enumerate(leading) if size != 1]
+        if not several:
+            return self
+        behind = x_shape[several[-1] + 1 : len(leading)]
+        return self._replace(parameter_rows=math.prod(leading), inner=math.prod(behind))
+
+    def without_parameters(self) -> "RowSpec":
+        return self._replace(parameter_rows=1, inner=1)
+
+    def parameters(self, R: int) -> str:
+        """How those of R rows go with them, as Choices has it."""
+        if self.parameter_rows == 1:
+            return "shared"
+        return "own" if self.parameter_rows == R else "grouped"
 
 
 class RowGeometry(NamedTuple):
@@ -47,10 +88,13 @@ class RowGeometry(NamedTuple):
     num_warps: int
     at_once: int = 1  # programs that an SM has at a time, where they take rows in turns
     stages: int = 1
+    grouped: tuple[int, int] | None = None  # (A, inner) of grouped parameters
 
     @property
     def units(self) -> int:
-        return triton.cdiv(self.R, self.BLOCK_R)
+        """Blocks of rows: those of each parameter row where parameters are grouped."""
+        A = self.parameter_rows
+        return A * triton.cdiv(self.R // A, self.BLOCK_R)
 
     @property
     def members(self) -> int:
@@ -61,9 +105,36 @@ class RowGeometry(NamedTuple):
         """The most that a thread may have for so many programs to fit."""
         return min(SM_REGISTERS // (32 * self.num_warps * self.at_once) // 8 * 8, 255)
 
-    def scalars(self, groups: int) -> tuple[int, ...]:
+    def scalars(self, groups: int) -> tuple[int | None, ...]:
         """The sizes, in the kernels' order: L in multiples of ALIGN."""
-        return self.R, self.L // alignment(self.L), self.units, self.members, groups
+        L = self.L // alignment(self.L)
+        return self.R, L, self.units, self.members, groups, *self.parameter_scalars
+
+    @property
+    def parameter_rows(self) -> int:
+        """Those that programs have in turns: 1 where rows share them or have their own."""
+        return self.grouped[0] if self.grouped else 1
+
+    @property
+    def parameter_scalars(self) -> tuple[int | None, int | None]:
+        """A and inner."""
+        return self.grouped or (None, None)
+
+    @property
+    def sharing(self) -> tuple[int, int]:
+        return SHARES["grouped" if self.grouped else "shared"]
+
+    def shares(self, groups: int) -> int:
+        """Those of the parameters' gradients that so many groups of programs leave."""
+        return groups + self.grouped[0] if self.grouped else groups
+
+    def for_parameters(self, spec: RowSpec) -> "RowGeometry":
+        """With blocks of rows that have the same parameters."""
+        if spec.parameters(self.R) != "grouped":
+            return self
+        most = self.R // spec.parameter_rows  # rows of a block that are there
+        BLOCK_R = _as_needed(self.BLOCK_R, most) if launch.INTERPRETED else self.BLOCK_R
+        return self._replace(BLOCK_R=BLOCK_R, grouped=(spec.parameter_rows, spec.inner))
 
     def pipelined(self, streams: int, shared: int) -> "RowGeometry":
         """With as many stages as the shared memory of an SM has room for: tiles of so many tensors,
@@ -77,10 +148,10 @@ class RowGeometry(NamedTuple):
         """Columns of a tile's inner axis: what a warp loads at once, or all of one row."""
         return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
 
-    def choices(self, norm: str, activation: str | None, cluster: bool = False) -> Choices:
-        name, parameter = parsed(activation)
+    def choices(self, spec: RowSpec, cluster: bool = False) -> Choices:
+        name, parameter = parsed(spec.activation)
         return Choices(
-            CENTRED=norm == "layer",
+            CENTRED=spec.norm == "layer",
             ACTIVATION=name or None,
             PARAMETER=parameter,
             CLUSTER=cluster,
@@ -90,22 +161,25 @@ class RowGeometry(NamedTuple):
             BLOCK_L=self.BLOCK_L,
             INNER=self._inner,
             STAGES=self.stages,
+            PARAMETERS=spec.parameters(self.R),
+            GATE=spec.gate,
         )
 
 
 def choose(
-    R: int, L: int, itemsize: int, backward: bool, state: tiers.State
+    R: int, L: int, itemsize: int, backward: bool, state: tiers.State, gated: bool = False
 ) -> tuple[str, RowGeometry]:
     """The tier for rows of L elements and its geometry.
 
-    one_program   rows up to 16,384 elements, backward 8,192 where they have more than 16 bits
+    one_program   rows up to 16,384 elements, backward 8,192 where they have more than 16 bits;
+                  gated ones up to half as many
     cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
     streaming     any
     """
     return tiers.first_with_room(
         state,
         {
-            "one_program": lambda: _one_program(R, L, itemsize, backward),
+            "one_program": lambda: _one_program(R, L, itemsize, backward, gated),
             "cluster": lambda: _cluster(R, L, itemsize, backward),
             "streaming": lambda: reducing(R, L, itemsize, backward),
         },
@@ -122,17 +196,20 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
+def pointwise(R: int, L: int, itemsize: int, gated: bool) -> RowGeometry:
     """For the second: a tile a program."""
     BLOCK_L = min(_padded(L), TILE)
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 6)
+    at_once = 4 if gated else 6
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, at_once)
 
 
-def _one_program(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
+def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:
     BLOCK_L = _padded(L)
-    if BLOCK_L > (LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW):
+    longest = LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW
+    if BLOCK_L > (longest // 2 if gated else longest):
         return None
-    warp_tile = BACKWARD_WARP_TILE if backward else WARP_TILE[itemsize]
+    gated_or_not = GATED_WARP_TILE if gated else BACKWARD_WARP_TILE
+    warp_tile = gated_or_not if backward else WARP_TILE[itemsize]
     least = 8 if backward else 1  # where rows leave shares of gradients, few programs
     warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
     few = itemsize == 2 and not backward and warps <= 4
@@ -157,5 +234,10 @@ def _rows(R: int, tile: int, BLOCK_L: int) -> int:
     """Rows of a tile; in the interpreter, where a program costs more than an element, many, and for
     few rows 2: how columns are split follows from L alone, so that no row's bits tell of R."""
     if launch.INTERPRETED:
-        return min(tilings.INTERPRETER_TILE // BLOCK_L, max(triton.next_power_of_2(R), 2))
+        return _as_needed(tilings.INTERPRETER_TILE // BLOCK_L, R)
     return max(tile // BLOCK_L, 1)
+
+
+def _as_needed(BLOCK_R: int, R: int) -> int:
+    """Rows of a tile, of which no more than R are there."""
+    return min(BLOCK_R, max(triton.next_power_of_2(R), 2))

@@ -10,17 +10,11 @@ from . import row_geometry, tiers, tilings
 from .clusters import ClusterLaunch
 from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import SHARES_L, RowGeometry
-from .row_kernels import (
-    add_shares_kernel,
-    row_apply_kernel,
-    row_dx_kernel,
-    row_moments_kernel,
-    row_norm_backward_kernel,
-    row_norm_kernel,
-    row_sums_kernel,
-)
-from .row_tiles import Backward, Forward
+from .row_geometry import SHARES, RowGeometry, RowSpec
+from .row_one_launch import row_norm_backward_kernel, row_norm_kernel
+from .row_shares import add_shares_kernel
+from .row_two_launches import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
+from .row_types import Backward, Forward
 from .tensors import itemsize_of
 
 
@@ -29,12 +23,11 @@ class RowPlan(NamedTuple):
 
     geometry: RowGeometry
     tier: str
-    planes: int  # statistics of a row that forward keeps, backward sums
     first: Launch | ClusterLaunch
     second: Launch | None = None  # None where the first does it all
     table: int = 0  # elements of the table that programs publish in
     tickets: int = 0
-    groups: int = 0  # programs that leave a share of dweight and dbias; 0: as many as clusters
+    groups: int = 0  # programs that leave shares of dweight and dbias; 0: as many as clusters
 
 
 @functools.lru_cache(PLANS)
@@ -42,48 +35,46 @@ def forward_plan(
     R: int,
     L: int,
     dtypes: tuple[torch.dtype | None, ...],
-    norm: str,
-    activation: str | None,
+    spec: RowSpec,
     sms: int,
     shared: int,
     tier_state: tiers.State,
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of a Forward."""
-    tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), False, tier_state)
+    itemsize, gated = itemsize_of(dtypes), spec.gate is not None
+    tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated)
     t = Forward(*dtypes)
-    streams = sum(each is not None for each in (t.x, t.addend, t.residual))
+    streams = sum(each is not None for each in (t.x, t.addend, t.residual, t.gate))
     geometry = geometry.pipelined(streams, shared)
-    planes, moments = stats_planes(norm), 3 if norm == "layer" else 1
+    moments = 3 if spec.norm == "layer" else 1
     if tier == "cluster":
-        K = geometry.choices(norm, activation, cluster=True)
-        first = ClusterLaunch(row_norm_kernel, geometry, K)
-        table = moments * R * geometry.members
-        return RowPlan(geometry, tier, planes, first, table=table)
+        geometry = geometry.for_parameters(spec)
+        first = ClusterLaunch(row_norm_kernel, geometry, geometry.choices(spec, cluster=True))
+        return RowPlan(geometry, tier, first, table=moments * R * geometry.members)
     if tier == "one_program":
+        geometry = geometry.for_parameters(spec)
         groups = min(geometry.units, sms * geometry.at_once)
-        launch = _launch(row_norm_kernel, groups, 1, geometry, norm, activation)
-        return RowPlan(geometry, tier, planes, launch)
+        return RowPlan(geometry, tier, _launch(row_norm_kernel, groups, 1, geometry, spec))
     wanted = triton.cdiv(tilings.ENOUGH_PROGRAMS, geometry.units)
     steps = triton.cdiv(geometry.members, min(wanted, geometry.members))
     parts = triton.cdiv(geometry.members, steps)
-    each = row_geometry.pointwise(R, L, itemsize_of(dtypes))
+    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
     aligned_L = L // alignment(L)
     return RowPlan(
         geometry,
         tier,
-        planes,
         first=Launch(
             row_moments_kernel,
             geometry.units * parts,
             (R, aligned_L, parts, steps),
-            {"K": geometry.choices(norm, activation)},
+            {"K": geometry.choices(spec.without_parameters())},
             geometry.num_warps,
         ),
         second=Launch(
             row_apply_kernel,
             each.units * each.members,
-            (R, aligned_L, each.units),
-            {"K": each.choices(norm, activation)},
+            (R, aligned_L, each.units, *each.parameter_scalars),
+            {"K": each.choices(spec)},
             each.num_warps,
         ),
         table=moments * R * parts,
@@ -96,42 +87,42 @@ def backward_plan(
     R: int,
     L: int,
     dtypes: tuple[torch.dtype | None, ...],
-    norm: str,
-    activation: str | None,
-    needs: tuple[bool, ...],
+    spec: RowSpec,
+    shares: bool,
     sms: int,
     shared: int,
     tier_state: tiers.State,
 ) -> RowPlan:
-    """The backward on a device of so many multiprocessors; `dtypes` are those of a Backward."""
-    tier, geometry = row_geometry.choose(R, L, itemsize_of(dtypes), True, tier_state)
+    """The backward on a device of so many multiprocessors; `dtypes` are those of a Backward, of
+    which programs leave `shares` of the parameters' gradients or do not."""
+    itemsize, gated = itemsize_of(dtypes), spec.gate is not None
+    tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, gated)
     t = Backward(*dtypes)
-    streams = sum(each is not None for each in (t.x, t.dy, t.residual, t.dsum))
-    geometry = geometry.pipelined(streams, shared)
-    planes, parameters = stats_planes(norm), any(needs[2:])
-    table = planes * R * geometry.members
+    streams = sum(each is not None for each in (t.x, t.dy, t.residual, t.dsum, t.gate))
+    geometry = geometry.pipelined(streams, shared).for_parameters(spec)
+    table = spec.planes * R * geometry.members
     if tier == "cluster":
-        K = geometry.choices(norm, activation, cluster=True)
+        K = geometry.choices(spec, cluster=True)
         first = ClusterLaunch(row_norm_backward_kernel, geometry, K)
-        return RowPlan(geometry, tier, planes, first, table=table)
+        return RowPlan(geometry, tier, first, table=table)
     if tier == "one_program":
         groups = min(geometry.units, sms * geometry.at_once)
-        launch = _launch(row_norm_backward_kernel, groups, 1, geometry, norm, activation)
-        return RowPlan(geometry, tier, planes, launch, groups=groups if parameters else 0)
+        launch = _launch(row_norm_backward_kernel, groups, 1, geometry, spec)
+        return RowPlan(geometry, tier, launch, groups=groups if shares else 0)
     groups = min(geometry.units, max(sms // geometry.members, 1))
-    each = row_geometry.pointwise(R, L, itemsize_of(dtypes))
-    adders = triton.cdiv(L, SHARES_L) if parameters else 0
-    scalars = (R, L // alignment(L), each.units, geometry.members, groups)
+    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
+    columns, at_a_time = geometry.sharing
+    adders = geometry.parameter_rows * triton.cdiv(L, columns) if shares else 0
+    scalars = (R, L // alignment(L), each.units, geometry.members, groups, *each.parameter_scalars)
     return RowPlan(
         geometry,
         tier,
-        planes,
-        first=_launch(row_sums_kernel, groups, geometry.members, geometry, norm, activation),
+        first=_launch(row_sums_kernel, groups, geometry.members, geometry, spec),
         second=Launch(
             row_dx_kernel,
             adders + each.units * each.members,
-            scalars,
-            {"K": each.choices(norm, activation), "SHARES_L": SHARES_L},
+            (*scalars, geometry.units if geometry.grouped else None),
+            {"K": each.choices(spec), "SHARES_L": columns, "SHARES_G": at_a_time},
             each.num_warps,
             each.registers,
         ),
@@ -140,28 +131,34 @@ def backward_plan(
     )
 
 
-def _launch(
-    kernel: Any, groups: int, members: int, geometry: RowGeometry, norm: str, activation: str | None
-) -> Launch:
+def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:
     """Of groups of so many programs, which take blocks of rows in turns."""
     return Launch(
         kernel,
         groups * members,
         geometry.scalars(groups),
-        {"K": geometry.choices(norm, activation)},
+        {"K": geometry.choices(spec)},
         geometry.num_warps,
         geometry.registers,
     )
 
 
 @functools.lru_cache(PLANS)
-def sum_launch(L: int, groups: int, _dtypes: tuple[torch.dtype | None, ...]) -> Launch:
+def sum_launch(
+    L: int,
+    groups: int,
+    grouped: tuple[int, int] | None,
+    _dtypes: tuple[torch.dtype | None, ...],
+) -> Launch:
+    """Of the programs that add up what so many groups left for each parameter row; `grouped` is
+    how many blocks of rows there were, and parameter rows."""
     align = alignment(L)
-    constants = {"ALIGN": align, "BLOCK_L": SHARES_L}
-    programs = triton.cdiv(L, SHARES_L)
-    return Launch(add_shares_kernel, programs, (groups, L // align), constants, 4)
-
-
-def stats_planes(norm: str) -> int:
-    """Statistics that a row keeps, and sums that its backward takes: without a mean one of each."""
-    return 2 if norm == "layer" else 1
+    columns, at_a_time = SHARES["grouped" if grouped else "shared"]
+    row_blocks, A = grouped or (None, None)
+    return Launch(
+        add_shares_kernel,
+        (A or 1) * triton.cdiv(L, columns),
+        (groups, L // align, row_blocks, A),
+        {"ALIGN": align, "BLOCK_L": columns, "BLOCK_G": at_a_time},
+        4,
+    )

@@ -1,7 +1,11 @@
-"""Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (L,).
+"""Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (A, L).
 
 Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0: it has no mean, no
 beta, and half of layer norm's table of sums and of what it keeps for the backward.
+
+Parameters of shape `normalized_shape` are those of all rows, A = 1. Others have x's number of
+dimensions, and leading ones of x's size or 1, of which those that are not 1 are neighbours: with
+`inner` the product of x's leading sizes behind them, row r has parameter row (r // inner) % A.
 """
 
 import torch
@@ -13,8 +17,9 @@ from . import tiers
 from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import counters, multiprocessors, shared_memory
 from .masks import mask_for
+from .row_geometry import RowSpec
 from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
-from .row_tiles import Backward, Forward, Shares
+from .row_types import Backward, Forward, Shares
 from .tensors import accumulators, contiguous, dtypes_of, row_sizes
 
 
@@ -24,7 +29,8 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
     x, residual = inputs.x.contiguous(), contiguous(inputs.residual)
     weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
     bits = mask_for(x, residual is not None, spec, differentiable)
-    t = _norm(Forward(x, None, None, residual, weight, bias, torch.empty_like(x), bits), spec)
+    t = Forward(x, None, None, residual, weight, bias, torch.empty_like(x), bits)
+    t = forward(t, *row_sizes(x, spec.groups), planned(inputs, spec), spec.eps)
     return t.y, t.bits, t.stats
 
 
@@ -34,24 +40,33 @@ def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[torch.Tensor, torch.Te
     x, addend = inputs.x.contiguous(), contiguous(inputs.residual)
     weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
     total, y = torch.empty_like(x), torch.empty_like(x)
-    t = _norm(Forward(x, addend, total, None, weight, bias, y, None), spec)
+    t = Forward(x, addend, total, None, weight, bias, y, None)
+    t = forward(t, *row_sizes(x, spec.groups), planned(inputs, spec), spec.eps)
     return t.y, t.total, t.stats
 
 
-def _norm(t: Forward, spec: NormSpec) -> Forward:
+def planned(inputs: Inputs, spec: NormSpec) -> RowSpec:
+    """What plans follow from in a call's spec and the shapes of its parameters."""
+    found = RowSpec(spec.norm, spec.activation)
+    parameter = inputs.bias if inputs.weight is None else inputs.weight
+    if parameter is None or parameter.dim() == spec.groups:
+        return found
+    return found.with_parameters(parameter.shape, inputs.x.shape, spec.groups)
+
+
+def forward(t: Forward, R: int, L: int, spec: RowSpec, eps: float) -> Forward:
     """t with the statistics and y, by the launches of the plan for its sizes; x is contiguous."""
     x = t.x
-    R, L = row_sizes(x, spec.groups)
-    key = (R, L, dtypes_of(t), spec.norm, spec.activation, multiprocessors(x), shared_memory(x))
+    key = (R, L, dtypes_of(t), spec, multiprocessors(x), shared_memory(x))
 
     def run(state: tiers.State) -> Forward | None:
         plan = forward_plan(*key, state)
         filled = t._replace(
-            stats=x.new_empty(plan.planes * R, dtype=accumulation(x)),
+            stats=x.new_empty(spec.planes * R, dtype=accumulation(x)),
             table=accumulators(x, plan.table),
             counters=_counters(plan, x),
         )
-        if not plan.first(filled, (spec.eps,)):
+        if not plan.first(filled, (eps,)):
             return None
         if plan.second is not None:
             plan.second(filled)
@@ -96,39 +111,47 @@ def row_norm_backward(
         dsum=contiguous(dsum) if needs[0] else None,
         dx=torch.empty_like(x) if needs[0] else None,
         dresidual=torch.empty_like(x) if needs[1] and fused else None,
-        dweight=_like(weight, needs[2]),
-        dbias=_like(bias, needs[3]),
+        dweight=like(weight, needs[2]),
+        dbias=like(bias, needs[3]),
     )
-    R, L = row_sizes(x, spec.groups)
-    numbers = (needs, multiprocessors(x), shared_memory(x))
-    key = (R, L, dtypes_of(t), spec.norm, spec.activation, *numbers)
-    tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, any(needs[2:])))
+    backward(t, *row_sizes(x, spec.groups), planned(inputs, spec))
     return t.dx, dy if needs[1] and not fused else t.dresidual, t.dweight, t.dbias
 
 
-def _like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
+def like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
     """Room for a parameter's gradient, where it is needed."""
     if parameter is None or not needed:
         return None
     return torch.empty_like(parameter, memory_format=torch.contiguous_format)
 
 
-def _backward(plan: RowPlan, t: Backward, parameters: bool) -> bool | None:
+def backward(t: Backward, R: int, L: int, spec: RowSpec) -> None:
+    """Fill t's gradients; x is contiguous."""
+    x = t.x
+    # Rows that have their own parameters have their gradients too: nobody leaves shares of them.
+    shares = t.dweight is not None or t.dbias is not None
+    shares = shares and spec.parameters(R) != "own"
+    key = (R, L, dtypes_of(t), spec, shares, multiprocessors(x), shared_memory(x))
+    tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, spec, shares))
+
+
+def _backward(plan: RowPlan, t: Backward, spec: RowSpec, shares: bool) -> bool | None:
     """Fill t's gradients by one plan; None where a cluster is too large."""
-    x, L, groups = t.x, plan.geometry.L, plan.groups
+    x, geometry, groups = t.x, plan.geometry, plan.groups
     t = t._replace(table=accumulators(x, plan.table))
     if isinstance(plan.first, ClusterLaunch):
-        t = t._replace(
-            partial=accumulators(x, 1) if parameters else None, barriers=_counters(plan, x)
-        )
+        t = t._replace(partial=accumulators(x, 1) if shares else None, barriers=_counters(plan, x))
         groups = plan.first.clusters(t, ())
-    if parameters:
-        t = t._replace(partial=accumulators(x, plan.planes * groups * L))
+    if shares:
+        both = spec.norm == "layer" or t.dbias is not None
+        room = (1 + both) * geometry.shares(groups) * geometry.L
+        t = t._replace(partial=accumulators(x, room))
     if not plan.first(t):
         return None
     if plan.second is not None:
         plan.second(t)
     elif t.partial is not None:
-        shares = Shares(t.partial, t.dweight, t.dbias)
-        sum_launch(L, groups, dtypes_of(shares))(shares)
+        left = Shares(t.partial, t.dweight, t.dbias)
+        grouped = (geometry.units, geometry.parameter_rows) if geometry.grouped else None
+        sum_launch(geometry.L, groups, grouped, dtypes_of(left))(left)
     return True

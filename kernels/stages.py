@@ -24,7 +24,7 @@ class TritonStages(LaidOutStages):
         x = dense(x)
         t = Forward(x)
         key = (x.shape, x.is_contiguous(), dtypes_of(t), False)
-        plan = forward_plan(*key, INSTANCES, False, STREAMING)
+        plan = forward_plan(*key, INSTANCES, False, False, STREAMING)
         stats, table = accumulators(x, plan.stats), accumulators(x, plan.table)
         assert plan.first is not None and stats is not None
         tickets = counters(x, "tickets", plan.tickets)
@@ -46,7 +46,7 @@ class TritonStages(LaidOutStages):
     ) -> None:
         t = Forward(x, residual, stats=table)
         key = (x.shape, x.is_contiguous(), dtypes_of(t), mask is not None)
-        plan = forward_plan(*key, _given(activation), False, STREAMING)
+        plan = forward_plan(*key, _given(activation), False, False, STREAMING)
         assert plan.second is not None
         plan.second(t._replace(y=y, bits=mask), (0.0,))
 
@@ -94,7 +94,7 @@ def _given(activation: str | None) -> NormSpec:
 def _backward_plan(t: Backward, activation: str | None, dx: bool, dresidual: bool) -> Plan:
     needs = (dx, dresidual, False, False, False)
     x, spec = t.x, _given(activation)
-    return backward_plan(x.shape, x.is_contiguous(), dtypes_of(t), spec, needs, STREAMING)
+    return backward_plan(x.shape, x.is_contiguous(), dtypes_of(t), spec, False, needs, STREAMING)
 
 
 STAGES = TritonStages()

@@ -7,7 +7,7 @@ L1 cache, which other programs' stores do not reach.
 import triton
 import triton.language as tl
 
-from .arithmetic import chan_merge, merge_along
+from .arithmetic import add_both, chan_merge, merge_along
 
 
 @triton.constexpr_function
@@ -44,3 +44,18 @@ def part_sums(plane, n, column, mask, columns, parts, BLOCK: tl.constexpr):
         here = (part < parts)[:, None] & mask[None, :]
         total += tl.load(plane + slot, mask=here, other=0.0, cache_modifier=".cg")
     return tl.sum(total, axis=0)
+
+
+@triton.jit
+def part_pairs(a, b, n, column, mask, columns, parts, BLOCK: tl.constexpr):
+    """part_sums of two planes, read and added up together."""
+    BLOCK_P: tl.constexpr = table_rows(BLOCK)
+    of_a = tl.zeros([BLOCK_P, BLOCK], a.dtype.element_ty)
+    of_b = of_a
+    for first in range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        slot = (n * parts + part[:, None]) * columns + column[None, :]
+        here = (part < parts)[:, None] & mask[None, :]
+        of_a += tl.load(a + slot, mask=here, other=0.0, cache_modifier=".cg")
+        of_b += tl.load(b + slot, mask=here, other=0.0, cache_modifier=".cg")
+    return tl.reduce((of_a, of_b), 0, add_both)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fastnorm.contract import Tensors
+from fastnorm.contract import Inputs, NormSpec, Tensors, are_of_samples
 from fastnorm.tensors import MaybeTensor, accumulation, dense
 
 
@@ -35,6 +35,18 @@ def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
         return math.prod(others), L
     leading = x.dim() - normalized_ndim
     return math.prod(x.shape[:leading]), math.prod(x.shape[leading:])
+
+
+def parameter_rows(inputs: Inputs, spec: NormSpec) -> tuple[int, int]:
+    """(A, inner) of a norm of rows: row r has row (r // inner) % A of the parameters, (A, L)."""
+    if not are_of_samples(inputs, spec):
+        return 1, 1
+    parameter = inputs.bias if inputs.weight is None else inputs.weight
+    assert parameter is not None
+    leading = parameter.dim() - spec.groups
+    sizes = parameter.shape[:leading]
+    behind = max((i for i, size in enumerate(sizes) if size != 1), default=-1) + 1
+    return math.prod(sizes), math.prod(inputs.x.shape[behind:leading])
 
 
 def weight_rows(v: torch.Tensor, dim: int) -> torch.Tensor:

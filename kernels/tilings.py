@@ -13,6 +13,9 @@ from .geometry import Geometry, Sets, View, alignment
 
 # Elements of a tile that a program keeps where it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
+# The same for a contiguous set alone: one warp, which waits for no other and whose sums go through
+# no shared memory.
+ONE_WARP_TILE = 1024
 # Other warps where lanes crowd the registers, see `Geometry.crowded`. An SM has 16 warps of 128
 # registers either way; but two programs of 8,192 elements in 8 warps each spilled up to 472 bytes a
 # thread, and one in 16 warps nothing, a mixture with channels last up to 120.
@@ -47,6 +50,7 @@ INTERPRETER_TILE = 1 << 18
 MOST_LANES = 256
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
+WASTED_OF_A_ROW = 1 / 12
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
 
 Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
@@ -70,6 +74,10 @@ def choose(
 def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
     """Units that one program holds whole, or None where sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
+    if not (launch.INTERPRETED or sets.batch or view.channels_last or _each_addressed(view)):
+        blocks = _whole_sets(view, sets, ONE_WARP_TILE)
+        if blocks is not None and blocks[2] == 1:
+            return Geometry(view, sets, *blocks, parts=1, steps=1, num_warps=1)
     for tile, warps in (UNALIGNED_TILES if _each_addressed(view) else tiles).items():
         blocks = _whole_sets(view, sets, tile)
         if blocks is not None:
@@ -103,8 +111,9 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
 
 
 def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
-    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances."""
-    sets = sets._replace(batch=sets.of_batch)
+    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances, as are
+    sums for parameters of samples."""
+    sets = sets._replace(batch=sets.one_instance)
     found = _folded(view, sets, FOLDED_STEP, masked)
     if found is not None:
         return _in_parts(found, triton.cdiv(view.N, found.BLOCK_S), backward)
@@ -136,9 +145,9 @@ def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> G
 def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | None:
     """A tile of `instances` of some channels, each with all its positions: one run of memory. For
     contiguous sets over the batch whose channels are short; not with ReLU's bits, which each have
-    bytes of their own."""
+    bytes of their own, nor where lanes differ between instances, whose parameters are their own."""
     _, C, S, channels_last, itemsize = view
-    if channels_last or masked or not sets.of_batch or S > LONGEST_FOLDED or C * S >= 2**24:
+    if channels_last or masked or not sets.one_instance or S > LONGEST_FOLDED or C * S >= 2**24:
         return None
     vector = 16 // itemsize  # elements that a thread loads at a time
     columns = FOLDED_WARPS * 32 * vector
@@ -170,7 +179,7 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
     if sets.batch:
         for lanes in (64, 32, 16) if channels_last else (_channels_at_once(view, tile, BLOCK_S),):
             BLOCK_C = min(lanes, max(triton.next_power_of_2(C), 8))
-            if channels_last and not sets.mix:  # N and S are one axis
+            if channels_last and sets.one_instance:  # N and S are one axis
                 BLOCK_S = _room(tile // BLOCK_C, S)
             BLOCK_N = tile // (BLOCK_C * BLOCK_S)
             if BLOCK_S >= S and BLOCK_N >= N:
@@ -204,13 +213,15 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
             BLOCK_C = min(BLOCK_C, max(lanes, 8))
         room = tile // BLOCK_C
         BLOCK_S = room if sets.batch and not launch.INTERPRETED else min(room, whole)
-        if sets.batch and sets.mix:
-            if whole > room:
-                return None
+        if sets.batch and not sets.one_instance and whole <= room:
             return W, _room(room // whole, view.N), BLOCK_C, whole
+        if sets.batch and sets.mix:
+            return None
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
-    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
+    if sets.one_instance and not launch.INTERPRETED:
+        BLOCK_S = _row(S, tile)
+    elif lanes == 1 and not launch.INTERPRETED:  # a cluster's
         tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.batch:
         if sets.mix:
@@ -222,6 +233,15 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     rows = triton.next_power_of_2(depth) if depth > 1 else min(lanes, triton.next_power_of_2(C))
     BLOCK_C = min(tile // BLOCK_S, rows)
     return depth if depth > 1 else BLOCK_C, 1, BLOCK_C, min(whole, tile // BLOCK_C)
+
+
+def _row(S: int, tile: int) -> int:
+    """Positions of each instance in a tile of several: the widest row of those that waste little
+    of the last one, or that waste least."""
+    widths = [w for w in (WIDEST_ROW >> k for k in range(4)) if 8 <= w <= tile]
+    wasted = {w: (triton.cdiv(S, w) * w - S) / S for w in widths}
+    best = max(min(wasted.values()), WASTED_OF_A_ROW)
+    return max(w for w in widths if wasted[w] <= best)
 
 
 def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:

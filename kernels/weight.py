@@ -12,8 +12,9 @@ from fastnorm.tensors import accumulation, laid_out_as
 from .arithmetic import accumulation_type, product, store_rounded
 from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import reducing
-from .row_tiles import Sizes, load, row_tile, store, sum_along
+from .row_geometry import RowSpec, reducing
+from .row_sums import sum_along
+from .row_tiles import load, row_tile, sizes, store
 from .tensors import contiguous, dtypes_of, from_weight_rows, itemsize_of, weight_rows
 
 
@@ -42,7 +43,7 @@ def weight_norm_kernel(
     A row's first BLOCK_L columns stay in registers: shorter rows are read once, longer ones twice.
     """
     ACC: tl.constexpr = accumulation_type(v_ptr.dtype.element_ty)
-    s = Sizes(R, L * K.ALIGN, 1)
+    s = sizes(R, L, 1, None, None, None, K)
     block, zero = tl.program_id(0), tl.zeros([], tl.int64)
     tile = row_tile(block, zero, s, K)
     v = load(v_ptr, tile).to(ACC)
@@ -74,7 +75,7 @@ def weight_norm_backward_kernel(
 ):
     """dg = <dw, v> / ||v|| and dv = g / ||v|| (dw - dg v / ||v||), equation 3."""
     ACC: tl.constexpr = accumulation_type(v_ptr.dtype.element_ty)
-    s = Sizes(R, L * K.ALIGN, 1)
+    s = sizes(R, L, 1, None, None, None, K)
     block, zero = tl.program_id(0), tl.zeros([], tl.int64)
     tile = row_tile(block, zero, s, K)
     dw, v = load(dw_ptr, tile).to(ACC), load(v_ptr, tile).to(ACC)
@@ -101,7 +102,7 @@ def weight_launch(R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backwa
     """A launch is made for one pattern of dtypes and of tensors that are None."""
     geometry = reducing(R, L, itemsize_of(dtypes), backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
-    constants = {"K": geometry.choices("rms", None)}
+    constants = {"K": geometry.choices(RowSpec("rms"))}
     return Launch(kernel, geometry.units, (R, L // alignment(L)), constants, geometry.num_warps)
 
 

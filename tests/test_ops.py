@@ -6,7 +6,7 @@ import torch
 import fastnorm
 from fastnorm.contract import side_input
 from fastnorm.kernels import launch
-from tests.conftest import DEVICE, make_input, slow_unless
+from tests.conftest import DEVICE, assert_close, make_input, slow_unless
 from tests.norms import EPS, groups_of
 
 SHAPE = (2, 6, 5, 3)
@@ -150,25 +150,28 @@ def test_counters_are_the_calls_own(monkeypatch):
     assert launch._counters, "this norm uses no counters: the test says nothing"
 
 
-def test_a_bias_of_rms_norm_is_refused():
-    """A call by hand: the kernel would add it, the formula not, and nobody writes its gradient."""
-    x, bias = make_input(SHAPE, dtype=torch.float32), torch.ones(SHAPE[2:], device=DEVICE)
+def test_rms_norm_with_a_bias():
+    """Which rows that are shifted have, in every form of a call."""
+    x = make_input(SHAPE, requires_grad=True)
+    bias = make_input(SHAPE[2:], seed=1, requires_grad=True)
     args = list(arguments("rms", True, None, False, "contiguous", False))
-    args[3] = bias
+    numbers = args[4:]
     calls = {
-        "norm": lambda x, bias: torch.ops.fastnorm.norm(x, *args[1:3], bias, *args[4:]),
-        "add_norm": lambda x, bias: torch.ops.fastnorm.add_norm(x, x, None, bias, "rms", 2, EPS),
+        "norm": lambda x, bias: torch.ops.fastnorm.norm(x, None, None, bias, *numbers),
+        "add_norm": lambda x, bias: torch.ops.fastnorm.add_norm(
+            x, torch.zeros_like(x), None, bias, "rms", 2, EPS
+        )[0],
     }
+    y = torch.nn.functional.rms_norm(x, SHAPE[2:], eps=EPS) + bias
+    truth = torch.autograd.grad(y.sin().sum(), [x, bias])
     for name, call in calls.items():
-        transforms = {
-            "plain": lambda call=call: call(x, bias),
-            "differentiable": lambda call=call: call(x.clone().requires_grad_(), bias),
-            "vmap": lambda call=call: torch.vmap(call, (0, None))(x[None], bias),
-            "vmap of biases": lambda call=call: torch.vmap(call)(x[None], bias[None]),
-        }
-        for how, transformed in transforms.items():
-            with launch.record() as launched, pytest.raises(RuntimeError) as caught:
-                transformed()
-            message = f"fastnorm::{name} got a bias for norm='rms', which has none"
-            assert message in str(caught.value) and "bias=None" in str(caught.value), (name, how)
-            assert not launched
+        with launch.record() as launched:
+            found = call(x, bias)
+            grads = torch.autograd.grad(found.sin().sum(), [x, bias])
+        assert launched, name
+        assert_close(found, y.detach(), name)
+        for grad, true in zip(grads, truth, strict=True):
+            assert_close(grad, true, name)
+        x1, bias1 = x.detach()[None], bias.detach()
+        assert_close(torch.vmap(call, (0, None))(x1, bias1)[0], y.detach(), name)
+        assert_close(torch.vmap(call)(x1, bias1[None])[0], y.detach(), name)

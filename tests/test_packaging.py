@@ -58,9 +58,10 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def test_one_version():
-    """pyproject.toml has it; the changelog speaks of it. A stale install fails: `make env`."""
+    """pyproject.toml has it, changelog and citation name it. A stale install fails: `make env`."""
     assert fastnorm.__version__ == VERSION
     assert f"\n## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_make_help_is_complete():

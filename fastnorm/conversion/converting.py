@@ -1,4 +1,4 @@
-"""A model's norms exchanged in place: torch.nn's for ours, batch norms for others.
+"""A model's norms exchanged in place: torch.nn's and libraries' for ours, batch norms for others.
 
 A norm that is exchanged stays the same object: it gets another class. So whatever refers to it or
 to its tensors goes on to do so: optimizers, hooks and their handles, modules that appear twice,
@@ -12,7 +12,9 @@ from torch.nn.utils import parametrize
 
 from .. import modules as ours
 from ..modules.base import _Activated
-from .report import Change, Conversion, Kept, check_model, label, type_name
+from . import libraries
+from .origin import ATTRIBUTE, adopt
+from .report import Change, Conversion, Kept, Rounding, check_model, label, notes, type_name
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
@@ -46,14 +48,17 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def convert(model: nn.Module, to: str | None = None, groups: int | None = None) -> Conversion:
-    """Make every torch.nn norm of `model` fastnorm's, in place; with `to` change batch norms' kind.
+    """Make a model's norms fastnorm's, in place; with `to` change the kind of its batch norms.
 
     Converted are the modules whose type is exactly torch.nn's BatchNorm, InstanceNorm (1d, 2d, 3d),
-    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm. Each remains the same object with the same
-    parameters, buffers, hooks, training flag and `state_dict`; the model's results are as before
-    but for rounding. Whatever else looks like a norm is left alone and listed, with the reason.
+    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm, and those of a class that transformers,
+    diffusers, timm or torchvision has for a norm of fastnorm's (`conversion/libraries.py`). Of
+    such a class both are run on small random inputs, and a module is kept where they differ. Each
+    remains the same object with the same parameters, buffers, hooks, attributes, training flag and
+    `state_dict`; the model's results are as before but for rounding. Whatever else looks like a
+    norm is left alone and listed, with the reason.
 
-    With `to` every batch norm, torch's or ours, becomes another norm over the same channels::
+    With `to` every batch norm becomes another norm over the same channels::
 
         "bn"    a batch norm, as without `to`
         "in"    an instance norm without running statistics
@@ -77,44 +82,78 @@ def convert(model: nn.Module, to: str | None = None, groups: int | None = None) 
         raise ValueError(f"convert got groups={groups} with to={to!r}: only 'gn' has groups")
     if groups is not None and groups < 1:
         raise ValueError(f"convert got groups={groups}: a group norm has at least one")
-    planned: list[tuple[str, nn.Module, nn.Module | None]] = []
-    kept = []
-    for name, module in model.named_modules():
-        kind = TORCHS.get(type(module), type(module))
-        exchange = kind in BATCH_NORMS and to not in (None, "bn")
-        if not exchange and type(module) not in OURS:
-            if reason := reason_to_keep(module):
-                kept.append(Kept(name, type_name(type(module)), reason))
-        elif reason := own_ways(module):
-            kept.append(Kept(name, type_name(type(module)), reason))
-        elif exchange:
-            planned.append((name, module, _exchange(name, module, kind, to, groups or 32, model)))
-        else:
-            planned.append((name, module, None))
+    planned, kept, roundings = _plan(model, to, groups or 32)
     changed = []
-    for name, module, other in planned:
+    for name, module, norm, exchanged in planned:
         old = type_name(type(module))
-        if other is None:
+        if exchanged:
+            _become(module, norm)
+        elif type(module) in OURS:
             module.__class__ = OURS[type(module)]
             vars(module)["activation"] = None
         else:
-            _become(module, other)
+            adopt(module, norm)
         changed.append(Change(name, old, type_name(type(module))))
-    return Conversion(model, changed, kept)
+    return Conversion(model, changed, kept, notes(roundings))
+
+
+Plan = tuple[str, nn.Module, nn.Module, bool]
+
+
+def _plan(
+    model: nn.Module, to: str | None, groups: int
+) -> tuple[list[Plan], list[Kept], list[tuple[type, Rounding]]]:
+    """(name, module, the norm it becomes, whether that is of another kind) of each norm; the rest.
+
+    The model is as it was.
+    """
+    planned: list[Plan] = []
+    kept: list[Kept] = []
+    roundings = []
+    for name, module in model.named_modules():
+        taken = _recognise(module, to)
+        if isinstance(taken, str):
+            kept.append(Kept(name, type_name(type(module)), taken))
+        elif taken is not None:
+            norm, rounding = taken
+            if rounding is not None:
+                roundings.append((type(module), rounding))
+            exchanged = _changes_kind(type(norm), to)
+            if exchanged:
+                norm = _exchange(name, norm, to, groups, model)
+            planned.append((name, module, norm, exchanged))
+    return planned, kept, roundings
+
+
+def _changes_kind(kind: type, to: str | None) -> bool:
+    """Whether `to` makes a norm of class `kind`, torch's or ours, another norm."""
+    return TORCHS.get(kind, kind) in BATCH_NORMS and to not in (None, "bn")
+
+
+def _recognise(module: nn.Module, to: str | None) -> libraries.Taken | str | None:
+    """The norm to convert that the module is, or why it is kept; None where it is of no concern."""
+    kind = type(module)
+    if libraries.readers_of(kind):
+        return overridden(module) or libraries.read(module)
+    if kind in OURS or _changes_kind(kind, to):
+        return own_ways(module) or libraries.Taken(module, None)
+    return reason_to_keep(module)
 
 
 def reason_to_keep(module: nn.Module) -> str | None:
-    """Why a module that is none of torch.nn's norms, yet looks like one, is not converted."""
+    """Why a module whose class is not known, yet looks like a norm, is not converted."""
     if isinstance(module, _Activated):
         return None if is_known(module) else subclass_of(module)
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
         return "lazy: convert it after its first forward"
-    if isinstance(module, tuple(OURS)):
+    bases = type(module).__mro__[1:]
+    if isinstance(module, tuple(OURS)) or any(map(libraries.readers_of, bases)):
         if parametrize.is_parametrized(module):
             return "parametrized: convert it before that"
         return subclass_of(module)
-    if "norm" in type(module).__name__.lower() and not module._modules:
-        return "not one of torch.nn's norms that fastnorm has"
+    own = module._parameters or module._buffers or not module._modules  # a block has neither
+    if "norm" in type(module).__name__.lower() and own:
+        return "no norm of torch.nn or a library that fastnorm has"
     return None
 
 
@@ -129,15 +168,19 @@ def subclass_of(module: nn.Module) -> str:
 
 def own_ways(module: nn.Module) -> str | None:
     """What makes an instance of the very class differ from it."""
-    if "forward" in vars(module):
-        return "its forward is overridden in the instance"
+    if reason := overridden(module):
+        return reason
     if not isinstance(module, _Activated) and hasattr(module, "activation"):
         return "it has an attribute called activation"
     return None
 
 
+def overridden(module: nn.Module) -> str | None:
+    return "its forward is overridden in the instance" if "forward" in vars(module) else None
+
+
 def _exchange(
-    name: str, norm: nn.Module, kind: type, to: str | None, groups: int, model: nn.Module
+    name: str, norm: nn.Module, to: str | None, groups: int, model: nn.Module
 ) -> nn.Module:
     """The norm that the batch norm `norm` becomes; parameters and kept buffers are its own."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm), "it is in BATCH_NORMS"
@@ -155,7 +198,7 @@ def _exchange(
         other = ours.GroupNorm(groups, C, eps, norm.affine, device="meta", activation=activation)
         other._parameters = dict(norm._parameters)
         return other
-    ranked = BATCH_NORMS[kind]
+    ranked = BATCH_NORMS[TORCHS.get(type(norm), type(norm))]
     if ranked is None:
         raise ValueError(
             f"{label(name)} is a SyncBatchNorm, which does not say whether {to!r} were 1d, 2d or "
@@ -186,7 +229,7 @@ def _become(norm: nn.Module, other: nn.Module) -> None:
     """Give the batch norm the class, settings and tensors of `other`, and leave it all the rest."""
     every_module = vars(nn.Module())
     buffers = {k: v for k, v in norm._buffers.items() if k not in STATISTICS} | other._buffers
-    state = {k: v for k, v in vars(norm).items() if k not in SETTINGS}
+    state = {k: v for k, v in vars(norm).items() if k not in (*SETTINGS, ATTRIBUTE)}
     state |= {k: v for k, v in vars(other).items() if k not in every_module}
     state |= {"_parameters": other._parameters, "_buffers": buffers}
     vars(norm).clear()

@@ -6,63 +6,23 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..activations import canonical, parsed
+from .. import modules as ours
 from ..modules.base import _Activated
+from .activations import has_hooks, module_of
 from .converting import BATCH_INSTANCE_NORMS, OURS, TORCHS
 from .report import type_name
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-WITHOUT_OPTIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Mish: "mish",
-}  # fmt: skip
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def activation_of(module: nn.Module) -> str | None:
-    """The name under which our norms know this activation module, if they do."""
-    if "forward" in vars(module):
-        return None
-    match module:
-        case nn.GELU() if type(module) is nn.GELU:
-            return "gelu" if module.approximate == "none" else "gelu_tanh"
-        case nn.LeakyReLU() if type(module) is nn.LeakyReLU:
-            return canonical(("leaky_relu", module.negative_slope), "fuse")
-        case nn.ELU() if type(module) is nn.ELU:
-            return canonical(("elu", module.alpha), "fuse")
-    return WITHOUT_OPTIONS.get(type(module))
-
-
-def module_of(activation: str) -> nn.Module:
-    """torch.nn's module of one of our activations."""
-    name, parameter = parsed(activation)
-    match name:
-        case "gelu_tanh":
-            return nn.GELU("tanh")
-        case "leaky_relu":
-            return nn.LeakyReLU(parameter)
-        case "elu":
-            return nn.ELU(parameter)
-        case "gelu":
-            return nn.GELU()
-    return next(kind for kind, known in WITHOUT_OPTIONS.items() if known == name)()
 
 
 def is_plain_norm(module: nn.Module | None) -> bool:
     """A norm of ours, of no subclass and with no activation yet."""
-    known = type(module) in TORCHS or type(module) in BATCH_INSTANCE_NORMS
-    if not known or not isinstance(module, _Activated):
+    if type(module) not in (*TORCHS, *BATCH_INSTANCE_NORMS, ours.LayerNorm2d) or not isinstance(
+        module, _Activated
+    ):
         return False
     return module.activation is None and "forward" not in vars(module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return any(vars(module)[hooks] for hooks in HOOKS)
 
 
 def reason_not_to_fold(conv: nn.Module, norm: nn.Module) -> str | None:

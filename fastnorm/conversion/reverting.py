@@ -1,10 +1,11 @@
-"""The way back from fastnorm's norms to torch.nn's, in place."""
+"""The way back from fastnorm's norms to torch.nn's and libraries', in place."""
 
 from torch import nn
 
 from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from .converting import TORCHS, is_known, subclass_of
+from .origin import ATTRIBUTE, origin_of, reason_not_to_release, release
 from .report import Change, Conversion, Kept, check_model, label, type_name
 from .sequential_fusion import fused_activations
 
@@ -12,14 +13,17 @@ from .sequential_fusion import fused_activations
 def revert(model: nn.Module) -> Conversion:
     """Make every norm of fastnorm's in `model` torch.nn's again, in place: `convert` undone.
 
-    Norms stay the same objects, as in `convert`. Activations that `fuse` took out of a Sequential
-    return to their places. What else cannot be undone is not: norms that `convert(to=...)` made
-    become torch's of their new kind, convolutions that `fuse(fold=True)` changed stay. Norms that
-    torch.nn lacks and `convert` never makes, SwitchableNorm for one, stay and are listed.
+    Norms that `convert` took from a library return to the library's class with all their
+    attributes. Norms stay the same objects, as in `convert`. Activations that `fuse` took out of a
+    Sequential return to their places. What else cannot be undone is not: norms that
+    `convert(to=...)` made become torch's of their new kind, convolutions that `fuse(fold=True)`
+    changed stay. Norms that torch.nn lacks and `convert` never makes, SwitchableNorm for one, stay
+    and are listed.
 
     Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
     norm, a weight that counts from 1, and an activation that `fuse` did not put there (or did in a
-    traced model: go back to the model that it was made from). TypeError where `model` is no module.
+    traced model: go back to the model that it was made from); or a library's class one whose
+    settings were changed. TypeError where `model` is no module.
     """
     check_model("revert", model)
     placeholders = fused_activations(model)
@@ -28,9 +32,14 @@ def revert(model: nn.Module) -> Conversion:
     kept: list[Kept] = []
     refused: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, _Activated):
+        if origin := origin_of(module):
+            if reason := reason_not_to_release(module, origin, id(module) in restored):
+                refused.append(f"{label(name)}: {reason}")
+            else:
+                norms.append((name, module))
+        elif not isinstance(module, _Activated):
             continue
-        if isinstance(module, _BatchInstanceNorm):
+        elif isinstance(module, _BatchInstanceNorm):
             refused.append(f"{label(name)}: torch.nn has no batch-instance norm")
         elif type(module) not in TORCHS:
             reason = "torch.nn has no such norm" if is_known(module) else subclass_of(module)
@@ -48,14 +57,18 @@ def revert(model: nn.Module) -> Conversion:
         else:
             norms.append((name, module))
     if refused:
-        raise ValueError("cannot go back to torch.nn:\n  " + "\n  ".join(refused))
+        raise ValueError("cannot go back:\n  " + "\n  ".join(refused))
     for _, sequential, key, activation in placeholders:
         sequential._modules[key] = activation
     changed = []
     for name, module in norms:
         old = type_name(type(module))
-        del vars(module)["activation"]
-        vars(module).pop("zero_centered", None)
-        module.__class__ = TORCHS[type(module)]
+        if origin := origin_of(module):
+            release(module, origin)
+        else:
+            del vars(module)["activation"]
+            for key in ("zero_centered", ATTRIBUTE):  # the latter where its class was changed since
+                vars(module).pop(key, None)
+            module.__class__ = TORCHS[type(module)]
         changed.append(Change(name, old, type_name(type(module))))
     return Conversion(model, changed, kept)

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..modules.base import _Activated
+from .activations import activation_of, has_hooks
 from .converting import OURS
 from .fusion import (
     CONVS,
     TRANSPOSED,
-    activation_of,
     describe,
     folded,
-    has_hooks,
     is_batch_norm,
     is_plain_norm,
     reason_not_to_fold,

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..activations import canonical
 from . import fusion
+from .activations import activation_of, has_hooks
 from .converting import OURS
 from .report import Change, Conversion, Kept, type_name
 from .tracing import compare, trace
@@ -51,7 +52,7 @@ def _skip_identities(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(node.args[0], fx.Node):
             module = traced.get_submodule(node.target)
-            if type(module) is nn.Identity and not fusion.has_hooks(module):
+            if type(module) is nn.Identity and not has_hooks(module):
                 node.replace_all_uses_with(node.args[0])
                 traced.graph.erase_node(node)
 
@@ -117,7 +118,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
     """Which of our activations the node is."""
     if node.op == "call_module":
-        return fusion.activation_of(traced.get_submodule(str(node.target)))
+        return activation_of(traced.get_submodule(str(node.target)))
     if node.op not in ("call_function", "call_method") or node.target not in ACTIVATIONS:
         return None
     name = ACTIVATIONS[node.target]
@@ -144,7 +145,7 @@ def _reason_to_keep(
     if len(node.args) != 1 or node.kwargs:
         return "it is called with more than its input"
     after = traced.get_submodule(str(last.target)) if last.op == "call_module" else None
-    if fusion.has_hooks(norm) or (after is not None and fusion.has_hooks(after)):
+    if has_hooks(norm) or (after is not None and has_hooks(after)):
         return "it or the activation has hooks"
     if add is None or residual is None:
         return None

@@ -15,8 +15,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..modules.base import _Activated
+from .activations import has_hooks
 from .converting import OURS
-from .fusion import has_hooks
 from .report import type_name
 
 

@@ -20,6 +20,7 @@ from .channels import (
     instance_norm,
     mean_only_batch_norm,
 )
+from .gated import gated_rms_norm
 from .moments import moment_norm
 from .rows import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .weight import weight_norm
@@ -29,6 +30,7 @@ __all__ = [
     "add_rms_norm",
     "batch_instance_norm",
     "batch_norm",
+    "gated_rms_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -9,11 +9,12 @@ of either loads into the other.
 from .batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .batch_instance import BatchInstanceNorm1d, BatchInstanceNorm2d, BatchInstanceNorm3d
 from .decay import no_decay_parameters
+from .gated import GatedRMSNorm
 from .group import GroupNorm
 from .instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .mean_only import MeanOnlyBatchNorm1d, MeanOnlyBatchNorm2d, MeanOnlyBatchNorm3d
 from .moment import MomentNorm
-from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+from .rows import AddLayerNorm, AddRMSNorm, LayerNorm, LayerNorm2d, RMSNorm
 from .switchable import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 from .synchronised import SyncBatchInstanceNorm, SyncBatchNorm
 from .weight import initialise_weight_norm, weight_norm
@@ -27,11 +28,13 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "GatedRMSNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LayerNorm2d",
     "MeanOnlyBatchNorm1d",
     "MeanOnlyBatchNorm2d",
     "MeanOnlyBatchNorm3d",

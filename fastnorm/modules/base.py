@@ -37,23 +37,8 @@ def running_of(module: Any) -> tuple[Any, Any]:
     return module.running_mean, module.running_var
 
 
-class _Activated(nn.Module):
-    """A norm that knows the activation it is fused with."""
-
-    activation: str | None
-
-    @property
-    def _distribute_module_applied(self) -> bool:
-        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
-        return vars(self).get("_distribute_module_applied", False)
-
-    @_distribute_module_applied.setter
-    def _distribute_module_applied(self, applied: bool) -> None:
-        vars(self)["_distribute_module_applied"] = applied
-        keep_residual(self)
-
-    def _set_activation(self, activation: ActivationLike) -> None:
-        self.activation = canonical(activation, type(self).__name__)
+class _Norm(nn.Module):
+    """A norm, to tracers and compilers."""
 
     def _as_leaf(self, *inputs: Any, **options: Any) -> Any:
         """The call of this module in the graph that torch.fx is tracing, whatever its tracer.
@@ -73,6 +58,25 @@ class _Activated(nn.Module):
             "backends in Python: give it a model with torch.nn's norms (fastnorm.revert(model)), "
             "or use torch.jit.trace or torch.export"
         )
+
+
+class _Activated(_Norm):
+    """A norm that knows the activation it is fused with."""
+
+    activation: str | None
+
+    @property
+    def _distribute_module_applied(self) -> bool:
+        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
+        return vars(self).get("_distribute_module_applied", False)
+
+    @_distribute_module_applied.setter
+    def _distribute_module_applied(self, applied: bool) -> None:
+        vars(self)["_distribute_module_applied"] = applied
+        keep_residual(self)
+
+    def _set_activation(self, activation: ActivationLike) -> None:
+        self.activation = canonical(activation, type(self).__name__)
 
     def extra_repr(self) -> str:
         return self._with_activation(super().extra_repr())

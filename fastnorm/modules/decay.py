@@ -3,9 +3,9 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .base import _Activated
+from .base import _Norm
 
-NORMS = (_Activated, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMS = (_Norm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def no_decay_parameters(model: nn.Module) -> set[str]:

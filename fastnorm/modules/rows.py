@@ -69,6 +69,66 @@ class LayerNorm(_OfRows, nn.LayerNorm):
         )  # fmt: skip
 
 
+class LayerNorm2d(LayerNorm):
+    """Layer norm over the channels of images (N, C, H, W), at each position; ConvNeXt's.
+
+    It is `LayerNorm` of `input.permute(0, 2, 3, 1)`, permuted back, as torchvision's and timm's
+    classes of this name are; the residual has the input's shape, scale and shift are (N, C). The
+    output is channels last in memory: an input that is so too is read in place, any other is
+    copied. Its state_dict is LayerNorm's. See `fastnorm.functional.layer_norm` (arXiv 2201.03545).
+
+    Raises RuntimeError for an input, residual, scale or shift of another shape.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: ActivationLike = None,
+        zero_centered: bool = False,
+    ) -> None:
+        super().__init__(
+            num_channels, eps, elementwise_affine, bias, device, dtype,
+            activation=activation, zero_centered=zero_centered,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        if is_proxy(input):
+            return self._as_leaf(input, residual, scale=scale, shift=shift)
+        (C,) = self.normalized_shape
+        if input.dim() != 4 or input.shape[1] != C:
+            raise RuntimeError(
+                f"LayerNorm2d got an input of shape {tuple(input.shape)}: it needs (N, {C}, H, W)"
+            )
+        of_images = {"residual": (residual, input.shape)}
+        of_samples = {"scale": (scale, input.shape[:2]), "shift": (shift, input.shape[:2])}
+        for name, (given, shape) in (of_images | of_samples).items():
+            if given is not None and given.shape != shape:
+                raise RuntimeError(
+                    f"LayerNorm2d got {name} of shape {tuple(given.shape)} for an input of shape "
+                    f"{tuple(input.shape)}: it needs {tuple(shape)}"
+                )
+        rows = super().forward(
+            input.permute(0, 2, 3, 1),
+            None if residual is None else residual.permute(0, 2, 3, 1),
+            scale=None if scale is None else scale[:, None, None],
+            shift=None if shift is None else shift[:, None, None],
+        )
+        return rows.permute(0, 3, 1, 2)
+
+
 class RMSNorm(_OfRows, nn.RMSNorm):
     """torch.nn.RMSNorm over the last dimensions, with a fused activation and residual.
 

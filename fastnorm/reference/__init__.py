@@ -12,7 +12,14 @@ from .channels import (
     mean_only_batch_norm,
 )
 from .pieces import activate
-from .rows import add_layer_norm, add_rms_norm, layer_norm, rms_norm, weight_norm
+from .rows import (
+    add_layer_norm,
+    add_rms_norm,
+    gated_rms_norm,
+    layer_norm,
+    rms_norm,
+    weight_norm,
+)
 
 __all__ = [
     "activate",
@@ -20,6 +27,7 @@ __all__ = [
     "add_rms_norm",
     "batch_instance_norm",
     "batch_norm",
+    "gated_rms_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",

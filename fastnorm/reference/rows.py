@@ -46,7 +46,8 @@ def rms_norm(
 ) -> Tensor:
     """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
 
-    Source: arXiv 1910.07467, equation 4, which has no bias; modulated rows have one. eps is the machine epsilon of the computation by default.
+    Source: arXiv 1910.07467, equation 4, which has no bias; modulated rows have one. By default eps
+    is the machine epsilon of the computation.
     """
     x = upcast(input)
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
@@ -57,6 +58,32 @@ def rms_norm(
     if bias is not None:
         y = y + bias.to(y.dtype)
     return finish(y, input, None, None, activation, residual).contiguous()
+
+
+def gated_rms_norm(
+    input: Tensor,
+    gate: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    group_size: int | None = None,
+    norm_before_gate: bool = False,
+) -> Tensor:
+    """y = rms(x silu(z)) gamma or, with `norm_before_gate`, y = rms(x) gamma silu(z), z the gate.
+
+    rms(v) = v / sqrt(mean(v^2) + eps), over `group_size` neighbours of the last dimension, or over
+    all of it. Source: arXiv 2405.21060 and its code.
+    """
+    x, z = upcast(input), upcast(gate)
+    length = input.shape[-1] if group_size is None else group_size
+    v = x if norm_before_gate else x * torch.nn.functional.silu(z)
+    groups = v.unflatten(-1, (input.shape[-1] // length, length)) if length else v.unsqueeze(-2)
+    y = (groups / (groups.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(-2)
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    if norm_before_gate:
+        y = y * torch.nn.functional.silu(z)
+    return y.to(input.dtype).contiguous()
 
 
 def add_layer_norm(

@@ -2,6 +2,7 @@
 
     norms            the engine, as `fastnorm.contract` wants one
     channels, rows   norms of (N, C, S) and of (R, L); stages and weight as in fastnorm.kernels
+    gated            RMS norm of rows with a gate
     calls            the structs that the engine is called with
     build            the compiler, and where libraries are kept
 
@@ -12,7 +13,8 @@ and in C, each file included by engine.h, once for a dtype:
     steps            what is done to one vector
     contiguous       runs of neighbours              last          channels last
     call             sizes and coefficients          forward, backward
-    rows             layer and RMS norm              weight        weight normalisation
+    parameter_rows   gamma and beta of rows        rows, rows_backward   layer, RMS norm
+    gated            RMS norm with a gate          weight                weight normalisation
 
 The tensor is cut into pieces that no number of threads changes, and what is found of them is merged
 in their order, in float64: results do not depend on the number of threads, to the bit. A block that

@@ -14,10 +14,34 @@ static INLINE vec vec_exp(vec x) { return each(exp, x); }
 static INLINE vec vec_erf(vec x) { return each(erf, x); }
 static INLINE vec vec_expm1(vec x) { return each(expm1, x); }
 #else
-/* To 1 ulp: 2^n times the polynomial of Cephes' expf on [-ln 2 / 2, ln 2 / 2]. */
-static INLINE vec vec_exp(vec x) {
-    x = blend(greater(x, splat(89.0f)), splat(89.0f), x);
-    x = blend(greater(splat(-104.0f), x), splat(-104.0f), x);
+/* Not above `most`, not below `least`; NaN goes through. */
+static INLINE vec between(acc least, vec x, acc most) {
+#if WIDE /* of NaN and a number these are their second operand */
+    return (vec)_mm512_max_ps((__m512)splat(least), _mm512_min_ps((__m512)splat(most), (__m512)x));
+#else
+    x = blend(greater(x, splat(most)), splat(most), x);
+    return blend(greater(splat(least), x), splat(least), x);
+#endif
+}
+
+/* v 2^n of whole n, where v is about 1 and n within [-150, 128]. */
+static INLINE vec scaled(vec v, vec n) {
+#if WIDE
+    return (vec)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    typedef uint32_t bits __attribute__((vector_size(VL * 4)));
+    ivec whole = __builtin_convertvector(keep(~is_nan(n), n), ivec);
+    ivec half = whole >> 1;
+    vec low = (vec)((bits)(half + 127) << 23);
+    vec high = (vec)((bits)(whole - half + 127) << 23);
+    return v * low * high; /* in two steps: 2^128 and subnormal results are out of reach of one */
+#endif
+}
+
+/* exp of x, or of `most` where that is less, to 1 ulp: 2^n times the polynomial of Cephes' expf on
+   [-ln 2 / 2, ln 2 / 2]. */
+static INLINE vec vec_exp_to(vec x, acc most) {
+    x = between(-104.0f, x, most);
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer */
     vec n = (x * 1.44269504f + round) - round;
     vec r = x - n * 0.693359375f;
@@ -27,14 +51,10 @@ static INLINE vec vec_exp(vec x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    typedef uint32_t bits __attribute__((vector_size(VL * 4)));
-    ivec whole = __builtin_convertvector(keep(~is_nan(n), n), ivec);
-    ivec half = whole >> 1;
-    vec low = (vec)((bits)(half + 127) << 23);
-    vec high = (vec)((bits)(whole - half + 127) << 23);
-    return p * low * high; /* in two steps: 2^128 and subnormal results are out of reach of one */
+    return scaled(p * r * r + r + 1.0f, n);
 }
+
+static INLINE vec vec_exp(vec x) { return vec_exp_to(x, 89.0f); }
 
 /* To a few ulp: the rational function of Eigen's erf, x P(x^2) / Q(x^2) on [-4, 4]. */
 static INLINE vec vec_erf(vec x) {
@@ -64,6 +84,17 @@ static INLINE vec vec_expm1(vec x) {
 }
 #endif
 
+/* 1 / (1 + exp(-z)). */
+static INLINE vec sigmoid_of(vec z) {
+#if WIDE && VL == 16 /* a step of Newton's from 14 bits: a division takes four times as long */
+    const vec d = 1 + vec_exp_to(-z, 88.0f); /* finite: with an infinite one 1 - d near is NaN */
+    const vec near = (vec)_mm512_rcp14_ps((__m512)d);
+    return keep(above(z + 88.0f), near + near * (1 - d * near));
+#else
+    return 1 / (1 + vec_exp(-z));
+#endif
+}
+
 /* Where mish and the approximation of gelu are z, or 0, to the last bit. */
 #define FLAT 20
 
@@ -84,6 +115,9 @@ static INLINE int keeps_mask(int activation) {
     return activation == RELU || activation == LEAKY_RELU;
 }
 
+/* Whether its gradient takes long to compute. */
+static INLINE int is_smooth(int activation) { return activation != NONE && !keeps_mask(activation); }
+
 /* Where z goes through as it is: ReLU lets NaN through, and torch's leaky one scales it. */
 static INLINE mask passes(vec z, int activation) {
     return activation == LEAKY_RELU ? greater(z, splat(0)) : above(z);
@@ -93,9 +127,9 @@ static INLINE vec activated(vec z, int activation, acc parameter) {
     const mask positive = passes(z, activation);
     if (activation == NONE) return z;
     if (activation == RELU) return keep(positive, z);
-    if (activation == SILU) return z / (1 + vec_exp(-z));
+    if (activation == SILU) return z * sigmoid_of(z);
     if (activation == GELU) return z * ((acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752));
-    if (activation == GELU_TANH) return z / (1 + vec_exp(-twice_inner(z)));
+    if (activation == GELU_TANH) return z * sigmoid_of(twice_inner(z));
     if (activation == HARDSWISH) {
         vec gate = at_most(z + 3, 6);
         return z * keep(above(gate), gate) * (acc)(1.0 / 6);
@@ -118,7 +152,7 @@ static INLINE vec activation_gradient(vec dy, vec z, int activation, acc paramet
     if (keeps_mask(activation))
         return masked_gradient(dy, passes(z, activation), activation, parameter);
     if (activation == SILU) {
-        vec sigmoid = 1 / (1 + vec_exp(-z));
+        vec sigmoid = sigmoid_of(z);
         return dy * sigmoid * (1 + z * (1 - sigmoid));
     }
     if (activation == GELU) {
@@ -128,7 +162,7 @@ static INLINE vec activation_gradient(vec dy, vec z, int activation, acc paramet
     }
     if (activation == GELU_TANH) {
         z = -at_most(-at_most(z, FLAT), FLAT); /* its square has to be finite */
-        vec sigmoid = 1 / (1 + vec_exp(-twice_inner(z)));
+        vec sigmoid = sigmoid_of(twice_inner(z));
         vec slope = (1 + z * z * (acc)(3 * 0.044715)) * (acc)1.5957691216057308;
         return dy * (sigmoid + z * slope * sigmoid * (1 - sigmoid));
     }

@@ -7,7 +7,7 @@
 static void positions_sums(struct call *k, size i) {
     const int added = k->t.residual || k->t.bits;
     size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
-    struct stretch s = {first, MIN(first + k->piece, (n + 1) * k->S), k->C, n * k->C};
+    struct stretch s = stretch_of(k, first, MIN(first + k->piece, (n + 1) * k->S));
     double *g = k->lanes_a + i * k->C, *gx = k->lanes_b + i * k->C;
     memset(g, 0, k->C * sizeof *g);
     memset(gx, 0, k->C * sizeof *gx);
@@ -18,14 +18,13 @@ static void positions_sums(struct call *k, size i) {
 static struct sums piece_sums(const struct call *k, struct piece p) {
     const int added = k->t.residual || k->t.bits;
     const struct sets *s = &k->sets;
-    const int across = of_batch(k->kind) || k->kind == MIXED;
     struct sums all = {0, 0};
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
         struct block found = block_of(s, b);
         size first = found.column, row = p.unit * k->D + p.set; /* n C + c */
-        if (across) row = (p.set + found.row) * k->C + p.unit;
+        if (of_channels(k->kind)) row = (p.set + found.row) * k->C + p.unit;
         for (size r = 0; r < found.rows; r++, row += k->C) {
-            size at = of_batch(k->kind) ? p.unit : row;
+            size at = of_batch(k->kind) && shared(k) ? p.unit : row;
             struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
                                      splat(k->a.shift[at])};
             struct run run = {row * k->S, first, first + found.length, k->S, row};
@@ -58,8 +57,8 @@ static struct sums sums_of(const struct call *k, size n, size c) {
     struct sums all = {0, 0};
     size pieces = k->last ? k->pieces : k->sets.pieces;
     size set = n * k->C + c; /* the place of a set in the order of units */
-    if (k->kind == MIXED) set = c * k->N + n;
-    if (of_batch(k->kind)) set = c, pieces *= k->last ? 1 : k->sets.per_unit;
+    if (of_channels(k->kind)) set = c * k->samples + n;
+    if (of_batch(k->kind) && shared(k) && !k->last) pieces *= k->sets.per_unit;
     for (size p = 0; p < pieces; p++) {
         size at = (n * pieces + p) * k->C + c;
         struct sums part = k->last ? (struct sums){k->lanes_a[at], k->lanes_b[at]}
@@ -93,17 +92,29 @@ static INLINE struct sums take_sums(struct call *k, size n, size c, size set) {
     return found;
 }
 
+/* dx where statistics are constants. */
+static void set_constant_slopes(struct call *k, size c) {
+    for (size n = 0; n < k->samples; n++)
+        set_slopes(k, n, c, c, k->gamma[parameter(k, n, c)] * *rstd_of(k, c), 0, 0);
+}
+
 static void merge_channel_backward(struct call *k, size c) {
-    struct sums s = take_sums(k, 0, c, c);
-    const double rstd = *rstd_of(k, c), p = k->gamma[c] * rstd;
-    const double count = (double)(k->N * k->S);
-    k->of_gamma[c] = rstd * s.gx;
-    if (!k->job->own_stats)
-        set_slopes(k, 0, c, c, p, 0, 0);
-    else if (k->kind == MEAN_ONLY)
-        set_slopes(k, 0, c, c, p, 0, -p * s.g / count);
-    else
-        set_slopes(k, 0, c, c, p, -p * rstd * rstd * s.gx / count, -p * s.g / count);
+    const double rstd = *rstd_of(k, c), count = (double)(k->N * k->S);
+    double sum_g = 0, sum_gx = 0;
+    for (size n = 0; n < k->samples; n++) {
+        struct sums s = take_sums(k, n, c, c);
+        const double gamma = k->gamma[parameter(k, n, c)];
+        k->of_gamma[n * k->C + c] = rstd * s.gx;
+        sum_g += gamma * s.g;
+        sum_gx += gamma * s.gx;
+    }
+    if (!k->job->own_stats) {
+        set_constant_slopes(k, c);
+        return;
+    }
+    const double q = k->kind == MEAN_ONLY ? 0 : -rstd * rstd * rstd * sum_gx / count;
+    for (size n = 0; n < k->samples; n++)
+        set_slopes(k, n, c, c, k->gamma[parameter(k, n, c)] * rstd, q, -rstd * sum_g / count);
 }
 
 /* A group's channels of one instance; instance norm's groups are of one. */
@@ -114,42 +125,45 @@ static void merge_group_backward(struct call *k, size n, size g) {
     double sum_g = 0, sum_gx = 0, rstd = *rstd_of(k, set);
     for (size c = first; c < first + D; c++) {
         struct sums s = take_sums(k, n, c, set);
+        const double gamma = k->gamma[parameter(k, n, c)];
         k->of_gamma[n * k->C + c] = rstd * s.gx;
-        sum_g += k->gamma[c] * s.g;
-        sum_gx += k->gamma[c] * s.gx;
+        sum_g += gamma * s.g;
+        sum_gx += gamma * s.gx;
     }
     const double q = -rstd * rstd * rstd * sum_gx / count, r = -rstd * sum_g / count;
-    for (size c = first; c < first + D; c++) set_slopes(k, n, c, set, k->gamma[c] * rstd, q, r);
+    for (size c = first; c < first + D; c++)
+        set_slopes(k, n, c, set, k->gamma[parameter(k, n, c)] * rstd, q, r);
 }
 
-/* Batch-instance norm's channel c; the gradients of its parameters go where the sums of n = 0 are:
-   weight's, bias's and rho's. */
+/* Batch-instance norm's channel c; rho's gradient goes where the sum of n = 0 is. */
 static void merge_mixed_backward(struct call *k, size c) {
     const size N = k->N, C = k->C;
-    const double gamma = k->gamma[c], rho = k->rho[c], mean = *batch_mean(k, c);
+    const double rho = k->rho[c], mean = *batch_mean(k, c);
     const double rstd = *batch_rstd(k, c), count = (double)k->S;
-    double total_g = 0, instance_gx = 0, batch_gx = 0;
+    double total_g = 0, batch_gx = 0, drho = 0; /* of gamma g */
     for (size n = 0; n < N; n++) {
         struct sums s = take_sums(k, n, c, n * C + c);
-        total_g += s.g;
-        instance_gx += *rstd_of(k, n * C + c) * s.gx;
-        batch_gx += s.gx + (*mean_of(k, n * C + c) - mean) * s.g;
+        const double gamma = k->gamma[parameter(k, n, c)];
+        const double instance = *rstd_of(k, n * C + c) * s.gx;
+        const double batch = rstd * (s.gx + (*mean_of(k, n * C + c) - mean) * s.g);
+        k->of_gamma[n * C + c] = instance + rho * (batch - instance);
+        total_g += gamma * s.g;
+        batch_gx += gamma * batch;
+        drho += gamma * (batch - instance);
     }
-    batch_gx *= rstd;
-    const double share = -gamma * rho * rstd / (count * (double)N);
+    const double share = -rho * rstd / (count * (double)N);
     double slope = 0, level = 0; /* by way of the batch's statistics, where they are x's own */
     if (k->job->own_stats) slope = share * rstd * batch_gx, level = share * total_g;
     for (size n = 0; n < N; n++) {
         const double m = *mean_of(k, n * C + c), own = *rstd_of(k, n * C + c);
         const double g = k->sum_g[n * C + c], gx = k->sum_gx[n * C + c];
+        const double gamma = k->gamma[parameter(k, n, c)];
         const double of_instance = -gamma * (1 - rho) * own / count;
         const double p = gamma * ((1 - rho) * own + rho * rstd);
         set_slopes(k, n, c, n * C + c, p, of_instance * own * own * gx + slope,
                    of_instance * g + (m - mean) * slope + level);
     }
-    k->of_gamma[c] = instance_gx + rho * (batch_gx - instance_gx);
-    k->sum_g[c] = total_g;
-    k->sum_gx[c] = gamma * (batch_gx - instance_gx);
+    k->sum_gx[c] = drho;
 }
 
 static void merge_unit_backward(void *context, size u) {
@@ -166,9 +180,9 @@ static void merge_unit_backward(void *context, size u) {
     }
 }
 
-static void gradient_stretch(const struct call *k, size n, size first, size end) {
+static void gradient_positions(const struct call *k, size first, size end) {
     const int added = k->t.residual || k->t.bits;
-    struct stretch s = {n * k->S + first, n * k->S + end, k->C, n * k->C};
+    struct stretch s = stretch_of(k, first, end); /* of one instance, or of what all share */
     SPECIALISED(stretch_backward, k->job->activation, added, &k->t, &k->a, s)
 }
 
@@ -189,8 +203,8 @@ static void gradient_rows(const struct call *k, size row, size rows, size first,
 static void gradient_item(void *context, size i) {
     struct call *k = context;
     if (k->last) {
-        size first = i % k->pieces * k->piece;
-        gradient_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
+        size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
+        gradient_positions(k, first, MIN(first + k->piece, (n + 1) * k->S));
         return;
     }
     size across = ceil_div(k->S, BLOCK * BLOCKS), rows = k->rows, row = i / across * rows;
@@ -211,17 +225,18 @@ static void backward_units(void *context, size i) {
         gradient_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
 }
 
-/* Gradients of weight, bias and rho: sums over n in its order, added up where those of n = 0 are. */
+/* Gradients of weight, bias and rho. Those that instances share are sums over n in its order, added
+   up where those of n = 0 are. */
 static void parameter_gradients(const struct call *k) {
     const struct job *j = k->job;
-    const size C = k->C, N = k->kind == MIXED || of_batch(k->kind) ? 1 : k->N;
-    for (size n = 1; n < N; n++)
+    const size C = k->C, count = j->per_sample ? k->samples * C : C;
+    for (size n = 1; n < k->samples && !j->per_sample; n++)
         for (size c = 0; c < C; c++) {
             k->of_gamma[c] += k->of_gamma[n * C + c];
             k->sum_g[c] += k->sum_g[n * C + c];
         }
-    store_all(j->dweight, j->parameter_type, 0, C, k->of_gamma);
-    store_all(j->dbias, j->parameter_type, 0, C, k->sum_g);
+    store_all(j->dweight, j->parameter_type, 0, count, k->of_gamma);
+    store_all(j->dbias, j->parameter_type, 0, count, k->sum_g);
     store_all(j->drho, j->parameter_type, 0, C, k->sum_gx);
 }
 
@@ -255,7 +270,10 @@ int NAME(norm_backward)(const struct job *j) {
     const int constant = of_batch(k.kind) && !j->own_stats;
     const int writes = k.t.y || k.t.dresidual;
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
+    const int together = sums && k.kind != GIVEN && by_units(&k, 4, threads);
     k.t.constant = constant;
+    /* g lies in dx until dx is computed: in the core's own cache, and to the bit. */
+    if (together && sizeof(elem) == sizeof(acc) && is_smooth(j->activation)) k.t.g = k.t.y;
     all_coefficients(&k, threads);
     if (k.kind == GIVEN) {
         if (j->sums) {
@@ -264,15 +282,14 @@ int NAME(norm_backward)(const struct job *j) {
         }
         given_slopes(&k);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, 0);
-    } else if (sums && by_units(&k, 4, threads)) {
+    } else if (together) {
         share_out(backward_units, &k, ceil_div(k.units, k.together), threads, 0);
     } else {
         if (sums) {
             share_out(sums_item, &k, k.units * k.items, threads, 0);
             share_out(merge_unit_backward, &k, k.units, threads, 0);
         }
-        for (size c = 0; !sums && constant && c < k.C; c++)
-            set_slopes(&k, 0, c, c, k.gamma[c] * *rstd_of(&k, c), 0, 0);
+        for (size c = 0; !sums && constant && c < k.C; c++) set_constant_slopes(&k, c);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, sums);
     }
     if (j->dweight || j->dbias || j->drho) parameter_gradients(&k);

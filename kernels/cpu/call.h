@@ -12,6 +12,7 @@ struct call {
     size rows;                      /* contiguous: (n, c) of an item of the stage that writes */
     size pieces, piece;             /* channels last: pieces of an instance, their positions */
     size stat_sets;
+    size samples, span;              /* instances with coefficients of their own; their positions */
     double *gamma, *beta, *rho;
     struct moments *pieces_found;    /* contiguous: of each piece, and of each set */
     struct moments *found;
@@ -25,9 +26,20 @@ struct call {
 
 static int of_batch(size kind) { return kind == BATCH || kind == MEAN_ONLY; }
 
+/* Whether what is merged together is a channel, of all instances. */
+static int of_channels(size kind) { return kind == MIXED || of_batch(kind); }
+
+/* Whether all instances have the same coefficients. */
+static INLINE int shared(const struct call *k) { return k->samples == 1; }
+
 /* Where the coefficients of (n, c) are. */
 static INLINE size slot(const struct call *k, size n, size c) {
-    return of_batch(k->kind) ? c : n * k->C + c;
+    return shared(k) ? c : n * k->C + c;
+}
+
+/* Where its gamma and beta are. */
+static INLINE size parameter(const struct call *k, size n, size c) {
+    return k->job->per_sample ? n * k->C + c : c;
 }
 
 /* `bytes` of the call's scratch memory, which is cut up after it was measured: see `room`. */
@@ -39,12 +51,13 @@ static void *cut(struct call *k, size bytes) {
 
 /* Point at every piece of scratch memory; the first time only to find out how much it is. */
 static void room(struct call *k, int backward) {
-    const size sets = of_batch(k->kind) ? k->C : k->N * k->C, number = sizeof(double);
+    const size sets = k->samples * k->C, number = sizeof(double);
+    const size parameters = k->job->per_sample ? sets : k->C;
     k->used = 0;
     acc **tables[] = {&k->a.center, &k->a.scale, &k->a.shift, &k->a.p, &k->a.q, &k->a.r};
     for (int i = 0; i < (backward ? 6 : 3); i++) *tables[i] = cut(k, sets * sizeof(acc));
-    k->gamma = cut(k, k->C * number);
-    k->beta = cut(k, k->C * number);
+    k->gamma = cut(k, parameters * number);
+    k->beta = cut(k, parameters * number);
     k->rho = cut(k, k->C * number);
     if (k->last) {
         k->lanes_a = cut(k, k->N * k->pieces * k->C * number);
@@ -70,9 +83,10 @@ static void room(struct call *k, int backward) {
 static struct sets sets_of(const struct call *k, int backward) {
     const size N = k->N, C = k->C, S = k->S, D = k->D;
     struct sets s = {.rows = 1, .length = S, .per_unit = 1};
-    if (of_batch(k->kind) && S < LONG_ROW) {
+    const int merged = shared(k) || !backward; /* not each instance's by itself */
+    if (of_batch(k->kind) && S < LONG_ROW && merged) {
         s.units = C, s.unit_stride = S, s.rows = N, s.row_stride = C * S;
-    } else if (of_batch(k->kind) || k->kind == MIXED) {
+    } else if (of_channels(k->kind)) {
         s.units = C, s.unit_stride = S, s.per_unit = N, s.set_stride = C * S;
     } else if (k->kind == GROUP && backward) {
         s.units = N * k->G, s.unit_stride = D * S, s.per_unit = D, s.set_stride = S;
@@ -91,7 +105,10 @@ static int begin(struct call *k, const struct job *j, int backward) {
     k->kind = j->norm;
     k->last = j->last;
     k->N = j->N, k->C = j->C, k->S = j->S;
-    if (k->last && of_batch(k->kind)) k->N = 1, k->S = j->N * j->S; /* one instance, in memory */
+    k->samples = of_batch(k->kind) && !j->per_sample ? 1 : k->N;
+    k->span = k->N * k->S / k->samples;
+    if (k->last && of_batch(k->kind) && !(backward && j->per_sample))
+        k->N = 1, k->S = j->N * j->S; /* one instance, as it lies in memory */
     k->G = k->kind == GROUP ? j->groups : k->C;
     k->D = k->C / k->G;
     const size C = k->C;
@@ -102,7 +119,7 @@ static int begin(struct call *k, const struct job *j, int backward) {
     if (k->last) {
         k->piece = MAX(1, BLOCKS * POSITIONS(C));
         k->pieces = ceil_div(k->S, k->piece);
-        k->units = k->kind == MIXED ? 1 : k->N;
+        k->units = of_channels(k->kind) ? 1 : k->N;
         k->together = 1;
         k->items = k->N * k->pieces / k->units;
     } else {
@@ -118,8 +135,9 @@ static int begin(struct call *k, const struct job *j, int backward) {
     if (!k->memory) return -1;
     k->aligned = k->memory + (-(uintptr_t)k->memory & 63);
     room(k, backward);
-    widen_all(k->gamma, j->weight, j->parameter_type, C, 1.0);
-    widen_all(k->beta, j->bias, j->parameter_type, C, 0.0);
+    const size parameters = j->per_sample ? j->N * C : C;
+    widen_all(k->gamma, j->weight, j->parameter_type, parameters, 1.0);
+    widen_all(k->beta, j->bias, j->parameter_type, parameters, 0.0);
     widen_all(k->rho, j->rho, j->parameter_type, C, 0.0);
     return 0;
 }
@@ -144,14 +162,15 @@ static void set_coefficients(const struct call *k, size n, size c, size set) {
     const size i = slot(k, n, c);
     const double mean = *mean_of(k, set), rstd = *rstd_of(k, set);
     const double center = (double)(acc)mean, offset = center - mean;
-    double scale = k->gamma[c] * rstd, shift = k->beta[c] + scale * offset;
+    const double gamma = k->gamma[parameter(k, n, c)], beta = k->beta[parameter(k, n, c)];
+    double scale = gamma * rstd, shift = beta + scale * offset;
     if (k->kind == GIVEN) {
         scale = rstd;
         shift = k->job->stats[2 * k->stat_sets + set] + scale * offset;
     } else if (k->kind == MIXED) {
-        const double of_batch = k->gamma[c] * k->rho[c] * *batch_rstd(k, c);
+        const double of_batch = gamma * k->rho[c] * *batch_rstd(k, c);
         scale *= 1 - k->rho[c];
-        shift = k->beta[c] + scale * offset + of_batch * (center - *batch_mean(k, c));
+        shift = beta + scale * offset + of_batch * (center - *batch_mean(k, c));
         scale += of_batch;
     }
     k->a.center[i] = (acc)center;
@@ -159,13 +178,14 @@ static void set_coefficients(const struct call *k, size n, size c, size set) {
     k->a.shift[i] = (acc)shift;
 }
 
-/* Those of an instance; where sets are the batch's, of all. */
+/* Those of an instance, or of all that have the same. */
 static void instance_coefficients(void *context, size n) {
     const struct call *k = context;
+    const size first = of_batch(k->kind) ? 0 : n * k->G;
     for (size g = 0; g < k->G; g++)
-        for (size c = g * k->D; c < (g + 1) * k->D; c++) set_coefficients(k, n, c, n * k->G + g);
+        for (size c = g * k->D; c < (g + 1) * k->D; c++) set_coefficients(k, n, c, first + g);
 }
 
 static void all_coefficients(struct call *k, int threads) {
-    share_out(instance_coefficients, k, of_batch(k->kind) ? 1 : k->N, threads, 0);
+    share_out(instance_coefficients, k, k->samples, threads, 0);
 }

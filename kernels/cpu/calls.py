@@ -25,12 +25,13 @@ ACTIVATIONS = {
         ("", "relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish", "leaky_relu", "elu")
     )
 }
-pack_job = struct.Struct("28q3d").pack
+pack_job = struct.Struct("29q3d").pack
 # Of a norm forward and backward, without the members that are 0 there.
-pack_norm = struct.Struct("q8x9q48x11q3d").pack
-pack_norm_backward = struct.Struct("7q16x6q16x9q8xq16xd").pack
-pack_rows = struct.Struct("2q16x7q24x6q2d").pack
-pack_rows_backward = struct.Struct("q8x8q8x9q8xd").pack
+pack_norm = struct.Struct("q8x9q48x12q3d").pack
+pack_norm_backward = struct.Struct("7q16x6q16x10q8xq16xd").pack
+pack_rows = struct.Struct("2q16x7q24x8q2d").pack
+pack_rows_backward = struct.Struct("q8x8q8x11q8xd").pack
+pack_gated = struct.Struct("15qd").pack
 pack_weight = struct.Struct("10q").pack
 # Below so many elements a call takes less time than the interpreter's lock handed to and fro.
 QUICK = 1 << 14

@@ -3,7 +3,7 @@
 from torch import Tensor, empty, empty_like, float64, get_num_threads
 from torch.autograd.graph import increment_version
 
-from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
+from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors, are_of_samples
 from fastnorm.tensors import dense, laid_out_as
 
 from ..masks import mask_for
@@ -24,10 +24,10 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, mean_only_batch,
     group.
 
-    x is (N, C, ...), not empty; weight, bias, rho and the running statistics are (C,). Running
-    statistics are updated in place where `use_input_stats`. Returns y in x's dtype and memory
-    format, ReLU's mask beside a residual where `differentiable`, and the float64 statistics that
-    channel_norm_backward takes.
+    x is (N, C, ...), not empty; rho and the running statistics are (C,), weight and bias as well or
+    both (N, C). Running statistics are updated in place where `use_input_stats`. Returns y in x's
+    dtype and memory format, ReLU's mask beside a residual where `differentiable`, and the float64
+    statistics that channel_norm_backward takes.
     """
     x, residual, weight, bias, rho, running_mean, running_var = inputs
     norm, groups, use_input_stats, momentum, eps, activation = spec
@@ -52,7 +52,8 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
         0 if rho is None else rho.data_ptr(),
         0 if mean is None else mean.data_ptr(), 0 if var is None else var.data_ptr(),
         stats.data_ptr(), y.data_ptr(), N, C, S, last, NORMS[norm], groups, use_input_stats,
-        after, parameter_type, running_type, get_num_threads(), momentum, eps, number,
+        are_of_samples(inputs, spec), after, parameter_type, running_type, get_num_threads(),
+        momentum, eps, number,
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
@@ -103,7 +104,8 @@ def channel_norm_backward(
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
             0 if drho is None else drho.data_ptr(), N, C, S, last, NORMS[spec.norm], spec.groups,
-            spec.use_input_stats, after, parameter_type, get_num_threads(), number,
+            spec.use_input_stats, are_of_samples(inputs, spec), after, parameter_type,
+            get_num_threads(), number,
         )  # fmt: skip
         run("norm_backward", x, job)
     if needs[1] and not fused:

@@ -154,9 +154,9 @@ static INLINE void run_sums(const struct tensors *shared, struct run r, struct c
     vec g0 = {0}, g1 = {0}, x0 = {0}, x1 = {0}, d0, d1;
     size i = r.first;
     for (; i + 2 * VL <= r.end; i += 2 * VL) {
-        vec a0 = gradient_step(t, r.start + i, bits_at(t->bits, r, i), VL, a, activation, added, &d0);
-        vec a1 = gradient_step(t, r.start + i + VL, bits_at(t->bits, r, i + VL), VL, a, activation,
-                               added, &d1);
+        vec a0 = summed_step(t, r.start + i, bits_at(t->bits, r, i), VL, a, activation, added, &d0);
+        vec a1 = summed_step(t, r.start + i + VL, bits_at(t->bits, r, i + VL), VL, a, activation,
+                             added, &d1);
         g0 += a0;
         x0 += a0 * d0;
         g1 += a1;
@@ -164,7 +164,7 @@ static INLINE void run_sums(const struct tensors *shared, struct run r, struct c
     }
     for (; i < r.end; i += VL) {
         int k = (int)MIN(VL, r.end - i);
-        vec g = gradient_step(t, r.start + i, bits_at(t->bits, r, i), k, a, activation, added, &d0);
+        vec g = summed_step(t, r.start + i, bits_at(t->bits, r, i), k, a, activation, added, &d0);
         if (k < VL) g = keep(first_lanes(k), g), d0 = keep(first_lanes(k), d0);
         g0 += g;
         x0 += g * d0;

@@ -17,5 +17,8 @@
 #include "forward.h"
 
 #include "backward.h"
+#include "parameter_rows.h"
 #include "rows.h"
+#include "rows_backward.h"
+#include "gated.h"
 #include "weight.h"

@@ -78,7 +78,7 @@ static void merge_channel(struct call *k, size c) {
     if (of_batch(k->kind)) {
         const size sets = k->sets.per_unit;
         set_batch(k, c, k->last ? lanes_found(k, 0, c) : sets_found(k, c * sets, sets));
-        set_coefficients(k, 0, c, c);
+        for (size n = 0; n < k->samples; n++) set_coefficients(k, n, c, c);
         return;
     }
     double first = 0;
@@ -116,7 +116,7 @@ static void merge_group(struct call *k, size n, size g) {
 
 static void merge_unit(void *context, size u) {
     struct call *k = context;
-    if (k->kind == MIXED || of_batch(k->kind)) {
+    if (of_channels(k->kind)) {
         for (size c = k->last ? 0 : u; c < (k->last ? k->C : u + 1); c++) merge_channel(k, c);
     } else if (k->last) {
         for (size g = 0; g < k->G; g++) merge_group(k, u, g);
@@ -125,10 +125,19 @@ static void merge_unit(void *context, size u) {
     }
 }
 
-/* y of positions of one instance. */
-static void apply_stretch(const struct call *k, size n, size first, size end) {
-    struct stretch s = {n * k->S + first, n * k->S + end, k->C, n * k->C};
-    SPECIALISED(stretch_forward, k->job->activation, k->t.residual != NULL, &k->t, &k->a, s)
+/* Positions from `first` on, not beyond `end`, that share coefficients. */
+static INLINE struct stretch stretch_of(const struct call *k, size first, size end) {
+    const size sample = first / k->span;
+    struct stretch s = {first, MIN(end, (sample + 1) * k->span), k->C, sample * k->C};
+    return s;
+}
+
+/* y of positions [first, end) of all. */
+static void apply_positions(const struct call *k, size first, size end) {
+    for (struct stretch s; first < end; first = s.end) {
+        s = stretch_of(k, first, end);
+        SPECIALISED(stretch_forward, k->job->activation, k->t.residual != NULL, &k->t, &k->a, s)
+    }
 }
 
 /* y of elements [first, end) of each of `rows` neighbouring rows (n, c). */
@@ -154,8 +163,8 @@ static size apply_items(const struct call *k) {
 static void apply_item(void *context, size i) {
     struct call *k = context;
     if (k->last) {
-        size first = i % k->pieces * k->piece;
-        apply_stretch(k, i / k->pieces, first, MIN(first + k->piece, k->S));
+        size n = i / k->pieces, first = n * k->S + i % k->pieces * k->piece;
+        apply_positions(k, first, MIN(first + k->piece, (n + 1) * k->S));
         return;
     }
     size across = ceil_div(k->S, BLOCK * BLOCKS), rows = k->rows, row = i / across * rows;
@@ -180,7 +189,7 @@ static void forward_units(void *context, size i) {
    that is a channel of each instance is not: its runs lie far apart, and take longer than a second
    read of the tensor in its order. */
 static int by_units(const struct call *k, size tensors, int threads) {
-    if (!k->last && (of_batch(k->kind) || k->kind == MIXED)) return 0;
+    if (!k->last && of_channels(k->kind)) return 0;
     size bytes = k->N * k->C * k->S / k->units * (size)sizeof(elem) * tensors;
     return bytes <= second_level_cache() / 4 * 3 && (threads == 1 || k->units >= 4 * threads);
 }

@@ -10,14 +10,14 @@ enum { BATCH, INSTANCE, GROUP, MIXED, MEAN_ONLY, GIVEN, MOMENTS };
 struct job {
     const void *x, *dy, *residual;
     uint8_t *bits;                    /* of ReLU: written forward, read backward */
-    const void *weight, *bias, *rho;  /* of parameter_type, (C) each */
+    const void *weight, *bias, *rho;  /* of parameter_type, (C); (N, C) but rho where per_sample */
     void *running_mean, *running_var; /* of running_type, (C) each */
     double *stats;
     void *y; /* or dx */
     void *dresidual, *dweight, *dbias, *drho;
     const double *slopes; /* (2, N, C): slope and level of GIVEN's backward */
     double *sums;         /* (2, N, C): what the moments, of x or of gradients, are wanted in */
-    int64_t N, C, S, last, norm, groups, own_stats, activation;
+    int64_t N, C, S, last, norm, groups, own_stats, per_sample, activation;
     int64_t parameter_type, running_type, threads;
     double momentum, eps, parameter; /* the last of the activation */
 };
@@ -26,12 +26,23 @@ struct job {
 struct rows_job {
     const void *x, *addend, *dy, *dsum, *residual;
     uint8_t *bits;
-    const void *weight, *bias; /* of parameter_type, (L) each */
+    const void *weight, *bias; /* of parameter_type, (A, L) each: row r has row (r / inner) % A */
     double *stats;             /* (2, R): mean and 1 / std */
     void *y;                   /* or dx */
     void *total, *dresidual, *dweight, *dbias;
-    int64_t R, L, rms, activation, parameter_type, threads;
+    int64_t R, L, A, inner, rms, activation, parameter_type, threads;
     double eps, parameter;
+};
+
+/* RMS norm of R rows of L elements, and a gate before or behind it. */
+struct gated_job {
+    const void *x, *gate, *dy;
+    const void *weight; /* as that of rows */
+    void *stats;        /* (R): 1 / rms, of the type of statistics */
+    void *y;            /* or dx */
+    void *dgate, *dweight;
+    int64_t R, L, A, inner, norm_first, parameter_type, threads;
+    double eps;
 };
 
 /* Weight normalisation of R rows. */

@@ -135,8 +135,8 @@ static INLINE void lanes_sums(const struct tensors *t, const struct table *a, st
 #pragma GCC unroll 4
         for (int j = 0; j < CHAINS; j++) {
             size at = p + j / vectors, channel = c + j % vectors * VL;
-            vec here = gradient_step(t, at * s.C + channel, bits_of(t->bits, at, s.C, channel), k,
-                                     own[j], activation, added, &d);
+            vec here = summed_step(t, at * s.C + channel, bits_of(t->bits, at, s.C, channel), k,
+                                   own[j], activation, added, &d);
             g[j] += here;
             gx[j] += here * d;
         }
@@ -144,8 +144,8 @@ static INLINE void lanes_sums(const struct tensors *t, const struct table *a, st
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) {
             size channel = c + j * VL;
-            vec here = gradient_step(t, p * s.C + channel, bits_of(t->bits, p, s.C, channel), k,
-                                     own[j], activation, added, &d);
+            vec here = summed_step(t, p * s.C + channel, bits_of(t->bits, p, s.C, channel), k,
+                                   own[j], activation, added, &d);
             g[j] += here;
             gx[j] += here * d;
         }

@@ -1,11 +1,11 @@
-"""Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (L,)."""
+"""Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (A, L)."""
 
 from torch import Tensor, empty, empty_like, float64, get_num_threads
 
 from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 
 from ..masks import mask_for
-from ..tensors import row_sizes
+from ..tensors import parameter_rows, row_sizes
 from .calls import (
     in_dtypes_of,
     numbered,
@@ -37,8 +37,8 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool 
         x.data_ptr(), of_other if adding else 0, 0 if adding else of_other,
         0 if adding else of_written, 0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(), stats.data_ptr(), y.data_ptr(),
-        of_written if adding else 0, R, L, spec.norm == "rms", activation, parameter_type,
-        get_num_threads(), spec.eps, number,
+        of_written if adding else 0, R, L, *parameter_rows(inputs, spec), spec.norm == "rms",
+        activation, parameter_type, get_num_threads(), spec.eps, number,
     )  # fmt: skip
     run("rows", x, job)
     return y, written, stats
@@ -86,7 +86,8 @@ def row_norm_backward(
             stats.data_ptr(), 0 if dx is None else dx.data_ptr(),
             0 if dresidual is None else dresidual.data_ptr(),
             0 if dweight is None else dweight.data_ptr(), 0 if dbias is None else dbias.data_ptr(),
-            R, L, spec.norm == "rms", activation, parameter_type, get_num_threads(), number,
+            R, L, *parameter_rows(inputs, spec), spec.norm == "rms", activation, parameter_type,
+            get_num_threads(), number,
         )  # fmt: skip
         run("rows_backward", x, job)
     if needs[1] and not fused:

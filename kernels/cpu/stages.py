@@ -15,8 +15,8 @@ class CpuStages(LaidOutStages):
         x, N, C, S, last = seen(x)
         found = x.new_empty((2, N, C), dtype=torch.float64)
         job = pack_job(
-            x.data_ptr(), *[0] * 15, found.data_ptr(), N, C, S, last, NORMS["moments"], 1, True, 0,
-            0, 0, torch.get_num_threads(), 0.0, 0.0, 0.0,
+            x.data_ptr(), *[0] * 15, found.data_ptr(), N, C, S, last, NORMS["moments"], 1, True,
+            False, 0, 0, 0, torch.get_num_threads(), 0.0, 0.0, 0.0,
         )  # fmt: skip
         run("norm", x, job)
         mean, var = found
@@ -39,7 +39,7 @@ class CpuStages(LaidOutStages):
         job = pack_job(
             x.data_ptr(), 0, pointer(residual), pointer(mask), *[0] * 5, table.data_ptr(),
             y.data_ptr(), *[0] * 6, N, C, S, last, NORMS["given"], 1, True,
-            after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
+            False, after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
         )  # fmt: skip
         run("norm", x, job)
 
@@ -90,7 +90,7 @@ def _backward(
     job = pack_job(
         x.data_ptr(), dy.data_ptr(), pointer(residual), pointer(mask), *[0] * 5, table.data_ptr(),
         pointer(dx), pointer(dresidual), 0, 0, 0, pointer(slopes), pointer(sums), N, C, S, last,
-        NORMS["given"], 1, True, after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
+        NORMS["given"], 1, True, False, after, 0, 0, torch.get_num_threads(), 0.0, 0.0, number,
     )  # fmt: skip
     run("norm_backward", x, job)
 

@@ -12,6 +12,7 @@ struct tensors {
     uint8_t *bits;
     acc parameter; /* of the activation */
     int constant;  /* statistics are, and dx does not depend on x, which may be infinite */
+    elem *g;       /* where the first pass of a backward leaves dy act'(z), if it does */
 };
 
 /* y of k neighbours, at `i`; bits is where theirs go. */
@@ -38,6 +39,14 @@ static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *
     return activation_gradient(g, z, activation, t->parameter);
 }
 
+/* The same in the first pass. */
+static INLINE vec summed_step(const struct tensors *t, size i, const uint8_t *bits, int k,
+                              struct coefficients a, int activation, int added, vec *deviation) {
+    vec g = gradient_step(t, i, bits, k, a, activation, added, deviation);
+    if (t->g) put(t->g + i, g, k);
+    return g;
+}
+
 /* Run FUNCTION(..., activation, added), both constants inside of it for the usual ones. */
 #define SPECIALISED(FUNCTION, activation, added, ...)                        \
     switch ((activation) * 2 + (added)) {                                    \
@@ -60,8 +69,11 @@ struct slopes {
 static INLINE void backward_step(const struct tensors *t, size i, const uint8_t *bits, int k,
                                  struct coefficients a, struct slopes d, int activation,
                                  int added) {
-    vec deviation;
-    vec g = gradient_step(t, i, bits, k, a, activation, added, &deviation);
+    vec deviation, g;
+    if (t->g)
+        g = get(t->g + i, k), deviation = get(t->x + i, k) - a.center;
+    else
+        g = gradient_step(t, i, bits, k, a, activation, added, &deviation);
     if (t->y) put(t->y + i, g * d.p + (t->constant ? d.r : deviation * d.q + d.r), k);
     if (t->dresidual) put(t->dresidual + i, g, k);
 }

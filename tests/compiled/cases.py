@@ -89,6 +89,23 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "offset": (0, 1),  # elements by which tensors miss an alignment of 16 bytes
     "few": (False, True),  # fewer clusters than units; rows: fewer programs than blocks of rows
 }
+# Norms that each sample scales and shifts: those whose gradients differ in what becomes of it.
+MODULATED = {
+    **FACTORS,
+    "op": (
+        "batch",
+        "batch_eval",
+        "instance",
+        "batch_instance",
+        "batch_instance_eval",
+        "group",
+        "mean_only",
+        "mean_only_eval",
+    ),
+    "fusion": ("plain", "relu", "residual", "relu residual", "silu residual"),
+    "asked": ("all", "x", "parameters", "shift", "scale", "weight", "x and shift"),
+    "modulated": (True,),
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,7 @@ class Case:
     offset: int = 0
     few: bool = False
     mean: float = 0.5
+    modulated: bool = False  # by a scale and a shift of each sample
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -144,6 +162,7 @@ class Case:
         parts += [f"parameters {self.parameters}"] if self.parameters != "float32" else []
         parts += ["off by one element"] * self.offset + ["few programs"] * self.few
         parts += [f"mean {self.mean:g}"] if self.mean != 0.5 else []
+        parts += ["modulated"] * self.modulated
         return " ".join(parts)
 
 
@@ -187,7 +206,7 @@ def differentiable(case: Case) -> tuple[str, ...]:
     if case.parameters == "none":
         parameters = tuple(name for name in parameters if name == "rho")
     residual = ("residual",) if case.has_residual or case.op in ADDING else ()
-    return ("x", *residual, *parameters)
+    return ("x", *residual, *parameters, *(("scale", "shift") if case.modulated else ()))
 
 
 def asked_of(case: Case) -> tuple[str, ...]:
@@ -197,6 +216,7 @@ def asked_of(case: Case) -> tuple[str, ...]:
         "all": every,
         "parameters": tuple(name for name in every if name not in ("x", "residual")),
         "x and bias": ("x", "bias") if "bias" in every else (),
+        "x and shift": ("x", "shift") if "shift" in every else (),
     }
     return groups.get(case.asked, (case.asked,) if case.asked in every else ())
 
@@ -204,3 +224,8 @@ def asked_of(case: Case) -> tuple[str, ...]:
 @functools.cache
 def covering_cases() -> tuple[Case, ...]:
     return tuple(Case(**row) for row in covering(FACTORS, allowed))
+
+
+@functools.cache
+def modulated_cases() -> tuple[Case, ...]:
+    return tuple(Case(**row) for row in covering(MODULATED, allowed))

@@ -6,7 +6,14 @@
 import pytest
 import torch
 
-from tests.compiled.cases import OF_ROWS, WITHOUT_TIERS, Case, asked_of, covering_cases
+from tests.compiled.cases import (
+    OF_ROWS,
+    WITHOUT_TIERS,
+    Case,
+    asked_of,
+    covering_cases,
+    modulated_cases,
+)
 from tests.compiled.executor import Emulator
 from tests.compiled.schedules import SCHEDULES, schedules_of
 from tests.compiled.trying import compiled_results, tensors_of, tickets_left, truth_of, wrong
@@ -30,14 +37,13 @@ def forward_kernels(case: Case) -> list[str]:
     return FORWARD[case.tier][case.op in OF_ROWS]
 
 
-def quick(cases: tuple[Case, ...]) -> set[int]:
-    """The cases, by their index, that have an operator with a tier, or a tier with a layout, dtype
-    or size, that those before them have not."""
+def quick(cases: tuple[Case, ...], kinds_of: tuple[str, ...]) -> set[int]:
+    """The cases, by their index, that have a tier with one of such kinds, an operator say, that
+    those before them have not."""
     seen: set[tuple[object, ...]] = set()
     found = set()
     for i, case in enumerate(cases):
-        tier = case.tier
-        kinds = {(tier, case.op), (tier, case.layout), (tier, case.dtype), (tier, case.size)}
+        kinds = {(case.tier, getattr(case, name)) for name in kinds_of}
         if not kinds <= seen:
             seen |= kinds
             found.add(i)
@@ -45,14 +51,21 @@ def quick(cases: tuple[Case, ...]) -> set[int]:
 
 
 def parameters() -> list[object]:
-    cases = covering_cases()
-    few = quick(cases)
-    return [
-        pytest.param(
-            case, schedules_of(case, i), id=str(case), marks=() if i in few else pytest.mark.slow
-        )
-        for i, case in enumerate(cases)
-    ]
+    found: list[object] = []
+    for cases, kinds in (
+        (covering_cases(), ("op", "layout", "dtype", "size")),
+        (modulated_cases(), ("op", "layout")),
+    ):
+        few = quick(cases, kinds)
+        found += [
+            pytest.param(case, schedules_of(case, i), id=str(case), marks=marks(i in few))
+            for i, case in enumerate(cases)
+        ]
+    return found
+
+
+def marks(quick: bool) -> tuple[pytest.MarkDecorator, ...]:
+    return () if quick else (pytest.mark.slow,)
 
 
 @pytest.mark.parametrize(("case", "schedules"), parameters())

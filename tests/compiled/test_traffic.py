@@ -43,6 +43,13 @@ CHANNELS = [
     for layout in ("contiguous", "channels_last")
     for fusion in ("plain", "relu residual")
     for tier in ("cluster", "streaming")
+] + [
+    Large(
+        op, fusion="relu residual", dtype=torch.bfloat16, tier=tier, layout=layout, modulated=True
+    )
+    for op in ("batch", "group")
+    for layout in ("contiguous", "channels_last")
+    for tier in ("cluster", "streaming")
 ]
 ROWS = [
     Large(op, fusion=fusion, dtype=torch.bfloat16, tier=tier)

@@ -70,6 +70,8 @@ def tensors_of(case: Case) -> Tensors:
             found["bias"] = placed(draw(*size), dtype)
     if "rho" in names:
         found["rho"] = placed(draw(*size).sigmoid(), dtype)
+    if case.modulated:
+        found |= {name: placed(0.5 * draw(*shape[:2]), dtype) for name in ("scale", "shift")}
     if "g" in names:
         found["g"] = placed(1 + draw(shape[0], *[1] * (len(shape) - 1)).abs(), dtype)
     if case.op in (
@@ -97,6 +99,10 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
     stats = t.get("running_mean"), t.get("running_var")
     weight, bias = t.get("weight"), t.get("bias")
     affine = {"weight": weight, "bias": bias}
+    if case.modulated and F is reference:
+        affine = modulated(**affine, scale=t["scale"], shift=t["shift"])
+    elif case.modulated:
+        affine |= {"scale": t["scale"], "shift": t["shift"]}
     uses_input = not case.op.endswith("_eval")
     match case.op:
         case "batch" | "batch_eval" | "batch_no_stats":
@@ -107,7 +113,9 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
             rho = t["rho"]
             return (F.batch_instance_norm(x, *stats, rho, **affine, training=uses_input, **fused),)
         case "mean_only" | "mean_only_eval":
-            return (F.mean_only_batch_norm(x, stats[0], bias, training=uses_input, **fused),)
+            if affine["weight"] is None:
+                affine.pop("weight")
+            return (F.mean_only_batch_norm(x, stats[0], training=uses_input, **affine, **fused),)
         case "group" | "group_1":
             return (F.group_norm(x, case.groups, **affine, **fused),)
         case "layer":
@@ -125,6 +133,20 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
         case "add_rms":
             return F.add_rms_norm(x, residual, x.shape[-1:], weight, EPS)
     raise ValueError(f"unknown operator {case.op!r}")
+
+
+def modulated(
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+) -> dict[str, torch.Tensor | None]:
+    """The parameters of each sample, for the truth."""
+    factor = 1 + scale
+    return {
+        "weight": factor if weight is None else weight * factor,
+        "bias": shift if bias is None else bias * factor + shift,
+    }
 
 
 def moment_norm(

@@ -145,8 +145,8 @@ def peculiar_modules():
     marked.activation = "mine"
     return [
         (Own(C), "subclass of torch.nn.LayerNorm"),
-        (RootMeanSquareNorm(), "not one of torch.nn's"),
-        (nn.LocalResponseNorm(2), "not one of torch.nn's"),
+        (RootMeanSquareNorm(), "no norm of torch.nn"),
+        (nn.LocalResponseNorm(2), "no norm of torch.nn"),
         (nn.LazyBatchNorm2d(), "lazy"),
         (parametrized, "parametrized"),
         (patched, "forward is overridden"),
@@ -179,7 +179,8 @@ def test_the_report_is_a_table():
     assert text.splitlines() == [
         "1 changed, 1 kept",
         "  0  torch.nn.BatchNorm2d -> fastnorm.BatchNorm2d",
-        f"  1  {__name__}.RootMeanSquareNorm kept: not one of torch.nn's norms that fastnorm has",
+        f"  1  {__name__}.RootMeanSquareNorm kept: no norm of torch.nn or a library that fastnorm "
+        "has",
     ]
     assert "(model)  torch.nn.LayerNorm -> fastnorm.LayerNorm" in str(
         fastnorm.convert(nn.LayerNorm(C))

@@ -46,7 +46,7 @@ ONE_PROGRAM = [
     Case("rms", "contiguous", (33, 10)),
 ]  # fmt: skip
 PARTS = [
-    Case("bn_train", "contiguous", (3, 3, 5, 7), enough=8),
+    Case("bn_train", "contiguous", (3, 3, 5, 7), streaming_tile=16, enough=8),
     Case("mean_train", "contiguous", (3, 3, 5, 7), enough=8),
     Case("in", "contiguous", (2, 3, 5, 11), enough=6),
     Case("in_running", "contiguous", (2, 3, 5, 11), enough=6),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from fastnorm.kernels import row_geometry, tiers, tilings
+from fastnorm.contract import Inputs, NormSpec
+from fastnorm.kernels import ENGINE, row_geometry, tiers, tilings
 from tests.conftest import DEVICE, make_input, running, slow_unless
 from tests.kernels import traffic
 from tests.kernels.tilings import fresh_plans
@@ -53,6 +54,13 @@ FLOORS = {
 ADD_FLOORS = {
     "one_program": (Floor(4, 0, 1), Floor(4, 0, 2)),
     "streaming": (Floor(5, 0, 2), Floor(6, 0, 2)),
+}
+# Of gated RMS norm, by tier and where the gate comes.
+GATED_FLOORS = {
+    ("one_program", "before"): (Floor(3, 0, 1), Floor(5, 0, 2)),
+    ("one_program", "after"): (Floor(3, 0, 1), Floor(5, 0, 2)),
+    ("streaming", "before"): (Floor(5, 0, 2), Floor(8, 0, 2)),
+    ("streaming", "after"): (Floor(4, 0, 2), Floor(8, 0, 2)),
 }
 # Mean-only batch norm differs in its backward, which x has no part in unless ReLU's sign has to be
 # found again.
@@ -217,6 +225,51 @@ def test_long_rows(tier, norm, few_blocks_of_rows, fusion, dtype):
     forward, backward = FLOORS[tier, fusion]
     check(passes.forward, forward, passes.x)
     check(passes.backward, backward, passes.x)
+
+
+def check_gated(tier: str, order: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Forward reads x and the gate (streaming: what the norm takes of them twice) and writes y;
+    backward reads them and dy (streaming: twice) and writes two gradients."""
+    x, gate, dy = (make_input(shape, dtype=dtype, seed=s) for s in (0, 7, 8))
+    weight = make_params("rms", shape, dtype, requires_grad=True)["weight"]
+    targets = [x.requires_grad_(), gate.requires_grad_(), weight]
+    with running("triton"):
+        with traffic.meter() as forward:
+            y = F.gated_rms_norm(x, gate, weight, norm_before_gate=order == "after")
+        with traffic.meter() as backward:
+            torch.autograd.grad(y, targets, dy)
+    for measured, floor in zip((forward, backward), GATED_FLOORS[tier, order], strict=True):
+        check(measured, floor, x)
+
+
+@each_dtype
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("tier", ["one_program"], indirect=True)
+def test_gated_rows(tier, order, dtype):
+    check_gated(tier, order, ROWS, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("tier", ["streaming"], indirect=True)
+def test_gated_long_rows(tier, order, few_blocks_of_rows, dtype):
+    check_gated(tier, order, LONG_ROWS, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("tier", ["one_program"], indirect=True)
+def test_rows_of_samples(tier, dtype):
+    """Modulated rows move what others do, but for their parameters."""
+    x, dy = (make_input((2, ROWS[0] // 2, ROWS[1]), dtype=dtype, seed=s) for s in (0, 8))
+    weight, bias = (torch.randn(2, 1, ROWS[1], device=DEVICE) for _ in range(2))
+    inputs, spec = Inputs(x, None, weight, bias), NormSpec("layer")
+    with traffic.meter() as forward:
+        _, _, stats = ENGINE.norm(inputs, spec, True)
+    with traffic.meter() as backward:
+        ENGINE.norm_backward(dy, inputs, None, stats, (True, False, True, True, False), spec)
+    floors = FLOORS[tier, "plain"]
+    check(forward, floors[0], x)
+    check(backward, floors[1]._replace(launches=2), x)
 
 
 @each_dtype

@@ -1,20 +1,13 @@
-"""Calls of the engine that go through each of its loops, against the formula in float64.
+"""Calls of the engine that go through each of its loops, against the formula in float64."""
 
-As a script, `python -m tests.kernels_cpu.cases FOLDER FLAG...` compiles the engine with more flags
-into FOLDER, for the tests that run it in a process of its own, and checks all of it.
-"""
-
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from fastnorm.autograd import AddNorm, Norm, Route
 from fastnorm.contract import Inputs, NormSpec
-from fastnorm.kernels.cpu import ENGINE, build
+from fastnorm.kernels.cpu import ENGINE
 from fastnorm.reference.specs import add_formula, formula
 from fastnorm.weight_autograd import WeightNorm
 from tests.conftest import with_layout
@@ -167,21 +160,3 @@ def check_weight_norm(dtype: torch.dtype) -> float:
         return {"y": w.detach(), "x": dv, "g": dg}
 
     return worst(run(True, v, g, dw), run(False, *(t.double() for t in (v, g, dw))), dtype)
-
-
-def main() -> int:
-    folder, flags = Path(sys.argv[1]), sys.argv[2:]
-    os.environ.pop("LD_PRELOAD", None)  # of a sanitizer, which is not for the compiler
-    for dtype, name in build.DTYPES.items():
-        build.compile_library(name, folder / f"{name}.so", *flags)
-        build.LOADED[dtype] = build._open(folder / f"{name}.so", name)
-    found = {case: check(case) for case in cases()}
-    found |= {(dtype, norm): check_add_norm(dtype, norm) for dtype in DTYPES for norm in NORMS[-2:]}
-    found |= {dtype: check_weight_norm(dtype) for dtype in DTYPES}
-    wrong = {case: error for case, error in found.items() if error > 1}
-    print(f"{len(found)} cases, {len(wrong)} wrong", *wrong.items(), sep="\n")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

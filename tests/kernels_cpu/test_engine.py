@@ -198,7 +198,7 @@ def compiled_with(tmp_path, *flags, **environment):
     """The process that checks all cases with the engine compiled so."""
     env = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"} | environment
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, "-m", "tests.kernels_cpu.cases", str(tmp_path), *flags]
+    command = [sys.executable, "-m", "tests.kernels_cpu.all_cases", str(tmp_path), *flags]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500)
 
 

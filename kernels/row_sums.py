@@ -1,0 +1,151 @@
+"""Sums along rows: of a tile, and of what parts of rows leave for one another."""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import LANES_FIRST, across, add_both, centred, chan_merge, product
+from .row_tiles import only_present
+from .tables import part_moments, part_sums
+
+# Columns of a tile, of which each thread then has several: even of rows that are not aligned, where
+# neighbouring threads have one column each, and 16 warps 512.
+ENOUGH_TO_FUSE = tl.constexpr(1024)
+
+
+@triton.jit
+def normalised(x, stats, tile, K: tl.constexpr):
+    """x_hat of a tile as it is stored."""
+    return only_present((x.to(stats.rstd.dtype) - stats.mean) * stats.rstd, tile, K)
+
+
+@triton.jit
+def sum_along(x):
+    """The sum along each row of a tile."""
+    OUTER: tl.constexpr = 1 if LANES_FIRST else 0
+    return tl.sum(tl.sum(x, axis=OUTER, keep_dims=True), axis=2, keep_dims=True)
+
+
+@triton.jit
+def row_sum(a, b, K: tl.constexpr):
+    """The sum of a * b along each row.
+
+    A product and the first step of a sum across lanes must not become one operation (see
+    `product`). Where each thread has several columns their sum comes between.
+    """
+    if K.BLOCK_L >= ENOUGH_TO_FUSE:
+        return sum_along(a * b)
+    else:
+        return sum_along(product(a, b))
+
+
+@triton.jit
+def row_sums(x, a, b, K: tl.constexpr):
+    """The sums of x and of a * b along each row, in one round."""
+    products = a * b if K.BLOCK_L >= ENOUGH_TO_FUSE else product(a, b)
+    OUTER: tl.constexpr = 1 if LANES_FIRST else 0
+    x = tl.sum(x, axis=OUTER, keep_dims=True)
+    products = tl.sum(products, axis=OUTER, keep_dims=True)
+    return tl.reduce((x, products), 2, add_both, keep_dims=True)
+
+
+@triton.jit
+def row_moments(x, count, tile, K: tl.constexpr):
+    """(mean, M2) of each row of a tile, which has `count` columns.
+
+    Means are sums of shares: a sum would overflow where the mean
+    does not.
+    """
+    if K.CENTRED:
+        mean = row_sum(x, tl.zeros_like(x) + 1.0 / count, K)
+        deviation = only_present(x - mean, tile, K)
+        total, squares = row_sums(deviation, deviation, deviation, K)
+        return centred(mean, total, squares, count)
+    else:
+        m2 = row_sum(x, x, K)
+        return tl.zeros_like(m2), m2
+
+
+@triton.jit
+def merge_moments(count, mean, m2, count_b, mean_b, m2_b, K: tl.constexpr):
+    """The moments of two parts of the same rows together."""
+    if K.CENTRED:
+        return chan_merge(count, mean, m2, count_b, mean_b, m2_b)
+    else:
+        return count, mean, m2 + m2_b
+
+
+@triton.jit
+def gradient_sums(weighted, x_hat, K: tl.constexpr):
+    """Of each row of a tile the sums of gamma g and gamma g x_hat; the first is the mean's."""
+    if K.CENTRED:
+        return row_sums(weighted, weighted, x_hat, K)
+    else:
+        gx = row_sum(weighted, x_hat, K)
+        return tl.zeros_like(gx), gx
+
+
+# --- what parts of rows leave for one another ---
+
+
+@triton.jit
+def publish(table_ptr, values, part, tile, s):
+    """A tuple of values of each row, a plane (parts, R) each."""
+    slot = part * s.R.to(tl.int64) + tile.row
+    for i in tl.static_range(len(values)):
+        tl.store(table_ptr + i * s.parts * s.R.to(tl.int64) + slot, values[i], mask=tile.row < s.R)
+
+
+@triton.jit
+def publish_moments(table_ptr, count, mean, m2, part, tile, s, K: tl.constexpr):
+    if K.CENTRED:
+        publish(table_ptr, (count, mean, m2), part, tile, s)
+    else:
+        publish(table_ptr, (m2,), part, tile, s)
+
+
+@triton.jit
+def published_moments(table_ptr, tile, s, K: tl.constexpr):
+    """(mean, M2) of whole rows from what publish_moments left of their parts, in order."""
+    BLOCK_R: tl.constexpr = K.BLOCK_R
+    row = tl.reshape(tile.row, [BLOCK_R])
+    if K.CENTRED:
+        plane = s.parts * s.R.to(tl.int64)
+        planes = (table_ptr, table_ptr + plane, table_ptr + 2 * plane)
+        _, mean, m2 = part_moments(planes, 0, row, row < s.R, s.R, s.parts, BLOCK_R)
+        return across(mean), across(m2)
+    else:
+        m2 = across(part_sums(table_ptr, 0, row, row < s.R, s.R, s.parts, BLOCK_R))
+        return tl.zeros_like(m2), m2
+
+
+@triton.jit
+def publish_sums(table_ptr, g, gx, part, tile, s, K: tl.constexpr):
+    if K.CENTRED:
+        publish(table_ptr, (gx, g), part, tile, s)
+    else:
+        publish(table_ptr, (gx,), part, tile, s)
+
+
+@triton.jit
+def published_sums(table_ptr, tile, s, K: tl.constexpr):
+    """(g, gx) of whole rows from what publish_sums left of their parts, in order."""
+    gx = few_sums(table_ptr, tile, s, K)
+    if K.CENTRED:
+        return few_sums(table_ptr + s.parts * s.R.to(tl.int64), tile, s, K), gx
+    else:
+        return tl.zeros_like(gx), gx
+
+
+@triton.jit
+def few_sums(table_ptr, tile, s, K: tl.constexpr):
+    """Each row's sum over its parts, in order; parts are loaded some at a time, past the L1 cache,
+    which other programs' stores do not reach."""
+    BLOCK_P: tl.constexpr = 8
+    row = tl.reshape(tile.row, [K.BLOCK_R])
+    total = tl.full([BLOCK_P, K.BLOCK_R], 0.0, table_ptr.dtype.element_ty)
+    for first in range(0, s.parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
+        here = (part < s.parts)[:, None] & (row < s.R)[None, :]
+        total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
+    return across(tl.sum(total, axis=0))

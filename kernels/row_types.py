@@ -1,0 +1,102 @@
+"""What the kernels of rows are given, what they are compiled for, and what they make of it."""
+
+from typing import Any, NamedTuple
+
+
+class Choices(NamedTuple):
+    """K of every kernel of rows: what it is compiled for. Nothing here follows from R, nor from the
+    number of parameter rows."""
+
+    CENTRED: bool  # layer norm, which has a mean; RMS norm's is 0
+    ACTIVATION: str | None
+    PARAMETER: float  # of the activation
+    CLUSTER: bool  # a row's parts are programs that wait for one another
+    ALIGN: int  # divides L, which kernels are given in multiples of it
+    WHOLE: bool  # BLOCK_L divides L
+    BLOCK_R: int
+    BLOCK_L: int
+    INNER: int  # columns of the inner axis
+    STAGES: int = 1  # 1 plus the tiles that are on their way while one is worked on
+    # How weight and bias, (A, L), go with the rows: "shared" by all, A = 1; "grouped", row r has
+    # those of (r // inner) % A, and a tile's rows have the same ones; "own" for each row, A = R.
+    PARAMETERS: str = "shared"
+    # RMS norm's gate: "before", x silu(gate) is normalised; "after", the result has that factor.
+    GATE: str | None = None
+
+
+class Forward(NamedTuple):
+    """What the forward kernels read and write; optional tensors are None where there are none."""
+
+    x: Any  # (R, L)
+    addend: Any  # (R, L) or None: x + addend is normalised instead of x
+    total: Any  # (R, L) or None: that sum
+    residual: Any  # (R, L) or None
+    weight: Any  # (A, L) or None
+    bias: Any  # (A, L) or None
+    y: Any  # (R, L)
+    bits: Any  # (R, ceil(L / 8)) or None: where ReLU let z through
+    stats: Any = None  # (2, R): rstd and mean; RMS norm's (R,)
+    # Scratch: moments of parts of rows (3, parts, R), RMS norm's (parts, R); barriers or tickets.
+    table: Any = None
+    counters: Any = None
+    gate: Any = None  # (R, L)
+
+
+class Backward(NamedTuple):
+    """What the backward kernels read and write."""
+
+    x: Any  # (R, L)
+    dy: Any  # (R, L)
+    residual: Any  # (R, L) or None: smooth activations' alone
+    bits: Any  # (R, ceil(L / 8)) or None
+    weight: Any  # (A, L) or None
+    bias: Any  # (A, L) or None
+    stats: Any  # (2, R); RMS norm's (R,)
+    dsum: Any  # (R, L) or None: a gradient that x has besides
+    dx: Any  # (R, L) or None
+    dresidual: Any  # (R, L) or None
+    dweight: Any  # (A, L) or None
+    dbias: Any  # (A, L) or None
+    # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts
+    # of rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
+    partial: Any = None
+    table: Any = None
+    barriers: Any = None
+    gate: Any = None  # (R, L)
+    dgate: Any = None  # (R, L)
+
+
+class Shares(NamedTuple):
+    """What Backward has of the parameters' gradients."""
+
+    partial: Any
+    dweight: Any
+    dbias: Any
+
+
+class Sizes(NamedTuple):
+    R: Any
+    L: Any
+    parts: Any  # of a row
+    # Grouped parameters': their rows, the rows that share one before the next has its turn, and the
+    # blocks of the rows that share one; else 0.
+    A: Any
+    inner: Any
+    blocks: Any
+
+
+class Tile(NamedTuple):
+    row: Any  # of the tile's shape, with 1 column, as all values of rows are
+    start: Any  # the first column
+    mask: Any  # of the tile's shape, or with 1 column
+    offsets: Any  # of the tile's shape, of elements
+
+
+class Stats(NamedTuple):
+    mean: Any  # of each row
+    rstd: Any
+
+
+class Affine(NamedTuple):
+    gamma: Any  # of the tile's shape, the same in each row
+    beta: Any
