@@ -34,12 +34,15 @@ def make_trained(
 ) -> tuple[dict[str, ResNet], Normalise]:
     """The models by the name of their weights, and their normalisation.
 
-    "" are the weights, "ema" their average where the run had --ema. Raises UserError if the
-    weights in `file` do not fit its architecture.
+    "" are the weights, "ema" their average where the run had --ema; in the layout of the run, so
+    that they answer as they did at its end. Raises UserError if the weights in `file` do not fit
+    its architecture.
     """
     weights = {"": checkpoint["model"]}
     if checkpoint.get("ema"):  # a run of an earlier version has no such key
         weights["ema"] = checkpoint["ema"]["model"]
+    channels_last = checkpoint["config"].get("channels_last", False)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     models = {}
     for name, values in weights.items():
         model = make_model(Architecture(**checkpoint["architecture"]), backend)
@@ -48,5 +51,5 @@ def make_trained(
         except RuntimeError:
             message = f"the weights in {file} do not fit the model that its config names"
             raise UserError(message) from None
-        models[name] = model.to(device)
-    return models, Normalise(checkpoint["mean"], checkpoint["std"], device)
+        models[name] = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    return models, Normalise(checkpoint["mean"], checkpoint["std"], device, channels_last)

@@ -29,7 +29,9 @@ def table(printed: str) -> list[str]:
     return [line for line in lines[start:] if not line.startswith("results, ")]
 
 
-@pytest.mark.parametrize("flags", [{"ema": 0.9}, {"recipe": "he", "norm": "gn", "groups": 4}])
+@pytest.mark.parametrize(
+    "flags", [{"ema": 0.9, "channels_last": True}, {"recipe": "he", "norm": "gn", "groups": 4}]
+)
 def test_prints_what_training_printed(
     run: Callable[..., Path],
     evaluate: Callable[..., None],
@@ -38,6 +40,15 @@ def test_prints_what_training_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The he recipe has another validation split; nothing is written and no optimizer made."""
+    layouts = []
+    original = train_script.infer_splits
+
+    def infer_splits(model: Any, *args: Any) -> Any:
+        weight = model.blocks[0].conv1.weight
+        layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return original(model, *args)
+
+    monkeypatch.setattr(train_script, "infer_splits", infer_splits)
     folder = run(backend="cpu", **flags)
     trained = table(capsys.readouterr().out)
     monkeypatch.setattr(torch.optim, "SGD", lambda *_, **__: pytest.fail("an optimizer"))
@@ -46,6 +57,7 @@ def test_prints_what_training_printed(
     for path in (folder, folder / "checkpoint.pt"):
         evaluate(path, backend="cpu")
         assert table(capsys.readouterr().out) == trained
+    assert set(layouts) == {flags.get("channels_last", False)}
     assert len(trained) == (7 if "ema" in flags else 4)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
