@@ -50,8 +50,8 @@ INTERPRETER_TILE = 1 << 18
 MOST_LANES = 256
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
-WASTED_OF_A_ROW = 1 / 12
 WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
+WASTED_OF_A_ROW = 1 / 12  # of the positions of rows of instances, that wider ones may waste
 
 Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
 
@@ -220,7 +220,7 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
     if sets.one_instance and not launch.INTERPRETED:
-        BLOCK_S = _row(S, tile)
+        BLOCK_S = min(whole, _row(S, tile))
     elif lanes == 1 and not launch.INTERPRETED:  # a cluster's
         tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.batch:

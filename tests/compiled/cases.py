@@ -38,10 +38,13 @@ MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
 # the sets take as much room as it is for: one program, several, or a cluster of them.
 EVEN, ODD, PRIME, UNALIGNED = "even", "odd", "prime", "unaligned"
 POSITION, CHANNEL, INSTANCE, BEYOND = "one position", "one channel", "one instance", "beyond a tile"
+# In `own_cases` alone: a set for one warp; rows of several instances in a tile.
+WARP, INSTANCES = "one warp", "rows of instances"
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "one_program": {
         EVEN: (4, 16, 8, 8), ODD: (5, 7, 9, 9), PRIME: (3, 3, 131), UNALIGNED: (4, 9, 2, 5),
         POSITION: (16, 6), CHANNEL: (4, 1, 9, 11), INSTANCE: (1, 6, 7, 7), BEYOND: (5, 33, 8, 8),
+        WARP: (3, 5, 25, 40),
     },
     CHANNELS_LAST: {  # in one program, whose tile has at least 8 channels
         EVEN: (4, 16, 8, 8), ODD: (2, 7, 7, 7), PRIME: (2, 5, 47), UNALIGNED: (4, 9, 2, 5),
@@ -50,7 +53,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "streaming": {
         EVEN: (20, 16, 16, 16), ODD: (40, 3, 9, 9), PRIME: (9, 5, 1031), UNALIGNED: (40, 9, 2, 5),
         POSITION: (150, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
-        BEYOND: (3, 3, 17, 241),
+        BEYOND: (3, 3, 17, 241), INSTANCES: (5, 2, 28, 28),
     },
     "cluster": {
         EVEN: (3, 4, 96, 96), ODD: (3, 3, 101, 101), PRIME: (3, 3, 9001),
@@ -222,6 +225,19 @@ def asked_of(case: Case) -> tuple[str, ...]:
 
 
 @functools.cache
+def own_cases() -> tuple[Case, ...]:
+    """Tiles of their own, with means far above the deviations."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    return (
+        Case("instance", WARP, "relu residual", dtype=fp32, mean=1000.0),
+        Case("instance_stats", WARP, "relu", dtype=bf16),
+        Case("batch", INSTANCES, "relu residual", dtype=bf16, tier="streaming"),
+        Case("batch", INSTANCES, dtype=fp32, tier="streaming", mean=1000.0),
+        Case("batch", EVEN, "relu residual", dtype=fp32, mean=1000.0),
+        Case("group", EVEN, "relu", dtype=fp32, mean=1000.0),
+    )
+
+
 def covering_cases() -> tuple[Case, ...]:
     return tuple(Case(**row) for row in covering(FACTORS, allowed))
 

@@ -13,6 +13,7 @@ from tests.compiled.cases import (
     asked_of,
     covering_cases,
     modulated_cases,
+    own_cases,
 )
 from tests.compiled.executor import Emulator
 from tests.compiled.schedules import SCHEDULES, schedules_of
@@ -55,6 +56,7 @@ def parameters() -> list[object]:
     for cases, kinds in (
         (covering_cases(), ("op", "layout", "dtype", "size")),
         (modulated_cases(), ("op", "layout")),
+        (own_cases(), ("op", "size")),
     ):
         few = quick(cases, kinds)
         found += [

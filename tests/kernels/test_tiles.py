@@ -1,5 +1,6 @@
 """Tiny tiles in the interpreter: many units, members, pieces and tiles in each tier."""
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import fastnorm.functional as F
 from fastnorm.kernels import tiers, tilings
+from fastnorm.kernels.geometry import Sets, View
 from tests.conftest import assert_close, make_input, running
 from tests.kernels.tilings import interpreted, tiny_tilings
 from tests.norms import OF_ROWS, STATS, Torch, call, double, grad_targets, make_params
@@ -189,6 +191,28 @@ def test_streaming(chosen, monkeypatch, case, pieces):
             assert shape.members > shape.parts  # row blocks
         if case.norm == "bn_train" and case.layout == "contiguous":
             assert 1 < shape.BLOCK_N < case.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("S", "width"), [(65536, 1024), (3136, 256), (784, 128), (196, 256), (56, 64)]
+)
+def test_rows_of_instances_waste_little(monkeypatch, S, width):
+    """As wide as they can be: each instance's last row is filled, but for a twelfth, or as far as
+    narrower ones would fill it."""
+    monkeypatch.setattr(tilings, "launch", SimpleNamespace(INTERPRETED=False))
+    view = View(64, 32, S, channels_last=False, itemsize=2)
+    found = tilings.streaming(view, Sets(1, True, False), True, masked=True)
+    assert (found.rows, found.lanes, found.BLOCK_S) == (True, 1, width)
+    assert tilings.STREAMING_TILE // width == found.BLOCK_N
+    assert found.constants()["BLOCK_S"] == tilings.STREAMING_TILE
+
+
+@pytest.mark.parametrize(("S", "warps"), [(512, 4), (520, 1), (1024, 1), (1032, 4)])
+def test_a_set_that_fills_one_warp(monkeypatch, S, warps):
+    monkeypatch.setattr(tilings, "launch", SimpleNamespace(INTERPRETED=False))
+    view = View(64, 32, S, channels_last=False, itemsize=2)
+    found = tilings.one_program(view, Sets(1, False, False), False)
+    assert found is not None and found.num_warps == warps
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
