@@ -8,7 +8,7 @@ with several of the others, and the whole takes seconds once it is compiled. The
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ LARGEST_ERROR = {
     torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9,
 }  # fmt: skip
 Tensors = dict[str, Tensor]
-OF_ROWS = ("ln", "rms", "add_ln", "add_rms")
+OF_ROWS = ("ln", "rms", "add_ln", "add_rms", "gated", "gated_after")
 OF_BATCH = ("bn", "bin", "mean")
 RESIDENT = {
     "resident_kernel", "resident_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
@@ -41,7 +41,9 @@ EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": 
 class SmokeCase:
     """One call, forward and backward; `tier` None lets the size decide.
 
-    `unaligned` tensors begin one element after an address that is aligned.
+    `unaligned` tensors begin one element after an address that is aligned. `modulated` ones have a
+    scale and a shift of each sample. "gated" is RMS norm behind its gate, in groups of a quarter of
+    the row, "gated_after" before it.
     """
 
     op: str
@@ -52,6 +54,7 @@ class SmokeCase:
     activation: str | None = None
     residual: bool = False
     unaligned: bool = False
+    modulated: bool = False
 
     @property
     def name(self) -> str:
@@ -59,7 +62,7 @@ class SmokeCase:
         words = (
             self.op, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch."),
             self.layout if self.layout != "contiguous" else "", self.tier, fused,
-            "unaligned" if self.unaligned else "",
+            "unaligned" if self.unaligned else "", "modulated" if self.modulated else "",
         )  # fmt: skip
         return "-".join(word for word in words if word)
 
@@ -79,12 +82,12 @@ def _sizes() -> dict[str, tuple[int, ...]]:
         return {
             "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
             "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
-            "rows": (6, 64), "long_rows": (3, 200),
+            "rows": (6, 64), "long_rows": (3, 200), "tokens": (2, 3, 64),
         }  # fmt: skip
     return {
         "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
         "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
-        "rows": (1000, 1024), "long_rows": (37, 40000),
+        "rows": (1000, 1024), "long_rows": (37, 40000), "tokens": (10, 100, 1152),
     }  # fmt: skip
 
 
@@ -110,7 +113,7 @@ def cases() -> list[SmokeCase]:
                 found.append(case)
         rows = sizes["rows" if tier == "one_program" else "long_rows"]
         for op in OF_ROWS:
-            fused = {} if op.startswith("add") else next(fusions)
+            fused = next(fusions) if op in ("ln", "rms") else {}
             found.append(SmokeCase(op, rows, next(dtypes), tier=tier, **fused))
     # Rows of 49 elements are aligned nowhere; other tensors only begin beside an aligned address.
     for layout in LAYOUTS:
@@ -126,8 +129,24 @@ def cases() -> list[SmokeCase]:
         found.append(SmokeCase(op, sizes["one_program"], next(dtypes), next_layout(found), **fused))
     found += [SmokeCase("moment", sizes["streaming"], next(dtypes), layout) for layout in LAYOUTS]
     found += [SmokeCase("weight", sizes[name], next(dtypes)) for name in ("rows", "long_rows")]
+    found += modulated_cases(dtypes)
     found += [SmokeCase(op, sizes["odd"], torch.float64) for op in ("bn", "gn", "bin")]
     found.append(SmokeCase("ln", sizes["rows"], torch.float64))
+    return found
+
+
+def modulated_cases(dtypes: Iterator[torch.dtype]) -> list[SmokeCase]:
+    """Parameters of each sample: every norm, in both tiers that wait for nothing."""
+    found: list[SmokeCase] = []
+    for tier, op in product(("one_program", "streaming"), ("gn", "bn", "in", "bin", "mean")):
+        found.append(
+            SmokeCase(
+                op, SIZES[tier], next(dtypes), next_layout(found), tier,
+                activation="silu", residual=op == "bn", modulated=True,
+            )
+        )  # fmt: skip
+    for op, tier in product(("ln", "rms", "add_ln"), ("one_program", "streaming")):
+        found.append(SmokeCase(op, SIZES["tokens"], next(dtypes), tier=tier, modulated=True))
     return found
 
 
@@ -168,15 +187,19 @@ def tensors(case: SmokeCase, device: str) -> Tensors:
             return base.view(case.shape).copy_(values)
         return values
 
-    def parameter(low: float, high: float, count: int = size) -> Tensor:
-        drawn = torch.rand(count, generator=generator, device=device) * (high - low) + low
+    def parameter(low: float, high: float, *sizes: int) -> Tensor:
+        drawn = torch.rand(sizes or size, generator=generator, device=device) * (high - low) + low
         return drawn.double() if case.dtype == torch.float64 else drawn
 
+    of_samples = (
+        (case.shape[0], 1, size) if rows and len(case.shape) == 3 else (case.shape[0], size)
+    )
     return {
         "x": image(2.0, 0.5), "dy": image(1.0, 0.0), "dsum": image(1.0, 0.0),
         "residual": image(1.0, 0.0), "weight": parameter(0.8, 1.2), "bias": parameter(-0.2, 0.2),
         "rho": parameter(0.0, 1.0), "g": parameter(0.5, 1.5, case.shape[0]).unsqueeze(1),
         "running_mean": parameter(0.0, 1.0), "running_var": parameter(2.0, 6.0),
+        "scale": parameter(-0.3, 0.3, *of_samples), "shift": parameter(-0.3, 0.3, *of_samples),
     }  # fmt: skip
 
 
@@ -186,6 +209,10 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
     fused["residual"] = t["residual"] if case.residual else None
     op, training = EVALUATION.get(case.op, case.op), case.op not in EVALUATION
     running, affine = (t["running_mean"], t["running_var"]), (t["weight"], t["bias"])
+    if case.modulated and functions is reference:  # whose parameters may be those of samples
+        return _modulated_reference(case, t, fused)
+    if case.modulated:
+        fused |= {"scale": t["scale"], "shift": t["shift"]}
     if op == "bn":
         return functions.batch_norm(t["x"], *running, *affine, training, eps=EPS, **fused)
     if op == "in":
@@ -206,14 +233,36 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
         return functions.weight_norm(t["x"], t["g"], 0)
     if op == "moment":
         return _moment_norm(functions, t)
-    row = case.shape[1:]
+    row = case.shape[-1:]
     if op == "ln":
         return functions.layer_norm(t["x"], row, *affine, EPS, **fused)
     if op == "rms":
         return functions.rms_norm(t["x"], row, t["weight"], EPS, **fused)
+    if op.startswith("gated"):
+        after = {"group_size": row[0] // 4} if op == "gated" else {"norm_before_gate": True}
+        return functions.gated_rms_norm(t["x"], t["residual"], t["weight"], EPS, **after)
+    of_sum = {name: value for name, value in fused.items() if name in ("scale", "shift")}
     if op == "add_ln":
-        return functions.add_layer_norm(t["x"], t["residual"], row, *affine, EPS)
-    return functions.add_rms_norm(t["x"], t["residual"], row, t["weight"], EPS)
+        return functions.add_layer_norm(t["x"], t["residual"], row, *affine, EPS, **of_sum)
+    return functions.add_rms_norm(t["x"], t["residual"], row, t["weight"], EPS, **of_sum)
+
+
+def _modulated_reference(case: SmokeCase, t: Tensors, fused: dict[str, Any]) -> Any:
+    """The case's truth: parameters of samples, weight (1 + scale) and bias (1 + scale) + shift."""
+    factor, shift = 1 + t["scale"], t["shift"]
+    op = EVALUATION.get(case.op, case.op)
+    has_weight, has_bias = op != "mean", op not in ("rms", "add_rms")
+    weight = t["weight"] * factor if has_weight else factor
+    bias = t["bias"] * factor + shift if has_bias else shift
+    if op == "mean":
+        running = t["running_mean"]
+        return reference.mean_only_batch_norm(
+            t["x"], running, bias, training=True, weight=weight, **fused
+        )
+    if op in ("rms", "add_rms"):
+        return reference.rms_norm(t["x"], case.shape[-1:], weight, EPS, bias=bias, **fused)
+    plain = replace(case, modulated=False)
+    return call(reference, plain, {**t, "weight": weight, "bias": bias})
 
 
 def _moment_norm(functions: Any, t: Tensors) -> Tensor:
@@ -234,9 +283,10 @@ def leaves(case: SmokeCase) -> tuple[str, ...]:
     if op == "weight":
         return ("x", "g")
     weight = () if op == "mean" else ("weight",)
-    bias = () if op in ("rms", "add_rms") else ("bias",)
-    residual = ("residual",) if case.residual or op.startswith("add") else ()
-    return ("x", *weight, *bias, *(("rho",) if op == "bin" else ()), *residual)
+    bias = () if op in ("rms", "add_rms", "gated", "gated_after") else ("bias",)
+    other = case.residual or op.startswith(("add", "gated"))
+    found = ("x", *weight, *bias, *(("rho",) if op == "bin" else ()), *("residual",) * other)
+    return (*found, "scale", "shift") if case.modulated else found
 
 
 def results(functions: Any, case: SmokeCase, t: Tensors) -> Tensors:

@@ -94,8 +94,10 @@ def _tensors(device: str, dtype: torch.dtype, layout: str) -> Tensors:
         images = {k: t.to(memory_format=torch.channels_last) for k, t in images.items()}
     parameters = {
         "weight": 1 + 0.3 * draw(C), "bias": draw(C), "rho": draw(C).sigmoid(),
-        "row_weight": 1 + 0.3 * draw(H, W), "row_bias": draw(H, W), "g": 1 + draw(N, 1, 1, 1).abs(),
+        "row_weight": 1 + 0.3 * draw(H, W), "row_bias": draw(H, W), "gate_weight": draw(W),
+        "g": 1 + draw(N, 1, 1, 1).abs(),
         "running_mean": 0.2 * draw(C), "running_var": 0.5 + draw(C).abs(),
+        "scale": 0.3 * draw(N, C), "shift": draw(N, C),
     }  # fmt: skip
     return {k: t.to(device, dtype) for k, t in images.items()} | {
         k: t.to(device) for k, t in parameters.items()
@@ -174,6 +176,17 @@ def _group_norm(activation: str) -> Callable[[Any, Tensors], Tensor]:
     )
 
 
+def _modulated_group_norm(F: Any, t: Tensors) -> Tensor:
+    """The reference takes parameters of samples."""
+    if F is reference:
+        factor = 1 + t["scale"]
+        affine = t["weight"] * factor, t["bias"] * factor + t["shift"]
+        return reference.group_norm(t["x"], GROUPS, *affine, activation="silu")
+    by_sample = {"scale": t["scale"], "shift": t["shift"]}
+    y: Tensor = F.group_norm(t["x"], GROUPS, t["weight"], t["bias"], activation="silu", **by_sample)
+    return y
+
+
 def _fused_layer_norm(F: Any, t: Tensors) -> Tensor:
     fused = {"activation": "relu", "residual": t["residual"]}
     return F.layer_norm(t["x"], SHAPE[2:], t["row_weight"], t["row_bias"], **fused)
@@ -216,6 +229,7 @@ NORMS = (
     Norm("group norm + residual, ReLU", _group_norm("relu"), FUSED),
     Norm("group norm + residual, SiLU", _group_norm("silu"), FUSED),
     Norm("group norm + residual, GELU", _group_norm("gelu"), FUSED, tiered=False),
+    Norm("group norm, modulated, SiLU", _modulated_group_norm, (*AFFINE, "scale", "shift")),
     Norm("moment norm", _moment_norm, AFFINE, tiered=False),
     Norm(
         "layer norm",
@@ -242,6 +256,12 @@ NORMS = (
         "add RMS norm",
         lambda F, t: F.add_rms_norm(t["x"], t["residual"], SHAPE[2:], t["row_weight"], EPS),
         ("residual", *ROWS[:2]),
+        LAYOUTS[:1],
+    ),
+    Norm(
+        "gated RMS norm",
+        lambda F, t: F.gated_rms_norm(t["x"], t["residual"], t["gate_weight"], EPS, group_size=4),
+        ("x", "residual", "gate_weight"),
         LAYOUTS[:1],
     ),
     Norm(
