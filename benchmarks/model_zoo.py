@@ -26,8 +26,6 @@ class Entry:
     package: str | None
     norm: str
     build: Callable[[], tuple[nn.Module, Example]]
-    by_hand: Callable[[nn.Module], int] = lambda model: 0
-    """Puts in norms that `convert` leaves alone, as a user would; answers how many."""
     parts: str | None = None
     """Of a model that torch.fx cannot trace: the class of modules, called with two tensors, that
     are fused one by one."""
@@ -147,21 +145,6 @@ def llama() -> tuple[nn.Module, Example]:
     return LlamaBlock(transformers.LlamaModel(config)), (torch.randn(4, 128, 512),)
 
 
-def llama_norms(model: nn.Module) -> int:
-    """transformers' LlamaRMSNorm, a class of its own, replaced by fastnorm's."""
-    found = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__ == "LlamaRMSNorm":
-                weight, eps = child.weight, child.variance_epsilon
-                assert isinstance(weight, nn.Parameter) and isinstance(eps, float)
-                norm = fastnorm.RMSNorm(weight.shape, eps=eps)
-                norm.weight = weight
-                setattr(module, name, norm)
-                found += 1
-    return found
-
-
 class PlainUNet(nn.Module):
     """nnU-Net's network (Isensee et al., arXiv 1904.08128) in three dimensions: in each stage two
     of convolution, instance norm, leaky ReLU; strided convolutions down, transposed ones up, skips
@@ -212,5 +195,5 @@ ZOO = (
     Entry("U-Net", "diffusers", "group", unet, parts="ResnetBlock2D"),
     Entry("ConvNeXt-T", "torchvision", "layer", convnext_tiny),
     Entry("ViT-S", "torchvision", "layer", vit_small),
-    Entry("Llama", "transformers", "rms", llama, llama_norms),
+    Entry("Llama", "transformers", "rms", llama),
 )

@@ -53,9 +53,8 @@ class Conversion:
 def convert(entry: Entry, model: nn.Module, example: Example) -> tuple[nn.Module, Conversion]:
     """A copy as a user makes it."""
     mine = copy.deepcopy(model)
-    by_hand = entry.by_hand(mine)
     report = fastnorm.convert(mine)
-    converted, kept = by_hand + len(report.changed), len(report.kept)
+    converted, kept = len(report.changed), len(report.kept)
     try:
         fused = fastnorm.fuse(mine, example)
     except ValueError as error:

@@ -165,23 +165,6 @@ def test_a_model_that_cannot_be_traced_is_fused_by_its_parts():
     models.check(model, mine, example, "eager")
 
 
-def test_norms_of_a_class_of_their_own_are_put_in_by_hand():
-    class LlamaRMSNorm(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight, self.variance_epsilon = nn.Parameter(torch.rand(8)), 1e-3
-
-        def forward(self, x):
-            return self.weight * x * (x.square().mean(-1, keepdim=True) + 1e-3).rsqrt()
-
-    model = nn.Sequential(nn.Linear(8, 8), LlamaRMSNorm())
-    x = torch.randn(3, 8)
-    expected, names = model(x), list(model.state_dict())
-    assert model_zoo.llama_norms(model) == 1 and isinstance(model[1], fastnorm.RMSNorm)
-    torch.testing.assert_close(model(x), expected)
-    assert list(model.state_dict()) == names
-
-
 def test_the_zoo_is_found_without_its_packages():
     """No library is imported before a model of it is built."""
     assert [entry.name for entry in model_zoo.ZOO] == [
