@@ -117,8 +117,10 @@ class AdaLayerNormZero(Adaptive):
     ) -> tuple[Tensor, ...]:
         if self.emb is not None:
             emb = self.emb(timestep, class_labels, hidden_dtype=hidden_dtype)
-        shift, scale, *rest = self.linear(self.silu(emb)).chunk(6, dim=1)
-        return self.norm(x, scale=scale[:, None], shift=shift[:, None]), *rest
+        parts = self.linear(self.silu(emb)).chunk(6, dim=1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts  # torch.fx follows these six
+        y = self.norm(x, scale=scale[:, None], shift=shift[:, None])
+        return y, gate, mlp_shift, mlp_scale, mlp_gate
 
 
 class AdaLayerNormZeroSingle(Adaptive):

@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .. import modules as ours
 from ..modules.base import _Activated
 from .activations import has_hooks, module_of
+from .adaptive import RMSNormInWeightDtype
 from .converting import BATCH_INSTANCE_NORMS, OURS, TORCHS
 from .report import type_name
 
@@ -18,9 +19,8 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def is_plain_norm(module: nn.Module | None) -> bool:
     """A norm of ours, of no subclass and with no activation yet."""
-    if type(module) not in (*TORCHS, *BATCH_INSTANCE_NORMS, ours.LayerNorm2d) or not isinstance(
-        module, _Activated
-    ):
+    known = *TORCHS, *BATCH_INSTANCE_NORMS, ours.LayerNorm2d, RMSNormInWeightDtype
+    if type(module) not in known or not isinstance(module, _Activated):
         return False
     return module.activation is None and "forward" not in vars(module)
 

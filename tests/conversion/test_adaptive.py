@@ -154,3 +154,28 @@ def test_a_norm_that_something_sees_is_not_modulated():
     assert report.kept[0].reason == "its norm has hooks or another forward"
     other = libraries.DiffusersAdaLayerNormZero(norm=nn.GroupNorm(1, D))
     assert "its norm is kept: torch.nn.GroupNorm" in fastnorm.convert(other).kept[0].reason
+
+
+class Block(nn.Module):
+    """A block as it calls its modulated norm; an activation follows another norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.modulated, self.norm = libraries.DiffusersAdaLayerNormZero(D), libraries.T5(D)
+        self.plain, self.act = nn.LayerNorm(D), nn.SiLU()
+
+    def forward(self, x, emb):
+        y, gate, _, _, _ = self.modulated(x, None, None, None, emb)
+        return self.act(self.plain(self.norm(gate[:, None] * y)))
+
+
+def test_what_holds_it_is_traced_and_compiled():
+    """torch.fx looks into it, as into the library's class; torch.compile sees one graph."""
+    torch.manual_seed(0)
+    model, inputs = Block().to(DEVICE).eval(), tensors(ROWS, (N, D))
+    expected = model(*inputs)
+    assert len(fastnorm.convert(model).changed) == 4
+    report = fastnorm.fuse(model, tuple(inputs))
+    assert [change.name for change in report.changed] == ["plain"], report
+    for answering in (report.model, torch.compile(model, fullgraph=True, backend="eager")):
+        assert_close(answering(*inputs), expected, slack=1e-5)

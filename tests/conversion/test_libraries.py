@@ -327,11 +327,17 @@ def test_batch_norms_with_an_activation_are_folded():
 
 
 def test_fused_norms_go_back():
-    model = nn.Sequential(made("torchvision"), nn.GELU(), made("llama"))
+    model = nn.Sequential(made("torchvision"), nn.GELU(), nn.Flatten(2), nn.LazyLinear(8))
+    model.extend([made("t5"), nn.SiLU()]).to(DEVICE)
+    x = make_input(IMAGES, dtype=torch.float32)
+    expected = model(x)
     fastnorm.convert(model)
-    assert len(fastnorm.fuse(model).changed) == 1 and model[0].activation == "gelu"
+    assert len(fastnorm.fuse(model).changed) == 2
+    assert (model[0].activation, model[4].activation) == ("gelu", "silu")
+    assert_close(model(x), expected, slack=1e-5)
     fastnorm.revert(model)
     assert type(model[0]) is libraries.TorchvisionLayerNorm2d and type(model[1]) is nn.GELU
+    assert type(model[4]) is libraries.T5 and torch.equal(model(x), expected)
 
 
 def test_changed_settings_are_not_lost_in_silence():
