@@ -141,7 +141,7 @@ def merge_set(m, local, s, K: tl.constexpr):
         return m
     elif K.SETS == 1:
         m = along(m, 0)
-        zero = tl.zeros([K.BLOCK_C], m.mean.dtype)
+        zero = tl.full([K.BLOCK_C], 0, m.mean.dtype)
         return Moments(zero + m.count, zero + m.mean, zero + m.m2)
     else:
         belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
@@ -225,7 +225,7 @@ def unit_moments(t, at, s, K: tl.constexpr):
     BLOCK: tl.constexpr = merged_at_once(K)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
-    zero = tl.zeros([K.BLOCK_C], t.table.dtype.element_ty)
+    zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     m = Moments(zero, zero, zero)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(at.u, block, BLOCK, s)

@@ -52,7 +52,7 @@ def add_lanes(t, tile, s, K: tl.constexpr):
         if tile.at.part % s_blocks == 0:
             lanes = tile.lanes
             of_g, of_gx = lane_planes(t, s, K)
-            g = tl.zeros([K.LANES], t.table.dtype.element_ty)
+            g = tl.full([K.LANES], 0, t.table.dtype.element_ty)
             gx = g
             for block in range(s_blocks):
                 slot = (s.N.to(tl.int64) * block + lanes.n) * s.C + lanes.c
