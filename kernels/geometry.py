@@ -98,9 +98,11 @@ class Geometry(NamedTuple):
         """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
+        if self.rows and backward:
+            return 168 if self.BLOCK_N > 16 else 128
         if not backward or self.sets.mix or self.columns:
             return 128
-        return {2: 96 if self.rows else 80, 4: 80, 8: 128}[self.view.itemsize]
+        return {2: 80, 4: 80, 8: 128}[self.view.itemsize]
 
     def reducing_at_once(self, backward: bool) -> int:
         """Programs of those that an SM has at a time."""

@@ -49,7 +49,7 @@ def part_sums(plane, n, column, mask, columns, parts, BLOCK: tl.constexpr):
 @triton.jit
 def part_pairs(a, b, n, column, mask, columns, parts, BLOCK: tl.constexpr):
     """part_sums of two planes, read and added up together."""
-    BLOCK_P: tl.constexpr = table_rows(BLOCK)
+    BLOCK_P: tl.constexpr = (table_rows(BLOCK) + 1) // 2  # of each: both take registers
     of_a = tl.zeros([BLOCK_P, BLOCK], a.dtype.element_ty)
     of_b = of_a
     for first in range(0, parts, BLOCK_P):

@@ -220,7 +220,7 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
     if lanes == 1 and not launch.INTERPRETED:  # a cluster's
-        tile = min(tile, CLUSTER_LANES * (WIDEST_ROW if sets.one_instance else BLOCK_S))
+        tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.one_instance and not launch.INTERPRETED:
         BLOCK_S = min(whole, _row(S, tile))
     if sets.batch:
