@@ -1,7 +1,8 @@
 """How large units and tiles are: a geometry for each tier, by the sizes of the tensor and its sets.
 
 Nothing that the compiler sees as a constant follows from the batch size: a tile has room for some
-instances, and a larger batch takes the next larger tile, the next tier, or more programs.
+instances, and a larger batch takes the next larger tile, the next tier, or more programs. But
+fewer than 16 instances may take wider rows of each: see `_row`.
 """
 
 import math
@@ -222,7 +223,7 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     if lanes == 1 and not launch.INTERPRETED:  # a cluster's
         tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.one_instance and not launch.INTERPRETED:
-        BLOCK_S = min(whole, _row(S, tile))
+        BLOCK_S = min(whole, _row(S, tile, view.N))
     if sets.batch:
         if sets.mix:
             BLOCK_S = whole
@@ -235,13 +236,15 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
     return depth if depth > 1 else BLOCK_C, 1, BLOCK_C, min(whole, tile // BLOCK_C)
 
 
-def _row(S: int, tile: int) -> int:
+def _row(S: int, tile: int, N: int) -> int:
     """Positions of each instance in a tile of several: the widest row of those that waste little
-    of the last one, or that waste least."""
+    of the last one, or that waste least. Fewer than 16 instances take wider rows, of which a tile
+    has fewer: else most of it would be empty."""
     widths = [w for w in (WIDEST_ROW >> k for k in range(4)) if 8 <= w <= tile]
-    wasted = {w: (triton.cdiv(S, w) * w - S) / S for w in widths}
+    filled = [w for w in widths if tile // w <= triton.next_power_of_2(N)] or widths[:1]
+    wasted = {w: (triton.cdiv(S, w) * w - S) / S for w in filled}
     best = max(min(wasted.values()), WASTED_OF_A_ROW)
-    return max(w for w in widths if wasted[w] <= best)
+    return max(w for w in filled if wasted[w] <= best)
 
 
 def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:
