@@ -53,9 +53,9 @@ class Cut:
 def of_channels() -> Iterator[Cut]:
     """Every dtype, layout and fusion of each operator at a shape of its use, streamed."""
     # Contiguous tiles are 4 rows of 1,024 positions, 4 channels or groups of 8; over the batch 16
-    # rows of 256, instances for two tiles of each of 4 channels. Channels last they are 64 channels of 64 positions. All sets are larger than the
-    # 16,384 elements that one program keeps, instance norm's channels last (beyond 2,048 positions)
-    # than it has channels for.
+    # rows of 256, instances for two tiles of each of 4 channels. Channels last they are 64 channels
+    # of 64 positions. All sets are larger than the 16,384 elements that one program keeps, instance
+    # norm's channels last (beyond 2,048 positions) than it has channels for.
     shapes = {
         ("bn", "contiguous"): (STAGE2, (32, 4, 56, 56)),
         ("bn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
