@@ -9,6 +9,7 @@ later versions to the last; the middle one comes first for the former: (middle, 
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LANES_FIRST = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7))
 
 
@@ -91,6 +92,16 @@ def add_both(a, b, c, d):
 
 
 @triton.jit
+def sum_both(a, b, AXIS: tl.constexpr, KEEP: tl.constexpr = False):
+    """The sums of two values along an axis, in one round. The interpreter takes one after the
+    other: a sum by a function of our own is a loop in Python there."""
+    if INTERPRETED:
+        return tl.sum(a, axis=AXIS, keep_dims=KEEP), tl.sum(b, axis=AXIS, keep_dims=KEEP)
+    else:
+        return tl.reduce((a, b), AXIS, add_both, keep_dims=KEEP)
+
+
+@triton.jit
 def centred(mean, total, squares, count):
     """(mean, M2) from a mean and the sums of the deviations from it and of their squares.
 
@@ -107,22 +118,19 @@ def centred(mean, total, squares, count):
 @triton.jit
 def merge_along(count, mean, m2, AXIS: tl.constexpr):
     """Chan's merge of many sets of moments along one axis; sets with count 0 are left out."""
+    total = tl.sum(count, axis=AXIS, keep_dims=True)
+    # Shares of the mean: sums may overflow where means do not.
+    share = count / tl.maximum(total, 1.0)
     present = count > 0.0
-    # Of sums, which would overflow where means do not; no set has 2^40 elements.
-    share = count * (1.0 / 2**40)
-    total, centre = tl.reduce(
-        (share, product(share, tl.where(present, mean, 0.0))), AXIS, add_both, keep_dims=True
-    )
-    centre = centre / tl.where(total > 0.0, total, 1.0)
+    centre = product(share, tl.where(present, mean, 0.0))
+    centre = tl.sum(centre, axis=AXIS, keep_dims=True)
     deviation = tl.where(present, mean - centre, 0.0)
     squares = tl.where(present, m2, 0.0) + count * deviation * deviation
-    lacking, squares = tl.reduce(
-        (product(share, deviation), squares), AXIS, add_both, keep_dims=True
-    )
+    error, squares = sum_both(product(share, deviation), squares, AXIS, True)
     # One element is left of the axis, and the sum takes it away.
-    count, centre = tl.sum(total * float(2**40), axis=AXIS), tl.sum(centre, axis=AXIS)
-    lacking, squares = tl.sum(lacking, axis=AXIS) * float(2**40), tl.sum(squares, axis=AXIS)
-    mean, m2 = centred(centre, lacking, squares, count)
+    count, centre = tl.sum(total, axis=AXIS), tl.sum(centre, axis=AXIS)
+    error, squares = tl.sum(error, axis=AXIS), tl.sum(squares, axis=AXIS)
+    mean, m2 = centred(centre, error * count, squares, count)
     return count, mean, m2
 
 

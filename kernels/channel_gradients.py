@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import add_both, load_or, product, store_gradient
+from .arithmetic import load_or, product, store_gradient, sum_both
 from .channel_moments import sum_set, table_plane
 from .channel_stats import Stats, kept_plane, kept_slot, load_batch_stats, load_stats
 from .channel_tiles import block_of_channels, is_first, merged_at_once, parameter_slot
@@ -130,7 +130,7 @@ def unit_sums(t, at, index, s, K: tl.constexpr):
         if K.SETS == 1:
             weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
             own = weighted(weight, own)
-            g, gx = tl.reduce((own.g, own.gx), 0, add_both)
+            g, gx = sum_both(own.g, own.gx, 0)
             total = Sums(total.g + g, total.gx + gx)
         else:
             sums = set_sums(t, own, at.n, channels, s, K)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import add_both, centred, chan_merge, merge_along, product
+from .arithmetic import centred, chan_merge, merge_along, product, sum_both
 from .channel_tiles import (
     block_of_channels,
     by_channel,
@@ -126,7 +126,7 @@ def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
     center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / positions), axis=1)
     deviation = tl.where(there, mean - center[:, None], 0.0)
     squares = product(deviation, deviation) + within
-    total, squares = tl.reduce((deviation, squares), 1, add_both)
+    total, squares = sum_both(deviation, squares, 1)
     mean, m2 = centred(center, total, squares, positions)
     return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 * instances)
 

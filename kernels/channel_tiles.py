@@ -12,7 +12,7 @@ a power of two that divides the memory-contiguous axis (S, channels last C and W
 import triton
 import triton.language as tl
 
-from .arithmetic import LANES_FIRST, accumulation_type, across, across_lanes, add_both
+from .arithmetic import LANES_FIRST, accumulation_type, across, across_lanes, sum_both
 from .channel_types import Channels, Lanes, Member, Sizes, Tile
 
 # --- sizes, units, members ---
@@ -146,7 +146,7 @@ def sum_instances_of_both(a, b, s, K: tl.constexpr):
     if K.FOLDED:
         there = is_unfolded(s, K)
         a = tl.where(there, unfolded(a, s, K), 0.0)
-        return tl.reduce((a, tl.where(there, unfolded(b, s, K), 0.0)), 1, add_both)
+        return sum_both(a, tl.where(there, unfolded(b, s, K), 0.0), 1)
     else:
         return sum_instances(a, s, K), sum_instances(b, s, K)
 
@@ -213,9 +213,8 @@ def lane_sum(x, K: tl.constexpr):
 @triton.jit
 def lane_sums(x, y, K: tl.constexpr):
     """The sums of two tiles, in one round."""
-    return tl.reduce(
-        (outer_sum(x), outer_sum(y)), 0 if K.CHANNELS_LAST or K.FOLDED else 1, add_both
-    )  # fmt: skip
+    AXIS: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
+    return sum_both(outer_sum(x), outer_sum(y), AXIS)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ the L2 cache.
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, add_both, load_or
+from .arithmetic import accumulation_type, load_or, sum_both
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
     Slopes,
@@ -204,7 +204,7 @@ def gradient_sums_kernel(
         g = activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
         own = Sums(own.g + outer_sum(g), own.gx + outer_sum(g * x))
     SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
-    g, gx = tl.reduce((own.g, own.gx), SPREAD, add_both)
+    g, gx = sum_both(own.g, own.gx, SPREAD)
     g, gx = sum_instances_of_both(g, gx, s, K)
     sums = Sums(g, gx)
     publish(t, sums, at, unit_channels(at.u, at.block, s, K), s, K)

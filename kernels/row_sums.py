@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import LANES_FIRST, across, add_both, centred, chan_merge, product
+from .arithmetic import LANES_FIRST, across, centred, chan_merge, product, sum_both
 from .row_tiles import only_present
 from .tables import part_moments, part_sums
 
@@ -45,7 +45,7 @@ def row_sums(x, a, b, K: tl.constexpr):
     OUTER: tl.constexpr = 1 if LANES_FIRST else 0
     x = tl.sum(x, axis=OUTER, keep_dims=True)
     products = tl.sum(products, axis=OUTER, keep_dims=True)
-    return tl.reduce((x, products), 2, add_both, keep_dims=True)
+    return sum_both(x, products, 2, True)
 
 
 @triton.jit

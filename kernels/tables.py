@@ -7,7 +7,7 @@ L1 cache, which other programs' stores do not reach.
 import triton
 import triton.language as tl
 
-from .arithmetic import add_both, chan_merge, merge_along
+from .arithmetic import chan_merge, merge_along, sum_both
 
 
 @triton.constexpr_function
@@ -58,4 +58,4 @@ def part_pairs(a, b, n, column, mask, columns, parts, BLOCK: tl.constexpr):
         here = (part < parts)[:, None] & mask[None, :]
         of_a += tl.load(a + slot, mask=here, other=0.0, cache_modifier=".cg")
         of_b += tl.load(b + slot, mask=here, other=0.0, cache_modifier=".cg")
-    return tl.reduce((of_a, of_b), 0, add_both)
+    return sum_both(of_a, of_b, 0)

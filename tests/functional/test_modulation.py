@@ -259,7 +259,7 @@ def test_running_statistics_are_those_without(backend):
         call(F, "bn_train", x, p, **modulation("bn_train", shape))
         call(F, "bn_train", x, plain)
     for name in ("running_mean", "running_var"):
-        assert torch.equal(p[name], plain[name])
+        assert_close(p[name], plain[name])  # of other tiles, so in another order of sums
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0)])
@@ -390,6 +390,7 @@ def test_compiled(backend, norm):
             F, norm, x, {**p, **_statistics(p)}, activation="silu", scale=scale, shift=shift
         )
 
+    torch.compiler.reset()  # else the cases before this one count as recompilations
     with running(backend, launches=False):
         program = torch.compile(step, backend="aot_eager", fullgraph=True)
         y = program(x, *m.values())

@@ -40,14 +40,15 @@ def call_norms(
             F.moment_norm(x, lambda mean, var, count: (var + 1.0, mean, 0.0), **fused),
         ]
         if full:
-            outputs.append(F.batch_norm(x, mean, var, weight, bias, False, **fused))
-            outputs.append(F.mean_only_batch_norm(x, mean, bias, False, **fused))
-            outputs.append(F.batch_instance_norm(x, mean, var, gate, weight, bias, False, **fused))
             scale, shift = (torch.zeros(4, 32, requires_grad=True) for _ in range(2))
             outputs += [
                 F.batch_norm(x, mean, var, weight, bias, True, scale=scale, shift=shift, **fused),
                 F.group_norm(x, 8, weight, bias, scale=scale, shift=shift, **fused),
             ]
+            # Behind those that write to the statistics, which these keep for their backward.
+            outputs.append(F.batch_norm(x, mean, var, weight, bias, False, **fused))
+            outputs.append(F.mean_only_batch_norm(x, mean, bias, False, **fused))
+            outputs.append(F.batch_instance_norm(x, mean, var, gate, weight, bias, False, **fused))
         for length in lengths:
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)
             parameter = torch.zeros(length, requires_grad=True) if full else None

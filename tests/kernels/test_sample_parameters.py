@@ -182,8 +182,8 @@ def test_expanded_parameters_of_channels(norm, tier):
     with tiers.force(tier) if tier_of(norm, tier) else contextlib.nullcontext():
         of_samples = results(case, t)
         of_channels = results(case, t | {name: t[name][0].clone() for name in ("weight", "bias")})
-    assert torch.equal(of_samples["y"], of_channels["y"])
-    assert_close(of_samples["dx"], of_channels["dx"])
+    for name in ("y", "dx"):  # of other tiles where sets run over the batch
+        assert_close(of_samples[name], of_channels[name])
     for name in ("dweight", "dbias"):
         assert of_samples[name].shape == (3, 4)
         assert_close(of_samples[name].sum(0), of_channels[name])
