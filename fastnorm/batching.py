@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .contract import NormSpec, Tensors
+from .contract import NormSpec, Tensors, neighbours
 
 Dims = Sequence[int | None]
 
@@ -119,10 +119,9 @@ def row_inputs(
         rank = rows[0].dim()
         found = [None if t is None else _batch_of(t, d, size, rank) for t, d in parameters]
         shapes = [t.shape for t in found if t is not None]
-        span = list(torch.broadcast_shapes(*shapes))
-        own = [i for i in range(rank - spec.groups) if span[i] != 1]
-        if own:  # those that are not 1 are neighbours
-            span[: own[-1] + 1] = rows[0].shape[: own[-1] + 1]
+        span = torch.broadcast_shapes(*shapes)
+        leading = rank - spec.groups
+        span = (*neighbours(span[:leading], rows[0].shape), *span[leading:])
         return rows, [None if t is None else t.expand(span) for t in found]
     of_samples = [t is not None and t.dim() > spec.groups for t, _ in parameters]
     return rows, [

@@ -5,6 +5,7 @@ A call of a norm is its `Inputs` and its `NormSpec`. A `Backend` computes it for
 an `Engine` is a backend with memory to read and write: Triton's kernels and the C for CPUs.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -60,6 +61,16 @@ def are_of_samples(inputs: Inputs, spec: NormSpec) -> bool:
     if parameter is None:
         return False
     return parameter.dim() > (spec.groups if spec.of_rows else 1)
+
+
+def neighbours(leading: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """The leading sizes of parameters of rows, each 1 or that of `sizes`, with those between two
+    that are not 1 as `sizes` has them: as `Inputs` wants parameters of each sample."""
+    own = [i for i, size in enumerate(leading) if size != 1]
+    found = list(leading)
+    if own:
+        found[own[0] : own[-1] + 1] = sizes[own[0] : own[-1] + 1]
+    return found
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_channels, check_input, check_parameter, check_rows
+from .contract import neighbours
 from .tensors import accumulation
 
 Affine = tuple[Tensor | None, Tensor | None]
@@ -84,12 +85,9 @@ def modulated_rows(
             behind = x.dim() - i
             if behind <= given.dim() and given.shape[-behind] != 1:
                 sizes[i] = x.shape[i]
-    own = [i for i in range(leading) if sizes[i] != 1]
-    if own:
-        sizes[own[0] : own[-1] + 1] = x.shape[own[0] : own[-1] + 1]
-    shape = (*sizes, *normalized_shape)
+    shape = (*neighbours(sizes, x.shape), *normalized_shape)
     weight, bias = (_expanded(t, shape) for t in _composed(x, weight, bias, scale, shift))
-    if own:
+    if any(size != 1 for size in sizes):
         return weight, bias
     return tuple(None if t is None else t.reshape(normalized_shape) for t in (weight, bias))  # type: ignore[return-value]
 
