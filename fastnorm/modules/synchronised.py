@@ -114,16 +114,6 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
-    def forward(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        *,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        return super().forward(input, residual, scale=scale, shift=shift)
-
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """`fastnorm.convert_sync_batchnorm`, where torch.nn has it."""
