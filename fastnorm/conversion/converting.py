@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from .. import modules as ours
 from ..modules.base import _Activated
 from . import libraries
-from .origin import ATTRIBUTE, adopt
+from .origin import ATTRIBUTE, adopt, settings_of
 from .report import Change, Conversion, Kept, Rounding, check_model, label, notes, type_name
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
@@ -227,10 +227,9 @@ def _first(*tensors: Tensor | None) -> Tensor | None:
 
 def _become(norm: nn.Module, other: nn.Module) -> None:
     """Give the batch norm the class, settings and tensors of `other`, and leave it all the rest."""
-    every_module = vars(nn.Module())
     buffers = {k: v for k, v in norm._buffers.items() if k not in STATISTICS} | other._buffers
     state = {k: v for k, v in vars(norm).items() if k not in (*SETTINGS, ATTRIBUTE)}
-    state |= {k: v for k, v in vars(other).items() if k not in every_module}
+    state |= settings_of(other)
     state |= {"_parameters": other._parameters, "_buffers": buffers}
     vars(norm).clear()
     vars(norm).update(state)
