@@ -1,7 +1,8 @@
 """Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (A, L).
 
 Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0: it has no mean,
-a beta only where rows are shifted, and half of layer norm's table of sums and of what it keeps for the backward.
+a beta only where rows are shifted, and half of layer norm's table of sums and of what it keeps for
+the backward.
 
 Parameters of shape `normalized_shape` are those of all rows, A = 1. Others have x's number of
 dimensions, and leading ones of x's size or 1, of which those that are not 1 are neighbours: with
