@@ -239,12 +239,21 @@ def positions(K: tl.constexpr):
 
 @triton.jit
 def rows(K: tl.constexpr, EACH: tl.constexpr):
-    """(row, place in it) of the positions of a tile that has rows, or of EACH of them together."""
+    """(row, place in it) of the positions of a tile that has rows, or of EACH of them together.
+
+    Triton before 3.8 has to be shown that the place is a multiple of INNER and more, else its
+    accesses are one by one: no division of a whole inner axis, whose result is 0, and a product
+    last.
+    """
     INNER: tl.constexpr = K.INNER // EACH
     ROW: tl.constexpr = K.ROW // EACH
-    outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * INNER)
+    outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER))
     inner = tl.arange(0, INNER)[None, None, :]
-    return outer // ROW + inner // ROW, outer % ROW + inner % ROW
+    if INNER > ROW:
+        return outer * (INNER // ROW) + inner // ROW, inner % ROW
+    else:
+        IN_ROW: tl.constexpr = ROW // INNER
+        return outer // IN_ROW, outer % IN_ROW * INNER + inner
 
 
 @triton.jit
