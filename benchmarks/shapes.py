@@ -112,6 +112,8 @@ IMAGENET = tuple(
     )
 )  # of ResNet-50's
 UNET = ((8, 320, 64, 64), (8, 640, 32, 32), (8, 1280, 16, 16))  # of a diffusion model's
+SMALL_UNET = (8, 64, 32, 32)
+DIT = (8, 256, 1152)  # the tokens of DiT-XL at 256 x 256 pixels
 STYLE = ((8, 64, 256, 256),)
 VOLUME = ((2, 32, 64, 128, 128),)
 # Of which others have published their share of the bandwidth: goals.PUBLISHED.
@@ -162,6 +164,8 @@ def quick() -> tuple[Case, ...]:
         Case("bin", stage2, bf16, family="imagenet"),  # whose instances fit a cluster's tile
         RMS_OF_CUDNN,
         Case("bn_eval", stage2, bf16, fused="relu", family="imagenet"),
+        Case("gn", UNET[0], bf16, fused="modulated_silu", groups=32, family="modulated"),
+        Case("ln", DIT, bf16, fused="modulated", family="modulated"),
     )
     alone = (  # beside eager torch and other packages alone
         RMS_OF_QUACK,
@@ -179,6 +183,8 @@ def quick() -> tuple[Case, ...]:
         Case("gn", VOLUME[0], bf16, family="volume"),
         *(Case("gn", shape, bf16, groups=32, family="unet") for shape in UNET),
         Case("gn", UNET[0], bf16, "channels_last", groups=32, family="unet"),
+        Case("gn", UNET[0], bf16, "channels_last", "modulated_silu", 32, family="modulated"),
+        Case("gn", SMALL_UNET, bf16, fused="modulated_silu", groups=32, family="modulated"),
         Case("in", VOLUME[0], bf16, family="volume"),
         Case("in", STYLE[0], bf16, "channels_last", family="style"),
         Case("bin", STYLE[0], fp32, family="style"),
@@ -207,14 +213,14 @@ def on_a_cpu() -> tuple[Case, ...]:
 
 def modulated() -> tuple[Case, ...]:
     """A diffusion U-Net's group norms and DiT-XL's layer norm, modulated by each sample."""
-    images = product(((8, 320, 64, 64), (8, 64, 32, 32)), DTYPES[:2], LAYOUTS)
+    images = product((UNET[0], SMALL_UNET), DTYPES[:2], LAYOUTS)
     return (
         *(
             Case("gn", shape, dtype, layout, "modulated_silu", 32, family="modulated")
             for shape, dtype, layout in images
         ),
         *(
-            Case(op, (8, 256, 1152), dtype, fused="modulated", family="modulated")
+            Case(op, DIT, dtype, fused="modulated", family="modulated")
             for op, dtype in product(ROW_OPS, DTYPES[:2])
         ),
     )
@@ -222,7 +228,7 @@ def modulated() -> tuple[Case, ...]:
 
 def paired() -> tuple[Case, ...]:
     """A few of them, for benchmarks/test_norms.py: float32, layer norm in a CNN too."""
-    ops, shapes = ("in", "bn", "gn", "ln", "bin"), (CIFAR[0], CIFAR[2], (8, 64, 32, 32))
+    ops, shapes = ("in", "bn", "gn", "ln", "bin"), (CIFAR[0], CIFAR[2], SMALL_UNET)
     return (*(Case(op, shape) for shape in shapes for op in ops), Case("ln", (4096, 768)))
 
 

@@ -209,8 +209,6 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
     fused["residual"] = t["residual"] if case.residual else None
     op, training = EVALUATION.get(case.op, case.op), case.op not in EVALUATION
     running, affine = (t["running_mean"], t["running_var"]), (t["weight"], t["bias"])
-    if case.modulated and functions is reference:  # whose parameters may be those of samples
-        return _modulated_reference(case, t, fused)
     if case.modulated:
         fused |= {"scale": t["scale"], "shift": t["shift"]}
     if op == "bn":
@@ -245,24 +243,6 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
     if op == "add_ln":
         return functions.add_layer_norm(t["x"], t["residual"], row, *affine, EPS, **of_sum)
     return functions.add_rms_norm(t["x"], t["residual"], row, t["weight"], EPS, **of_sum)
-
-
-def _modulated_reference(case: SmokeCase, t: Tensors, fused: dict[str, Any]) -> Any:
-    """The case's truth: parameters of samples, weight (1 + scale) and bias (1 + scale) + shift."""
-    factor, shift = 1 + t["scale"], t["shift"]
-    op = EVALUATION.get(case.op, case.op)
-    has_weight, has_bias = op != "mean", op not in ("rms", "add_rms")
-    weight = t["weight"] * factor if has_weight else factor
-    bias = t["bias"] * factor + shift if has_bias else shift
-    if op == "mean":
-        running = t["running_mean"]
-        return reference.mean_only_batch_norm(
-            t["x"], running, bias, training=True, weight=weight, **fused
-        )
-    if op in ("rms", "add_rms"):
-        return reference.rms_norm(t["x"], case.shape[-1:], weight, EPS, bias=bias, **fused)
-    plain = replace(case, modulated=False)
-    return call(reference, plain, {**t, "weight": weight, "bias": bias})
 
 
 def _moment_norm(functions: Any, t: Tensors) -> Tensor:

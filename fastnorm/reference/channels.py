@@ -1,11 +1,12 @@
 """The formulas of norms of (N, C, ...): statistics and parameters of channels.
 
-weight and bias are (C,) or, where each sample has its own, (N, C).
+weight and bias are (C,) or, where each sample has its own, (N, C). scale and shift, (N, C), come
+after them: y (1 + scale) + shift, before the residual and the activation.
 """
 
 from torch import Tensor
 
-from .pieces import centre, finish, moments, normalise, per_channel, upcast
+from .pieces import centre, channels_affine, finish, moments, normalise, per_channel, upcast
 
 
 def batch_norm(
@@ -20,6 +21,8 @@ def batch_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each channel over (N, S).
 
@@ -33,7 +36,8 @@ def batch_norm(
         y = deviation / (var + eps).sqrt()
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
-    return finish(y, input, weight, bias, activation, residual)
+    y = channels_affine(y, weight, bias, scale, shift)
+    return finish(y, input, activation, residual)
 
 
 def mean_only_batch_norm(
@@ -46,6 +50,8 @@ def mean_only_batch_norm(
     weight: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = x - mean + beta, the mean of each channel over (N, S).
 
@@ -58,7 +64,8 @@ def mean_only_batch_norm(
     else:
         assert running_mean is not None, "fastnorm.functional checks that it is there"
         y = x - per_channel(running_mean, x)
-    return finish(y, input, weight, bias, activation, residual)
+    y = channels_affine(y, weight, bias, scale, shift)
+    return finish(y, input, activation, residual)
 
 
 def instance_norm(
@@ -73,6 +80,8 @@ def instance_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each (n, c) over S.
 
@@ -88,7 +97,8 @@ def instance_norm(
         y = deviation / (var + eps).sqrt()
     else:
         y = _normalise_by_constants(x, running_mean, running_var, eps)
-    return finish(y, input, weight, bias, activation, residual)
+    y = channels_affine(y, weight, bias, scale, shift)
+    return finish(y, input, activation, residual)
 
 
 def batch_instance_norm(
@@ -104,6 +114,8 @@ def batch_instance_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma (rho x_bn + (1 - rho) x_in) + beta, x_bn and x_in without affine parameters.
 
@@ -113,7 +125,8 @@ def batch_instance_norm(
     x_in = instance_norm(upcast(input), eps=eps)
     gate = per_channel(rho, x_bn)
     mixed = gate * x_bn + (1 - gate) * x_in
-    return finish(mixed, input, weight, bias, activation, residual)
+    y = channels_affine(mixed, weight, bias, scale, shift)
+    return finish(y, input, activation, residual)
 
 
 def group_norm(
@@ -125,6 +138,8 @@ def group_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, statistics of each group of C / G channels.
 
@@ -134,7 +149,8 @@ def group_norm(
     N, C = x.shape[:2]
     grouped = x.reshape(N, num_groups, C // num_groups, *x.shape[2:])
     y = normalise(grouped, range(2, grouped.dim()), eps)
-    return finish(y.reshape(x.shape), input, weight, bias, activation, residual)
+    y = channels_affine(y.reshape(x.shape), weight, bias, scale, shift)
+    return finish(y, input, activation, residual)
 
 
 def _normalise_by_constants(

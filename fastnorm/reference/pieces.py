@@ -42,19 +42,32 @@ def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.dtype).reshape(N, C, *[1] * (x.dim() - 2))
 
 
-def finish(
+def channels_affine(y: Tensor, *parameters: Tensor | None) -> Tensor:
+    """`affine` with weight, bias, scale and shift (C,) or (N, C)."""
+    return affine(y, *(None if t is None else per_channel(t, y) for t in parameters))
+
+
+def affine(
     y: Tensor,
-    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    activation: str | None,
-    residual: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
 ) -> Tensor:
-    """gamma and beta, (C,) or (N, C), the residual, the activation; input's dtype and layout."""
+    """(weight y + bias) (1 + scale) + shift, all of which broadcast to y."""
     if weight is not None:
-        y = y * per_channel(weight, y)
+        y = y * weight.to(y.dtype)
     if bias is not None:
-        y = y + per_channel(bias, y)
+        y = y + bias.to(y.dtype)
+    if scale is not None:
+        y = y * (1 + scale.to(y.dtype))
+    if shift is not None:
+        y = y + shift.to(y.dtype)
+    return y
+
+
+def finish(y: Tensor, input: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+    """The residual, the activation; input's dtype."""
     if residual is not None:
         y = y + residual.to(y.dtype)
     return activate(y, activation).to(input.dtype)

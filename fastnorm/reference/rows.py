@@ -1,6 +1,7 @@
 """The formulas of norms of rows, the last dimensions, and of weight normalisation.
 
-weight and bias have the rows' shape or, where rows differ in theirs, one that broadcasts to x.
+weight and bias have the rows' shape or, where rows differ in theirs, one that broadcasts to x, as
+scale and shift do, which come after them: y (1 + scale) + shift.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .pieces import finish, normalise, upcast
+from .pieces import affine, finish, normalise, upcast
 
 
 def layer_norm(
@@ -20,6 +21,8 @@ def layer_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma (x - mean) / sqrt(var + eps) + beta, all over the last len(normalized_shape) dims.
 
@@ -27,11 +30,8 @@ def layer_norm(
     """
     x = upcast(input)
     y = normalise(x, range(x.dim() - len(normalized_shape), x.dim()), eps)
-    if weight is not None:
-        y = y * weight.to(y.dtype)
-    if bias is not None:
-        y = y + bias.to(y.dtype)
-    return finish(y, input, None, None, activation, residual).contiguous()
+    y = affine(y, weight, bias, scale, shift)
+    return finish(y, input, activation, residual).contiguous()
 
 
 def rms_norm(
@@ -43,6 +43,8 @@ def rms_norm(
     bias: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """y = gamma x / sqrt(mean(x^2) + eps), all over the last len(normalized_shape) dims.
 
@@ -53,11 +55,8 @@ def rms_norm(
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()
-    if weight is not None:
-        y = y * weight.to(y.dtype)
-    if bias is not None:
-        y = y + bias.to(y.dtype)
-    return finish(y, input, None, None, activation, residual).contiguous()
+    y = affine(y, weight, bias, scale, shift)
+    return finish(y, input, activation, residual).contiguous()
 
 
 def gated_rms_norm(
@@ -93,10 +92,13 @@ def add_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(layer_norm(s), s) of s = input + residual."""
-    total = (input + residual).contiguous()
-    return layer_norm(total, normalized_shape, weight, bias, eps), total
+    s = (input + residual).contiguous()
+    return layer_norm(s, normalized_shape, weight, bias, eps, scale=scale, shift=shift), s
 
 
 def add_rms_norm(
@@ -107,10 +109,12 @@ def add_rms_norm(
     eps: float | None = None,
     *,
     bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) of s = input + residual."""
-    total = (input + residual).contiguous()
-    return rms_norm(total, normalized_shape, weight, eps, bias=bias), total
+    s = (input + residual).contiguous()
+    return rms_norm(s, normalized_shape, weight, eps, bias=bias, scale=scale, shift=shift), s
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -213,16 +213,28 @@ static void gradient_item(void *context, size i) {
                   MIN(first + BLOCK * BLOCKS, k->S));
 }
 
+/* All stages of some units. A smooth activation's g, which takes long to compute, is kept between
+   them, to the bit: in dx, which is computed last, or beside it where dx is of 16 bits. */
 static void backward_units(void *context, size i) {
-    struct call *k = context;
+    struct call own = *(struct call *)context, *k = &own;
     const size first = i * k->together, end = MIN(first + k->together, k->units);
+    const int writes = k->t.y || k->t.dresidual;
+    const size unit = k->N * k->C * k->S / k->units;
+    acc *beside = NULL;
+    if (writes && is_smooth(k->job->activation)) {
+        if (k->t.y && sizeof(elem) == sizeof(acc))
+            k->t.g = (acc *)k->t.y;
+        else /* without memory g is computed twice */
+            k->t.g = beside = malloc((size_t)((end - first) * unit) * sizeof(acc)),
+            k->t.g_start = first * unit;
+    }
     for (size u = first; u < end; u++) unit_sums(k, u);
     for (size u = first; u < end; u++) merge_unit_backward(k, u);
-    if (!k->t.y && !k->t.dresidual) return;
-    if (k->last)
+    if (writes && k->last)
         for (size p = end * k->items - 1; p >= first * k->items; p--) gradient_item(k, p);
-    else
+    else if (writes)
         gradient_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
+    free(beside);
 }
 
 /* Gradients of weight, bias and rho. Those that instances share are sums over n in its order, added
@@ -272,8 +284,6 @@ int NAME(norm_backward)(const struct job *j) {
     const int sums = j->sums || j->dweight || j->dbias || j->drho || (k.t.y && !constant);
     const int together = sums && k.kind != GIVEN && by_units(&k, 4, threads);
     k.t.constant = constant;
-    /* g lies in dx until dx is computed: in the core's own cache, and to the bit. */
-    if (together && sizeof(elem) == sizeof(acc) && is_smooth(j->activation)) k.t.g = k.t.y;
     all_coefficients(&k, threads);
     if (k.kind == GIVEN) {
         if (j->sums) {

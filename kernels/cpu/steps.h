@@ -12,7 +12,8 @@ struct tensors {
     uint8_t *bits;
     acc parameter; /* of the activation */
     int constant;  /* statistics are, and dx does not depend on x, which may be infinite */
-    elem *g;       /* where the first pass of a backward leaves dy act'(z), if it does */
+    acc *g;        /* where the first pass of a backward leaves dy act'(z), if it does, */
+    size g_start;  /* from this element on */
 };
 
 /* y of k neighbours, at `i`; bits is where theirs go. */
@@ -43,7 +44,7 @@ static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *
 static INLINE vec summed_step(const struct tensors *t, size i, const uint8_t *bits, int k,
                               struct coefficients a, int activation, int added, vec *deviation) {
     vec g = gradient_step(t, i, bits, k, a, activation, added, deviation);
-    if (t->g) put(t->g + i, g, k);
+    if (t->g) put_acc(t->g + (i - t->g_start), g, k);
     return g;
 }
 
@@ -71,7 +72,7 @@ static INLINE void backward_step(const struct tensors *t, size i, const uint8_t 
                                  int added) {
     vec deviation, g;
     if (t->g)
-        g = get(t->g + i, k), deviation = get(t->x + i, k) - a.center;
+        g = get_acc(t->g + (i - t->g_start), k), deviation = get(t->x + i, k) - a.center;
     else
         g = gradient_step(t, i, bits, k, a, activation, added, &deviation);
     if (t->y) put(t->y + i, g * d.p + (t->constant ? d.r : deviation * d.q + d.r), k);

@@ -5,6 +5,7 @@ import torch
 
 import fastnorm
 import fastnorm.functional as F
+from fastnorm import reference
 from tests.conftest import (
     BACKENDS,
     assert_close,
@@ -58,11 +59,21 @@ def composed(norm, x, p, m, activation=None, residual=None) -> torch.Tensor:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values(backend, norm, given):
-    """By the definition in numpy."""
+    with running(backend):
+        _holds_to_the_definition(F, norm, given)
+
+
+@pytest.mark.parametrize("given", GIVEN, ids="+".join)
+@pytest.mark.parametrize("norm", NORMS)
+def test_values_of_the_reference(norm, given):
+    _holds_to_the_definition(reference, norm, given)
+
+
+def _holds_to_the_definition(functions, norm, given) -> None:
+    """That in numpy."""
     shape = (3, 6, 5, 2)
     x, p, m = make_input(shape), make_params(norm, shape), modulation(norm, shape, given)
-    with running(backend):
-        y = call(F, norm, x, p, **m)
+    y = call(functions, norm, x, p, **m)
     before = numpy_norm(norm, x, p)
     by_sample = [
         0.0 if t is None else t if norm in OF_ROWS else t[:, :, None, None] for t in m.values()
