@@ -25,7 +25,7 @@ from torch.compiler import is_compiling
 
 from . import batching
 from .activations import masked
-from .contract import Backend, Inputs, NormSpec, Tensors, side_input
+from .contract import Backend, Engine, Inputs, NormSpec, Tensors, side_input
 from .reference.specs import formula_gradients, pull_back
 
 
@@ -36,6 +36,8 @@ class Route(NamedTuple):
     # Where compiled autograd traces the backward of an eager call, and for the dy of
     # is_grads_batched, which no kernel can read. None: the formula.
     traced: Backend | None
+    # The backend where it has memory to read and write, which traced tensors have not.
+    engine: Engine | None
 
     def for_backward(self, dy: Tensor) -> Backend | None:
         return self.traced if is_compiling() or batched(dy) else self.backend

@@ -8,6 +8,7 @@ an `Engine` is a backend with memory to read and write: Triton's kernels and the
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from .activations import WITH_MASK, parsed
@@ -216,6 +217,36 @@ class Engine(Backend, Protocol):
         needs: tuple[bool, bool, bool],
     ) -> Tensors:
         """(dx, dgate, dweight); None where `needs` says that nobody asked."""
+        ...
+
+    def modulate(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        """weight (1 + scale) and, where there is a bias or a shift, bias (1 + scale) + shift, for
+        an x of `dtype`: in the dtype of its statistics, of scale's shape and contiguous.
+
+        shift has scale's shape, which ends in that of weight and bias; scale has elements.
+        """
+        ...
+
+    def modulate_backward(
+        self,
+        dgamma: Tensor | None,
+        dbeta: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor | None,
+        dtype: torch.dtype,
+        needs: tuple[bool, bool, bool, bool],
+    ) -> Tensors:
+        """(dweight, dbias, dscale, dshift) from the gradients of both, None being 0; None where
+        `needs` says that nobody asked."""
         ...
 
     def weight_norm(self, v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ the registered operator instead, or, where the backend is cpu or torch, torch's 
 derivatives come from the formula under every backend.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from . import onnx, ops, reference, torch_norms
 from .autograd import Route, TransformedNorm, apply_add_norm, apply_norm, transformed
 from .backend import backend_for, engine_for, get_backend, kernels_for
+from .checks import DTYPES
 from .contract import Engine, Inputs, NormSpec, Stages
 from .gated_autograd import GatedNorm
 from .plain import PLAIN, READY
@@ -64,7 +66,7 @@ def _route(name: str, x: Tensor) -> Route | None:
     engine = _engine(name, x)
     if engine is None:
         return None
-    route = Route(engine, ops.TRACED.backend if name == "triton" else None)
+    route = Route(engine, ops.TRACED.backend if name == "triton" else None, engine)
     if x.is_cpu or x.is_cuda:
         READY[get_backend(), x.dtype, x.is_cpu] = route
     return route
@@ -101,6 +103,17 @@ def stages_for(x: Tensor) -> Stages | None:
         return None
     engine = _engine(name, x)
     return None if engine is None else engine.stages
+
+
+def modulator_for(x: Tensor, parameters: Sequence[Tensor | None]) -> Engine | None:
+    """The engine that makes parameters of each sample for x; None: plain PyTorch does."""
+    name = backend_for(x)
+    if name == "reference" or forward_ad._current_level >= 0 or transformed():
+        return None
+    given = [t for t in parameters if t is not None]
+    if is_traced(x) or any(is_traced(t) or t.dtype not in DTYPES for t in given):
+        return None
+    return _engine(name, x) if x.numel() else None
 
 
 def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:

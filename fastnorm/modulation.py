@@ -7,17 +7,20 @@ norm alone, and in whether the factor is `scale` or 1 + scale.
 
 The norm is an affine map of each sample already. Here its weight and bias become parameters of each
 sample, weight (1 + scale) and bias (1 + scale) + shift, in the dtype of statistics: tensors of N C
-elements, or of a row for each sample. Autograd differentiates that; the engines give the gradients
-of parameters of each sample.
+elements, or of a row for each sample, which an engine makes and differentiates in one call each.
+It gives the gradients of parameters of each sample, too.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .checks import check_channels, check_input, check_parameter, check_rows
-from .contract import neighbours
+from .autograd import Route
+from .checks import DTYPES, check_channels, check_input, check_parameter, check_rows
+from .contract import Engine, neighbours
+from .dispatch import modulator_for
+from .modulation_autograd import apply_modulate, composed
+from .plain import PLAIN
 from .tensors import accumulation
 
 Affine = tuple[Tensor | None, Tensor | None]
@@ -30,26 +33,31 @@ def modulated_channels(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    route: Route | None = None,
 ) -> Affine:
     """weight and bias (N, C), each where there is one, from (C,) and a scale and a shift (N, C).
+
+    `route` is that of an ordinary call, whose other tensors are known to be sound: `plain_route`.
 
     Raises RuntimeError for a scale or a shift that is not of shape (N, C), floating-point and on
     x's device, and what the checks of x and the parameters raise.
     """
+    shape = x.shape[:2]
+    if (engine := _ready_engine(x, route, shape, scale, shift)) is not None:
+        return apply_modulate(weight, bias, scale, shift, x.dtype, engine)
     check_input(op, x, 2, None)
     check_channels(op, x, weight, bias)
     for name, given in (("scale", scale), ("shift", shift)):
         if given is None:
             continue
-        if given.shape != x.shape[:2]:
+        if given.shape != shape:
             raise RuntimeError(
                 f"{op} got {name} of shape {tuple(given.shape)} for an input of shape "
                 f"{tuple(x.shape)}: it needs one element for each sample and channel, "
-                f"{tuple(x.shape[:2])}"
+                f"{tuple(shape)}"
             )
         check_parameter(op, name, given, x)
-    weight, bias = _composed(x, weight, bias, scale, shift)
-    return _expanded(weight, x.shape[:2]), _expanded(bias, x.shape[:2])
+    return _of_samples(x, shape, weight, bias, scale, shift)
 
 
 def modulated_rows(
@@ -60,17 +68,22 @@ def modulated_rows(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    route: Route | None = None,
 ) -> Affine:
     """weight and bias, each where there is one, with as many dimensions as x: the leading ones are
     1 or x's, and those that are not 1 are neighbours. Both have `normalized_shape` alone where one
-    scale and shift serve all rows.
+    scale and shift serve all rows. `route`: see `modulated_channels`.
 
     Raises RuntimeError for a scale or a shift that does not broadcast to x's shape, or that is not
     floating-point and on x's device, and what the checks of x and the parameters raise.
     """
+    leading = x.dim() - len(normalized_shape)
+    if leading > 0:
+        of_instances = (x.shape[0], *[1] * (leading - 1), *normalized_shape)
+        if (engine := _ready_engine(x, route, of_instances, scale, shift)) is not None:
+            return apply_modulate(weight, bias, scale, shift, x.dtype, engine)
     check_input(op, x, 1, None)
     check_rows(op, x, normalized_shape, weight, bias)
-    leading = x.dim() - len(normalized_shape)
     sizes = [1] * leading
     for name, given in (("scale", scale), ("shift", shift)):
         if given is None:
@@ -86,33 +99,52 @@ def modulated_rows(
             if behind <= given.dim() and given.shape[-behind] != 1:
                 sizes[i] = x.shape[i]
     shape = (*neighbours(sizes, x.shape), *normalized_shape)
-    weight, bias = (_expanded(t, shape) for t in _composed(x, weight, bias, scale, shift))
+    weight, bias = _of_samples(x, shape, weight, bias, scale, shift)
     if any(size != 1 for size in sizes):
         return weight, bias
     return tuple(None if t is None else t.reshape(normalized_shape) for t in (weight, bias))  # type: ignore[return-value]
 
 
-def _composed(
+def _ready_engine(
     x: Tensor,
+    route: Route | None,
+    shape: tuple[int, ...],
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Engine | None:
+    """The engine of an ordinary call whose scale and shift are of that shape and ordinary too."""
+    if route is None or scale is None or scale.numel() == 0:
+        return None
+    for given in (scale,) if shift is None else (scale, shift):
+        if (
+            type(given) not in PLAIN
+            or given.shape != shape
+            or given.dtype not in DTYPES
+            or given.device != x.device
+        ):
+            return None
+    return route.engine
+
+
+def _of_samples(
+    x: Tensor,
+    shape: tuple[int, ...],
     weight: Tensor | None,
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Affine:
-    """weight (1 + scale) and bias (1 + scale) + shift, None where neither part is there."""
-    dtype = accumulation(x)
-    weight, bias, scale, shift = (
-        None if t is None else t.to(dtype) for t in (weight, bias, scale, shift)
-    )
-    if scale is not None:
-        factor = scale + 1
-        weight = factor if weight is None else weight * factor
-        if bias is not None and shift is not None:
-            return weight, torch.addcmul(shift, bias, factor)
-        bias = None if bias is None else bias * factor
-    if bias is None or shift is None:
-        return weight, shift if bias is None else bias
-    return weight, bias + shift
+    """weight (1 + scale) and bias (1 + scale) + shift of that shape, None where neither part is.
+
+    One call of an engine where scale and shift have the shape themselves.
+    """
+    given = (weight, bias, scale, shift)
+    if scale is not None and scale.shape == shape and (shift is None or shift.shape == shape):
+        engine = modulator_for(x, given)
+        if engine is not None:
+            return apply_modulate(*given, x.dtype, engine)
+    weight, bias = composed(accumulation(x), *given)
+    return _expanded(weight, shape), _expanded(bias, shape)
 
 
 def _expanded(parameter: Tensor | None, shape: Sequence[int]) -> Tensor | None:

@@ -13,7 +13,11 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 def accumulation(x: Tensor) -> torch.dtype:
     """The dtype of statistics and partial sums: float64 for float64 tensors, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return accumulation_of(x.dtype)
+
+
+def accumulation_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def accumulated(parameter: MaybeTensor, x: Tensor) -> MaybeTensor:

@@ -70,7 +70,7 @@ class Operators:
 
 
 OPERATORS: Backend = Operators()
-TRACED = Route(OPERATORS, OPERATORS)
+TRACED = Route(OPERATORS, OPERATORS, None)
 
 
 def differentiable_norm(inputs: Inputs, spec: NormSpec) -> Tensor:

@@ -7,6 +7,7 @@ from fastnorm.tensors import accumulation
 
 from .channels import channel_norm, channel_norm_backward
 from .gated import gated_norm, gated_norm_backward
+from .modulation import modulate, modulate_backward
 from .plans import stats_size
 from .routing import RoutedEngine
 from .row_geometry import RowSpec
@@ -27,6 +28,8 @@ class TritonEngine(RoutedEngine):
     row_norm_backward = staticmethod(row_norm_backward)
     gated_norm = staticmethod(gated_norm)
     gated_norm_backward = staticmethod(gated_norm_backward)
+    modulate = staticmethod(modulate)
+    modulate_backward = staticmethod(modulate_backward)
     weight_norm = staticmethod(weight_norm)
     weight_norm_backward = staticmethod(weight_norm_backward)
 

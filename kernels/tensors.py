@@ -1,6 +1,7 @@
 """Tensors as kernels are given them: sizes of rows, and room for statistics."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,32 @@ def parameter_rows(parameter: Tensor | None, x: Tensor, normalized_ndim: int) ->
     sizes = parameter.shape[:leading]
     behind = max((i for i, size in enumerate(sizes) if size != 1), default=-1) + 1
     return math.prod(sizes), math.prod(x.shape[behind:leading])
+
+
+class ModulationRows(NamedTuple):
+    """scale and shift as (A, L), their columns neighbours in memory."""
+
+    scale: Tensor
+    shift: Tensor | None
+    sizes: tuple[int, int, int, int]  # A, L, and the distance of neighbouring rows of either
+
+
+def modulation_rows(
+    weight: Tensor | None, bias: Tensor | None, scale: Tensor, shift: Tensor | None
+) -> ModulationRows:
+    """Views where memory allows: a half of what one linear layer made for both is not copied."""
+    parameter = bias if weight is None else weight
+    L = scale.shape[-1] if parameter is None else parameter.numel()
+    A = scale.numel() // L
+    scale = _columns_together(scale.reshape(A, L))
+    shift = None if shift is None else _columns_together(shift.reshape(A, L))
+    return ModulationRows(
+        scale, shift, (A, L, scale.stride(0), 0 if shift is None else shift.stride(0))
+    )
+
+
+def _columns_together(rows: Tensor) -> Tensor:
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def weight_rows(v: torch.Tensor, dim: int) -> torch.Tensor:

@@ -5,11 +5,13 @@ in the environment before any kernel is imported, hence the assignment right bel
 TRITON_INTERPRET=0 keeps it from being made: compiled/, a run of its own, executes compiled kernels.
 """
 
+import collections
 import contextlib
 import itertools
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,14 +50,29 @@ TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torc
 metered = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
 
 
+# The interpreter takes ten times as long for a case as all else does. Of a test that has more than
+# FEW, one case in SHARE runs there, chosen by its name, so that all values of all factors come up;
+# the others are slow.
+FEW, SHARE = 6, 4
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what another version of Triton cannot change: `make test-matrix` leaves it out."""
+    """Mark what another version of Triton cannot change: `make test-matrix` leaves it out; and what
+    is one case too many for an interpreter."""
+    interpreted: dict[str, list[pytest.Item]] = collections.defaultdict(list)
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         file = item.path.relative_to(TESTS).as_posix()
         elsewhere = file.startswith(NO_KERNELS) and "triton" not in item.name
         if elsewhere or parameters.get("backend", "triton") != "triton":
             item.add_marker("no_kernel")
+        elif parameters and is_interpreted and item.get_closest_marker("slow") is None:
+            interpreted[item.nodeid.partition("[")[0]].append(item)
+    for cases in interpreted.values():
+        for item in cases if len(cases) > FEW else ():
+            if zlib.crc32(item.nodeid.encode()) % SHARE:
+                item.add_marker("slow")
 
 
 def slow_unless(quick: bool) -> Any:

@@ -1,17 +1,15 @@
 """The optimizer of a recipe, and the average of the weights that it goes through."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from harness.batches import Normalise
-from harness.evaluation import EVAL_BATCH
 from harness.recipes import Recipe
 
 RHO_SHARE = 10  # of the learning rate
-STATISTICS_IMAGES = 8 * EVAL_BATCH  # of the training split
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
@@ -59,9 +57,10 @@ class Average:
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], share)
 
     @torch.no_grad()
-    def estimate(self, images: torch.Tensor, normalise: Normalise, device: torch.device) -> None:
-        """Running statistics as means over batches of the first STATISTICS_IMAGES of training
-        images (N, 3, 32, 32), as they are; a model without such statistics is left alone."""
+    def estimate(self, batches: Iterable[torch.Tensor]) -> None:
+        """Running statistics as means over batches (N, 3, 32, 32), normalised and augmented as in
+        training: those of images as they are belong to other features again. A model without such
+        statistics is left alone."""
         norms: list[Any] = [
             module
             for module in self.model.modules()
@@ -69,14 +68,13 @@ class Average:
         ]
         if not norms:
             return
-        images = images[:STATISTICS_IMAGES]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for the mean over all batches
         self.model.train()
-        for part in images.chunk(-(-len(images) // EVAL_BATCH)):  # of equal size but for one image
-            self.model(normalise(part.to(device)))
+        for images in batches:
+            self.model(images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

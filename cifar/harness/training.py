@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from harness.batches import Batch, Normalise, TrainBatches
 from harness.config import TrainConfig
 from harness.datasets import Dataset
 from harness.errors import UserError
-from harness.evaluation import Scores, accuracy, infer_splits
+from harness.evaluation import EVAL_BATCH, Scores, accuracy, infer_splits
 from harness.model import Architecture, ResNet, build_model, initialise, synchronise
 from harness.optimizers import Average, make_optimizer
 from harness.probes import FeatureProbe, mixing
@@ -21,6 +21,8 @@ from harness.progress import Progress
 from harness.recipes import RECIPES, Recipe
 from harness.steps import EagerStep, GraphedStep, Outcome
 from harness.world import World
+
+STATISTICS_IMAGES = 8 * EVAL_BATCH  # of the training split, for the average of the weights
 
 Row = dict[str, Any]
 
@@ -135,12 +137,24 @@ class Training:
             group["lr"] = factor * largest
         return groups[0]["lr"]
 
+    def some_batches(self) -> Iterator[Batch]:
+        """The same few images each time, cropped and mirrored as in training, with random numbers
+        of their own: on every process all."""
+        return TrainBatches(
+            self.dataset.train.first(STATISTICS_IMAGES),
+            self.normalise,
+            EVAL_BATCH,
+            flip=self.dataset.flip,
+            seed=self.config.seed,
+            device=self.device,
+        ).epoch()
+
     def validate(self) -> dict[str, float]:
         """The accuracy of the weights and, with --ema, of their average."""
         split = self.evaluated["val"]
         found = {"val_accuracy": accuracy(self.model, split, self.normalise, self.device)}
         if self.average is not None:
-            self.average.estimate(self.dataset.train.images, self.normalise, self.device)
+            self.average.estimate(batch.images for batch in self.some_batches())
             found["ema_val_accuracy"] = accuracy(
                 self.average.model, split, self.normalise, self.device
             )

@@ -56,10 +56,10 @@ def batch_norm(
     after = canonical(activation, "batch_norm")
     spec = NormSpec("batch", 1, training, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
-        gamma, beta = modulated_channels("batch_norm", input, weight, bias, scale, shift)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+        gamma, beta = modulated_channels("batch_norm", input, weight, bias, scale, shift, route)
     if (
         route is not None
         and input.dim() > 1
@@ -126,10 +126,12 @@ def mean_only_batch_norm(
     after = canonical(activation, "mean_only_batch_norm")
     spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, after)
     parameters = (bias, running_mean)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     gamma, beta = None, bias
     if scale is not None or shift is not None:
-        gamma, beta = modulated_channels("mean_only_batch_norm", input, None, bias, scale, shift)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+        gamma, beta = modulated_channels(
+            "mean_only_batch_norm", input, None, bias, scale, shift, route
+        )
     if (
         route is not None
         and input.dim() > 1
@@ -184,10 +186,10 @@ def instance_norm(
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
-        gamma, beta = modulated_channels("instance_norm", input, weight, bias, scale, shift)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+        gamma, beta = modulated_channels("instance_norm", input, weight, bias, scale, shift, route)
     if (
         route is not None
         and input.dim() > 1
@@ -246,10 +248,12 @@ def batch_instance_norm(
     after = canonical(activation, "batch_instance_norm")
     spec = NormSpec("batch_instance", 1, training, momentum, eps, after)
     parameters = (weight, bias, rho, running_mean, running_var)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
-        gamma, beta = modulated_channels("batch_instance_norm", input, weight, bias, scale, shift)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+        gamma, beta = modulated_channels(
+            "batch_instance_norm", input, weight, bias, scale, shift, route
+        )
     if (
         route is not None
         and input.dim() > 1
@@ -303,10 +307,10 @@ def group_norm(
     after = canonical(activation, "group_norm")
     spec = NormSpec("group", num_groups, True, 0.0, eps, after)
     parameters = (weight, bias)
+    route = plain_route(input, residual, input.shape[1:2], parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
-        gamma, beta = modulated_channels("group_norm", input, weight, bias, scale, shift)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+        gamma, beta = modulated_channels("group_norm", input, weight, bias, scale, shift, route)
     if (
         route is not None
         and input.dim() > 1

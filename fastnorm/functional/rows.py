@@ -56,7 +56,7 @@ def layer_norm(
             spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
             if scale is not None or shift is not None:
                 weight, bias = modulated_rows(
-                    "layer_norm", input, shape, weight, bias, scale, shift
+                    "layer_norm", input, shape, weight, bias, scale, shift, route
                 )
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
@@ -119,7 +119,9 @@ def rms_norm(
         if route is not None and _ends_in(input.shape, shape):
             spec, bias = _rms_spec(input, shape, eps, after), None
             if scale is not None or shift is not None:
-                weight, bias = modulated_rows("rms_norm", input, shape, weight, None, scale, shift)
+                weight, bias = modulated_rows(
+                    "rms_norm", input, shape, weight, None, scale, shift, route
+                )
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
     if is_nested(input):
         return on_rows(

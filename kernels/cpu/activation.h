@@ -95,6 +95,41 @@ static INLINE vec sigmoid_of(vec z) {
 #endif
 }
 
+/* silu(z) and its derivative. 16 bits keep a 2^-12 of a value at best: there the exponential is
+   short, and of the reciprocal 14 bits do. The derivative is summed up, and has all its digits. */
+#if WIDE && VL == 16 && DTYPE != FLOAT32
+static INLINE vec power_of_two(vec t) {
+    const vec n = (vec)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT);
+    const vec f = t - n;
+    vec p = f * 1.327647245e-3f + 9.675540961e-3f; /* least squares of the relative error: 1e-7 */
+    p = p * f + 5.550713092e-2f;
+    p = p * f + 2.402212024e-1f;
+    p = p * f + 6.931469440e-1f;
+    return scaled(p * f + 1.0f, n);
+}
+
+#define LOG2E 1.44269504f
+
+static INLINE vec silu_of(vec z) { /* where the power is infinite, z 0 */
+    const __m512 t = _mm512_max_ps((__m512)splat(-126), (__m512)(z * -LOG2E));
+    return z * (vec)_mm512_rcp14_ps((__m512)(1 + power_of_two((vec)t)));
+}
+
+static INLINE vec silu_slope(vec z) {
+    z = between(-88, z, 88); /* beyond it is 0 and 1; all is finite */
+    const vec d = 1 + power_of_two(z * -LOG2E), near = (vec)_mm512_rcp14_ps((__m512)d);
+    const vec sigmoid = near + near * (1 - d * near);
+    return sigmoid * (1 + z * (1 - sigmoid));
+}
+#else
+static INLINE vec silu_of(vec z) { return z * sigmoid_of(z); }
+
+static INLINE vec silu_slope(vec z) {
+    const vec sigmoid = sigmoid_of(z);
+    return sigmoid * (1 + z * (1 - sigmoid));
+}
+#endif
+
 /* Where mish and the approximation of gelu are z, or 0, to the last bit. */
 #define FLAT 20
 
@@ -123,12 +158,8 @@ static INLINE mask passes(vec z, int activation) {
     return activation == LEAKY_RELU ? greater(z, splat(0)) : above(z);
 }
 
-static INLINE vec activated(vec z, int activation, acc parameter) {
-    const mask positive = passes(z, activation);
-    if (activation == NONE) return z;
-    if (activation == RELU) return keep(positive, z);
-    if (activation == SILU) return z * sigmoid_of(z);
-    if (activation == GELU) return z * ((acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752));
+/* Those that no code is specialised for: compiled once, not inlined a hundred times. */
+static __attribute__((noinline)) vec rarely_activated(vec z, int activation, acc parameter) {
     if (activation == GELU_TANH) return z * sigmoid_of(twice_inner(z));
     if (activation == HARDSWISH) {
         vec gate = at_most(z + 3, 6);
@@ -138,8 +169,16 @@ static INLINE vec activated(vec z, int activation, acc parameter) {
         vec all = splat(1), here = tanh_of_softplus(vec_exp(at_most(z, FLAT)));
         return z * blend(greater(z, splat(FLAT)), all, here);
     }
-    if (activation == LEAKY_RELU) return blend(positive, z, z * parameter);
-    return blend(positive, z, vec_expm1(at_most(z, 0)) * parameter);
+    return blend(above(z), z, vec_expm1(at_most(z, 0)) * parameter);
+}
+
+static INLINE vec activated(vec z, int activation, acc parameter) {
+    if (activation == NONE) return z;
+    if (activation == RELU) return keep(passes(z, RELU), z);
+    if (activation == SILU) return silu_of(z);
+    if (activation == GELU) return z * ((acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752));
+    if (activation == LEAKY_RELU) return blend(passes(z, LEAKY_RELU), z, z * parameter);
+    return rarely_activated(z, activation, parameter);
 }
 
 /* g = dy act'(z) of an activation whose mask was kept. */
@@ -147,19 +186,7 @@ static INLINE vec masked_gradient(vec dy, mask positive, int activation, acc par
     return activation == RELU ? keep(positive, dy) : blend(positive, dy, dy * parameter);
 }
 
-static INLINE vec activation_gradient(vec dy, vec z, int activation, acc parameter) {
-    if (activation == NONE) return dy;
-    if (keeps_mask(activation))
-        return masked_gradient(dy, passes(z, activation), activation, parameter);
-    if (activation == SILU) {
-        vec sigmoid = sigmoid_of(z);
-        return dy * sigmoid * (1 + z * (1 - sigmoid));
-    }
-    if (activation == GELU) {
-        vec cdf = (acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752);
-        vec pdf = vec_exp((acc)-0.5 * z * z) * (acc)0.39894228040143268;
-        return dy * (cdf + z * pdf);
-    }
+static __attribute__((noinline)) vec rare_gradient(vec dy, vec z, int activation, acc parameter) {
     if (activation == GELU_TANH) {
         z = -at_most(-at_most(z, FLAT), FLAT); /* its square has to be finite */
         vec sigmoid = sigmoid_of(twice_inner(z));
@@ -177,4 +204,17 @@ static INLINE vec activation_gradient(vec dy, vec z, int activation, acc paramet
         return dy * (tanh_of_softplus(e) + z * e * (e + 1) * rest * rest);
     }
     return dy * blend(above(z), splat(1), vec_exp(at_most(z, 0)) * parameter);
+}
+
+static INLINE vec activation_gradient(vec dy, vec z, int activation, acc parameter) {
+    if (activation == NONE) return dy;
+    if (keeps_mask(activation))
+        return masked_gradient(dy, passes(z, activation), activation, parameter);
+    if (activation == SILU) return dy * silu_slope(z);
+    if (activation == GELU) {
+        vec cdf = (acc)0.5 + (acc)0.5 * vec_erf(z * (acc)0.70710678118654752);
+        vec pdf = vec_exp((acc)-0.5 * z * z) * (acc)0.39894228040143268;
+        return dy * (cdf + z * pdf);
+    }
+    return rare_gradient(dy, z, activation, parameter);
 }

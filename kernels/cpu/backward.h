@@ -15,22 +15,26 @@ static void positions_sums(struct call *k, size i) {
 }
 
 /* Sums of a piece, whose rows are (n, c) or runs of them. */
-static struct sums piece_sums(const struct call *k, struct piece p) {
-    const int added = k->t.residual || k->t.bits;
+static INLINE void blocks_sums(const struct call *k, struct piece p, struct sums *found,
+                               int activation, int added) {
+    const struct tensors t = k->t; /* copies: no store can change them */
+    const struct table a = k->a;
     const struct sets *s = &k->sets;
-    struct sums all = {0, 0};
     for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
-        struct block found = block_of(s, b);
-        size first = found.column, row = p.unit * k->D + p.set; /* n C + c */
-        if (of_channels(k->kind)) row = (p.set + found.row) * k->C + p.unit;
-        for (size r = 0; r < found.rows; r++, row += k->C) {
+        struct block block = block_of(s, b);
+        size first = block.column, row = p.unit * k->D + p.set; /* n C + c */
+        if (of_channels(k->kind)) row = (p.set + block.row) * k->C + p.unit;
+        for (size r = 0; r < block.rows; r++, row += k->C) {
             size at = of_batch(k->kind) && shared(k) ? p.unit : row;
-            struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
-                                     splat(k->a.shift[at])};
-            struct run run = {row * k->S, first, first + found.length, k->S, row};
-            SPECIALISED(run_sums, k->job->activation, added, &k->t, run, a, &all)
+            struct run run = {row * k->S, first, first + block.length, k->S, row};
+            run_sums(&t, run, coefficients_of(&a, at), found, activation, added);
         }
     }
+}
+
+static struct sums piece_sums(const struct call *k, struct piece p) {
+    struct sums all = {0, 0};
+    SPECIALISED(blocks_sums, k->job->activation, k->t.residual || k->t.bits, k, p, &all)
     return all;
 }
 
@@ -186,18 +190,24 @@ static void gradient_positions(const struct call *k, size first, size end) {
     SPECIALISED(stretch_backward, k->job->activation, added, &k->t, &k->a, s)
 }
 
-static void gradient_rows(const struct call *k, size row, size rows, size first, size end) {
-    const int added = k->t.residual || k->t.bits;
-    size n = row / k->C, c = row % k->C;
+static INLINE void rows_backward(const struct call *k, size row, size rows, size first, size end,
+                                 int activation, int added) {
+    const struct tensors t = k->t;
+    const struct table a = k->a;
+    const size C = k->C, S = k->S;
+    size n = row / C, c = row % C;
     for (size i = 0; i < rows; i++, row++) {
         size at = slot(k, n, c);
-        struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
-                                 splat(k->a.shift[at])};
-        struct slopes d = {splat(k->a.p[at]), splat(k->a.q[at]), splat(k->a.r[at])};
-        struct run r = {row * k->S, first, end, k->S, row};
-        SPECIALISED(run_backward, k->job->activation, added, &k->t, r, a, d)
-        if (++c == k->C) c = 0, n++;
+        struct slopes d = {splat(a.p[at]), splat(a.q[at]), splat(a.r[at])};
+        struct run r = {row * S, first, end, S, row};
+        run_backward(&t, r, coefficients_of(&a, at), d, activation, added);
+        if (++c == C) c = 0, n++;
     }
+}
+
+static void gradient_rows(const struct call *k, size row, size rows, size first, size end) {
+    const int added = k->t.residual || k->t.bits;
+    SPECIALISED(rows_backward, k->job->activation, added, k, row, rows, first, end)
 }
 
 static void gradient_item(void *context, size i) {

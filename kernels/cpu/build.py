@@ -31,10 +31,20 @@ DTYPES = {
 NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}  # as common.h has them
 SOURCES = Path(__file__).parent
 # Values keep IEEE's meaning: NaN, Inf and -0 go through. Only traps and errno are given up.
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 OPENMP = {False: "-fopenmp", True: "-fopenmp=libgomp"}  # by whether it is clang: torch's runtime
-FUNCTIONS = ("norm", "norm_backward", "rows", "rows_backward", "gated", "gated_backward", "weight",
-             "weight_backward")  # fmt: skip
+FUNCTIONS = (
+    *("norm", "norm_backward", "rows", "rows_backward", "gated", "gated_backward"),
+    *("modulate", "modulate_backward", "weight", "weight_backward"),
+)
 REMEDY = (
     "install a C compiler with OpenMP (Debian: apt install gcc) or name one in CC, or choose "
     "torch's own norms: fastnorm.set_backend('torch')"

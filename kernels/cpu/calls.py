@@ -32,6 +32,7 @@ pack_norm_backward = struct.Struct("7q16x6q16x10q8xq16xd").pack
 pack_rows = struct.Struct("2q16x7q24x8q2d").pack
 pack_rows_backward = struct.Struct("q8x8q8x11q8xd").pack
 pack_gated = struct.Struct("15qd").pack
+pack_modulation = struct.Struct("19q").pack
 pack_weight = struct.Struct("10q").pack
 # Below so many elements a call takes less time than the interpreter's lock handed to and fro.
 QUICK = 1 << 14
@@ -42,11 +43,17 @@ record = RECORD.names
 
 def run(function: str, x: torch.Tensor, job: bytes) -> None:
     """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
+    if call(function, x.dtype, x.numel(), job):
+        raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
+
+
+def call(function: str, dtype: torch.dtype, elements: int, job: bytes) -> int:
+    """Call the engine of a dtype with so much to do: 0, or another number where that failed."""
     if RECORD.kept is not None:
         RECORD.kept.append(function)
-    found = build.LOADED.get(x.dtype) or build.functions(x.dtype)
-    if getattr(found.quick if x.numel() < QUICK else found, function)(job):
-        raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
+    found = build.LOADED.get(dtype) or build.functions(dtype)
+    failed: int = getattr(found.quick if elements < QUICK else found, function)(job)
+    return failed
 
 
 @functools.cache

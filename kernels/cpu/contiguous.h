@@ -99,7 +99,8 @@ struct piece {
 /* The i-th item of a stage. Sets of neighbouring rows are taken in the order of units, those of one
    channel of each instance in the order of memory. */
 static struct piece piece_at(const struct sets *s, size i) {
-    struct piece p = {i / s->pieces, 0, i % s->pieces, i};
+    struct piece p = {i, 0, 0, i};
+    if (s->pieces > 1) p.unit = i / s->pieces, p.index = i % s->pieces;
     if (s->per_unit > 1) {
         size set = p.unit;
         if (s->set_stride > s->unit_stride)
@@ -133,9 +134,8 @@ static INLINE uint8_t *bits_at(uint8_t *bits, struct run r, size i) {
     return bits ? bits + r.row * ceil_div(r.S, 8) + i / 8 : NULL;
 }
 
-static INLINE void run_forward(const struct tensors *shared, struct run r, struct coefficients a,
+static INLINE void run_forward(const struct tensors *t, struct run r, struct coefficients a,
                                int activation, int added) {
-    const struct tensors own = *shared, *t = &own;
     size i = r.first;
     for (; i + VL <= r.end; i += VL)
         forward_step(t, r.start + i, bits_at(t->bits, r, i), VL, a, activation, added);
@@ -148,9 +148,8 @@ struct sums {
     double g, gx;
 };
 
-static INLINE void run_sums(const struct tensors *shared, struct run r, struct coefficients a,
+static INLINE void run_sums(const struct tensors *t, struct run r, struct coefficients a,
                             struct sums *found, int activation, int added) {
-    const struct tensors own = *shared, *t = &own;
     vec g0 = {0}, g1 = {0}, x0 = {0}, x1 = {0}, d0, d1;
     size i = r.first;
     for (; i + 2 * VL <= r.end; i += 2 * VL) {
@@ -173,9 +172,8 @@ static INLINE void run_sums(const struct tensors *shared, struct run r, struct c
     found->gx += sum(x0 + x1);
 }
 
-static INLINE void run_backward(const struct tensors *shared, struct run r, struct coefficients a,
+static INLINE void run_backward(const struct tensors *t, struct run r, struct coefficients a,
                                 struct slopes d, int activation, int added) {
-    const struct tensors own = *shared, *t = &own;
     size i = r.first;
     for (; i + VL <= r.end; i += VL)
         backward_step(t, r.start + i, bits_at(t->bits, r, i), VL, a, d, activation, added);

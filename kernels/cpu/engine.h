@@ -21,4 +21,5 @@
 #include "rows.h"
 #include "rows_backward.h"
 #include "gated.h"
+#include "modulation.h"
 #include "weight.h"

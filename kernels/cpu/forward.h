@@ -140,17 +140,28 @@ static void apply_positions(const struct call *k, size first, size end) {
     }
 }
 
+/* Coefficients of a row (n, c). */
+static INLINE struct coefficients coefficients_of(const struct table *a, size at) {
+    struct coefficients found = {splat(a->center[at]), splat(a->scale[at]), splat(a->shift[at])};
+    return found;
+}
+
+static INLINE void rows_forward(const struct call *k, size row, size rows, size first, size end,
+                                int activation, int added) {
+    const struct tensors t = k->t; /* copies: no store can change them */
+    const struct table a = k->a;
+    const size C = k->C, S = k->S;
+    size n = row / C, c = row % C;
+    for (size i = 0; i < rows; i++, row++) {
+        struct run r = {row * S, first, end, S, row};
+        run_forward(&t, r, coefficients_of(&a, slot(k, n, c)), activation, added);
+        if (++c == C) c = 0, n++;
+    }
+}
+
 /* y of elements [first, end) of each of `rows` neighbouring rows (n, c). */
 static void apply_rows(const struct call *k, size row, size rows, size first, size end) {
-    size n = row / k->C, c = row % k->C;
-    for (size i = 0; i < rows; i++, row++) {
-        size at = slot(k, n, c);
-        struct coefficients a = {splat(k->a.center[at]), splat(k->a.scale[at]),
-                                 splat(k->a.shift[at])};
-        struct run r = {row * k->S, first, end, k->S, row};
-        SPECIALISED(run_forward, k->job->activation, k->t.residual != NULL, &k->t, r, a)
-        if (++c == k->C) c = 0, n++;
-    }
+    SPECIALISED(rows_forward, k->job->activation, k->t.residual != NULL, k, row, rows, first, end)
 }
 
 /* How a stage that writes is shared out: in the order of memory, and in runs of many elements.

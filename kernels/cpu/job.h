@@ -53,3 +53,13 @@ struct weight_job {
     void *dg;
     int64_t R, L, parameter_type, threads;
 };
+
+/* Weight and bias of each of A samples, of L elements: weight (1 + scale), bias (1 + scale) + shift.
+   Rows of scale and shift lie as many elements apart as their strides say. */
+struct modulation_job {
+    const void *scale, *shift;
+    const void *weight, *bias; /* of parameter_type, (L) */
+    void *gamma, *beta;        /* of type, (A, L); backward their gradients */
+    void *dscale, *dshift, *dweight, *dbias;
+    int64_t A, L, scale_stride, shift_stride, type, scale_type, shift_type, parameter_type, threads;
+};

@@ -9,6 +9,7 @@ from ..routing import RoutedEngine
 from ..tensors import row_sizes
 from .channels import channel_norm, channel_norm_backward, stats_size
 from .gated import gated_norm, gated_norm_backward
+from .modulation import modulate, modulate_backward
 from .rows import row_add_norm, row_norm, row_norm_backward
 from .stages import STAGES
 from .weight import weight_norm, weight_norm_backward
@@ -25,6 +26,8 @@ class CpuEngine(RoutedEngine):
     channel_norm_backward = staticmethod(channel_norm_backward)
     gated_norm = staticmethod(gated_norm)
     gated_norm_backward = staticmethod(gated_norm_backward)
+    modulate = staticmethod(modulate)
+    modulate_backward = staticmethod(modulate_backward)
     weight_norm = staticmethod(weight_norm)
     weight_norm_backward = staticmethod(weight_norm_backward)
 

@@ -102,12 +102,26 @@ static INLINE void row_slopes(const struct rows *shared, size parameters, size r
         row_slope_step(w, row, i, (int)(end - i), a, mean_g, mean_gx, activation, added);
 }
 
+/* Either pass, compiled once for all that take it. */
+static __attribute__((noinline)) void sum_rows(const struct rows *w, size a, const size *row,
+                                               size count, size first, size end, acc *of_gamma,
+                                               struct sums *found) {
+    const int added = w->job->residual || w->job->bits;
+    SPECIALISED(rows_sums, w->job->activation, added, w, a, row, count, first, end, of_gamma, found)
+}
+
+static __attribute__((noinline)) void slope_row(const struct rows *w, size parameters, size row,
+                                                size first, size end, struct sums all) {
+    const int added = w->job->residual || w->job->bits;
+    SPECIALISED(row_slopes, w->job->activation, added, w, parameters, row, first, end, all)
+}
+
 /* Both passes over a chunk of rows, TOGETHER rows at a time, which stay in a core's own cache. */
 static void rows_backward_item(void *context, size i) {
     struct rows *w = context;
     const struct rows_job *j = w->job;
     const struct chunk chunk = chunk_at(&w->chunks, i);
-    const int added = j->residual || j->bits, sums_too = w->t.y || w->chunks.partial;
+    const int sums_too = w->t.y || w->chunks.partial;
     const size together = w->together;
     clear_partials(&w->chunks, chunk, 0, j->L);
     FOR_ROWS(&w->chunks, chunk, together, a, first, stop) {
@@ -116,11 +130,9 @@ static void rows_backward_item(void *context, size i) {
         size row[TOGETHER];
         for (size r = 0; r < count; r++) row[r] = row_with(&w->parameters, a, first + r);
         acc *of_gamma = partial_of(&w->chunks, chunk, a);
-        if (sums_too)
-            SPECIALISED(rows_sums, j->activation, added, w, a, row, count, 0, j->L, of_gamma, sums)
+        if (sums_too) sum_rows(w, a, row, count, 0, j->L, of_gamma, sums);
         if (!w->t.y && !w->t.dresidual) continue;
-        for (size r = 0; r < count; r++)
-            SPECIALISED(row_slopes, j->activation, added, w, a, row[r], 0, j->L, sums[r])
+        for (size r = 0; r < count; r++) slope_row(w, a, row[r], 0, j->L, sums[r]);
     }
 }
 
@@ -136,8 +148,7 @@ static void row_sums_item(void *context, size i) {
         struct sums sums[TOGETHER];
         size row[TOGETHER];
         for (size r = 0; r < count; r++) row[r] = row_with(&w->parameters, a, first + r);
-        SPECIALISED(rows_sums, j->activation, j->residual || j->bits, w, a, row, count, start, end,
-                    partial_of(&w->chunks, chunk, a), sums)
+        sum_rows(w, a, row, count, start, end, partial_of(&w->chunks, chunk, a), sums);
         for (size r = 0; r < count; r++) w->sums[row[r] * w->pieces + piece] = sums[r];
     }
 }
@@ -152,8 +163,7 @@ static void row_slopes_item(void *context, size i) {
         all.g += w->sums[row * w->pieces + p].g;
         all.gx += w->sums[row * w->pieces + p].gx;
     }
-    SPECIALISED(row_slopes, j->activation, j->residual || j->bits, w,
-                parameter_row(&w->parameters, row), row, first, MIN(first + RUN * RANGE, j->L), all)
+    slope_row(w, parameter_row(&w->parameters, row), row, first, MIN(first + RUN * RANGE, j->L), all);
 }
 
 static void add_partials(void *context, size item) {

@@ -59,6 +59,8 @@ static INLINE vec summed_step(const struct tensors *t, size i, const uint8_t *bi
     case SILU * 2 + 1: FUNCTION(__VA_ARGS__, SILU, added); break;            \
     case GELU * 2:                                                           \
     case GELU * 2 + 1: FUNCTION(__VA_ARGS__, GELU, added); break;            \
+    case LEAKY_RELU * 2:                                                     \
+    case LEAKY_RELU * 2 + 1: FUNCTION(__VA_ARGS__, LEAKY_RELU, added); break; \
     default: FUNCTION(__VA_ARGS__, (int)(activation), added);                \
     }
 

@@ -148,6 +148,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_command_estimates_both_directions_beside_a_baseline(tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ("rms", "4096x1024", "bfloat16", "--gpu", "h200", "--out", str(out))

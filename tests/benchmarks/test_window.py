@@ -171,6 +171,7 @@ def run_pytest(folder: Path, *words: str, plugin: str = "benchmarks.pytest_lines
     return file
 
 
+@pytest.mark.slow
 def test_lines_tell_of_tests_that_crash_or_hang(tmp_path: Path) -> None:
     """Each costs its process and no other test; the file has every word before the next test."""
     (tmp_path / "test_it.py").write_text(TESTS)
@@ -256,6 +257,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # a busy machine's: twenty seconds of its time
 def test_a_part_through_make(tmp_path: Path) -> None:
     """The smoke's clusters, interpreted, as they are called where there is a GPU."""

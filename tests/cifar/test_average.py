@@ -1,7 +1,7 @@
 """The moving average of the weights: --ema."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def test_running_statistics_are_those_of_its_own_features(backend: str) -> None:
     with torch.no_grad():
         average.model.conv.weight.mul_(3)
     images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8)
-    average.estimate(images, NORMALISE, CPU)
+    average.estimate([NORMALISE(images)])
     features = average.model.conv(NORMALISE(images)).double()
     norm = average.model.norm
     torch.testing.assert_close(norm.running_mean.double(), features.mean((0, 2, 3)), rtol=1e-4,
@@ -51,11 +51,27 @@ def test_running_statistics_are_those_of_its_own_features(backend: str) -> None:
     assert torch.equal(model.norm.running_mean, torch.zeros(16))
 
 
+def test_its_statistics_are_of_images_as_in_training(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cropped out of their padding: of images as they are no row is of one value."""
+    seen: list[torch.Tensor] = []
+
+    def keep(self: Average, batches: Iterable[torch.Tensor]) -> None:
+        seen.extend(batches)
+
+    monkeypatch.setattr(Average, "estimate", keep)
+    run("averaged", norm="bn", epochs=1, ema=0.9)
+    top = torch.cat(seen)[:, :, 0]
+    padded = (top == top[:, :, :1]).all(2).all(1).float().mean()
+    assert 0.2 < padded < 0.7  # 4 of 9 crops
+
+
 @pytest.mark.parametrize("norm", ["gn", "none"])
 def test_without_running_statistics_nothing_is_computed(norm: str) -> None:
     average = Average(build_model(Architecture(norm, depth_n=1), "cpu", seed=0), 0.5)
     average.model.forward = lambda _: pytest.fail("has computed")
-    average.estimate(torch.zeros(2, 3, 32, 32), NORMALISE, CPU)
+    average.estimate([torch.zeros(2, 3, 32, 32)])
 
 
 @pytest.mark.parametrize("norm", ["bn", "wn"])

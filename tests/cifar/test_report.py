@@ -120,6 +120,7 @@ def test_a_half_finished_study(folder: StudyFolder) -> None:
     assert text.count("speed.jsonl is missing") == 1
 
 
+@pytest.mark.slow
 def test_a_study_that_has_only_begun(
     folder: StudyFolder, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -151,6 +152,7 @@ def test_an_empty_or_wrong_folder_is_an_error(folder: StudyFolder, tmp_path: Pat
         report(ReportConfig(folder.path / "runs" / "bn"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gn", "bn-builtin", "gn-builtin", "none", "bin"])
 def test_a_single_run(folder: StudyFolder, name: str) -> None:
     """Its curves, its scores, its confusions; nothing that compares it with another."""

@@ -92,6 +92,7 @@ def test_scripts_get_the_flags_that_were_meant() -> None:
             assert getattr(speed, field.name) == getattr(study, field.name)
 
 
+@pytest.mark.slow
 def test_a_study_from_the_command_line(
     run_script: Callable[..., subprocess.CompletedProcess[str]], tiny_cifar: Path, tmp_path: Path
 ) -> None:

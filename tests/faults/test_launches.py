@@ -6,7 +6,7 @@ import torch.nn.functional as TF
 
 import fastnorm
 from fastnorm.kernels import launch, tiers
-from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running, slow_unless
 from tests.faults.modules import (
     SHAPE,
     WRITERS,
@@ -56,8 +56,14 @@ def test_a_failed_launch_has_changed_nothing(fail_at, monkeypatch):
                 assert_close(module.state_dict()[key], truth, key)
 
 
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "tier"),
+    [
+        pytest.param(name, tier, marks=slow_unless(i % len(TIERS) == j))
+        for i, name in enumerate(WRITERS)
+        for j, tier in enumerate(TIERS)
+    ],
+)
 def test_a_launch_that_stops_half_way(fail_at_program, name, tier):
     """In any launch of forward and backward: a program has arrived at its counter, the others never
     will. The counters are forgotten, the next call is right."""

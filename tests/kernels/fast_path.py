@@ -1,7 +1,7 @@
 """What Triton hands a compiled kernel, and what `Launch` does: `python -m tests.kernels.fast_path`.
 
-Every launch of the norms is made twice with recorders in the place of compiled kernels: the first
-goes through Triton, the second is the fast path. Prints JSON, for each the kernel's name and both
+The first launch of every kernel is made twice with recorders in the place of compiled ones: one
+goes through Triton, the other is the fast path. Prints JSON, for each the kernel's name and both
 argument lists. In a process of its own, where the interpreter is off; nothing needs a GPU.
 """
 
@@ -51,6 +51,8 @@ def main() -> None:
         kernel._run = lambda *arguments: calls.append(list(arguments))
 
     def launch_twice(launch: Any, tensors: Any, floats: tuple[float, ...] = ()) -> bool:
+        if any(each["kernel"] == launch.name for each in found):
+            return True  # its other launches differ in constants, and take seconds to compile
         pointers: Any = tuple(
             None if tensor is None else Pointer(4096 * (i + 1), tensor.dtype)
             for i, tensor in enumerate(tensors)

@@ -13,7 +13,7 @@ import torch
 import fastnorm.functional as F
 from fastnorm import kernels
 from fastnorm.kernels import clusters, launch, occupancy, tiers
-from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.conftest import DEVICE, assert_close, make_input, running, slow_unless
 from tests.kernels.tilings import fresh_plans
 from tests.norms import forward_backward, make_params
 
@@ -80,7 +80,9 @@ def results(norm):
     return launched
 
 
-@pytest.mark.parametrize("norm", SHAPES)
+@pytest.mark.parametrize(
+    "norm", [pytest.param(n, marks=slow_unless(i == 0)) for i, n in enumerate(SHAPES)]
+)
 def test_a_launch_that_the_driver_refuses_is_streamed(gpu, cooperative_launches, norm):
     """As where a process has a part of a GPU (MPS, green contexts): forward and backward, once."""
     assert results(norm) == STREAMING[norm]

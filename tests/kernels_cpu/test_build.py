@@ -101,15 +101,15 @@ def test_no_compiler(tmp_path):
     assert done.stdout.count("CPU tensors take torch's own norms") == 1
 
 
-def test_many_processes_at_once(tmp_path):
+def test_two_processes_at_once(tmp_path):
     """Each compiles or finds it; one library is left, and nothing else."""
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "FASTNORM_BACKEND": "cpu"}
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", USE]
     processes = [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    assert [p.communicate(timeout=280)[0].strip() for p in processes] == ["tensor(0.)"] * 3
+    assert [p.communicate(timeout=280)[0].strip() for p in processes] == ["tensor(0.)"] * 2
     (library,) = (tmp_path / "fastnorm").iterdir()
     assert library.name.startswith("float32-") and library.suffix == ".so"
 
