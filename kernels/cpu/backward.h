@@ -15,24 +15,27 @@ static void positions_sums(struct call *k, size i) {
 }
 
 /* Sums of a piece, whose rows are (n, c) or runs of them. */
-static INLINE void blocks_sums(const struct call *k, struct piece p, struct sums *found,
+static INLINE void blocks_sums(const struct call *k, const struct piece *p, struct sums *found,
                                int activation, int added) {
     const struct tensors t = k->t; /* copies: no store can change them */
     const struct table a = k->a;
     const struct sets *s = &k->sets;
-    for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++) {
+    for (size b = p->index * BLOCKS; b < MIN((p->index + 1) * BLOCKS, s->blocks); b++) {
         struct block block = block_of(s, b);
-        size first = block.column, row = p.unit * k->D + p.set; /* n C + c */
-        if (of_channels(k->kind)) row = (p.set + block.row) * k->C + p.unit;
+        size first = block.column, row = p->unit * k->D + p->set; /* n C + c */
+        if (of_channels(k->kind)) row = (p->set + block.row) * k->C + p->unit;
+        struct chains sums = {{{0}}, {{0}}};
         for (size r = 0; r < block.rows; r++, row += k->C) {
-            size at = of_batch(k->kind) && shared(k) ? p.unit : row;
+            size at = of_batch(k->kind) && shared(k) ? p->unit : row;
             struct run run = {row * k->S, first, first + block.length, k->S, row};
-            run_sums(&t, run, coefficients_of(&a, at), found, activation, added);
+            run_sums(&t, run, coefficients_of(&a, at), &sums, activation, added);
         }
+        found->g += sum(sums.g[0] + sums.g[1]);
+        found->gx += sum(sums.gx[0] + sums.gx[1]);
     }
 }
 
-static struct sums piece_sums(const struct call *k, struct piece p) {
+static struct sums piece_sums(const struct call *k, const struct piece *p) {
     struct sums all = {0, 0};
     SPECIALISED(blocks_sums, k->job->activation, k->t.residual || k->t.bits, k, p, &all)
     return all;
@@ -45,7 +48,7 @@ static void sums_item(void *context, size i) {
         return;
     }
     struct piece p = piece_at(&k->sets, i);
-    k->sums_found[p.at] = piece_sums(k, p);
+    k->sums_found[p.at] = piece_sums(k, &p);
 }
 
 static void unit_sums(struct call *k, size u) {
@@ -53,7 +56,7 @@ static void unit_sums(struct call *k, size u) {
         for (size i = 0; i < k->items; i++) positions_sums(k, u * k->items + i);
         return;
     }
-    FOR_PIECES(p, &k->sets, u) k->sums_found[p.at] = piece_sums(k, p);
+    FOR_PIECES(p, &k->sets, u) k->sums_found[p.at] = piece_sums(k, &p);
 }
 
 /* The sums of (n, c), merged from those of its pieces in their order. */

@@ -49,7 +49,7 @@ static INLINE struct moments merged(struct moments a, struct moments b) {
 /* The exact mean, then the squares of the deviations from it. The sum of the deviations is the
    mean's own rounding error, to the last bit if all values are equal. Means are sums of shares: a
    sum would overflow where they do not. */
-static struct moments block_moments(const elem *x, struct block b, size row_stride) {
+static INLINE struct moments block_moments(const elem *x, struct block b, size row_stride) {
     x += b.row * row_stride + b.column;
     const acc share = (acc)1 / (acc)(b.rows * b.length);
     vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
@@ -117,10 +117,14 @@ static struct piece piece_at(const struct sets *s, size i) {
          p.set++, p.index = 0)                                                                \
         for (; p.index < (s)->pieces; p.index++, p.at++)
 
-static struct moments piece_moments(const elem *x, const struct sets *s, struct piece p) {
+static struct moments piece_moments(const elem *x, const struct sets *s, const struct piece *p) {
     struct moments all = {0, 0, 0};
-    x += p.unit * s->unit_stride + p.set * s->set_stride;
-    for (size b = p.index * BLOCKS; b < MIN((p.index + 1) * BLOCKS, s->blocks); b++)
+    x += p->unit * s->unit_stride + p->set * s->set_stride;
+    if (s->blocks == 1) {
+        const struct block whole = {0, s->rows, 0, s->length};
+        return block_moments(x, whole, s->row_stride);
+    }
+    for (size b = p->index * BLOCKS; b < MIN((p->index + 1) * BLOCKS, s->blocks); b++)
         all = merged(all, block_moments(x, block_of(s, b), s->row_stride));
     return all;
 }
@@ -148,9 +152,14 @@ struct sums {
     double g, gx;
 };
 
+/* The same while they grow: in two chains each. */
+struct chains {
+    vec g[2], gx[2];
+};
+
 static INLINE void run_sums(const struct tensors *t, struct run r, struct coefficients a,
-                            struct sums *found, int activation, int added) {
-    vec g0 = {0}, g1 = {0}, x0 = {0}, x1 = {0}, d0, d1;
+                            struct chains *found, int activation, int added) {
+    vec g0 = found->g[0], g1 = found->g[1], x0 = found->gx[0], x1 = found->gx[1], d0, d1;
     size i = r.first;
     for (; i + 2 * VL <= r.end; i += 2 * VL) {
         vec a0 = summed_step(t, r.start + i, bits_at(t->bits, r, i), VL, a, activation, added, &d0);
@@ -168,8 +177,7 @@ static INLINE void run_sums(const struct tensors *t, struct run r, struct coeffi
         g0 += g;
         x0 += g * d0;
     }
-    found->g += sum(g0 + g1);
-    found->gx += sum(x0 + x1);
+    found->g[0] = g0, found->g[1] = g1, found->gx[0] = x0, found->gx[1] = x1;
 }
 
 static INLINE void run_backward(const struct tensors *t, struct run r, struct coefficients a,

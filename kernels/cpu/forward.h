@@ -15,7 +15,7 @@ static void moments_item(void *context, size i) {
         return;
     }
     struct piece p = piece_at(&k->sets, i);
-    k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, p);
+    k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, &p);
 }
 
 /* Those of a unit, one after the other. */
@@ -24,7 +24,7 @@ static void unit_moments(struct call *k, size u) {
         for (size i = 0; i < k->items; i++) positions_item(k, u * k->items + i);
         return;
     }
-    FOR_PIECES(p, &k->sets, u) k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, p);
+    FOR_PIECES(p, &k->sets, u) k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, &p);
 }
 
 /* Moments of (n, c), merged from those of its pieces in their order. */
