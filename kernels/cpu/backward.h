@@ -173,18 +173,31 @@ static void merge_mixed_backward(struct call *k, size c) {
     k->sum_gx[c] = drho;
 }
 
-static void merge_unit_backward(void *context, size u) {
+static void merge_channel_of_kind(struct call *k, size c) {
+    if (k->kind == MIXED)
+        merge_mixed_backward(k, c);
+    else
+        merge_channel_backward(k, c);
+}
+
+static void merge_item_backward(void *context, size i) {
     struct call *k = context;
-    const size last = k->last;
-    if (k->kind == MIXED) {
-        for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_mixed_backward(k, c);
-    } else if (of_batch(k->kind)) {
-        for (size c = last ? 0 : u; c < (last ? k->C : u + 1); c++) merge_channel_backward(k, c);
-    } else if (last) {
-        for (size g = 0; g < k->G; g++) merge_group_backward(k, u, g);
+    if (k->last && of_channels(k->kind)) {
+        for (size c = i * MERGED; c < MIN((i + 1) * MERGED, k->C); c++) merge_channel_of_kind(k, c);
+    } else if (of_channels(k->kind)) {
+        merge_channel_of_kind(k, i);
+    } else if (k->last) {
+        for (size g = 0; g < k->G; g++) merge_group_backward(k, i, g);
     } else {
-        merge_group_backward(k, u / k->G, u % k->G);
+        merge_group_backward(k, i / k->G, i % k->G);
     }
+}
+
+static void merge_unit_backward(struct call *k, size u) {
+    if (k->last && of_channels(k->kind))
+        for (size i = 0; i < merge_items(k); i++) merge_item_backward(k, i);
+    else
+        merge_item_backward(k, u);
 }
 
 static void gradient_positions(const struct call *k, size first, size end) {
@@ -310,7 +323,7 @@ int NAME(norm_backward)(const struct job *j) {
     } else {
         if (sums) {
             share_out(sums_item, &k, k.units * k.items, threads, 0);
-            share_out(merge_unit_backward, &k, k.units, threads, 0);
+            share_out(merge_item_backward, &k, merge_items(&k), threads, 0);
         }
         for (size c = 0; !sums && constant && c < k.C; c++) set_constant_slopes(&k, c);
         if (writes) share_out(gradient_item, &k, apply_items(&k), threads, sums);

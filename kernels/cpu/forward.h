@@ -114,15 +114,32 @@ static void merge_group(struct call *k, size n, size g) {
     for (size c = first; c < first + D; c++) set_coefficients(k, n, c, set);
 }
 
-static void merge_unit(void *context, size u) {
+/* Merges are shared out by units or, of channels that lie last and are one unit, by some of them. */
+#define MERGED 8
+
+static size merge_items(const struct call *k) {
+    return k->last && of_channels(k->kind) ? ceil_div(k->C, MERGED) : k->units;
+}
+
+static void merge_item(void *context, size i) {
     struct call *k = context;
-    if (of_channels(k->kind)) {
-        for (size c = k->last ? 0 : u; c < (k->last ? k->C : u + 1); c++) merge_channel(k, c);
+    if (k->last && of_channels(k->kind)) {
+        for (size c = i * MERGED; c < MIN((i + 1) * MERGED, k->C); c++) merge_channel(k, c);
+    } else if (of_channels(k->kind)) {
+        merge_channel(k, i);
     } else if (k->last) {
-        for (size g = 0; g < k->G; g++) merge_group(k, u, g);
+        for (size g = 0; g < k->G; g++) merge_group(k, i, g);
     } else {
-        merge_group(k, u / k->G, u % k->G);
+        merge_group(k, i / k->G, i % k->G);
     }
+}
+
+/* All of a unit. */
+static void merge_unit(struct call *k, size u) {
+    if (k->last && of_channels(k->kind))
+        for (size i = 0; i < merge_items(k); i++) merge_item(k, i);
+    else
+        merge_item(k, u);
 }
 
 /* Positions from `first` on, not beyond `end`, that share coefficients. */
@@ -255,7 +272,7 @@ int NAME(norm)(const struct job *j) {
     } else {
         if (merges) {
             share_out(moments_item, &k, k.units * k.items, threads, 0);
-            share_out(merge_unit, &k, k.units, threads, 0);
+            share_out(merge_item, &k, merge_items(&k), threads, 0);
         } else {
             given_coefficients(&k, threads);
         }
