@@ -3,8 +3,9 @@
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MMAP_BYTES = 32 << 20  # the most that glibc accepts; every tensor of the cases is smaller
+MMAP_BYTES = 32 << 20  # the most that glibc accepts
 TRIM_BYTES = 2**31 - 1
+BLOCKS = 16  # of that size, which the heap grows by at once: larger tensors fit into them too
 
 
 def keep_freed_memory() -> bool:
@@ -14,7 +15,14 @@ def keep_freed_memory() -> bool:
     page faults, longer than the norm itself: whether ours or torch's pays is a matter of luck.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt, malloc, free = libc.mallopt, libc.malloc, libc.free
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES))
+    if not (mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)):
+        return False
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    free.restype, free.argtypes = None, [ctypes.c_void_p]
+    for block in [malloc(MMAP_BYTES - 4096) for _ in range(BLOCKS)]:
+        free(block)
+    return True

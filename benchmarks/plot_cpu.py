@@ -53,13 +53,22 @@ def by_shape(rows: Sequence[Row]) -> str:
     return table(rows, shape_name, list(dict.fromkeys(map(shape_name, rows))))
 
 
+def kind(row: Row) -> str:
+    """Its dtype and layout, as the columns of `modulated` have them."""
+    last = ", channels last" if row["layout"] == "channels_last" else ""
+    return f"{row['dtype']}{last}"
+
+
 def modulated(rows: Sequence[Row]) -> str:
-    """The table of modulated norms in docs/benchmarks.md, a line for each row."""
-    lines = ["| chain | shape | dtype | layout | ratio |", "|---" * 5 + "|"]
+    """The table of modulated norms in docs/benchmarks.md: a line for each chain and shape."""
+    kinds = list(dict.fromkeys(map(kind, rows)))
+    lines = [f"| chain | shape | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
+    chains: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        chain = f"{NAMES[row['op']]} {MODULATED[row['fused']]}"
-        cells = (chain, shape_name(row), row["dtype"], row["layout"], f"{row['ratio_p50']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        chain = f"{NAMES[row['op']]} {MODULATED[row['fused']]}", shape_name(row)
+        chains.setdefault(chain, {})[kind(row)] = f"{row['ratio_p50']:.2f}"
+    for chain, found in chains.items():
+        lines.append(f"| {' | '.join((*chain, *(found.get(k, '') for k in kinds)))} |")
     return "\n".join(lines)
 
 
@@ -92,13 +101,21 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     plt.close(figure)
 
 
+def measured() -> tuple[list[Row], list[Row]]:
+    """Ours of results/cpu.jsonl: the plain rows and the modulated ones."""
+    rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    return (
+        [row for row in rows if row["fused"] in FUSIONS],
+        [row for row in rows if row["fused"] in MODULATED],
+    )
+
+
 def main() -> None:
     """The command line."""
-    all_rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
-    rows = [row for row in all_rows if row["fused"] in FUSIONS]
+    rows, modulated_rows = measured()
     draw(rows, RESULTS / "cpu.png")
     print(f"{by_fusion(rows)}\n\n{by_shape(rows)}\n")
-    print(modulated([row for row in all_rows if row["fused"] in MODULATED]), end="\n\n")
+    print(modulated(modulated_rows), end="\n\n")
     worst = max(rows, key=lambda row: float(row["ratio_p50"]))
     print(
         f"{len(rows)} rows, mean {mean_ratio(rows):.2f}, largest {worst['ratio_p50']:.2f}: "

@@ -24,7 +24,6 @@ import pytest
 import torch.distributed.run
 
 import fastnorm
-from benchmarks.rows import read
 
 NO_TOOLS = "of the tools for development, which a machine for `make gpu` need not have"
 markdown_it = pytest.importorskip("markdown_it", reason=NO_TOOLS)
@@ -238,6 +237,7 @@ def test_links(page):
 def test_measured_speed():
     """The tables' figures are those of the rows."""
     plot_cpu = pytest.importorskip("benchmarks.plot_cpu", reason="matplotlib is not installed")
-    rows = [row for row in read(plot_cpu.RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
+    rows, modulated = plot_cpu.measured()
     assert plot_cpu.by_fusion(rows) in (ROOT / "README.md").read_text()
+    assert plot_cpu.modulated(modulated) in (ROOT / "docs/benchmarks.md").read_text()
     assert plot_cpu.by_shape(rows) in (ROOT / "docs/benchmarks.md").read_text()
