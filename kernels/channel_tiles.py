@@ -241,9 +241,8 @@ def positions(K: tl.constexpr):
 def rows(K: tl.constexpr, EACH: tl.constexpr):
     """(row, place in it) of the positions of a tile that has rows, or of EACH of them together.
 
-    Triton before 3.8 has to be shown that the place is a multiple of INNER and more, else its
-    accesses are one by one: no division of a whole inner axis, whose result is 0, and a product
-    last.
+    Triton before 3.8 does not know what divides the remainder of a multiple, (i INNER) % ROW, and
+    accesses by it would be one by one: so the product comes last.
     """
     INNER: tl.constexpr = K.INNER // EACH
     ROW: tl.constexpr = K.ROW // EACH
