@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastnorm
-from tests.conftest import assert_close
+from tests.conftest import assert_close, slow_unless
 from tests.distributed import gloo_statistics
 from tests.distributed.processes import run_ranks
 
@@ -21,7 +21,9 @@ def whole(count, sizes):
     ]
 
 
-@pytest.mark.parametrize("count", gloo_statistics.BACKENDS)
+@pytest.mark.parametrize(
+    "count", [pytest.param(n, marks=slow_unless(n == 2)) for n in gloo_statistics.BACKENDS]
+)
 def test_ranks_compute_what_one_process_does(count, tmp_path):
     """One test for all that a group of processes wrote: starting them is what takes time."""
     ranks = run_ranks("tests.distributed.gloo_statistics", count, tmp_path)

@@ -1,6 +1,7 @@
 """torch.compile: no break, no second compilation, no difference."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -71,8 +72,13 @@ def test_one_graph_for_all_batch_sizes(backend, name, train):
     assert worst <= DIFFERENCE[backend]
 
 
-@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", ["triton", "cpu"])
+@pytest.mark.parametrize(
+    ("backend", "train"),
+    [
+        pytest.param(*values, marks=slow_unless(values == ("triton", True)))
+        for values in itertools.product(("triton", "cpu"), (True, False))
+    ],
+)
 def test_inductor(backend, train):
     """With cpu the program has torch's own operators. On a CPU torch 2.13 miscompiles the
     formula's second centring here (pytorch issue 185702): dx is off by twice its size."""
