@@ -33,9 +33,10 @@ FORWARD_ALONE = {
 
 def forward_kernels(case: Case) -> list[str]:
     """What the forward has to launch."""
+    before = ["modulate_kernel"] if case.modulated else []
     if case.op in WITHOUT_TIERS:
-        return FORWARD_ALONE.get(case.op, ["apply_kernel"])
-    return FORWARD[case.tier][case.op in OF_ROWS]
+        return before + FORWARD_ALONE.get(case.op, ["apply_kernel"])
+    return before + FORWARD[case.tier][case.op in OF_ROWS]
 
 
 def quick(cases: tuple[Case, ...], kinds_of: tuple[str, ...]) -> set[int]:

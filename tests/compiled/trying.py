@@ -99,9 +99,7 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
     stats = t.get("running_mean"), t.get("running_var")
     weight, bias = t.get("weight"), t.get("bias")
     affine = {"weight": weight, "bias": bias}
-    if case.modulated and F is reference:
-        affine = modulated(**affine, scale=t["scale"], shift=t["shift"])
-    elif case.modulated:
+    if case.modulated:
         affine |= {"scale": t["scale"], "shift": t["shift"]}
     uses_input = not case.op.endswith("_eval")
     match case.op:
@@ -133,20 +131,6 @@ def called(F: Any, case: Case, t: Tensors) -> tuple[torch.Tensor, ...]:
         case "add_rms":
             return F.add_rms_norm(x, residual, x.shape[-1:], weight, EPS)
     raise ValueError(f"unknown operator {case.op!r}")
-
-
-def modulated(
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-) -> dict[str, torch.Tensor | None]:
-    """The parameters of each sample, for the truth."""
-    factor = 1 + scale
-    return {
-        "weight": factor if weight is None else weight * factor,
-        "bias": shift if bias is None else bias * factor + shift,
-    }
 
 
 def moment_norm(
