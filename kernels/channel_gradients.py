@@ -120,7 +120,7 @@ def unit_sums(t, at, index, s, K: tl.constexpr):
     the one with index 0 leaves the channels' own for add_instances."""
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
-    BLOCK: tl.constexpr = merged_at_once(K)
+    BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(at.u, block, BLOCK, s)
         own = published_sums(t, at.n, channels, s, K)
@@ -278,7 +278,7 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 def add_instances(t, u, s, K: tl.constexpr):
     """dgamma, dbeta and drho of the channels of the units u of all instances, and sums over the
     batch where statistics are the batch's."""
-    BLOCK: tl.constexpr = merged_at_once(K)
+    BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(u, block, BLOCK, s)
         if K.MIX:

@@ -22,7 +22,8 @@ from .channel_tiles import (
     outer_sum,
     spread,
     spread_outer,
-    tile_sizes,
+    tile_instances,
+    tile_width,
     tiles_of_part,
     unfolded,
     unit_channels,
@@ -52,8 +53,8 @@ def along(m, AXIS: tl.constexpr):
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
     """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
-    instances: tl.constexpr = tile_sizes(K)[0]
-    width: tl.constexpr = tile_sizes(K)[1]
+    instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
+    width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     left = tl.minimum(s.S - tile.start, width)
     if K.FOLDED:
         left = tl.minimum(s.N - tile.start, K.BLOCK_S)
@@ -222,7 +223,7 @@ def unit_moments(t, at, s, K: tl.constexpr):
 
     A unit has several blocks of channels only where all of them make up one set.
     """
-    BLOCK: tl.constexpr = merged_at_once(K)
+    BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)

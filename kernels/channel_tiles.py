@@ -67,11 +67,12 @@ def unit_channels(u, block, s, K: tl.constexpr):
     return block_of_channels(u, block, BLOCK_C, s)
 
 
+# Scalars: Triton 3.6's interpreter hands a NamedTuple over as a plain tuple.
 @triton.constexpr_function
-def merged_at_once(K):
+def merged_at_once(block, sets):
     """Channels of a unit that are merged at a time: more than a tile has, where it has few of one
     large set, since each block is waited for."""
-    return max(K.BLOCK_C, 32) if K.SETS == 1 else K.BLOCK_C
+    return max(block, 32) if sets == 1 else block
 
 
 @triton.jit
@@ -285,16 +286,22 @@ def tile_of(n, start, at, s, K: tl.constexpr):
 
 
 @triton.constexpr_function
-def tile_sizes(K):
-    """Instances of a tile that is not folded, and positions of each."""
-    return (K.BLOCK_S // K.ROW, K.ROW) if K.ROW else (K.BLOCK_N, K.BLOCK_S)
+def tile_instances(block_n, block_s, row):
+    """Instances of a tile that is not folded."""
+    return block_s // row if row else block_n
+
+
+@triton.constexpr_function
+def tile_width(block_s, row):
+    """Positions of each of them."""
+    return row if row else block_s
 
 
 @triton.jit
 def resident_tile(at, s, K: tl.constexpr):
     """The one tile of a member: its part is a block of positions or, over a batch, of instances."""
-    instances: tl.constexpr = tile_sizes(K)[0]
-    width: tl.constexpr = tile_sizes(K)[1]
+    instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
+    width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     s_blocks = tl.cdiv(s.S, width)
     start = (at.part % s_blocks).to(tl.int64) * width
     return tile_of(at.n + (at.part // s_blocks) * instances, start, at, s, K)
@@ -306,8 +313,8 @@ def tiles_of_part(at, s, K: tl.constexpr):
 
     Parts of a norm within an instance end with it: there, tiles are blocks of positions alone.
     """
-    instances: tl.constexpr = tile_sizes(K)[0]
-    width: tl.constexpr = tile_sizes(K)[1]
+    instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
+    width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     if K.FOLDED:
         whole, tiles = s.N // K.BLOCK_S, tl.cdiv(s.N, K.BLOCK_S)
     else:
@@ -323,8 +330,8 @@ def tiles_of_part(at, s, K: tl.constexpr):
 @triton.jit
 def nth_tile(i, at, s, K: tl.constexpr):
     """A tile of a unit; those that lack positions or instances come last."""
-    instances: tl.constexpr = tile_sizes(K)[0]
-    width: tl.constexpr = tile_sizes(K)[1]
+    instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
+    width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     if K.ROW > 0:
         blocks, n_blocks = s.S // width, s.N // instances  # whole ones
         n, block = i // tl.maximum(blocks, 1), i % tl.maximum(blocks, 1)
