@@ -181,23 +181,7 @@ static void merge_channel_of_kind(struct call *k, size c) {
 }
 
 static void merge_item_backward(void *context, size i) {
-    struct call *k = context;
-    if (k->last && of_channels(k->kind)) {
-        for (size c = i * MERGED; c < MIN((i + 1) * MERGED, k->C); c++) merge_channel_of_kind(k, c);
-    } else if (of_channels(k->kind)) {
-        merge_channel_of_kind(k, i);
-    } else if (k->last) {
-        for (size g = 0; g < k->G; g++) merge_group_backward(k, i, g);
-    } else {
-        merge_group_backward(k, i / k->G, i % k->G);
-    }
-}
-
-static void merge_unit_backward(struct call *k, size u) {
-    if (k->last && of_channels(k->kind))
-        for (size i = 0; i < merge_items(k); i++) merge_item_backward(k, i);
-    else
-        merge_item_backward(k, u);
+    merge_sets(context, i, merge_channel_of_kind, merge_group_backward);
 }
 
 static void gradient_positions(const struct call *k, size first, size end) {
@@ -255,7 +239,7 @@ static void backward_units(void *context, size i) {
             k->t.g_start = first * unit;
     }
     for (size u = first; u < end; u++) unit_sums(k, u);
-    for (size u = first; u < end; u++) merge_unit_backward(k, u);
+    for (size u = first; u < end; u++) merge_unit(k, u, merge_item_backward);
     if (writes && k->last)
         for (size p = end * k->items - 1; p >= first * k->items; p--) gradient_item(k, p);
     else if (writes)

@@ -121,25 +121,30 @@ static size merge_items(const struct call *k) {
     return k->last && of_channels(k->kind) ? ceil_div(k->C, MERGED) : k->units;
 }
 
-static void merge_item(void *context, size i) {
-    struct call *k = context;
+/* The i-th of them, forward or backward: `channel` or `group` merges one set. */
+static INLINE void merge_sets(struct call *k, size i, void (*channel)(struct call *, size),
+                              void (*group)(struct call *, size, size)) {
     if (k->last && of_channels(k->kind)) {
-        for (size c = i * MERGED; c < MIN((i + 1) * MERGED, k->C); c++) merge_channel(k, c);
+        for (size c = i * MERGED; c < MIN((i + 1) * MERGED, k->C); c++) channel(k, c);
     } else if (of_channels(k->kind)) {
-        merge_channel(k, i);
+        channel(k, i);
     } else if (k->last) {
-        for (size g = 0; g < k->G; g++) merge_group(k, i, g);
+        for (size g = 0; g < k->G; g++) group(k, i, g);
     } else {
-        merge_group(k, i / k->G, i % k->G);
+        group(k, i / k->G, i % k->G);
     }
 }
 
+static void merge_item(void *context, size i) {
+    merge_sets(context, i, merge_channel, merge_group);
+}
+
 /* All of a unit. */
-static void merge_unit(struct call *k, size u) {
+static void merge_unit(struct call *k, size u, void (*item)(void *, size)) {
     if (k->last && of_channels(k->kind))
-        for (size i = 0; i < merge_items(k); i++) merge_item(k, i);
+        for (size i = 0; i < merge_items(k); i++) item(k, i);
     else
-        merge_item(k, u);
+        item(k, u);
 }
 
 /* Positions from `first` on, not beyond `end`, that share coefficients. */
@@ -206,7 +211,7 @@ static void forward_units(void *context, size i) {
     struct call *k = context;
     const size first = i * k->together, end = MIN(first + k->together, k->units);
     for (size u = first; u < end; u++) unit_moments(k, u);
-    for (size u = first; u < end; u++) merge_unit(k, u);
+    for (size u = first; u < end; u++) merge_unit(k, u, merge_item);
     if (k->last)
         for (size p = end * k->items - 1; p >= first * k->items; p--) apply_item(k, p);
     else
