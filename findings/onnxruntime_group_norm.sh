@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ONNX Runtime 1.32.0, CPU: GroupNormalization (opset 21) loses its digits where the mean is large beside the
-# standard deviation, in float64 as in float32; InstanceNormalization of the same groups does not.
+# ONNX Runtime 1.32.0, CPU: GroupNormalization (opset 21) loses its digits if the mean is large beside the standard
+# deviation, in float64 as in float32. InstanceNormalization of the same groups does not.
 #
 # Seen (Linux x86-64): largest error of 2 groups of normal values, std 1, by mean
 #     mean          GroupNormalization    the same in float64   InstanceNormalization
@@ -8,11 +8,11 @@
 #     1e2           4e-03                 4e-03                 1e-05
 #     1e3           3e-01                 3e-01                 1e-04
 #     1e4           nan                   nan                   2e-03
-# Why it is worth knowing: the operator's specification subtracts the mean before it squares, and
-# torch.onnx.export writes this operator for torch.nn.GroupNorm from opset 21 on, but
-# InstanceNormalization below: a newer opset makes the same model wrong, without a message.
+# Why it is worth knowing: the operator's specification subtracts the mean before it squares. From opset 21 on
+# torch.onnx.export writes this operator for torch.nn.GroupNorm; for older opsets it writes InstanceNormalization. So
+# a newer opset makes the same model wrong, without a message.
 #
-# Exits 0 while that is so, 1 once it is not.
+# Exits 0 while this holds, 1 if it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# torch 2.13.0, torch.compile (aot_eager as inductor): a norm that reads its running mean, through a clone, and then
-# moves it gets silently wrong gradients: the backward reads the buffer again, after the move.
+# torch 2.13.0, torch.compile (both aot_eager and inductor): a norm reads its running mean through a clone, and then
+# moves it. Its gradients are silently wrong, because the backward reads the buffer again, after the move.
 #
 # Seen (Linux x86-64; 2.15.0 shows the same): largest error of dx, eager against compiled, of one training step
 #     move of the running mean    aot_eager    inductor
 #     none                        0            0
 #     by a tenth                  0.09         0.09
 #     all the way                 1.5          1.5
-# Why it is worth knowing: the clone is what eager asks for, which refuses a backward through a changed buffer. The
-# compiler's partitioner computes clones again instead of keeping them, and takes the buffer for unchanged
-# (https://github.com/pytorch/pytorch/pull/197039, open). Norms that shift by a running mean for accuracy, or
-# normalise by running statistics as batch renormalisation does, meet it where they move them in the same call. A custom
-# operator (torch.library) that reads and moves the buffer does not.
+# Why it is worth knowing: eager needs the clone, because it refuses a backward through a changed buffer. The
+# compiler's partitioner computes clones again instead of keeping them, and assumes that the buffer is unchanged
+# (https://github.com/pytorch/pytorch/pull/197039, open). This affects norms that use their running mean and move it
+# in the same call: norms that shift by a running mean for accuracy, and norms that normalise by running statistics,
+# as batch renormalisation does. It does not affect a custom operator (torch.library) that reads and moves the buffer.
 #
-# Exits 0 while that is so, 1 once it is not.
+# Exits 0 while this holds, 1 if it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# torch 2.13.0, CPU: instance norm's dx is wrong, without a message, for a batch of one image where the gradient that
+# torch 2.13.0, CPU: for a batch of one image instance norm's dx is wrong, without a message, if the gradient that
 # reaches it lies channels last. The forward is right, and so is the dx of two images.
 #
 # Seen (Linux x86-64; 2.15.0 shows the same): relative error of dx before a convolution of a channels-last network
 #     images    error
 #     1         1.5
 #     2         2e-07
-# Why it is worth knowing: instance norm is batch norm of (1, N C, H, W) there, of a contiguous copy of x. A gradient of
-# one image keeps the strides of channels last on its way through that view, and of two images it does not. Style
-# transfer and volumes train on batches of one, and whoever wants the convolutions of a channels-last network to stay
-# fast calls .contiguous(memory_format=torch.channels_last) behind the norm, whose output is contiguous.
+# Why it is worth knowing: on a CPU instance norm is batch norm of (1, N C, H, W), of a contiguous copy of x. On its
+# way through that view the gradient of one image keeps the strides of channels last; the gradient of two images does
+# not. Style transfer and volumes train on batches of one. To keep the convolutions of a channels-last network fast,
+# users call .contiguous(memory_format=torch.channels_last) after the norm, because its output is contiguous.
 #
-# Exits 0 while that is so, 1 once it is not.
+# Exits 0 while this holds, 1 if it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

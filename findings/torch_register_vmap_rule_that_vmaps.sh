@@ -8,11 +8,12 @@
 #     torch.library.custom_op        internal assertion          right
 # The error is `savedLocalDispatchKeySet_.has_value() INTERNAL ASSERT FAILED at .../functorch/Interpreter.h`.
 #
-# Why it is worth knowing: both rules take the same arguments, (info, in_dims, *args), and torch.vmap of the plain formula
-# is the natural rule where an operator has no batched form: of a norm whose samples each have a weight of their own. A
-# rule of an operator has to do without: move the batch to the front and call what knows of it.
+# Why it is worth knowing: both rules take the same arguments, (info, in_dims, *args). If an operator has no batched
+# form, torch.vmap of the plain formula is the natural rule. An example is a norm whose samples each have their own
+# weight. The rule of a custom operator cannot use torch.vmap: it has to move the batch to the front and call a
+# function that handles it there.
 #
-# Exits 0 while that is so, 1 once it is not.
+# Exits 0 while this holds, 1 if it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Triton's interpreter (TRITON_INTERPRET=1) adds bfloat16 values as if their bit patterns were
-# integers: the sum of 1 2 3 4 -5 6 7 8, which is 26, comes out as about -7.5e-37. Compiled, the same
-# kernel gives 26. Float16 and float32 are right in the interpreter.
+# integers. The sum of 1 2 3 4 -5 6 7 8 is 26, but the interpreter returns about -7.5e-37. Compiled,
+# the same kernel gives 26. Float16 and float32 are right in the interpreter.
 #
 # Seen with: triton 3.9.0, torch 2.13.0 (CPU), numpy 2.4, Python 3.11.
 # Output:    float16 26.0, float32 26.0, bfloat16 -7.52...e-37

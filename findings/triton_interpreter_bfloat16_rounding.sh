@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Triton's interpreter truncates float32 to bfloat16, where compiled code (cvt.rn.bf16.f32) rounds to
-# the nearest: 1.0078 and its like come out one unit in the last place too small, about every second
-# value. A test that compares a kernel with torch bit for bit passes on a GPU and fails interpreted.
+# Triton's interpreter truncates float32 to bfloat16; compiled code (cvt.rn.bf16.f32) rounds to the
+# nearest. About every second value, such as 1.0078, comes out one unit in the last place too small. A test
+# that compares a kernel with torch bit for bit passes on a GPU and fails interpreted.
 #
 # Seen with: triton 3.9.0, torch 2.13.0 (CPU), numpy 2.4, Python 3.11.
-# Output:    of 4096 values 2000 or so differ from torch's rounding, each by being truncated
+# Output:    about 2000 of 4096 values differ from torch's rounding; each of them is truncated
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A kernel's float argument is a tensor of the annotated type when compiled, and a plain Python float
-# in Triton's interpreter: eps.to(tl.float32) compiles, and raises AttributeError interpreted. What
-# works in both is tl.full([], eps, tl.float32).
+# A kernel's float argument is a tensor of the annotated type when compiled, and a plain Python
+# float in Triton's interpreter: eps.to(tl.float32) compiles, and raises AttributeError interpreted.
+# tl.full([], eps, tl.float32) works in both.
 #
 # Seen with: triton 3.9.0, torch 2.13.0 (CPU), numpy 2.4, Python 3.11.
 # Output:    compiled for sm_90: yes; interpreted: AttributeError 'float' object has no attribute 'to'

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Triton 3.7.1 does not know what divides the remainder of a multiple. With offsets that contain
-# (arange * 1024) % 2048, whose every value is a multiple of 1024, a block of neighbours that 3.8.0
-# loads by 128 bits a thread is loaded by 16 bits; so is (arange * 1024) % 1024, which is 0. Written
-# as arange % 2 * 1024 the same offsets are loaded by 128 bits in both. The results are the same;
-# an older Triton issues eight times as many loads, without a word.
+# Triton 3.7.1 does not know what divides the remainder of a multiple. An example is offsets that
+# contain (arange * 1024) % 2048, whose every value is a multiple of 1024. 3.8.0 loads a block of
+# neighbours there by 128 bits a thread, 3.7.1 by 16 bits. The same holds for (arange * 1024) %
+# 1024, which is 0. If the same offsets are written as arange % 2 * 1024, both versions load by 128
+# bits. The results are the same, but an older Triton issues eight times as many loads, without a
+# message.
 #
 # Seen with: triton 3.7.1 and 3.8.0, compiled for compute capability 9.0 (no GPU), Python 3.11.
 # Output:    3.7.1: remainder ld.global.b16, product last ld.global.v4.b32

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # tl.sum(a * b), one element a thread: the compiler contracts the product with the first step of the
-# sum across lanes, shfl.sync.bfly then fma.rn. Each of two lanes so adds its own product unrounded to
-# the other's rounded one, and the two copies of "the" sum differ in the last bit. Where Triton then
-# takes the sum through shared memory, all lanes of a warp store to one address in one instruction,
-# and which value stays is undefined (PTX ISA, st). Results may differ in the last bit from
-# architecture to architecture, between warps from run to run. A product that is rounded first,
-# tl.fma(a, b, 0.0), makes all copies equal.
+# sum across lanes, shfl.sync.bfly then fma.rn. So each of two lanes adds its own unrounded product
+# to the other's rounded product, and the two copies of the sum differ in the last bit. If Triton
+# then passes the sum through shared memory, all lanes of a warp store to one address in one
+# instruction. It is undefined which value stays (PTX ISA, st). Results may differ in the last bit
+# from architecture to architecture, and between warps from run to run. If the product is rounded
+# first, by tl.fma(a, b, 0.0), all copies are equal.
 #
-# Seen with: triton 3.9.0, compiled for sm_90; what the code then adds is done again in NumPy.
+# Seen with: triton 3.9.0, compiled for sm_90; NumPy repeats the additions of the code.
 # Output:    contracted: True with tl.fma: False; pairs of lanes that differ: 5 of 16
 set -euo pipefail
 folder=$(mktemp -d)

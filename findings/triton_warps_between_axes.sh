@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A tile of three axes whose last one is contiguous: of the other two, Triton 3.6 hands the warps to
-# the first, 3.7 and later to the middle one. The same kernel so spreads each row over all warps in
-# one version (a barrier and shared memory for each sum of a row) and gives each warp rows of its own
-# in the other. Nothing in the language says which. Making the axes' order follow the version does.
+# A tile has three axes, and its last axis is contiguous. Triton 3.6 spreads the warps over the
+# first axis, 3.7 and later over the middle one. So in one version the same kernel spreads each row
+# over all warps (a barrier and shared memory for each sum of a row), and in the other it gives each
+# warp its own rows. The language does not say which. A kernel can choose by an order of axes that
+# depends on the version.
 #
 # Seen with: triton 3.6.0 and 3.7.1, compiled for sm_90.
 # Output:    3.6.0 warpsPerCTA = [4, 1, 1], 3.7.1 warpsPerCTA = [1, 4, 1]

@@ -1,4 +1,4 @@
-"""Adaptive instance norm: features of the content take the mean and deviation of the style's.
+"""Adaptive instance norm: content features get the mean and deviation of the style features.
 
 Source: arXiv 1703.06868, equation 8: AdaIN(x, y) = std(y) (x - mean(x)) / std(x) + mean(y). The
 factor counts from 1 in fastnorm, so std(y) - 1 is the scale.

@@ -1,7 +1,7 @@
-"""A norm of one's own in ten lines: ghost batch norm, whose statistics are of parts of the batch.
+"""A norm of your own in ten lines: ghost batch norm, with statistics of parts of the batch.
 
-Source: arXiv 1705.08741. `merge` turns the moments of each (n, c) into an affine map; the passes
-over the tensor, forward and backward, activation and residual are fastnorm's.
+Source: arXiv 1705.08741. `merge` turns the moments of each (n, c) into an affine map.
+fastnorm does the rest: the passes over the tensor, forward and backward, activation and residual.
 """
 
 import torch

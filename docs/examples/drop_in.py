@@ -1,4 +1,4 @@
-"""A torch.nn model served by fastnorm and back: same outputs, gradients and checkpoints."""
+"""A torch.nn model converted to fastnorm and back: same outputs, gradients and checkpoints."""
 
 import copy
 
@@ -36,7 +36,7 @@ def main() -> None:
     model = cnn()
     ours = copy.deepcopy(model)
     print(fastnorm.convert(ours))  # every norm is fastnorm's, the same object with another class
-    print(fastnorm.fuse(ours))  # the norms compute the activations behind them
+    print(fastnorm.fuse(ours))  # the norms compute the activations after them
 
     torch.testing.assert_close(ours(images), model(images))
     torch.testing.assert_close(gradients(ours, images), gradients(model, images))

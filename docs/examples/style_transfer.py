@@ -1,8 +1,8 @@
-"""What instance statistics do to a feed-forward stylisation net: the contrast of a photo is gone.
+"""Instance statistics in a feed-forward stylisation net remove the contrast of a photo.
 
-Toy of arXiv 1607.08022: photos are noise of widely varying contrast, the "style" asks for the same
-picture in fixed colours and contrast. A net with instance norm can drop a photo's contrast, one
-with batch norm cannot; batch-instance norm (arXiv 1805.07925) starts as batch norm and learns to.
+A toy of arXiv 1607.08022. The photos are noise of widely varying contrast; the "style" is the same
+picture in fixed colours and contrast. A net with instance norm can drop a photo's contrast, a net
+with batch norm cannot. Batch-instance norm (arXiv 1805.07925) starts as batch norm and learns to.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Batch norm over processes: two that see half a batch each train as one that sees it all.
+"""Batch norm over processes: two processes with half a batch each train as one with all of it.
 
 torchrun --nproc-per-node=2 docs/examples/sync_bn.py    # NCCL or, without GPUs, gloo
 """

@@ -21,7 +21,7 @@ class Block(nn.Module):
         self.first, self.second = (fastnorm.AddRMSNorm(WIDTH, eps=1e-6) for _ in range(2))
 
     def forward(self, update: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's update of the stream and the stream that it is to be added to."""
+        """The block's update of the stream, and the stream before that update."""
         y, stream = self.first(update, stream)
         y, stream = self.second(self.attend(y), stream)
         return self.mlp(y), stream
@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)  # so that differences are faults, not rounding
     blocks = [Block() for _ in range(3)]
     x = torch.randn(2, 16, WIDTH, requires_grad=True)
-    update, stream = torch.zeros_like(x), x  # each block adds what the one before left
+    update, stream = torch.zeros_like(x), x  # each block adds the update of the one before
     expected = x
     for block in blocks:
         update, stream = block(update, stream)
