@@ -16,6 +16,7 @@
     fitting_study         of `make gpu-study`: cifar/study.py with as many epochs as fit
     cpu, plot_cpu         `python -m benchmarks.cpu`, pairs on a CPU; results/cpu.png of its rows
     small                 `python -m benchmarks.small`: what a call on 32 elements costs
+    threads               `python -m benchmarks.threads`: one thread against all
     memory                `python -m benchmarks.memory`: bytes kept for backward
     models, model_zoo     `python -m benchmarks.models`: steps of whole models; which they are
     test_norms            the same cases with pytest-benchmark

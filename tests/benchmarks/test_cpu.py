@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cpu, small
+from benchmarks import cpu, small, threads
 from benchmarks.rows import read
 from benchmarks.shapes import Case, on_a_cpu
 
@@ -155,3 +155,30 @@ def test_small_calls(capsys):
     assert [line.split()[0] for line in lines] == [name for name in small.NORMS for _ in range(3)]
     with pytest.raises(SystemExit):
         small.main(["--rounds", "1"])
+
+
+def test_threads_are_compared_in_pairs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large cases alone, a line each; the calls take turns with one thread and with two."""
+    counts: list[int] = []
+
+    def timed(call: object, count: int) -> float:
+        counts.append(torch.get_num_threads())
+        return 3.0 / torch.get_num_threads()
+
+    monkeypatch.setattr(threads, "CASES", (SMALL[0], BLOCK))
+    monkeypatch.setattr(threads, "wall_us", timed)
+    former = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        threads.main(["--rounds", "2"])
+        torch.set_num_threads(1)
+        with pytest.raises(SystemExit):
+            threads.main([])
+    finally:
+        torch.set_num_threads(former)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3 and printed[1].startswith(BLOCK.name) and " 2.00 " in printed[1]
+    assert printed[2] == "geometric mean of 1 speed-ups 2.00, 0 below 1.7"
+    assert counts == [1, 2] * (len(counts) // 2)
