@@ -90,6 +90,7 @@ def summarise(case: Case, us: dict[str, list[float]], against: str = "eager") ->
     spreads = {name: Spread.of(values) for name, values in us.items()}
     return Result(case, spreads, Spread.of(ratios), median_interval(ratios), against)
 
+
 def geometric_mean(results: Sequence[Result]) -> float:
     """The geometric mean of the median ratios."""
     return math.exp(sum(math.log(result.ratio.p50) for result in results) / len(results))
