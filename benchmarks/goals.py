@@ -43,7 +43,7 @@ def ratios(rows: Sequence[Row], provider: str, rival: str) -> list[tuple[Row, fl
 
 @dataclass(frozen=True)
 class Goal:
-    """One number, a target for the rows for which `applies` is true.
+    """One number, a target for the rows that `applies` selects.
 
     `unit` is COPY, the median share of the copy bandwidth; HOST, the median cost of a call on the
     host, at most; or "x RIVAL", the geometric mean of the speed-up over that provider.

@@ -239,7 +239,7 @@ class Code(NamedTuple):
 
 
 def read(kernel: Any) -> Code:
-    """Of triton's CompiledKernel."""
+    """The code of triton's CompiledKernel."""
     asm = kernel.asm
     return Code(
         assembler_resources(asm["cubin"]),

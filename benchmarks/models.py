@@ -122,7 +122,7 @@ class Trainee:
         return self.call(*self.example).square().mean()
 
     def seconds(self) -> float:
-        """Of a step."""
+        """The time of one step."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         self.forward().backward()

@@ -28,7 +28,7 @@ def timed(rows: Iterable[Row], provider: str | None = None) -> list[Row]:
 
 
 def case_name(row: Row) -> str:
-    """As `Case.name`."""
+    """The same name as `Case.name`."""
     words = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"], row["fused"])
     return " ".join(word for word in words if word not in ("contiguous", "plain"))
 

@@ -295,7 +295,7 @@ def copied(t: Tensors, double: bool = False) -> Tensors:
 
 
 def away_from_the_kink(case: SmokeCase, t: Tensors) -> Tensors:
-    """dy is 0 where ReLU's argument is so near 0 that rounding decides its sign."""
+    """dy is 0 if ReLU's argument is so near 0 that rounding decides its sign."""
     if case.activation != "relu":
         return t
     z = call(reference, replace(case, activation=None), copied(t, double=True))

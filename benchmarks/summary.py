@@ -23,7 +23,7 @@ def _median(values: Sequence[float]) -> float | None:
 def speedup(
     rows: Sequence[Row], provider: str, rival: str, applies: Callable[[Row], bool]
 ) -> float | None:
-    """Geometric mean over the rows for which `applies` is true; None if there are none."""
+    """Geometric mean over the rows that `applies` selects; None if there are none."""
     found = [ratio for row, ratio in ratios(rows, provider, rival) if applies(row)]
     return statistics.geometric_mean(found) if found else None
 

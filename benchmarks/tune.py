@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f"{args.file} has no rows: make gpu comes first")
     if args.rehearse:
         tasks = rehearsal()
-        print("REHEARSAL ON A CPU: what is advised says nothing about a GPU")
+        print("REHEARSAL ON A CPU: its advice says nothing about a GPU")
     else:
         tasks = missed(rows)
         print(f"{len(tasks)} goals are missed by more than {MISSED:.0%}")

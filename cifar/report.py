@@ -79,7 +79,7 @@ class Report:
     """The text of a report and its figures, while they are made."""
 
     def __init__(self, study: Study, data_dir: Path | None) -> None:
-        self.images: dict[str, bytes] = {}  # PNG, by its path beside report.md
+        self.images: dict[str, bytes] = {}  # PNG, by its path relative to report.md
         self.title = title(study)
         self.text = TEMPLATES.get_template("report.md.jinja").render(
             title=escape(self.title),

@@ -40,7 +40,7 @@ class SpeedConfig(Setting):
     norms: tuple[Norm, ...] = ("none", "bn", "in", "bin", "ln", "gn")
     batch_size: int = 128
     steps: int = 20
-    """Of a turn."""
+    """Steps of one turn."""
     rounds: int = 9
     compile: bool = True
     """Also measure the model compiled."""

@@ -92,7 +92,7 @@ class Jobs:
             self.collect()
 
     def stop(self) -> None:
-        """End the jobs at once; what they have saved stays."""
+        """End the jobs at once; the files that they saved stay."""
         for job in self.running:
             job.process.terminate()
         for job in self.running:

@@ -25,7 +25,7 @@ WIDTH = 100
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # on a CPU, Triton checks only the first
 NO_TRITON = "triton is not installed"
 NO_NUMPY = "numpy, which Triton's interpreter needs, is not installed: pip install numpy"
-INTERPRETED = ", in Triton's interpreter: what it compiles for GPUs is NOT checked"
+INTERPRETED = ", in Triton's interpreter: code compiled for GPUs is NOT checked"
 COLUMNS = "  {:<29}  {:<13}  {:<11}  {:<8}  {:>13}  {}"
 HEADER = COLUMNS.format("", "layout", "tier", "dtype", "largest error", "").rstrip()
 

@@ -2,8 +2,8 @@
 
     auto        triton for CUDA tensors, cpu for CPU tensors, torch for all others
     triton      the kernels; CPU tensors need Triton's interpreter
-    cpu         the engine in C, compiled when first needed; CPU tensors alone
-    torch       torch's own norms, any device: for comparison, and where nothing else runs
+    cpu         the engine in C, compiled when first needed; only CPU tensors
+    torch       torch's own norms, any device: for comparison, or if nothing else runs
     reference   the formulas of `fastnorm.reference`, any device: slow, for tests
 
 If auto finds no C compiler, it warns once and takes torch for CPU tensors too.
@@ -29,7 +29,7 @@ REMEDIES = {
     "fastnorm.kernels": "this fastnorm is a source tree, whose kernels lie elsewhere. Start Python "
     "outside of it to use the installed one, or install the tree: pip install -e .",
     "numpy": "Triton's interpreter needs it: pip install numpy",
-    "triton": "pip install triton (Linux alone has it), or fastnorm.set_backend('cpu')",
+    "triton": "pip install triton (for Linux only), or fastnorm.set_backend('cpu')",
 }
 
 

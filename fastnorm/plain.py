@@ -1,4 +1,4 @@
-"""Ordinary calls: `plain_route` decides at once what the checks and `dispatch` ask one by one."""
+"""Ordinary calls: `plain_route` makes the checks and the choice of `dispatch` in one go."""
 
 import torch
 from torch import Tensor

@@ -39,7 +39,7 @@ class Norm(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A check's result: the largest relative error, or NaN with what was raised in `message`."""
+    """A check's result: the largest relative error, or NaN and the exception in `message`."""
 
     name: str
     layout: str

@@ -33,7 +33,7 @@ def on_shards(
 
     tensors are x, the residual and parameters; running statistics may be written.
 
-    Raises RuntimeError for a plain tensor beside x, as torch's operators do.
+    Raises RuntimeError for a plain tensor together with a DTensor x, as torch's operators do.
     """
     x = tensors[0]
     _check(spec, (*tensors, *running))

@@ -154,7 +154,7 @@ def _running(
     wide_var = None if var is None else var.to(dtype, copy=copy)
     try:
         yield wide_mean, wide_var
-    except StopRecomputation:  # the norm is done; what it saved for backward is not needed any more
+    except StopRecomputation:  # the norm is done; its saved tensors are not needed any more
         _write_back(written, (mean, var), (wide_mean, wide_var))
         raise
     _write_back(written, (mean, var), (wide_mean, wide_var))

@@ -87,7 +87,7 @@ class Geometry(NamedTuple):
         return triton.cdiv(self.W, self.BLOCK_C) * self.parts
 
     def resident_registers(self, backward: bool) -> int:
-        """A limit for kernels that keep their tile: 16 warps an SM, 12 where lanes crowd them.
+        """A limit for kernels that keep their tile: 16 warps an SM, 12 if lanes crowd them.
 
         Without a limit the assembler takes up to 255 registers a thread. That leaves too few warps
         to keep the memory busy; or it spills, under a limit of its own.

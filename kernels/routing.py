@@ -25,7 +25,7 @@ class RoutedEngine(Engine, ABC):
 
     @abstractmethod
     def row_norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-        """`norm`, y contiguous."""
+        """`norm`, with y contiguous."""
 
     @abstractmethod
     def row_add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Runs this program with another checkout's package; in a checkout, kernels lie beside the package.
+# Runs this program with another checkout's package; a checkout has its kernels beside that.
 ELSEWHERE = """
 import sys
 root = sys.argv.pop(1)

@@ -75,4 +75,4 @@ def fetch(archive: Archive, response: Any, file: Path) -> None:
             progress.advance(task, len(chunk))
     md5 = digest.hexdigest()
     if md5 != archive.md5:
-        raise UserError(f"what {archive.url} sent has MD5 {md5}, expected {archive.md5}; try again")
+        raise UserError(f"{archive.url} sent data of MD5 {md5}, expected {archive.md5}; try again")

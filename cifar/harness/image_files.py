@@ -47,7 +47,7 @@ def read_png(file: Path) -> np.ndarray:
             if (width, height) == (32, 32):
                 return rgb_values(image).transpose(2, 0, 1)
     except UnidentifiedImageError:
-        raise UserError("not a PNG file, or damaged where it begins") from None
+        raise UserError("not a PNG file, or damaged at its beginning") from None
     except Exception as error:  # a damaged file can raise anything
         raise UserError(str(error)) from None
     raise UserError(f"{width}x{height} pixels, an image has 32x32")

@@ -163,7 +163,7 @@ def is_known(module: nn.Module) -> bool:
 
 
 def subclass_of(module: nn.Module) -> str:
-    return f"a subclass of {type_name(type(module).__mro__[1])}, which may have ways of its own"
+    return f"a subclass of {type_name(type(module).__mro__[1])}, which may behave differently"
 
 
 def own_ways(module: nn.Module) -> str | None:
@@ -201,8 +201,8 @@ def _exchange(
     ranked = BATCH_NORMS[TORCHS.get(type(norm), type(norm))]
     if ranked is None:
         raise ValueError(
-            f"{label(name)} is a SyncBatchNorm, which does not say whether {to!r} were 1d, 2d or "
-            "3d: make it a BatchNorm first, or choose gn or ln"
+            f"{label(name)} is a SyncBatchNorm, which may be 1d, 2d or 3d, so {to!r} is not "
+            "clear: make it a BatchNorm first, or choose gn or ln"
         )
     instance, batch_instance = ranked
     if to == "in":

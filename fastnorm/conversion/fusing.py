@@ -31,7 +31,7 @@ def fuse(
     (with an example: a linear layer too); their activation stays. This is for inference: the model
     has to be in eval mode, and cannot be trained as before. Results are the same within rounding.
 
-    Norms of torch.nn are not fused: `convert` them first. The report lists what was fused and which
+    Norms of torch.nn are not fused: `convert` them first. The report lists the fused norms and the
     neighbours were not, with the reason.
 
     Raises ValueError and leaves the model as it was: for `fold` in training mode, for a model that

@@ -85,7 +85,7 @@ def gated_rms_norm(module: Any, norm_before_gate: bool = False) -> nn.Module:
 
 
 def norm_before_gate(module: Any) -> nn.Module:
-    """Of Qwen3-Next."""
+    """For Qwen3-Next."""
     return gated_rms_norm(module, norm_before_gate=True)
 
 
@@ -183,7 +183,7 @@ def read(module: nn.Module) -> Taken | str | None:
         except NoNorm:
             return None
         except AttributeError as error:
-            reasons.append(f"it lacks what fastnorm reads of such a class: {error}")
+            reasons.append(f"it lacks an attribute that fastnorm reads: {error}")
         except (Unreadable, Differs) as error:
             reasons.append(str(error))
         else:

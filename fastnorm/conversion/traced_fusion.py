@@ -153,7 +153,7 @@ def _reason_to_keep(
     # Something that is no tensor, or several tensors, has no shape.
     shapes = [(getattr(m, "shape", None), getattr(m, "dtype", None)) for m in (mine, other)]
     if shapes[0] != shapes[1]:
-        return "what is added to it has another shape or dtype"
+        return "the tensor added to it has another shape or dtype"
     nodes = list(traced.graph.nodes)
     if any(_may_write(traced, n) for n in nodes[nodes.index(node) + 1 : nodes.index(add)]):
         return "between it and the addition something may change its input in place"

@@ -44,7 +44,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     if optional := [p.name for p in parameters if p.default is not p.empty or p.kind in variadic]:
         raise ValueError(
             f"fuse cannot trace a forward with optional arguments ({', '.join(optional)}): wrap it "
-            "in a module that takes those of the example alone, or fuse its parts"
+            "in a module that takes only the example's, or fuse its parts"
         )
     modes = {module: module.training for module in model.modules()}
     graphs = _graphs(model, modes)
@@ -62,7 +62,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
         if module not in modes:  # GraphModule made it
             module.training = model.training
     if lost := sorted(_tensor_names(model) - _tensor_names(traced)):
-        raise ValueError(f"fuse would lose what the model's forward does not use: {lost}")
+        raise ValueError(f"fuse would lose tensors that the model's forward does not use: {lost}")
     _propagate_shapes(traced, example)
     return traced
 
@@ -110,8 +110,8 @@ def compare(model: nn.Module, traced: fx.GraphModule, example: tuple[Any, ...]) 
     )
     if not same:
         raise ValueError(
-            "the traced model answers otherwise than the model on the example: its forward decides "
-            "by something that torch.fx cannot see. Fuse its parts"
+            "the traced model answers otherwise than the model on the example: its forward makes a "
+            "decision that torch.fx cannot see. Fuse its parts"
         )
 
 

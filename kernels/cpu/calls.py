@@ -44,7 +44,7 @@ record = RECORD.names
 def run(function: str, x: torch.Tensor, job: bytes) -> None:
     """Call the engine for x. Raises MemoryError if it finds no memory to work in."""
     if call(function, x.dtype, x.numel(), job):
-        raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
+        raise MemoryError(f"no memory to work on a tensor of shape {tuple(x.shape)}, {x.dtype}")
 
 
 def call(function: str, dtype: torch.dtype, elements: int, job: bytes) -> int:
