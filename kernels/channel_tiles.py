@@ -5,7 +5,7 @@ and positions. A lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, ch
 *unit* is merged together: one or several whole sets of neighbouring channels. Its *members* are the
 programs that share reading it. Missing elements are loaded as 0.
 
-Sizes come unspecialised, so that a new batch size does not compile again. 128-bit accesses need to
+Sizes come unspecialised, so that a new batch size needs no compilation. 128-bit accesses need to
 know a power of two that divides the memory-contiguous axis (S; for channels last C and W).
 """
 

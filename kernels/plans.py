@@ -135,7 +135,7 @@ def backward_plan(
     slopes = needs_dx and (spec.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
-    # Parameters of samples need no sums over instances, but rho is none of them and does.
+    # Parameters of samples need no sums over instances; rho, which samples share, does.
     gathered = needs[4] if of_samples else parameters
     if slopes and tier != "streaming" and spec.norm != "given":
         gathers = gathered and not sets.batch

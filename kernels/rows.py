@@ -36,8 +36,7 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
 
 
 def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, x + residual, of which it is the norm (both contiguous, in x's dtype), and the
-    statistics."""
+    """The norm of x + residual, that sum (both contiguous, in x's dtype), and the statistics."""
     x, addend = inputs.x.contiguous(), contiguous(inputs.residual)
     weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
     total, y = torch.empty_like(x), torch.empty_like(x)

@@ -101,7 +101,7 @@ void share_out(void (*task)(void *, size), void *context, size items, int thread
     }
 }
 
-/* Bytes that are worth more than one thread. */
+/* Bytes of a tensor; smaller ones take one thread. */
 #define SHARED 65536
 
 int threads_for(size bytes, size threads) {
