@@ -35,7 +35,7 @@ def modulated_channels(
     shift: Tensor | None,
     route: Route | None = None,
 ) -> Affine:
-    """weight and bias (N, C) from (C,) and a scale and a shift (N, C); None if they are not there.
+    """weight and bias (N, C) from (C,) and a scale and a shift (N, C); None without any part.
 
     `route` is that of an ordinary call, whose other tensors are already checked: `plain_route`.
 
@@ -70,7 +70,7 @@ def modulated_rows(
     shift: Tensor | None,
     route: Route | None = None,
 ) -> Affine:
-    """weight and bias with as many dimensions as x, each None if it is not there. Their leading
+    """weight and bias with as many dimensions as x, each None if it has no parts. Their leading
     sizes are 1 or x's, and the sizes that are not 1 are neighbours. If one scale and shift serve
     all rows, both have only `normalized_shape`. `route`: see `modulated_channels`.
 

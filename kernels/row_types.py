@@ -78,8 +78,8 @@ class Sizes(NamedTuple):
     R: Any
     L: Any
     parts: Any  # of a row
-    # For grouped parameters: the number of their rows; the rows that share one before the next one's
-    # turn; the blocks of all rows that share one. Else 0.
+    # For grouped parameters: the number of their rows; the rows that share one before the next has
+    # its turn; the blocks of all rows that share one. Else 0.
     A: Any
     inner: Any
     blocks: Any

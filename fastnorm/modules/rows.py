@@ -47,7 +47,7 @@ class LayerNorm(_OfRows, nn.LayerNorm):
         activation: ActivationLike = None,
         zero_centered: bool = False,
     ) -> None:
-        self.zero_centered = zero_centered  # torch's constructor calls reset_parameters
+        self.zero_centered = zero_centered  # first: torch's constructor calls reset_parameters
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
 
