@@ -1,18 +1,18 @@
-"""Keep the C library's allocator out of the timings."""
+"""Keeps the cost of the C library's allocator out of the timings."""
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 MMAP_BYTES = 32 << 20  # the most that glibc accepts
 TRIM_BYTES = 2**31 - 1
-BLOCKS = 16  # of that size, which the heap grows by at once: larger tensors fit into them too
+BLOCKS = 16  # of that size: the heap grows by this at once, so larger tensors fit too
 
 
 def keep_freed_memory() -> bool:
-    """Tell malloc to keep what is freed; False where the C library has no such setting.
+    """Tell malloc to keep freed memory; False if the C library has no such setting.
 
-    Otherwise glibc now and then returns an 8 MB tensor to the system, and the next call pays 2,048
-    page faults, longer than the norm itself: whether ours or torch's pays is a matter of luck.
+    Otherwise glibc now and then returns an 8 MB tensor to the system. The next call then pays 2,048
+    page faults, longer than the norm itself, and luck decides whether that is ours or torch's.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What may be tried where a goal is missed: other tiles, warps and tiers, and how they are forced.
+"""Alternatives to try if a goal is missed: other tiles, warps and tiers, and how to force them.
 
 NOTES.md says why each might be faster; none has been timed.
 """
@@ -21,7 +21,7 @@ PLANS = (
 
 @dataclass(frozen=True)
 class Alternative:
-    """Constants of `kernels/tilings.py` and `row_geometry.py`, warps and a tier to be forced."""
+    """Forced constants of `kernels/tilings.py` and `row_geometry.py`, warps and a tier."""
 
     constants: tuple[tuple[str, int], ...] = ()  # "module.NAME" and its value
     warps: int | None = None
@@ -67,9 +67,9 @@ SMALL_BATCHES = (
 
 
 def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
-    """Those for one of the operators that a goal is about."""
+    """The alternatives for one of a goal's operators."""
     if goal.unit == HOST:
-        return ()  # Python's cost, which no tile changes
+        return ()  # the cost is Python's, and no tile changes it
     if goal.unit != COPY:
         return SMALL_BATCHES if op in ("bn", "bin") else SMALL_SETS
     if op in ROW_OPS:
@@ -79,7 +79,7 @@ def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
 
 @contextlib.contextmanager
 def forced(alternative: Alternative) -> Iterator[None]:
-    """Every plan made inside the `with` block is the alternative's, and none outlives it."""
+    """Plans made inside the `with` block are the alternative's; none is kept after it."""
     choose = tiers.first_with_room
 
     def with_its_warps(*args: Any) -> Any:

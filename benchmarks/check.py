@@ -22,7 +22,7 @@ def step(forward: Forward, op: str, i: Inputs) -> tuple[Tensor, ...]:
 
 
 def outputs(forward: Forward, op: str, i: Inputs) -> dict[str, Tensor]:
-    """All that one step returns or writes, by name."""
+    """All results of one step, returned or written, by name."""
     found = dict(zip(("y", *i.leaves(op)), step(forward, op, i), strict=True))
     found |= {"running_mean": i.running_mean, "running_var": i.running_var}
     return {name: t.detach() for name, t in found.items()}
@@ -42,7 +42,7 @@ NORMS: dict[str, Callable[[Tensor], float]] = {"largest": _largest, "euclidean":
 def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[tuple[str, str], float]:
     """The norm of the error over the norm of the truth, for each output and each norm.
 
-    The largest error shows one element that is wrong, the Euclidean norm many that are slightly so.
+    The largest error shows a single wrong element, the Euclidean norm many slightly wrong ones.
     """
     relative = {}
     for name, exact in truth.items():
@@ -53,9 +53,9 @@ def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[tuple[str
 
 
 def _away_from_the_kink(case: Case, i: Inputs) -> Inputs:
-    """The inputs with dy = 0 where ReLU's argument is so near 0 that rounding decides its sign.
+    """The inputs with dy = 0 if ReLU's argument is so near 0 that rounding decides its sign.
 
-    There the gradient of a correct result may be all or nothing.
+    There a correct gradient may be dy or 0.
     """
     if not case.fused.endswith("relu"):
         return i
@@ -69,9 +69,9 @@ def _away_from_the_kink(case: Case, i: Inputs) -> Inputs:
 def check(case: Case, forward: Forward, device: torch.device | str = "cpu") -> None:
     """Raise WrongResult unless the provider's step is about as near float64 as eager torch's.
 
-    The truth is eager torch in float64 on the same device. Allowed is 4 times eager torch's error
-    in the case's dtype or, where that happens to be exact, some units of the result's eps: 8 of a
-    16-bit one, and 64 of float32, in which parameters' gradients are sums over the whole tensor.
+    The truth is eager torch in float64 on the same device. The allowed error is 4 times eager
+    torch's in the case's dtype. If that happens to be exact, it is some units of the result's eps:
+    8 for a 16-bit one, 64 for float32, as parameters' gradients are sums over the whole tensor.
     """
 
     def inputs() -> Inputs:
@@ -85,7 +85,7 @@ def check(case: Case, forward: Forward, device: torch.device | str = "cpu") -> N
         dtype = found[name].dtype
         units = 64 if dtype == torch.float32 else 8
         bound = max(4 * theirs[name, norm], units * torch.finfo(dtype).eps)
-        if not error <= bound:  # so written, NaN is wrong
+        if not error <= bound:  # in this form NaN counts as wrong
             raise WrongResult(
                 f"{case.name}: {name} is off by {error:.1e} ({norm}), allowed {bound:.1e}"
             )

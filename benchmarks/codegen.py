@@ -1,13 +1,13 @@
-"""`python -m benchmarks.codegen`: what the compiler made of every kernel, for GPUs not present.
+"""`python -m benchmarks.codegen`: reports on every compiled kernel, for GPUs that are not there.
 
-Compiles what the norms launch at the benchmarks' shapes, forward and backward, for sm_80, sm_90 and
-sm_100. A line a kernel: the first call that needed it, registers, spills, shared memory, warps,
-blocks and warps resident on a multiprocessor, global accesses of the machine code by their width in
-bits, and the width of each tile's accesses (`machine_code.py` tells how they are found).
+Compiles the kernels that the norms launch at the benchmarks' shapes, forward and backward, for
+sm_80, sm_90 and sm_100. A line for each kernel: the first call that needed it, registers, spills,
+shared memory, warps, blocks and warps resident on a multiprocessor, global accesses of the machine
+code by width in bits, and the width of each tile's accesses (`machine_code.py` finds them).
 
-Exits with 1 and a list where a case does not compile, a kernel spills (beyond KNOWN_SPILLS, with
---quick QUICK_SPILLS) or computes in float64, or a tile as large as x is not read or written 128
-bits at a time although its rows are multiples of 16 bytes.
+Exits with 1 and a list of problems: a case does not compile, a kernel spills (beyond KNOWN_SPILLS,
+with --quick QUICK_SPILLS) or computes in float64, or a tile as large as x is not accessed 128 bits
+at a time although its rows are multiples of 16 bytes.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from fastnorm.kernels.occupancy import LIMITS, occupancy
 FEW_DOUBLES = 4
 
 # Bytes that a thread may spill, by kernel, over all cases.
-# An SM's registers are 128 for each of 16 warps. The largest tile, 16,384 elements, takes them all,
-# and in 16 bits, backward, channels last, spills up to 320 of these bytes in float16 for sm_90, 208
-# in bfloat16; clusters of mixtures, with two sets of statistics for each lane, up to 200; rows of
-# 16,384 elements, forward in float32 with gamma and beta in registers, up to 232, backward in 16
-# bits with two sums of columns up to 504; others less than 160.
-# A smaller tile would cost them a second read of the tensor, a wider limit a quarter of the warps;
-# no GPU has timed either. The bounds leave some room for other architectures and assemblers.
+# An SM has 128 registers a thread for 16 warps. The largest tile, 16,384 elements, takes them all.
+# Spilled bytes there: channels last, backward in 16 bits: up to 320 (float16, sm_90), 208 in
+# bfloat16. Clusters of mixtures, with two sets of statistics for each lane: up to 200. Rows of
+# 16,384 elements: forward in float32 with gamma and beta in registers up to 232; backward in 16
+# bits with two sums of columns up to 504. Others: less than 160. A smaller tile would cost a second
+# read of the tensor, a wider limit a quarter of the warps; no GPU has timed either. The bounds
+# leave some room for other architectures and assemblers.
 KNOWN_SPILLS = {
     "resident_kernel": 128,
     "resident_backward_kernel": 384,
@@ -52,22 +52,22 @@ KNOWN_SPILLS = {
     "apply_kernel": 32,
 }
 
-# The same in the cases of shapes.quick(): Triton 3.7.1 alone spills 8 bytes of a cluster's instance
-# norm in float32, one store and one load in all.
+# The same for shapes.quick(). Only Triton 3.7.1 spills: 8 bytes in a cluster's instance norm in
+# float32, one store and one load in all.
 QUICK_SPILLS = {"resident_backward_kernel": 8}
 
-# Functions that read one value of each row of x, by their name: no tiles, whatever the number.
+# Functions that read one value for each row of x, by name: never tiles, however many values.
 GATHERS = {"load_first"}
 
 
 def carries_traffic(launch: Launch, access: Access, case: Case) -> bool:
-    """Whether a tile's width matters: gathers aside, those as large as x, where rows are aligned.
+    """Whether a tile's width matters: if it is as large as x, its rows are aligned, and no gather.
 
-    These are x, the residual, y and their gradients, read and written by every program; a row is S,
-    C (channels last) or the normalised length. Masks, statistics and the tables that programs
-    publish in are a part of x: one value for each S elements, or for each program's rows.
-    Neighbouring threads take neighbouring values of them, in whole sectors of memory at 32 bits a
-    thread too; what their width would change is the number of a few instructions.
+    These are x, the residual, y and their gradients, accessed by every program; a row is S, C
+    (channels last) or the normalised length. Masks, statistics and the programs' tables are only a
+    part of x: one value for each S elements, or for each program's rows. Neighbouring threads take
+    neighbouring values of them, so even 32 bits a thread fill whole sectors of memory; a larger
+    width would save only a few instructions.
     """
     file, line, _ = access.position.at
     if not access.is_tile or function_at(launch.folder / file, line) in GATHERS:
@@ -80,7 +80,7 @@ def carries_traffic(launch: Launch, access: Access, case: Case) -> bool:
 
 @functools.cache
 def function_at(file: Path, line: int) -> str | None:
-    """The name of the function that the line is in."""
+    """The name of the function that contains the line."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
             return node.name
@@ -88,7 +88,7 @@ def function_at(file: Path, line: int) -> str | None:
 
 
 def row_length(case: Case) -> int:
-    """Neighbouring elements in memory: those of one row, or the channels of one position."""
+    """Elements that are neighbours in memory: one row, or the channels of one position."""
     if len(case.shape) == 2 or case.layout == "channels_last":
         return case.shape[1]
     return prod(case.shape[2:])
@@ -102,7 +102,7 @@ class Kernel:
     launch: Launch
     code: Code
     calls: list[str] = field(default_factory=list)
-    # Accesses whose width matters in one of the calls, by their index in the code's.
+    # Accesses whose width matters in at least one call, by their index in the code's.
     wide: set[int] = field(default_factory=set)
 
     @property
@@ -120,7 +120,7 @@ class Kernel:
                 self.wide.add(i)
 
     def problems(self, known_spills: Mapping[str, int]) -> list[str]:
-        """What the exit status is about, a line each."""
+        """The reasons for exit status 1, a line each."""
         found = []
         if self.code.spilled > known_spills.get(self.launch.name, 0):
             found.append(
@@ -171,7 +171,7 @@ class Kernel:
 
 
 def narrowest(access: Access) -> int:
-    """Bits of the narrowest instruction; 0, which never passes for wide, where none was found."""
+    """Bits of the narrowest instruction; 0 (never wide) if none was found."""
     return min(access.bits, default=0)
 
 
@@ -186,7 +186,7 @@ def tile_text(access: Access) -> str:
 
 
 class Compiled(NamedTuple):
-    """Every kernel that some cases need, each once, and the cases that did not compile."""
+    """Every kernel that the cases need, each once, and the cases that did not compile."""
 
     kernels: list[Kernel]
     failures: list[str]
@@ -199,7 +199,7 @@ class Compiled(NamedTuple):
 def compiled(
     arch: int, cases: Iterable[Case], providers: Sequence[Provider], launches: list[Launch]
 ) -> Compiled:
-    """What the cases need by any of the providers."""
+    """The kernels that the cases need with any of the providers."""
     set_target(arch)
     kernels: dict[str, Kernel] = {}
     failures = []
@@ -213,7 +213,7 @@ def compiled(
                         kernel = Kernel(arch, launch, read(launch.kernel))
                         kernels[launch.kernel.hash] = kernel
                     kernel.add_call(case, f"{name} {direction}", launch)
-        except Exception as error:  # ptxas and LLVM have their own kinds
+        except Exception as error:  # ptxas and LLVM raise their own classes
             lines = str(error).strip().splitlines() or [""]
             reason = " ... ".join(dict.fromkeys((lines[0], lines[-1])))  # place and reason
             failures.append(f"sm_{arch} {name}: {type(error).__name__}: {reason}")

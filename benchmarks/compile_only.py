@@ -1,10 +1,10 @@
-"""Compile the kernels that fastnorm's functions launch, for any GPU, without one.
+"""Compiles the kernels that fastnorm's functions launch, for any GPU, without having one.
 
-A driver that answers for a GPU of the wanted compute capability stands in for the real one, and
-every launch becomes a compilation. Tensors may be on the meta device: no memory is touched, and
-their addresses are aligned as freshly allocated ones are. Results are garbage.
+A driver that claims a GPU of the wanted compute capability replaces the real one, and every launch
+becomes a compilation. Tensors may be on the meta device: no memory is touched, and their addresses
+are aligned like freshly allocated ones. Results are garbage.
 
-All this holds for the rest of the process, so the tests do it in one of its own. Kernels decorated
+All this lasts for the rest of the process, so tests do it in their own process. Kernels decorated
 under TRITON_INTERPRET=1 cannot be compiled.
 """
 
@@ -29,27 +29,27 @@ from fastnorm import dispatch
 
 
 class Argument(NamedTuple):
-    """One pointer or number; those in a tuple are named as "tensors.x_ptr" is."""
+    """One pointer or number; those in a tuple have names like "tensors.x_ptr"."""
 
     name: str
     form: str  # in Triton's signature: "*fp32", "i32"
-    value: int | float  # of a tensor the bytes
+    value: int | float  # for a tensor its bytes
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch that became a compilation, or found its kernel compiled already."""
+    """One launch that became a compilation, or whose kernel was compiled already."""
 
     name: str
     folder: Path  # of the kernel's source
     kernel: Any  # triton's CompiledKernel
     shapes: dict[str, tuple[int, ...]]  # of the tensors, by the kernel's argument
     programs: int = 0
-    arguments: tuple["Argument", ...] = ()  # what the compiled kernel is given, in order
+    arguments: tuple["Argument", ...] = ()  # of the compiled kernel, in order
 
 
 class CompilingDriver:
-    """What JITFunction asks of a driver before it launches."""
+    """The methods that JITFunction calls on a driver before it launches."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -58,7 +58,7 @@ class CompilingDriver:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch  # JITFunction keeps kernels by device: no two targets share one
+        return self.target.arch  # JITFunction keeps kernels by device: one for each target
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -75,8 +75,8 @@ def compile_launches(capability: int) -> list[Launch]:
         raise RuntimeError("TRITON_INTERPRET is set: the kernels are interpreted, not compiled")
     set_target(capability)
     fastnorm.set_backend("triton")
-    # Lets tensors that are not on a GPU pass the backend's device check, and meta ones go where
-    # tensors with memory go.
+    # Lets tensors that are not on a GPU pass the backend's device check, and sends meta tensors the
+    # way of tensors with memory.
     kernels: Any = importlib.import_module("fastnorm.kernels")
     kernels.INTERPRETED = True
     dispatch.is_traced = lambda x: False
@@ -111,8 +111,8 @@ def compile_launches(capability: int) -> list[Launch]:
 
 
 def _shapes(flat: list[tuple[str, Any, Any]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors by their names, and by those that Triton up to 3.7 gives to the
-    fields of a tuple t that are not None: t, t_0, t_1 and so on."""
+    """The shapes of the tensors by name. Triton up to 3.7 names the fields of a tuple t that are
+    not None t, t_0, t_1 and so on: these names are included."""
     found: dict[str, tuple[int, ...]] = {}
     counts: dict[str, int] = {}
     for name, form, value in flat:
@@ -128,7 +128,7 @@ def _shapes(flat: list[tuple[str, Any, Any]]) -> dict[str, tuple[int, ...]]:
 
 
 def _flat(name: str, value: Any, form: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(name, form, value) of an argument or, where it is a NamedTuple, of each of its fields."""
+    """(name, form, value) of an argument or, if it is a NamedTuple, of each of its fields."""
     if isinstance(form, tuple):
         for field, part, inner in zip(value._fields, value, form, strict=True):
             yield from _flat(f"{name}.{field}", part, inner)

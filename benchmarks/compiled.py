@@ -1,12 +1,12 @@
-"""`python -m benchmarks.compiled`: what compiled kernels execute, counted without a GPU.
+"""`python -m benchmarks.compiled`: counts what compiled kernels execute, without a GPU.
 
 Runs the PTX of every kernel on a CPU (`tests/compiled/executor`), at the cases of
-`compiled_cases.py`, and writes a table of counts, a line a kernel: instructions of threads for each
-element of x; bytes of the 32-byte sectors that its loads and stores touch, for each byte of x; how
-many of these bytes threads asked for; bank conflicts; programs. The kernels of liger-kernel for
-layer, RMS and group norm stand beside them, where `--peers` names the folder it is installed in.
+`compiled_cases.py`, and writes a table of counts, a line for each kernel: instructions of threads
+for each element of x; bytes of the 32-byte sectors that its loads and stores touch, for each byte
+of x; the share of these bytes that threads asked for; bank conflicts; programs. With `--peers`, a
+folder with liger-kernel, its kernels for layer, RMS and group norm stand beside them.
 
-These are counts, the same on every machine, and say nothing about the time that a kernel takes.
+These are counts, the same on every machine. They say nothing about the time of a kernel.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def table(rows: Sequence[Row], command: str) -> str:
 
 
 def read(file: Path = RESULTS) -> list[Row]:
-    """The rows of a table that was written before."""
+    """The rows of a table that was written earlier."""
     found = []
     for text in file.read_text().splitlines():
         values = json.loads(text)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measured(emulator: Emulator, ops: Sequence[str], peers: Path | None) -> list[Row]:
-    """The rows of ours and, with a folder that has them, of the peers; prints each as it comes."""
+    """Our rows and, if there is a folder `peers`, the peers'; prints each as it comes."""
     cuts = [cut for cut in all_cuts() if cut.whole.op in ops]
     print(f"triton {triton.__version__}, {len(cuts)} cases", *HEADER, sep="\n")
     rows: list[Row] = []

@@ -1,14 +1,14 @@
-"""What is counted in compiled kernels: cases of shapes.py, each cut to what the executor can run.
+"""The cases whose instructions are counted: those of shapes.py, cut to a size for the executor.
 
-A cut case launches the very kernels of the whole one: `compiled.py` compares what was compiled for
-the two and refuses another. What stays is whatever the counts of one element depend on: the dtype,
-the layout, the length of rows and with it their alignment, the channels of a group, the tier, the
-shape of a tile and how full it is. What goes:
+A cut case launches the very kernels of the whole one: `compiled.py` compares the compiled code of
+the two, and refuses a difference. Everything that the counts of one element depend on stays the
+same: the dtype, the layout, the length of rows and so their alignment, the channels of a group, the
+tier, the shape of a tile and how full it is. These are cut:
 
-- instances, channels and rows beyond a few whole tiles, and as many as keep the sets in their tier;
-- positions, where an image is larger than several tiles: its sets then still take the same tier;
+- instances, channels and rows: to a few whole tiles, but enough to keep the sets in their tier;
+- positions, if an image is larger than several tiles: its sets then still take the same tier;
 - programs: a whole case has many tiles for each, so the cut one has as few programs as there are
-  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1), that walk over all the tiles.
+  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1); they walk over all the tiles.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from benchmarks.shapes import CIFAR, DTYPES, LAYOUTS, STYLE, UNET, VOLUME, Case
 FP32, BF16, _ = DTYPES
 DTYPES_COUNTED = (FP32, BF16)
 PLAIN, FUSED = "plain", "residual_relu"
-# Beside shapes.OPS: RMS norm, the norms of a sum that they return too, weight norm.
+# Besides shapes.OPS: RMS norm, the norms of a sum that also return it, weight norm.
 ADDING = ("add_ln", "add_rms")
 OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln", "rms", *ADDING, "wn")
 
@@ -32,14 +32,14 @@ STAGE2, STAGE4, STAGE5 = (256, 256, 56, 56), (256, 1024, 14, 14), (256, 2048, 7,
 
 @dataclass(frozen=True)
 class Cut:
-    """A case of a benchmark's shape, and the shape that is run for it."""
+    """A case with a benchmark's shape, and the shape that is run instead."""
 
     whole: Case
     shape: tuple[int, ...]
 
     @property
     def case(self) -> Case:
-        """What is run, with as many channels a group as the whole case has."""
+        """The case that is run; it has as many channels a group as the whole case."""
         groups = None
         if self.whole.op == "gn":
             groups = self.shape[1] * self.whole.num_groups // self.whole.shape[1]
@@ -51,11 +51,11 @@ class Cut:
 
 
 def of_channels() -> Iterator[Cut]:
-    """Every dtype, layout and fusion of each operator at a shape of its use, streamed."""
-    # Contiguous tiles are 4 rows of 1,024 positions, 4 channels or groups of 8; over the batch 16
-    # rows of 256, instances for two tiles of each of 4 channels. Channels last they are 64 channels
-    # of 64 positions. All sets are larger than the 16,384 elements that one program keeps, instance
-    # norm's channels last (beyond 2,048 positions) than it has channels for.
+    """Every dtype, layout and fusion of each operator at a shape that occurs in use, streamed."""
+    # Contiguous tiles are 4 rows of 1,024 positions, of 4 channels or of groups of 8; over the
+    # batch they are 16 rows of 256: two tiles of instances for each of 4 channels. Channels last
+    # they are 64 channels of 64 positions. All sets are larger than one program's 16,384 elements;
+    # for instance norm with channels last the limit is 2,048 positions.
     shapes = {
         ("bn", "contiguous"): (STAGE2, (32, 4, 56, 56)),
         ("bn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
@@ -74,8 +74,8 @@ def of_channels() -> Iterator[Cut]:
 
 
 def of_small_images() -> Iterator[Cut]:
-    """14 x 14 and 7 x 7, whose rows fill no tile: several channels or instances share one, of batch
-    norm up to 40 channels."""
+    """14 x 14 and 7 x 7, whose rows fill no tile: several channels or instances share one. For
+    batch norm these are up to 40 channels."""
     shapes = (
         ("bn", STAGE4, (80, 16, 14, 14)), ("bn", STAGE5, (64, 48, 7, 7)),
         ("bn_eval", STAGE4, (80, 16, 14, 14)), ("bn_eval", STAGE5, (64, 48, 7, 7)),
@@ -89,7 +89,7 @@ def of_small_images() -> Iterator[Cut]:
 
 
 def of_whole_sets() -> Iterator[Cut]:
-    """CIFAR's: sets that one program keeps, and with larger batches some that it does not."""
+    """CIFAR's shapes: sets that one program keeps; with larger batches some are too large."""
     few = CIFAR[5]  # 8 x 64 x 8 x 8, not cut
     for op, dtype, layout in product(("bn", "in", "gn", "bin"), DTYPES_COUNTED, LAYOUTS):
         yield Cut(Case(op, few, dtype, layout), few)
@@ -101,7 +101,7 @@ def of_whole_sets() -> Iterator[Cut]:
 
 
 def of_large_images() -> Iterator[Cut]:
-    """Groups whose channels are no power of two, and volumes."""
+    """Groups whose number of channels is no power of two, and volumes."""
     yield Cut(Case("gn", UNET[0], BF16, groups=32), (1, 40, 64, 64))
     yield Cut(Case("gn", UNET[0], BF16, "channels_last", groups=32), (1, 240, 64, 64))
     for op, channels in (("in", 4), ("gn", 16)):
@@ -109,7 +109,7 @@ def of_large_images() -> Iterator[Cut]:
 
 
 def of_rows() -> Iterator[Cut]:
-    """Lengths that one program keeps (backward to 8,192), that stream, and one of odd elements."""
+    """Lengths that one program keeps (backward up to 8,192), that stream, and an odd length."""
 
     def cut(op: str, length: int, dtype: torch.dtype, fused: str = PLAIN) -> Cut:
         return Cut(Case(op, (32768, length), dtype, fused=fused), (ELEMENTS // length, length))

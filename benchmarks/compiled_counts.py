@@ -1,4 +1,4 @@
-"""Counts of one launch, and of all that a case launches, executed as compiled without a GPU."""
+"""Counts of one launch, and of all launches of a case, executed as compiled without a GPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ COUNTS = ("instructions", "load", "store", "load_asked", "store_asked", "conflic
 
 @dataclass(frozen=True)
 class Row:
-    """One launch of one direction of a case: its counts, and where they come from."""
+    """One launch in one direction of a case: its counts, and their origin."""
 
     provider: str
     op: str
     shape: tuple[int, ...]  # of the benchmark
-    run: tuple[int, ...]  # of what was executed for it
+    run: tuple[int, ...]  # of the case that was executed instead
     dtype: str
     layout: str
     fused: str
@@ -43,13 +43,13 @@ class Row:
     conflicts: float  # passes beyond the first, for each request of shared memory
     programs: int
     warps: int  # of a program
-    programs_of_whole: int | None  # what the benchmark's shape launches on 132 multiprocessors
+    programs_of_whole: int | None  # launched for the benchmark's shape on 132 multiprocessors
     triton: str
     arch: int
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What identifies the launch in a table."""
+        """Identifies the launch in a table."""
         return (
             self.provider, self.op, tuple(self.shape), self.dtype, self.layout, self.fused,
             self.direction, self.kernel,
@@ -100,13 +100,13 @@ def forward(case: Case, i: Inputs) -> torch.Tensor | tuple[torch.Tensor, ...]:
         case "add_rms":
             assert i.residual is not None
             return F.add_rms_norm(i.x, i.residual, length, i.weight, EPS)
-        case "wn":  # x is v, and g the parameter that a row has
+        case "wn":  # x is v, and g the parameter with one value for each row
             return F.weight_norm(i.x, i.weight, 0)
     return ours(case, i)
 
 
 def inputs_of(case: Case, device: str) -> Inputs:
-    """On the CPU with values, or on the meta device."""
+    """The case's inputs: on the CPU with values, or on the meta device without."""
     make = shapes_alone if device == "meta" else make_inputs
     if case.op in ADDING:
         return make(Case(case.op, case.shape, case.dtype, fused="residual_relu"))
@@ -117,7 +117,7 @@ def inputs_of(case: Case, device: str) -> Inputs:
 
 
 def leaves_of(case: Case, i: Inputs) -> list[torch.Tensor]:
-    """Every tensor that the operator has a gradient for."""
+    """Every tensor for which the operator has a gradient."""
     leaves = i.leaves(case.op)
     if case.op in ("rms", "add_rms", "wn"):
         leaves.pop("dbias", None)
@@ -125,7 +125,7 @@ def leaves_of(case: Case, i: Inputs) -> list[torch.Tensor]:
 
 
 def step(case: Case, device: str, log: list[Any]) -> dict[str, list[Any]]:
-    """Forward and backward of ours, and the entries that each adds to the log."""
+    """Our forward and backward, and the entries that each adds to the log."""
     i = inputs_of(case, device)
     log.clear()
     y = forward(case, i)
@@ -138,7 +138,7 @@ def step(case: Case, device: str, log: list[Any]) -> dict[str, list[Any]]:
 
 @contextlib.contextmanager
 def kernels_on_cpu() -> Iterator[None]:
-    """CPU and meta tensors take the kernels."""
+    """CPU and meta tensors run through the kernels."""
     kernels: Any = fastnorm.backend.load_kernels()
     former, traced = kernels.INTERPRETED, dispatch.is_traced
     kernels.INTERPRETED, dispatch.is_traced = True, lambda x: False
@@ -153,7 +153,7 @@ def kernels_on_cpu() -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_programs() -> Iterator[None]:
-    """As few programs as there are units: those of a whole case go over many tiles too."""
+    """As few programs as there are units: then each takes many tiles, as in the whole case."""
     from fastnorm.kernels import rows, tilings
 
     former = tilings.ENOUGH_PROGRAMS, rows.multiprocessors
@@ -172,11 +172,11 @@ def _forget_plans() -> None:
     for module in (plans, row_plans):
         module.forward_plan.cache_clear()
         module.backward_plan.cache_clear()
-    launch._counters.clear()  # those of the meta device are no memory
+    launch._counters.clear()  # the meta device's counters have no memory
 
 
 def whole_launches(emulator: Emulator, case: Case) -> dict[str, list[tuple[int, str]]]:
-    """(programs, the compiled kernel's hash) of what the whole case would launch."""
+    """(programs, hash of the compiled kernel) for each launch of the whole case."""
     found: list[tuple[int, str]] = []
     execute = emulator.launch
 
@@ -195,7 +195,7 @@ def whole_launches(emulator: Emulator, case: Case) -> dict[str, list[tuple[int, 
 def count(emulator: Emulator, cut: Cut) -> list[Row]:
     """A row for each launch of ours, forward and backward.
 
-    Raises ValueError where the cut case does not launch the whole one's compiled kernels.
+    Raises ValueError if the cut case does not launch the whole one's compiled kernels.
     """
     case, rows = cut.case, []
     emulator.options, emulator.log = Options(count=True), []

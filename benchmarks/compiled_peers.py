@@ -1,11 +1,11 @@
 """The same counts of liger-kernel's kernels: layer, RMS and group norm, forward and backward.
 
-Its launch functions are called as they are, on CPU tensors. They then take one multiprocessor: one
-program that goes over all rows of a backward, as each of a GPU's goes over many.
+Its launch functions are called unchanged, on CPU tensors. They then see one multiprocessor: a
+backward has one program, which goes over all rows, as each of a GPU's programs goes over many.
 
-Group norm is given one group, that of a case, by itself: its grid would have a second dimension,
-which the executor does not know, and (N, C) in groups of D channels is the same memory as (N C / D,
-D) in one group. Its parameters are float32, since atomics of 16-bit floats are not known either.
+Group norm runs with one group on (N C / D, D): with more its grid would have a second dimension,
+which the executor lacks, and (N, C) in groups of D channels is the same memory. Its parameters are
+float32, since the executor lacks atomics of 16-bit floats.
 """
 
 import importlib
@@ -24,11 +24,11 @@ from benchmarks.providers import EPS
 from benchmarks.shapes import CIFAR, Case
 from tests.compiled.executor import Emulator, Options
 
-LLAMA_OFFSET, CASTING = 0.0, "llama"  # as liger's RMS norm is by default
+LLAMA_OFFSET, CASTING = 0.0, "llama"  # liger's defaults for RMS norm
 
 
 def peer_cuts() -> Iterator[Cut]:
-    """Contiguous cases without a residual, that ours has too."""
+    """Contiguous cases without a residual that we have too."""
     for op, length, dtype in product(("ln", "rms"), (1024, 4096), DTYPES_COUNTED):
         if op == "ln" or length == 4096:
             yield Cut(Case(op, (32768, length), dtype), (ELEMENTS // length, length))

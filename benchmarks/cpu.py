@@ -1,14 +1,14 @@
 """`python -m benchmarks.cpu`: shapes.on_a_cpu(), ours against torch's, in pairs on this CPU.
 
-A machine's speed drifts by more than the differences sought, so the two are called in turn
+A machine's speed drifts by more than the differences of interest. So the two are called in turn
 (A B A B ...) and the ratio is taken within each pair; the medians in microseconds are for scale.
-malloc is told to keep freed memory, so that no call pays for another's page faults. Torch's side is
-the same chain of its own operators, norm, addition and ReLU, eager or compiled (--against).
-Batch-instance norm, which torch lacks, is held against torch's batch norm.
+malloc keeps freed memory, so that no call pays for another's page faults. Torch's side is the same
+chain of its own operators, norm, addition and ReLU, eager or compiled (--against). Batch-instance
+norm, which torch lacks, is compared with torch's batch norm.
 
-A verdict is "noisy" where the 95% interval of the median ratio spans the goal. Where the load is
-not near 0, set OMP_WAIT_POLICY=PASSIVE or --threads 1: by default a waiting thread spins on the
-very core that the other needs, and a call of 2 ms takes 30.
+A verdict is "noisy" if the 95% interval of the median ratio contains the goal. If the load is not
+near 0, set OMP_WAIT_POLICY=PASSIVE or --threads 1: by default a waiting thread spins on the core
+that the other needs, and a call of 2 ms takes 30.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from benchmarks.timing import Spread, cpu_model, wall_us
 WARM_UP = 10
 CASES = (*on_a_cpu(), *modulated())
 AGAINST = ("eager", "compile")
-# Ours over torch's: the geometric mean of all rows but the modulated, the largest, a ResNet's block
-# and, of those that a sample modulates, images and rows.
+# Goals for ours over torch's. MEAN: the geometric mean of all rows but the modulated. ROW: the
+# largest of them. BLOCK: a ResNet's block. MODULATED: images, and rows, modulated by each sample.
 MEAN_GOALS = {"eager": 0.50, "compile": 0.75}
 ROW_GOALS = {"eager": 1.10, "compile": 1.30}
 BLOCK_GOALS = {"eager": 0.40, "compile": 0.75}
 MODULATED_GOALS = {"eager": (0.40, 0.50), "compile": (0.80, 0.90)}
-BLOCKS = ((128, 16, 32, 32), (32, 64, 56, 56))  # of bn + residual + ReLU
+BLOCKS = ((128, 16, 32, 32), (32, 64, 56, 56))  # for bn + residual + ReLU
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Result:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Two of the values, which hold the median with at least 95%; of fewer than six the extremes.
+    """Two of the values, with the median between them in at least 95% of cases; for fewer than six
+    values the extremes.
 
-    So many below the k-th are as likely as so few heads of n tosses: the binomial distribution.
+    The number of values below the median is binomial, like the heads of n coin tosses.
     """
     ordered, n = sorted(values), len(values)
     below, k = 0, 0
@@ -84,21 +85,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summarise(case: Case, us: dict[str, list[float]], against: str = "eager") -> Result:
-    """Percentiles of paired timings; us[provider][k] belong to the k-th pair."""
+    """Percentiles of paired timings; us[provider][k] is from the k-th pair."""
     ratios = [b / a for a, b in zip(us["torch"], us["fastnorm"], strict=True)]
     spreads = {name: Spread.of(values) for name, values in us.items()}
     return Result(case, spreads, Spread.of(ratios), median_interval(ratios), against)
 
 
 def geometric_mean(results: Sequence[Result]) -> float:
-    """Of the median ratios."""
+    """The geometric mean of the median ratios."""
     return math.exp(sum(math.log(result.ratio.p50) for result in results) / len(results))
 
 
 def steps(case: Case, against: str = "eager") -> dict[str, Callable[[], object]]:
     """Forward + backward of torch's chain and of ours, on the same inputs.
 
-    Torch lacks batch-instance norm: its batch norm is the yardstick of the cost.
+    Torch lacks batch-instance norm: its batch norm is the measure of the cost.
     """
     yardstick = replace(case, op="bn") if case.op == "bin" else case
     inputs = make_inputs(case)
@@ -123,7 +124,7 @@ def measure(case: Case, rounds: int, against: str = "eager") -> Result:
 
 
 def rows(result: Result) -> list[dict[str, object]]:
-    """One JSON row for each provider; ratio_p50 is to torch's operator in the same run."""
+    """One JSON row for each provider; ratio_p50 is relative to torch's operator in the same run."""
     case = result.case
     return [
         {
@@ -158,7 +159,7 @@ def table_line(result: Result) -> str:
 
 
 def warning(results: Sequence[Result], loads: tuple[float, float]) -> str | None:
-    """What to print at the end; None where every verdict holds."""
+    """A warning for the end; None if every verdict holds."""
     noisy = sum(result.verdict == "noisy" for result in results)
     if not noisy:
         return None

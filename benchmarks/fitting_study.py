@@ -1,8 +1,8 @@
-"""`python -m benchmarks.fitting_study`: cifar/study.py with as many epochs as fit some seconds.
+"""`python -m benchmarks.fitting_study`: cifar/study.py with as many epochs as fit in some seconds.
 
-How long an epoch takes is in the study's speed.jsonl. All runs train at once; each has the same
-epochs, to which the schedule is scaled. A call that finds a study there goes on with it, and its
-number of epochs. The exit code is study.py's: 3 is "call again".
+The time of an epoch is in the study's speed.jsonl. All runs train at once; each has the same number
+of epochs, and the schedule is scaled to it. If a study is there already, the call goes on with it
+and with its number of epochs. The exit code is study.py's: 3 is "call again".
 """
 
 import argparse
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from benchmarks.rows import Row
 
-STARTING = 20.0  # seconds until the runs have imported torch, read the data and captured a graph
-BESIDE = 1.4  # for validation, and for runs that wait for one another
-MOST = 100  # epochs, as the study has
+STARTING = 20.0  # seconds for the runs to import torch, read the data and capture a graph
+BESIDE = 1.4  # factor for validation, and for runs that wait for one another
+MOST = 100  # epochs, as in the study
 
 
 def epochs_that_fit(rows: Sequence[Row], variants: Sequence[str], seconds: float) -> int:
-    """At least 1; a variant that was not measured is taken for an average one."""
+    """At least 1; a variant that was not measured counts as an average one."""
     found = {
         row["norm"]: row["epoch_seconds"]
         for row in rows

@@ -1,7 +1,7 @@
-"""The goals, written down before any measurement, and what others have published, as one table.
+"""The goals, written down before any measurement, and others' published figures, as one table.
 
-Each is one number, held against a run's rows: `table` says met, missed by how much, or not
-measured. The tables that a run prints and that of docs/benchmarks.md are this one.
+Each goal is one number that is compared with a run's rows: `table` says met, missed by how much, or
+not measured. A run prints this table, and docs/benchmarks.md has it too.
 """
 
 import statistics
@@ -19,20 +19,20 @@ from benchmarks.shapes import (
     describe,
 )
 
-LARGE = 64 * 10**6  # bytes of a tensor for which bandwidth alone decides
+LARGE = 64 * 10**6  # bytes of a tensor: from there on only bandwidth matters
 RIVALS = ("eager", "compile")
 COPY = "% of copy"
 HOST = "us of the host"
 
 
 def measured_as(row: Row) -> tuple[Any, ...]:
-    """Two rows are comparable where this is equal: a graph's time to a graph's alone."""
+    """Two rows are comparable if this is equal: a graph's time only to a graph's."""
     keys = ("op", "dtype", "layout", "fused", "direction", "l2", "timing")
     return (*row["shape"], *(row[key] for key in keys))
 
 
 def ratios(rows: Sequence[Row], provider: str, rival: str) -> list[tuple[Row, float]]:
-    """The provider's rows that the rival has a counterpart of, and the rival's time over theirs."""
+    """The provider's rows that the rival has too, and the rival's time over theirs."""
     times = {measured_as(row): row["us_p50"] for row in timed(rows, rival)}
     return [
         (row, times[measured_as(row)] / row["us_p50"])
@@ -43,7 +43,7 @@ def ratios(rows: Sequence[Row], provider: str, rival: str) -> list[tuple[Row, fl
 
 @dataclass(frozen=True)
 class Goal:
-    """One number that the rows which `applies` names are held to.
+    """One number, a target for the rows that `applies` selects.
 
     `unit` is COPY, the median share of the copy bandwidth; HOST, the median cost of a call on the
     host, at most; or "x RIVAL", the geometric mean of the speed-up over that provider.
@@ -55,10 +55,10 @@ class Goal:
     direction: str
     applies: Callable[[Row], bool]
     provider: str = "fastnorm"
-    passes: float = 1.0  # what a published share counts as traffic, over what ours counts
+    passes: float = 1.0  # the traffic counted by a published share, over the traffic counted here
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Those of its provider that have a time."""
+        """The rows of its provider that have a time."""
         return [
             row
             for row in timed(rows, self.provider)
@@ -66,7 +66,7 @@ class Goal:
         ]
 
     def value(self, rows: Sequence[Row]) -> float | None:
-        """What was measured; None without a row."""
+        """The measured value; None without a row."""
         mine = self.rows(rows)
         if self.unit in (COPY, HOST):
             key = "pct_copy" if self.unit == COPY else "host_us"
@@ -76,7 +76,7 @@ class Goal:
         return statistics.geometric_mean(found) if found else None
 
     def missed_by(self, rows: Sequence[Row]) -> float | None:
-        """The share of the target that is lacking, negative where it is met; None unmeasured."""
+        """The missing share of the target, negative if it is met; None if not measured."""
         value = self.value(rows)
         if value is None:
             return None
@@ -152,7 +152,7 @@ GOALS = (
         lambda row: row["fused"] == "plain" and row["l2"] == "cold",
     ),
 )
-# Others' best, as published: of each package's own measure of the bandwidth, on another machine.
+# Others' best, as published: measured by each package in its own way, on another machine.
 PUBLISHED = (
     Goal(
         "rms backward 8192x4096 float32: quack on an H100",
@@ -181,7 +181,7 @@ PUBLISHED = (
 
 
 def line(goal: Goal, rows: Sequence[Row]) -> list[str]:
-    """A goal's name, target, what was measured and the verdict."""
+    """A goal's name, target, measured value and verdict."""
     digits = ".2f" if goal.unit.startswith("x ") else ".0f"
     value = goal.value(rows)
     bound = "at most" if goal.unit == HOST else "at least"
@@ -194,6 +194,6 @@ def line(goal: Goal, rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Every goal, then what is to be beaten."""
+    """All goals, then the published figures to beat."""
     heads = ["goal", "target", "measured", ""]
     return [heads, *(line(goal, rows) for goal in (*GOALS, *PUBLISHED))]

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from benchmarks.shapes import Case
 
-# Their parameters stay float32 beside 16-bit activations, as autocast leaves them; torch's group,
-# layer and RMS norm want the activations' own dtype.
+# Their parameters stay float32 with 16-bit activations, as under autocast; torch's group, layer and
+# RMS norm want parameters in the activations' dtype.
 FLOAT32_PARAMETERS = ("bn", "bn_eval", "in", "bin")
 
 
 class Inputs(NamedTuple):
     """x, dy and the residual of the case's shape; parameters and running statistics (C,) or (L,);
-    scale and shift (N, C) or (N, 1, L), where the case has them."""
+    scale and shift (N, C) or (N, 1, L), if the case has them."""
 
     x: Tensor
     dy: Tensor
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
         return Inputs(*(None if t is None else copy(t) for t in self))  # type: ignore[arg-type]
 
     def leaves(self, op: str) -> dict[str, Tensor]:
-        """The tensors that the operator has a gradient for, under their gradients' names."""
+        """The tensors for which the operator has a gradient, under their gradients' names."""
         found = {"dx": self.x, "dweight": self.weight}
         if op != "rms":
             found["dbias"] = self.bias

@@ -1,11 +1,11 @@
-"""What a compiled kernel does to memory, read from its TTIR, PTX and machine code (SASS).
+"""A compiled kernel's accesses to memory, read from its TTIR, PTX and machine code (SASS).
 
-The width of a *tile's* accesses is read from the PTX. Triton fixes it there, one opaque instruction
-for each vector, under the source position of the tl.load or tl.store; the TTIR has the shapes at
-the same positions. SASS, the last word on registers and spills, cannot tell tiles from per-row
+The width of a *tile's* accesses is read from the PTX. There Triton fixes it: one opaque instruction
+for each vector, at the source position of the tl.load or tl.store. The TTIR has the shapes at the
+same positions. SASS is the last word on registers and spills, but cannot tell tiles from per-row
 values: it has lines without columns, and loops that ptxas unrolled or peeled, so its counts do not
-follow from the tile's size. ptxas neither widens nor narrows what the PTX asks for; the counts of
-SASS by width are reported beside for that.
+follow from the tile's size. ptxas keeps the widths of the PTX; to show this, the counts of SASS by
+width are reported as well.
 """
 
 import re
@@ -25,7 +25,7 @@ TILE = 1024  # elements: per-row and per-channel vectors have fewer
 
 
 class Position(NamedTuple):
-    """A place in a source file, and the place from which that function was inlined."""
+    """A place in a source file, and the place of the call if that function was inlined."""
 
     at: tuple[str, int, int]
     caller: tuple[str, int, int] | None
@@ -52,7 +52,7 @@ class Access:
 
 
 class Resources(NamedTuple):
-    """What the assembler gave one thread, in registers and bytes."""
+    """The registers and bytes that the assembler gave one thread."""
 
     registers: int
     stack: int
@@ -78,7 +78,7 @@ def _run_tool(name: str, *options: str, cubin: bytes) -> str:
 
 
 class SassCounts(NamedTuple):
-    """Instructions of the machine code: global accesses by bits, those of the stack, float64."""
+    """Counts of machine instructions: global accesses by bits, those of the stack, float64."""
 
     loads: Counter[int]  # LDG, and LDGSTS: the asynchronous copy to shared memory
     stores: Counter[int]
@@ -101,21 +101,21 @@ def sass_counts(sass: str) -> SassCounts:
 
 
 def _sass_bits(suffix: str) -> int:
-    """LDG.E is of 32 bits; a width, where there is one, is a part of its own: LDG.E.U16."""
+    """LDG.E has 32 bits; another width is a part of the name, as in LDG.E.U16."""
     widths = [part.lstrip("US") for part in suffix.split(".")]
     return next((int(width) for width in widths if width in ("8", "16", "64", "128", "256")), 32)
 
 
 def declared_stack(ptx: str) -> int:
-    """Bytes of stack that the program itself asked for: its arrays, as opposed to spills."""
+    """Bytes of stack that the program itself declared for its arrays, without spills."""
     return sum(int(size) for size in re.findall(r"\.local\b[^;\n]*\[(\d+)\];", ptx))
 
 
 def accesses(ttir: str, ptx: str) -> list[Access]:
     """Every tl.load and tl.store of the kernel, with the widths of its PTX instructions.
 
-    An instruction goes to the accesses of its kind at its position; where the PTX does not say from
-    where a function was inlined, to those of every call.
+    An instruction belongs to the accesses of its kind at its position. If the PTX does not say
+    where a function was inlined, it belongs to those of every call.
     """
     found = list(_ttir_accesses(ttir))
     bits: dict[int, list[int]] = {i: [] for i in range(len(found))}
@@ -130,7 +130,7 @@ def accesses(ttir: str, ptx: str) -> list[Access]:
 _TTIR_ACCESS = re.compile(
     r"tt\.(load|store) (%[\w#.]+).* : tensor<([\dx]+)x!tt\.ptr<(\w+)>.*> loc\((#?\w+)\)$"
 )
-# The results of address arithmetic, and what loops carry: iter_args(%pointer = %start).
+# Results of address arithmetic, and values carried by loops: iter_args(%pointer = %start).
 _TTIR_ADDRESS = re.compile(
     r"(%[\w.]+) = (?:tt\.(?:addptr|splat|broadcast|expand_dims|reshape|bitcast) )?(%[\w#.]+)"
 )
@@ -138,8 +138,8 @@ _TTIR_ADDRESS = re.compile(
 
 def _ttir_accesses(ttir: str) -> Iterator[Access]:
     locations = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.MULTILINE))
-    # From each value to the argument that its address was computed from, so far: the names of one
-    # branch come again in the next.
+    # For each value so far, the argument that its address was computed from; another branch may use
+    # the same names again.
     origins: dict[str, str] = {}
     for line in ttir.splitlines():
         for value, base in _TTIR_ADDRESS.findall(line):
@@ -163,7 +163,7 @@ def _position(location: str, locations: dict[str, str]) -> Position:
 
 
 def _frames(location: str, locations: dict[str, str]) -> Iterator[tuple[str, int, int]]:
-    """The places that an MLIR location stands for, innermost first."""
+    """The places in an MLIR location, innermost first."""
     text = locations.get(location, location)
     if place := re.fullmatch(r'"(.*)":(\d+):(\d+)', text):
         yield Path(place[1]).name, int(place[2]), int(place[3])
@@ -175,7 +175,7 @@ def _frames(location: str, locations: dict[str, str]) -> Iterator[tuple[str, int
 
 
 _PTX_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"(?:.*/)?([^"/]+)"$')
-# From where a function was inlined is said in the directive or, with older versions, a comment.
+# The place of inlining is in the directive or, in older versions, in a comment.
 _PTX_POSITION = re.compile(
     r"^\s*\.loc\s+(\d+) (\d+) (\d+)(?:, function_name \S+, inlined_at (\d+) (\d+) (\d+))?"
     r"(?:.*? @\[ ([^:]+):(\d+):(\d+))?"
@@ -196,7 +196,7 @@ def _ptx_accesses(ptx: str) -> Iterator[tuple[str, Position, int]]:
         elif "end inline asm" in line:
             block_lines = -1
         elif found := _PTX_POSITION.match(line):
-            # Triton 3.9 counts the source line on with each line of an asm block: the first holds.
+            # Triton 3.9 advances the source line with each line of an asm block: the first holds.
             if block_lines <= 0:
                 position = _ptx_position(found, files)
             if block_lines >= 0:
@@ -229,9 +229,9 @@ class Code(NamedTuple):
 
     @property
     def spilled(self) -> int:
-        """Bytes of registers kept on the stack, in that which the program itself did not ask for.
+        """Bytes of registers kept on the stack, without the program's own arrays.
 
-        A stack that no instruction touches holds none.
+        A stack that no instruction touches holds no registers.
         """
         if not self.sass.stack_loads + self.sass.stack_stores:
             return 0
@@ -239,7 +239,7 @@ class Code(NamedTuple):
 
 
 def read(kernel: Any) -> Code:
-    """Of triton's CompiledKernel."""
+    """The code of triton's CompiledKernel."""
     asm = kernel.asm
     return Code(
         assembler_resources(asm["cubin"]),

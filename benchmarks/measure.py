@@ -1,4 +1,4 @@
-"""One case measured: checked, then each provider timed in each direction, a row for each timing."""
+"""Measures one case: checks it, then times each provider in each direction, a row each."""
 
 import contextlib
 import importlib
@@ -21,7 +21,7 @@ MOST_SETS = 512
 
 
 class Budget:
-    """Seconds that a run may take: a provider starts only where its longest case would fit."""
+    """Seconds that a run may take: a provider starts only if its longest case would still fit."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
@@ -38,7 +38,7 @@ class Budget:
 
     @contextlib.contextmanager
     def lap(self, name: str) -> Iterator[None]:
-        """One case of the provider; what the first compiles says nothing about the next."""
+        """One case of the provider. The first compiles, so it says nothing about the next."""
         start = self.elapsed
         yield
         if name in self.longest:
@@ -48,13 +48,13 @@ class Budget:
 
 
 def input_sets(case: Case, clock: Clock) -> list[Inputs]:
-    """So many sets that twice the L2 passes by (x and y, at the least) until one is used again."""
+    """Enough sets that twice the L2's size (at least x and y) passes before one is used again."""
     count = min(math.ceil(clock.l2_bytes / case.nbytes) + 1, MOST_SETS)
     return [make_inputs(case, clock.device, seed) for seed in range(count)]
 
 
 def calls(forward: Forward, op: str, direction: str, sets: Sequence[Inputs]) -> list[Call]:
-    """The calls to time, one for each set of inputs; backward comes with its forward done."""
+    """The calls to time, one for each set of inputs; for backward the forward is already done."""
     if direction == "forward":
         return [partial(forward, i) for i in sets]
     if direction == "both":
@@ -68,7 +68,7 @@ def calls(forward: Forward, op: str, direction: str, sets: Sequence[Inputs]) -> 
 
 
 def launched(provider: Provider, call: Call) -> list[str] | None:
-    """fastnorm's kernels in one call, which tell its tier; other providers' are not known."""
+    """fastnorm's kernels in one call, which show its tier; None for other providers."""
     if not provider.is_ours:
         return None
     with importlib.import_module("fastnorm.kernels.launch").record() as names:
@@ -97,7 +97,7 @@ def _timed(case: Case, direction: str, samples: Sequence[float], copy_gbps: floa
 def provider_rows(
     case: Case, provider: Provider, forward: Forward, clock: Clock, copy_gbps: float
 ) -> Iterator[Row]:
-    """A row for each direction with cold L2 and, where the tensor fits it, with warm L2."""
+    """A row for each direction with cold L2 and, if the tensor fits it, with warm L2."""
     sets = input_sets(case, clock)
     for direction in DIRECTIONS:
         made = calls(forward, case.op, direction, sets)
@@ -127,9 +127,9 @@ def provider_rows(
 def case_rows(
     case: Case, providers: Sequence[Provider], clock: Clock, copy_gbps: float, budget: Budget
 ) -> Iterator[Row]:
-    """All rows of a case, ours first: where they are wrong, there is nothing to compare.
+    """All rows of a case, ours first: if they are wrong, there is nothing to compare.
 
-    A provider that the budget has no room for gets a row that says NOT_REACHED.
+    A provider that no longer fits the budget gets a row that says NOT_REACHED.
     """
     for provider in providers:
         if not provider.serves(case):
@@ -143,7 +143,7 @@ def case_rows(
                 if provider.checked:
                     check(case, forward, clock.device)
                 yield from provider_rows(case, provider, forward, clock, copy_gbps)
-        except Exception as error:  # of a package we do not know; a run of hours goes on
+        except Exception as error:  # from an unknown package; a long run goes on
             yield failure(case, provider, error)
             clock.synchronize()  # unless the device itself is broken
             if provider.name == "fastnorm" and isinstance(error, WrongResult):

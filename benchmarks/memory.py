@@ -1,12 +1,12 @@
 """`python -m benchmarks.memory`: bytes that a forward keeps for its backward, ours and torch's.
 
-Counted, not timed: the tensors that autograd is asked to save, each storage once, as
+Counted, not timed: the tensors that autograd saves, each storage once, as
 torch.autograd.graph.saved_tensors_hooks shows them. Parameters and running statistics are not
-counted, the input is: it lives as long as the graph does. torch is the eager chain of its
+counted. The input is: it lives as long as the graph does. torch is the eager chain of its
 operators, norm, addition, ReLU.
 
 First single norms, then a training step of the CIFAR study's whole ResNet, from the images to the
-loss, in float32 and under autocast to bfloat16, whose copies of the weights are counted.
+loss, in float32 and under autocast to bfloat16. Autocast's copies of the weights are counted.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.providers import eager, ours
 from benchmarks.rows import Table, markdown
 from benchmarks.shapes import Case
 
-SHAPE = (32, 64, 56, 56)  # the ratio is that of other images too
+SHAPE = (32, 64, 56, 56)  # the ratio is the same for other images
 OPS = ("bn", "in", "bin", "gn", "ln")
 FUSED = {"plain": "alone", "relu": "+ ReLU", "residual_relu": "+ residual + ReLU"}
 BATCH = 128  # of the study
@@ -35,7 +35,7 @@ RESNET_NORMS = ("bn", "gn", "in", "ln")
 def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
     """Bytes of the storages that `forward` saves for its backward, without those of `own`.
 
-    What it returns is held until all are counted, so that no storage is counted for two.
+    Its result is kept until all are counted, so that two storages never share an address.
     """
     known = {t.untyped_storage().data_ptr() for t in own}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -53,13 +53,13 @@ def saved_bytes(forward: Callable[[], object], own: Iterable[Tensor]) -> int:
 
 
 def kept_bytes(forward: Callable[[Case, Inputs], Tensor], case: Case) -> int:
-    """Of one norm and what follows it."""
+    """The bytes of one norm and the operations after it."""
     inputs = make_inputs(case, torch.device("cpu"))
     return saved_bytes(lambda: forward(case, inputs), [t for t in inputs[3:] if t is not None])
 
 
 def table(dtype: torch.dtype) -> Table:
-    """Our bytes over torch's, of each norm and what follows it."""
+    """Our bytes over torch's, for each norm and the operations after it."""
     lines = [["norm", *FUSED.values()]]
     for op in OPS:
         cases = [Case(op, SHAPE, dtype, fused=fused) for fused in FUSED]
@@ -69,8 +69,8 @@ def table(dtype: torch.dtype) -> Table:
 
 
 def resnet_bytes(norm: str, backend: str, dtype: torch.dtype, batch: int, depth_n: int = 2) -> int:
-    """Of the study's ResNet and its cross entropy, for `batch` images of 32x32; `backend` is auto
-    or torch, `dtype` that of autocast."""
+    """The bytes of the study's ResNet and its cross entropy, for `batch` images of 32x32; `backend`
+    is auto or torch, `dtype` autocast's."""
     model_of = cifar_model()
     model = model_of.make_model(model_of.Architecture(norm, depth_n), backend)
     images, labels = torch.randn(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64)
@@ -84,7 +84,7 @@ def resnet_bytes(norm: str, backend: str, dtype: torch.dtype, batch: int, depth_
 
 
 def cifar_model() -> ModuleType:
-    """cifar/harness/model.py, which a script of that folder imports as it stands."""
+    """cifar/harness/model.py, imported as the scripts of that folder import it."""
     folder = str(Path(__file__).parents[1] / "cifar")
     if folder not in sys.path:
         sys.path.append(folder)

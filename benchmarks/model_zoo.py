@@ -1,7 +1,7 @@
-"""Whole models that `benchmarks.models` trains: known architectures, random weights, small inputs.
+"""Whole models for `benchmarks.models`: known architectures, random weights, small inputs.
 
-Each model takes the tensors of its example and nothing else, and answers one tensor, so that
-fastnorm.fuse can trace it. The images are small: a step takes less than 2 s of one core.
+Each model takes only the tensors of its example and returns one tensor, so that fastnorm.fuse can
+trace it. The images are small: a step takes less than 2 s of one core.
 """
 
 import importlib
@@ -20,14 +20,14 @@ Example = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """An architecture, and what has to be installed for it."""
+    """An architecture, and the package that it needs."""
 
     name: str
     package: str | None
     norm: str
     build: Callable[[], tuple[nn.Module, Example]]
     parts: str | None = None
-    """Of a model that torch.fx cannot trace: the class of modules, called with two tensors, that
+    """For a model that torch.fx cannot trace: the class of modules, called with two tensors, that
     are fused one by one."""
 
     @property
@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
 
 
 def unet() -> tuple[nn.Module, Example]:
-    """diffusers' UNet2DModel, of which Ho et al., arXiv 2006.11239, have four levels; here two."""
+    """diffusers' UNet2DModel (Ho et al., arXiv 2006.11239) with two levels instead of four."""
     diffusers = importlib.import_module("diffusers")
     model = diffusers.UNet2DModel(
         sample_size=32, in_channels=3, out_channels=3, layers_per_block=2,
@@ -85,7 +85,7 @@ def unet() -> tuple[nn.Module, Example]:
 
 
 class LlamaBlock(nn.Module):
-    """Two decoder layers of transformers' Llama and its last norm, of embedded tokens."""
+    """Two decoder layers of transformers' Llama and its last norm; takes embedded tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -108,9 +108,9 @@ class Part(nn.Module):
 
 
 def fuse_parts(model: nn.Module, example: Example, kind: str) -> int:
-    """Fuse each module of the class called `kind` by itself, on what the model hands to it.
+    """Fuse each module of the class called `kind` by itself, on its inputs in the model.
 
-    Those that torch.fx cannot trace stay. Answers how many norms were fused.
+    Those that torch.fx cannot trace stay. Returns the number of fused norms.
     """
     seen: dict[nn.Module, Example] = {}
     hooks = [
@@ -128,7 +128,7 @@ def fuse_parts(model: nn.Module, example: Example, kind: str) -> int:
             if child in seen:
                 try:
                     report = fastnorm.fuse(Part(child), seen[child])
-                except ValueError:  # one that reads self.training, say
+                except ValueError:  # for example, one that reads self.training
                     continue
                 setattr(parent, name, report.model)
                 fused += len(report.changed)
@@ -136,7 +136,7 @@ def fuse_parts(model: nn.Module, example: Example, kind: str) -> int:
 
 
 def llama() -> tuple[nn.Module, Example]:
-    """Touvron et al., arXiv 2302.13971, of 512 channels."""
+    """Touvron et al., arXiv 2302.13971, with 512 channels."""
     transformers = importlib.import_module("transformers")
     config = transformers.LlamaConfig(
         vocab_size=8, hidden_size=512, intermediate_size=1376, num_hidden_layers=2,
@@ -146,9 +146,9 @@ def llama() -> tuple[nn.Module, Example]:
 
 
 class PlainUNet(nn.Module):
-    """nnU-Net's network (Isensee et al., arXiv 1904.08128) in three dimensions: in each stage two
-    of convolution, instance norm, leaky ReLU; strided convolutions down, transposed ones up, skips
-    concatenated. Without deep supervision."""
+    """nnU-Net's network (Isensee et al., arXiv 1904.08128) in three dimensions. Each stage has two
+    times convolution, instance norm, leaky ReLU; strided convolutions down, transposed ones up,
+    skips concatenated. Without deep supervision."""
 
     def __init__(self, channels: tuple[int, ...], classes: int = 3) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """`python -m benchmarks.models`: training steps of whole models, ours converted and fused.
 
 A model of `model_zoo.py` and its copy after fastnorm.convert and fastnorm.fuse train in turn (A B A
-B ...) on this CPU: forward, backward and SGD. The ratio of times is taken within each pair, as
-benchmarks.cpu does. Before it the copy's output, gradients and running statistics are compared
-with the untouched model in float64. With `compile` both are compiled. Memory is the bytes that the
-forward keeps for the backward, as benchmarks.memory counts them.
+B ...) on this CPU: forward, backward and SGD. The ratio of times is taken within each pair, as in
+benchmarks.cpu. First the copy's output, gradients and running statistics are compared with the
+untouched model in float64. With `compile` both are compiled. Memory is the bytes that the forward
+keeps for the backward, counted as in benchmarks.memory.
 """
 
 import argparse
@@ -33,25 +33,25 @@ from benchmarks.timing import Spread, cpu_model, installed
 
 MODES = ("eager", "compile")
 WARM_UP = 2  # steps; the first compiles
-GOAL = 1.0  # of each ratio: never slower
-MEAN_GOAL = 0.90  # of the geometric mean, eager, of models with these:
+GOAL = 1.0  # for each ratio: never slower
+MEAN_GOAL = 0.90  # for the geometric mean, eager, of models with these:
 OF_THE_MEAN = ("batch", "group", "instance")
-RATE = 1e-4  # of SGD: the weights must not run away from what was checked
+RATE = 1e-4  # of SGD: small, so that the weights stay near the checked ones
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """How many norms are fastnorm's, and how many of them have taken up what follows."""
+    """The number of norms that are fastnorm's, and of those that took in an activation or add."""
 
     converted: int
     kept: int
     fused: int
     fusing: str
-    """"traced"; else which parts were, or why nothing was, and only Sequentials were fused."""
+    """"traced"; or which parts were traced; or why only Sequentials were fused."""
 
 
 def convert(entry: Entry, model: nn.Module, example: Example) -> tuple[nn.Module, Conversion]:
-    """A copy as a user makes it."""
+    """A converted copy, made as a user makes it."""
     mine = copy.deepcopy(model)
     report = fastnorm.convert(mine)
     converted, kept = len(report.changed), len(report.kept)
@@ -68,7 +68,7 @@ def convert(entry: Entry, model: nn.Module, example: Example) -> tuple[nn.Module
 
 
 def results(model: nn.Module, call: Callable[..., Tensor], example: Example) -> dict[str, Tensor]:
-    """Of one step without an update, in float64: the output, all gradients, all statistics.
+    """Results of one step without an update, in float64: output, all gradients, all statistics.
 
     `call` is `model`, compiled or not.
     """
@@ -89,8 +89,8 @@ def results(model: nn.Module, call: Callable[..., Tensor], example: Example) -> 
 def check(untouched: nn.Module, mine: nn.Module, example: Example, mode: str) -> None:
     """Raise WrongResult unless ours is about as near float64 as the untouched model is.
 
-    Euclidean norms of errors over those of the truth; 4 times the untouched model's error is
-    allowed, or 64 units of float32. Copies step, so that nothing moves in the models themselves.
+    Compares Euclidean norms of errors, relative to those of the truth. Allowed is 4 times the
+    untouched model's error, or 64 units of float32. Copies take the step: the models stay as is.
     """
     exact = copy.deepcopy(untouched).double()
     doubles = tuple(t.double() if t.is_floating_point() else t for t in example)
@@ -106,7 +106,7 @@ def check(untouched: nn.Module, mine: nn.Module, example: Example, mode: str) ->
         size = float(expected.norm()) or 1.0
         error, allowed = (float((side[name] - expected).norm()) / size for side in (ours, theirs))
         bound = max(4 * allowed, 64 * torch.finfo(torch.float32).eps)
-        if not error <= bound:  # so written, NaN is wrong
+        if not error <= bound:  # in this form NaN counts as wrong
             raise WrongResult(f"{name} off by {error:.1e}, allowed {bound:.1e}")
 
 
@@ -122,7 +122,7 @@ class Trainee:
         return self.call(*self.example).square().mean()
 
     def seconds(self) -> float:
-        """Of a step."""
+        """The time of one step."""
         start = time.perf_counter()
         self.optimizer.zero_grad()
         self.forward().backward()
@@ -130,13 +130,13 @@ class Trainee:
         return time.perf_counter() - start
 
     def kept(self) -> int:
-        """Bytes that the forward keeps, parameters and running statistics apart."""
+        """Bytes that the forward keeps, without parameters and running statistics."""
         return saved_bytes(self.forward, [*self.model.parameters(), *self.model.buffers()])
 
 
 @dataclass(frozen=True)
 class Result:
-    """A model in one mode: milliseconds and bytes of either side, ratios ours/untouched."""
+    """A model in one mode: milliseconds and bytes of both sides, ratios ours/untouched."""
 
     entry: Entry
     mode: str
@@ -157,7 +157,7 @@ class Result:
 def summarise(
     entry: Entry, mode: str, done: Conversion, ms: dict[str, list[float]], kept: dict[str, int]
 ) -> Result:
-    """Percentiles of paired timings; ms[provider][k] belong to the k-th pair."""
+    """Percentiles of paired timings; ms[provider][k] is from the k-th pair."""
     ratios = [mine / theirs for theirs, mine in zip(ms["torch"], ms["fastnorm"], strict=True)]
     spreads = {name: Spread.of(values) for name, values in ms.items()}
     return Result(entry, mode, done, spreads, Spread.of(ratios), median_interval(ratios), kept)
@@ -185,7 +185,7 @@ def measure(entry: Entry, mode: str, rounds: int) -> Result:
 
 
 def rows(result: Result) -> list[Row]:
-    """One JSON row for each provider; ratios are to the untouched model in the same run."""
+    """One JSON row for each provider; ratios are relative to the untouched model in that run."""
     return [
         {
             "model": result.entry.name,
@@ -210,7 +210,7 @@ def failure(entry: Entry, mode: str, error: Exception) -> Row:
 
 
 def versions(entry: Entry) -> Row:
-    """What a measurement depends on beside the model."""
+    """The versions on which a measurement depends, besides the model."""
     return {
         "package": entry.package and f"{entry.package} {installed(entry.package)}",
         "torch": torch.__version__,
@@ -237,7 +237,7 @@ def table_line(result: Result) -> str:
 
 
 def means(found: Sequence[Result]) -> list[str]:
-    """A line for each mode that was measured."""
+    """A line for each measured mode."""
     lines = []
     for mode in dict.fromkeys(result.mode for result in found):
         ratios = [
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             try:
                 result = measure(entry, mode, args.rounds)
-            except Exception as error:  # of a package we do not know; the others go on
+            except Exception as error:  # from an unknown package; the others go on
                 written.append(failure(entry, mode, error))
                 print(f"FAILED {entry.name} {mode}: {written[-1]['error']}", flush=True)
                 continue

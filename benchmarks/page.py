@@ -13,7 +13,7 @@ BEGIN, END = "<!-- python -m benchmarks.page -->\n", "<!-- end -->"
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """Of which machine and versions the rows are."""
+    """The machine and the versions of the rows."""
     if not rows:
         return "No row has been measured on a GPU yet."
     row, copies = rows[0], [row["copy_gbps"] for row in rows if not row["error"]]
@@ -25,7 +25,7 @@ def caption(rows: Sequence[Row]) -> str:
 
 
 def block(rows: Sequence[Row]) -> str:
-    """What stands between the marks."""
+    """The text between the marks."""
     return f"{caption(rows)}\n\n{markdown(goals.table(rows))}\n"
 
 

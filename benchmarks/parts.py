@@ -1,7 +1,7 @@
 """The plans of `benchmarks.window`: which parts, in which order, with how many seconds each.
 
-Limits are set for a GPU that is there for 15 minutes in all, transfers included, beside 16 cores;
-what is cut off by one still leaves its lines. The rehearsals go the same way without a GPU.
+The limits are for a GPU that is there for 15 minutes in all, transfers included, with 16 cores; a
+part that a limit cuts off still leaves its lines. Rehearsals do the same without a GPU.
 """
 
 import shlex
@@ -14,19 +14,19 @@ from typing import NamedTuple
 from benchmarks import pytest_lines
 from benchmarks.rows import failures, read, timed
 
-REHEARSED = 40  # times the seconds, on two slow cores that are busy with other things too
-STARTING = 9.0  # seconds until a process that imports torch has begun, and for its end
-LAST_TEST = 7.0  # seconds for those that run when no more may begin
-PATIENCE = 15.0  # seconds, of one test, most of which compiles
+REHEARSED = 40  # times the seconds, on two slow and busy cores
+STARTING = 9.0  # seconds for a process to start, import torch, and end
+LAST_TEST = 7.0  # seconds for the tests that still run when no more may begin
+PATIENCE = 15.0  # seconds for one test; most of them compile
 OTHERS = ("fastnorm", "eager", "compile", "liger", "quack", "cudnn")
 CLUSTERS = ("fastnorm-coop",)
-CPUS = 14  # processes that compile and test; two cores are left to what watches them
+CPUS = 14  # processes that compile and test; two cores are left to watch them
 DATA = Path("runs/data")
 LABEL = "CIFAR-10 (JPEG q75)"
 NORMS = ("bn", "bin", "gn", "in", "ln", "none")
-# What smoke leaves out, the most telling first: odd shapes, running statistics, gradients that
-# finite differences confirm, far means, fusions. Nearly all of the time Triton compiles, 1 to 2 s
-# a kernel and core; what 120 s do not reach is counted.
+# Tests beyond smoke, the most telling first: odd shapes, running statistics, gradients checked by
+# finite differences, far means, fusions. Most of the time is Triton's compilation, 1 to 2 s for a
+# kernel and core; tests that are not reached in 120 s are counted.
 TESTS = (
     "tests/functional/test_forward.py",
     "tests/functional/test_running_stats.py",
@@ -40,15 +40,15 @@ TESTS = (
 
 
 def no_tale(out: Path) -> list[str]:
-    """Nothing but the outcome."""
+    """Adds nothing to the outcome."""
     return []
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, the seconds it may take, and what its files in the folder `out` tell of it.
+    """A command, the seconds it may take, and `tell`, which reads its files in the folder `out`.
 
-    It is not begun unless the parts named in `after` passed. `resumes` if its exit code 3 says that
+    It starts only if the parts named in `after` passed. `resumes`: its exit code 3 says that
     another call goes on.
     """
 
@@ -66,7 +66,7 @@ class Part:
 
 
 class Settings(NamedTuple):
-    """What all parts of a plan depend on."""
+    """Settings that all parts of a plan depend on."""
 
     out: Path
     rehearse: bool = False
@@ -86,14 +86,14 @@ def python(*words: str | Path) -> tuple[str, ...]:
 
 
 def budget(to: Settings, seconds: float, spare: float = STARTING) -> str:
-    """Of a part's seconds those in which something may begin, so that it ends by itself."""
+    """The seconds of a part in which something may begin, so that the part ends by itself."""
     return str(REHEARSED * seconds if to.rehearse else seconds - spare)
 
 
 def pytest(to: Settings, name: str, seconds: float, jobs: int, *words: str) -> Part:
     """Tests in `jobs` processes, in order; one that hangs costs PATIENCE seconds and its process.
 
-    None begins so late that it might not end.
+    No test begins so late that it might not end in time.
     """
     command = python(
         "-m", "pytest", "-q", "--tb=short", "-n", "2" if to.rehearse else str(jobs),
@@ -110,7 +110,7 @@ def tests_ended(name: str) -> Callable[[Path], list[str]]:
 
 
 def rows_written(providers: Sequence[str]) -> Callable[[Path], list[str]]:
-    """How many rows of these have times, and what is wrong or late."""
+    """The number of these rows with a time, and any failures or late cases."""
 
     def tell(out: Path) -> list[str]:
         rows = [row for row in read(out / "rows.jsonl") if row["provider"] in providers]
@@ -121,14 +121,14 @@ def rows_written(providers: Sequence[str]) -> Callable[[Path], list[str]]:
 
 
 def limited(parts: list[Part], to: Settings) -> list[Part]:
-    """As they are or, rehearsed, with time for a slow CPU that interprets."""
+    """The parts as they are or, in a rehearsal, with time for a slow CPU that interprets."""
     slower = REHEARSED if to.rehearse else 1
     return [replace(part, seconds=slower * part.seconds) for part in parts]
 
 
 def measuring(to: Settings) -> list[Part]:
     """Smoke, tests, benchmarks, figures."""
-    smoke, clusters = "benchmarks/test_smoke.py", "cluster"  # which the names of theirs say
+    smoke, clusters = "benchmarks/test_smoke.py", "cluster"  # their tests' names have this word
     tests = TESTS[:1] if to.rehearse else TESTS
     kernels = ("-m", "not slow and not no_kernel")
     return limited(
@@ -153,7 +153,7 @@ def timing(
 ) -> list[Part]:
     """Compiling for `providers` in all processes, then timing them in one.
 
-    Clusters wait for one another: where the smoke's did not pass, they are left alone.
+    Clusters wait for one another: if the smoke test of clusters did not pass, they are left out.
     """
     after = ("smoke-clusters",) if providers == CLUSTERS else ()
     cases = "--tiny" if to.rehearse else "--quick"
@@ -182,7 +182,7 @@ def tuning(to: Settings) -> list[Part]:
 
 
 def studying(to: Settings) -> list[Part]:
-    """Images/s of every norm, then as many epochs as fit; a second call goes on where it ended."""
+    """Images/s of every norm, then as many epochs as fit; a second call goes on from there."""
     study = Path("runs/gpu-study-rehearsal" if to.rehearse else "runs/gpu-study")
     if to.rehearse:
         norms: tuple[str, ...] = ("bn", "none")
@@ -193,7 +193,7 @@ def studying(to: Settings) -> list[Part]:
         norms, turns, most, once = NORMS, ("--steps", "20", "--rounds", "5"), 100, ()
         shared = ("--data-dir", str(DATA), "--dataset-label", LABEL, "--device", "cuda", "--amp",
                   "bf16", "--channels-last", "--cuda-graph")  # fmt: skip
-    # Compiling is most of it: all norms that are still to be timed, at once, for the caches alone.
+    # Compiling takes most of the time: first run all untimed norms at once, to fill the caches.
     compiling = [
         f"{{ cp -f {study}/speed.jsonl $rows/{norm}.jsonl 2>/dev/null; "
         + shlex.join(python("cifar/speed.py", *shared, *once, "--steps", "1", "--rounds", "1",

@@ -4,8 +4,8 @@ bandwidth.png   % of the copy bandwidth by size of the tensor, for each operator
 speedup.png     speed-up over torch eager and torch.compile, for each operator and direction
 table.md        the goals, the speed-ups and every case
 
-Rows of a CPU say nothing about a GPU: they are refused, except with --rehearsal, which is written
-across the figures.
+Rows from a CPU say nothing about a GPU: they are refused, except with --rehearsal, which is then
+written across the figures.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.shapes import DIRECTIONS, OPS
 
 mpl.use("Agg")
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; a provider has the same in all.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; one for each provider.
 COLOURS = {
     "fastnorm": "#0072B2",
     "fastnorm-coop": "#56B4E9",
@@ -42,7 +42,7 @@ TITLES = {"forward": "forward", "backward": "backward", "both": "forward + backw
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """Where the rows come from."""
+    """The machine and the versions of the rows."""
     row = rows[0]
     machine = row["gpu"] or f"CPU rehearsal on {row['cpu']}"
     return (
@@ -155,7 +155,7 @@ def draw_speedups(rows: Sequence[Row], file: Path) -> None:
 
 
 def _gain(rows: Sequence[Row], provider: str, rival: str, op: str, direction: str) -> float:
-    """0, an empty bar, where nothing can be compared."""
+    """The gain; 0, an empty bar, if nothing can be compared."""
     cases = _cold(rows, op=op, direction=direction)
     return summary.speedup(cases, provider, rival, lambda _: True) or 0.0
 
@@ -179,7 +179,7 @@ def cases_table(rows: Sequence[Row]) -> Table:
 
 
 def _time(row: Row | None) -> str:
-    """A star marks a time that no CUDA graph took: the host's cost may be in it."""
+    """A star marks a time that was not taken in a CUDA graph: it may include the host's cost."""
     return "" if row is None else f"{row['us_p50']:.1f}{'*' if row['timing'] == 'events' else ''}"
 
 

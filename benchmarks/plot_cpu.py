@@ -23,7 +23,7 @@ COLOURS = ("#4c78a8", "#72b7b2", "#54a24b")
 
 
 def mean_ratio(rows: Iterable[Row]) -> float | None:
-    """The geometric mean of the rows' ratios to torch; None of no rows."""
+    """The geometric mean of the rows' ratios to torch; None if there are no rows."""
     logs = [math.log(row["ratio_p50"]) for row in rows]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
@@ -54,7 +54,7 @@ def by_shape(rows: Sequence[Row]) -> str:
 
 
 def kind(row: Row) -> str:
-    """Its dtype and layout, as the columns of `modulated` have them."""
+    """The row's dtype and layout, as the column of `modulated` is called."""
     last = ", channels last" if row["layout"] == "channels_last" else ""
     return f"{row['dtype']}{last}"
 
@@ -102,7 +102,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 
 def measured() -> tuple[list[Row], list[Row]]:
-    """Ours of results/cpu.jsonl: the plain rows and the modulated ones."""
+    """Our rows in results/cpu.jsonl: the plain ones and the modulated ones."""
     rows = [row for row in read(RESULTS / "cpu.jsonl") if row["provider"] == "fastnorm"]
     return (
         [row for row in rows if row["fused"] in FUSIONS],

@@ -1,4 +1,4 @@
-"""Who computes a case: fastnorm, torch eager and compiled, and other packages where installed."""
+"""The sides of a comparison: fastnorm, torch eager and compiled, other packages if installed."""
 
 import contextlib
 import functools
@@ -19,8 +19,8 @@ from benchmarks.shapes import Case
 
 Forward = Callable[[Inputs], Tensor]
 EPS = 1e-5
-LARGEST_OF_A_PROGRAM = 8192  # elements of a set, in some direction and layout; others are the same
-# The providers that launch fastnorm's kernels; the latter with those that wait for one another.
+LARGEST_OF_A_PROGRAM = 8192  # elements of a set: cases with smaller sets take no clusters
+# The providers that launch fastnorm's kernels; the second also with programs that wait.
 OURS = ("fastnorm", "fastnorm-coop")
 
 
@@ -30,13 +30,13 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Provider:
-    """`bind` makes the function of one case; every use of it happens inside `setting`."""
+    """`bind` makes the function for one case; it is used only inside `setting`."""
 
     name: str
     bind: Callable[[Case], Forward]
     serves: Callable[[Case], bool] = lambda case: True
     setting: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    checked: bool = True  # against float64; eager torch is itself the measure of that check
+    checked: bool = True  # against float64; eager torch is itself the measure there
 
     @property
     def is_ours(self) -> bool:
@@ -44,7 +44,7 @@ class Provider:
 
 
 def torch_norm(case: Case, i: Inputs) -> Tensor:
-    """torch's operator; batch-instance norm, which it lacks, from the two that it has."""
+    """torch's operator; batch-instance norm, which it lacks, from its batch and instance norm."""
     if case.op in ("bn", "bn_eval"):
         training = case.op == "bn"
         return torch_f.batch_norm(i.x, i.running_mean, i.running_var, i.weight, i.bias, training)
@@ -64,7 +64,7 @@ def torch_norm(case: Case, i: Inputs) -> Tensor:
 
 
 def _followed(case: Case, y: Tensor, i: Inputs) -> Tensor:
-    """relu(y + residual) or silu(y (1 + scale) + shift) as the case has it, an operator each."""
+    """relu(y + residual) or silu(y (1 + scale) + shift), as the case says, one operator each."""
     if i.scale is not None and i.shift is not None:
         after = (1,) * (0 if case.of_rows else i.x.ndim - 2)
         scale, shift = (t.view(*t.shape, *after) for t in (i.scale, i.shift))
@@ -76,18 +76,18 @@ def _followed(case: Case, y: Tensor, i: Inputs) -> Tensor:
 
 
 def _activation(case: Case) -> str | None:
-    """The last word of what is fused, where that is an activation."""
+    """The last word of `fused`, if that is an activation."""
     last = case.fused.rpartition("_")[2]
     return last if last in ("relu", "silu") else None
 
 
 def eager(case: Case, i: Inputs) -> Tensor:
-    """The case from torch's operators: its definition, and what a user of torch runs."""
+    """The case from torch's operators: its definition, and the code that a torch user runs."""
     return _followed(case, torch_norm(case, i), i)
 
 
 def ours(case: Case, i: Inputs) -> Tensor:
-    """The same in one call of fastnorm, on the backend in force."""
+    """The same in one call of fastnorm, on the current backend."""
     after: dict[str, Any] = {
         "activation": _activation(case),
         "residual": i.residual,
@@ -109,7 +109,7 @@ def ours(case: Case, i: Inputs) -> Tensor:
 
 
 def bound(function: Callable[[Case, Inputs], Tensor]) -> Callable[[Case], Forward]:
-    """`bind` of a provider that computes every case by one function."""
+    """`bind` for a provider that computes every case with one function."""
     return lambda case: functools.partial(function, case)
 
 
@@ -129,12 +129,12 @@ def _cooperative() -> Provider:
 def _compiled() -> Provider:
     if not torch.cuda.is_available() and not shutil.which(os.environ.get("CXX", "g++")):
         raise Unavailable("torch.compile needs a C++ compiler on a CPU")
-    # Donated buffers forbid retain_graph=True, by which one backward is timed many times.
+    # Donated buffers forbid retain_graph=True, with which one backward is timed many times.
     functorch: Any = importlib.import_module("torch._functorch.config")
     functorch.donated_buffer = False
 
     def bind(case: Case) -> Forward:
-        torch.compiler.reset()  # else the cases before this one count as recompilations
+        torch.compiler.reset()  # else earlier cases count as recompilations
 
         def forward(i: Inputs) -> Tensor:
             return eager(case, i)
@@ -188,7 +188,7 @@ def _quack() -> Provider:
     kernels = importlib.import_module("quack.rmsnorm")
 
     class LayerNorm(torch.autograd.Function):
-        """quack's two functions joined; they want float32 parameters."""
+        """quack's two functions joined; they need float32 parameters."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -237,12 +237,12 @@ DEFAULT = tuple(name for name in FACTORIES if name != "fastnorm-coop")
 
 
 def load(names: Iterable[str]) -> list[Provider]:
-    """The providers that run here, in FACTORIES' order, ours first; prints why another does not."""
+    """The providers that run here, in FACTORIES' order, ours first; prints why others do not."""
     found = []
     for name in FACTORIES:
         if name in names:
             try:
                 found.append(FACTORIES[name]())
-            except Exception as error:  # importing another's package can raise anything
+            except Exception as error:  # the import of a foreign package can raise anything
                 print(f"without {name}: {type(error).__name__}: {error}")
     return found

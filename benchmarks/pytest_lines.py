@@ -1,8 +1,8 @@
 """`pytest -p benchmarks.pytest_lines --lines FILE`: a line of JSON for each test, as it ends.
 
-For runs that a time limit may cut: what is in FILE tells which tests passed, failed, or were
-running. Each line is on the disk before the next test's. A test whose failure leaves the GPU
-unusable for its process costs that process, which pytest-xdist replaces, not the tests after it.
+For runs that a time limit may cut: FILE tells which tests passed, failed, or were running. Each
+line is on the disk before the next test starts. If a failure leaves the GPU unusable for its
+process, pytest-xdist replaces that process: the tests after it still run.
 """
 
 import json
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Until:
-    """Skips what would begin too late. The workers get the controller's time."""
+    """Skips tests that would begin too late. The workers get the controller's time."""
 
     def __init__(self, config: pytest.Config) -> None:
         here = {"not_after": time.time() + config.option.seconds}
@@ -52,7 +52,7 @@ class Until:
 
 
 class Lines:
-    """Writes the file, and prints what a test recorded about itself."""
+    """Writes the file, and prints a test's records about itself."""
 
     def __init__(self, config: pytest.Config, file: Path) -> None:
         self.config, self.begin, self.any_passed = config, time.perf_counter(), False
@@ -69,7 +69,7 @@ class Lines:
         self.write(collected=len(ids))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if session.items:  # with workers the collection is theirs
+        if session.items:  # with workers, they collect
             self.write(collected=len(session.items))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -100,11 +100,11 @@ class Lines:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not self.any_passed and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED  # what ran no test has no say
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED  # it ran no tests
 
 
 class BrokenDevice:
-    """In a worker: ends it after a test that left its GPU in an error, which nothing clears."""
+    """In a worker: ends it after a test that left its GPU in an error that nothing clears."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -112,7 +112,7 @@ class BrokenDevice:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed |= report.failed
 
-    @pytest.hookimpl(trylast=True)  # the worker has told of the failure
+    @pytest.hookimpl(trylast=True)  # after the worker has reported the failure
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         if self.failed and is_broken():
             os._exit(1)
@@ -132,11 +132,11 @@ def is_broken() -> bool:
 
 
 def summary(file: Path) -> list[str]:
-    """What became of the tests: a line of counts, then failures, and tests that never ended."""
+    """The results of the tests: a line of counts, failures, and tests that never ended."""
     lines = read(file)
     collected = max((line["collected"] for line in lines if "collected" in line), default=0)
     last = {line["test"]: line for line in lines if "test" in line}
-    # A crash is told of after the failure that led to it: that comes first here.
+    # A crash is reported after the failure that led to it; here the failure comes first.
     failed = {line["test"]: line for line in reversed(lines) if line.get("outcome") == "failed"}
     counts = Counter("failed" if name in failed else line["outcome"] for name, line in last.items())
     words = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))

@@ -1,7 +1,7 @@
 """`python -m benchmarks.recompilations`: how many kernels the batch sizes of one network need.
 
-Compiles, for a GPU that need not be present, each norm at one C and S and at many batch sizes, and
-counts the different kernels: each beyond the fewest is a pause of a second in somebody's training.
+Compiles, for a GPU that need not be there, each norm at one C and S and many batch sizes, and
+counts the different kernels. Each one beyond the fewest is a pause of a second in a training.
 """
 
 import argparse
@@ -24,7 +24,7 @@ IMAGE, ROW = (64, 32, 32), (1024,)
 def needed(
     op: str, batches: Iterable[int], providers: Sequence[Provider], launches: list[Launch]
 ) -> dict[str, dict[str, int]]:
-    """Different kernels by direction and name, all batch sizes and providers taken together."""
+    """The number of different kernels by direction and name, over all batch sizes and providers."""
     shape = ROW if op in shapes.ROW_OPS else IMAGE
     found: dict[str, dict[str, set[str]]] = {"forward": {}, "backward": {}}
     for batch in batches:

@@ -1,4 +1,4 @@
-"""The rows that a run writes, one JSON object a line: read, named, and what is wrong with them."""
+"""The rows of a run, one JSON object a line: reading, naming, and the list of failures."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ NOT_REACHED = "not reached within the budget"
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file; none where there is no file. A line cut off by a kill is left out."""
+    """The rows of a file; none if there is no file. A line cut off by a kill is left out."""
     rows = []
     for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
         try:
@@ -28,7 +28,7 @@ def timed(rows: Iterable[Row], provider: str | None = None) -> list[Row]:
 
 
 def case_name(row: Row) -> str:
-    """As `Case.name`."""
+    """The same name as `Case.name`."""
     words = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"], row["fused"])
     return " ".join(word for word in words if word not in ("contiguous", "plain"))
 
@@ -57,6 +57,6 @@ def aligned(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown has it."""
+    """The table as Markdown."""
     lines = [f"| {' | '.join(line)} |" for line in table]
     return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])

@@ -1,9 +1,9 @@
 """`python -m benchmarks.run --quick --out rows.jsonl`: measure the cases of shapes.py on this GPU.
 
 One JSON line for each case, provider, direction and state of the L2, written as soon as it is
-measured; README.md in this folder says what the columns mean. Results are checked against float64
-before they are timed: the exit code is 1 where fastnorm was wrong or raised. What a budget has no
-room for gets a row that says so. Without a GPU there is only --tiny, a rehearsal; with
+measured; README.md in this folder explains the columns. Results are checked against float64 before
+they are timed: the exit code is 1 if fastnorm was wrong or raised. A case that no longer fits the
+budget gets a row that says so. Without a GPU there is only --tiny, a rehearsal; with
 TRITON_INTERPRET=1 it runs the kernels.
 """
 
@@ -54,7 +54,7 @@ def progress(case: shapes.Case, rows: Sequence[Row]) -> str:
 def measured(
     cases: Sequence[shapes.Case], providers: Sequence[Provider], device: Clock, budget: Budget
 ) -> Iterator[Row]:
-    """The rows of every case, timed as far as the budget allows; prints a line for each case."""
+    """The rows of every case, timed as long as the budget lasts; prints a line for each case."""
     copy_gbps = device.copy_gbps()
     print(f"copy bandwidth {copy_gbps:.0f} GB/s, read + written", flush=True)
     for k, case in enumerate(cases):
@@ -67,7 +67,7 @@ def measured(
 
 
 def write(rows: Iterator[Row], common: Row, out: TextIO) -> list[Row]:
-    """Each row with what all have in common, flushed: a killed run keeps its rows."""
+    """Each row plus the columns common to all, flushed: a killed run keeps its rows."""
     written = []
     for row in rows:
         written.append({**row, **common})
@@ -77,7 +77,7 @@ def write(rows: Iterator[Row], common: Row, out: TextIO) -> list[Row]:
 
 
 def add_cases(parser: argparse.ArgumentParser) -> None:
-    """--quick and --tiny, which name the list of `cases`."""
+    """--quick and --tiny, which choose the list of `cases`."""
     size = parser.add_mutually_exclusive_group()
     for name, text in (("quick", "8 minutes at most"), ("tiny", "a rehearsal on any machine")):
         size.add_argument(f"--{name}", dest="cases", action="store_const", const=name, help=text)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     providers = load(args.providers)
     gc.collect()
-    gc.freeze()  # each capture of a graph collects garbage: not in all that was imported
+    gc.freeze()  # each capture of a graph collects garbage: not among the imports
     try:
         with fastnorm.use_backend(backend), args.out.open("a" if args.append else "w") as out:
             rows = write(measured(cases, providers, device, budget), common, out)

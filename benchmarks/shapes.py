@@ -1,4 +1,4 @@
-"""What is timed, as data: operators at the shapes where they are used, and their least traffic."""
+"""The timed cases, as data: operators at the shapes of their use, and their least traffic."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 OPS = ("bn", "bn_eval", "in", "bin", "gn", "ln", "rms")
-ROW_OPS = ("ln", "rms")  # of a matrix they normalise its rows
+ROW_OPS = ("ln", "rms")  # of a matrix, they normalise its rows
 FUSIONS = ("plain", "relu", "residual_relu")
 MODULATED = ("modulated", "modulated_silu")  # by a scale and a shift of each sample
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DIRECTIONS = ("forward", "backward", "both")
 
-MOST_BYTES = 2 << 30  # of one tensor: its check in float64 needs about 30 times as much
+MOST_BYTES = 2 << 30  # of one tensor: the check in float64 needs about 30 times as much
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Case:
     """One operator at one shape.
 
     `bn` is in training, `bn_eval` not. `ln` and `rms` normalise rows, of a matrix or of samples
-    (N, T, L); `ln` of an image, as CNNs use it, is group norm with one group. `fused` is what
-    follows the norm: act(norm + residual), or silu(norm (1 + scale) + shift).
+    (N, T, L); `ln` of an image, as CNNs use it, is group norm with one group. `fused` names the
+    operations after the norm: act(norm + residual), or silu(norm (1 + scale) + shift).
     """
 
     op: str
@@ -33,9 +33,9 @@ class Case:
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
     fused: str = "plain"
-    groups: int | None = None  # of gn; None is 4 channels a group
+    groups: int | None = None  # for gn; None is 4 channels a group
     family: str = ""
-    compiled: bool = True  # timed under torch.compile too, which costs seconds of compilation
+    compiled: bool = True  # also timed under torch.compile, which costs seconds to compile
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def set_elements(self) -> int:
-        """How many elements share statistics."""
+        """The number of elements that share statistics."""
         instance = prod(self.shape[2:])
         if self.of_rows:
             return self.shape[-1]
@@ -71,15 +71,15 @@ class Case:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor that is normalised."""
+        """Bytes of the normalised tensor."""
         return prod(self.shape) * self.dtype.itemsize
 
     def floor_bytes(self, direction: str) -> int:
-        """The least traffic of one call: what no version can do without.
+        """The least traffic of one call, which every version needs.
 
-        Forward reads x and the residual and writes y; backward reads x and dy and writes dx and the
-        residual's gradient. ReLU's mask is recomputed from x; after a residual, that would mean
-        reading it again, and 1 bit for each element, written and read back, is less.
+        Forward reads x and the residual and writes y. Backward reads x and dy and writes dx and the
+        residual's gradient. ReLU's mask is recomputed from x. With a residual that would mean
+        reading it again; 1 bit for each element, written and read back, is less.
         """
         mask = -(-prod(self.shape) // 8) if self.has_residual else 0
         forward = (2 + self.has_residual) * self.nbytes + mask
@@ -88,7 +88,7 @@ class Case:
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """The part of a row that says what was timed."""
+    """The part of a row that describes the case."""
     return {
         "op": case.op,
         "family": case.family,
@@ -116,7 +116,7 @@ SMALL_UNET = (8, 64, 32, 32)
 DIT = (8, 256, 1152)  # the tokens of DiT-XL at 256 x 256 pixels
 STYLE = ((8, 64, 256, 256),)
 VOLUME = ((2, 32, 64, 128, 128),)
-# Of which others have published their share of the bandwidth: goals.PUBLISHED.
+# Cases for which others have published their share of the bandwidth: goals.PUBLISHED.
 RMS_OF_QUACK = Case("rms", (8192, 4096), torch.float32, family="rows")
 RMS_OF_CUDNN = Case("rms", (16384, 4096), torch.bfloat16, family="rows")
 LN_OF_FP16 = Case("ln", (32768, 2048), torch.float16, family="rows")
@@ -161,13 +161,13 @@ def quick() -> tuple[Case, ...]:
             Case(op, CIFAR[0], fp32, fused=fused, family="cifar")
             for op, fused in (("bn", "residual_relu"), ("gn", "plain"), ("in", "plain"))
         ),
-        Case("bin", stage2, bf16, family="imagenet"),  # whose instances fit a cluster's tile
+        Case("bin", stage2, bf16, family="imagenet"),  # its instances fit a cluster's tile
         RMS_OF_CUDNN,
         Case("bn_eval", stage2, bf16, fused="relu", family="imagenet"),
         Case("gn", UNET[0], bf16, fused="modulated_silu", groups=32, family="modulated"),
         Case("ln", DIT, bf16, fused="modulated", family="modulated"),
     )
-    alone = (  # beside eager torch and other packages alone
+    alone = (  # only next to eager torch and other packages
         RMS_OF_QUACK,
         LN_OF_FP16,
         BN_OF_FP16,
@@ -195,7 +195,7 @@ def quick() -> tuple[Case, ...]:
 
 
 def on_a_cpu() -> tuple[Case, ...]:
-    """What `python -m benchmarks.cpu` takes in pairs; `ln` of an image is group norm of 1 group."""
+    """The cases of `python -m benchmarks.cpu`; `ln` of an image is group norm with 1 group."""
     images, rows = (*CIFAR, (32, 64, 56, 56)), ((4096, 768), (64, 256))
     return (
         *(

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.small`: what a call costs whose tensor is next to nothing, on this CPU.
+"""`python -m benchmarks.small`: the cost of a call on a tiny tensor, on this CPU.
 
 Modules of torch.nn and ours on 32 elements, forward and then backward, called in turn; the ratio is
-taken within each pair. Python, allocations and autograd are all of it: the norm takes 0.2 us.
+taken within each pair. Nearly all of the time is Python, allocations and autograd: the norm takes
+0.2 us.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def pair(name: str, activation: str | None) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Calls of torch's module with its activation and of ours, each of which returns its us."""
+    """Calls of torch's module with its activation, and of ours; each call returns its us."""
     arguments, shape = NORMS[name]
     torchs: nn.Module = getattr(nn, name)(*arguments)
     ours: nn.Module = getattr(fastnorm, name)(*arguments, activation=activation)

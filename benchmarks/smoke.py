@@ -1,7 +1,7 @@
 """Each norm once in every tier, layout, dtype and fusion, against float64: the cases and the check.
 
-`test_smoke.py` runs them. Not every combination: each kernel, tier, layout, dtype and fusion comes
-with several of the others, and the whole takes seconds once it is compiled. The truth is
+`test_smoke.py` runs them. Not every combination is there, but each kernel, tier, layout, dtype and
+fusion is combined with several others. All take seconds once compiled. The truth is
 `fastnorm.reference` in float64 on the same device.
 """
 
@@ -23,8 +23,8 @@ from fastnorm.merges import Coefficients, merge_moments
 
 EPS = 1e-5
 GROUP = 4  # channels
-# Of the largest magnitude of the truth: some roundings of the result's dtype, and for the
-# parameters' gradients those of long sums.
+# Relative to the largest true value: some roundings of the result's dtype and, for parameters'
+# gradients, those of long sums.
 LARGEST_ERROR = {
     torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9,
 }  # fmt: skip
@@ -41,9 +41,9 @@ EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": 
 class SmokeCase:
     """One call, forward and backward; `tier` None lets the size decide.
 
-    `unaligned` tensors begin one element after an address that is aligned. `modulated` ones have a
-    scale and a shift of each sample. "gated" is RMS norm behind its gate, in groups of a quarter of
-    the row, "gated_after" before it.
+    `unaligned` tensors begin one element after an aligned address. `modulated` ones have a scale
+    and a shift of each sample. "gated" is RMS norm after its gate, in groups of a quarter of the
+    row; "gated_after" is RMS norm before its gate.
     """
 
     op: str
@@ -71,13 +71,13 @@ class Outcome(NamedTuple):
     """The largest error, relative to the truth's largest magnitude, over all results."""
 
     error: float
-    worst: str  # of which result
+    worst: str  # the result with it
     allowed: float
     kernels: list[str]
 
 
 def _sizes() -> dict[str, tuple[int, ...]]:
-    """Shapes for each purpose: on a GPU many units, members and pieces; interpreted, small."""
+    """Shapes for each purpose: on a GPU many units, members and pieces; interpreted, small ones."""
     if INTERPRETED:
         return {
             "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
@@ -102,7 +102,7 @@ LAYOUTS = ("contiguous", "channels_last")
 
 
 def cases() -> list[SmokeCase]:
-    """Those that wait for nothing: one program and streaming, the most telling first."""
+    """Cases without waiting: one program and streaming, the most telling first."""
     sizes, found = SIZES, []
     dtypes, fusions = cycle(DTYPES), cycle(FUSIONS)
     for tier in ("one_program", "streaming"):
@@ -115,7 +115,7 @@ def cases() -> list[SmokeCase]:
         for op in OF_ROWS:
             fused = next(fusions) if op in ("ln", "rms") else {}
             found.append(SmokeCase(op, rows, next(dtypes), tier=tier, **fused))
-    # Rows of 49 elements are aligned nowhere; other tensors only begin beside an aligned address.
+    # Rows of 49 elements are never aligned; other unaligned tensors only begin at such an address.
     for layout in LAYOUTS:
         found += [SmokeCase(op, sizes["odd"], next(dtypes), layout) for op in ("bn", "gn", "bin")]
     for op in ("bn", "gn", "in"):
@@ -136,7 +136,7 @@ def cases() -> list[SmokeCase]:
 
 
 def modulated_cases(dtypes: Iterator[torch.dtype]) -> list[SmokeCase]:
-    """Parameters of each sample: every norm, in both tiers that wait for nothing."""
+    """Parameters of each sample: every norm, in both tiers without waiting."""
     found: list[SmokeCase] = []
     for tier, op in product(("one_program", "streaming"), ("gn", "bn", "in", "bin", "mean")):
         found.append(
@@ -151,12 +151,12 @@ def modulated_cases(dtypes: Iterator[torch.dtype]) -> list[SmokeCase]:
 
 
 def next_layout(found: list[SmokeCase]) -> str:
-    """The layouts in turn."""
+    """One layout after the other."""
     return LAYOUTS[len(found) % len(LAYOUTS)]
 
 
 def cluster_cases() -> list[SmokeCase]:
-    """Those of programs that wait for one another."""
+    """Cases of programs that wait for one another."""
     sizes, fusions, dtypes = SIZES, cycle(FUSIONS), cycle(DTYPES)
     found = []
     for layout in LAYOUTS:
@@ -172,7 +172,7 @@ def cluster_cases() -> list[SmokeCase]:
 
 
 def tensors(case: SmokeCase, device: str) -> Tensors:
-    """What the case's norm may take, parameters in float32 (of float64 cases in that)."""
+    """Tensors for the case's norm; parameters are float32 (float64 in float64 cases)."""
     generator = torch.Generator(device).manual_seed(prod(case.shape))
     rows = case.op in OF_ROWS or case.op == "weight"
     size = case.shape[-1] if rows else case.shape[1]
@@ -246,7 +246,7 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
 
 
 def _moment_norm(functions: Any, t: Tensors) -> Tensor:
-    """Batch norm as a merge of one's own: the kernels of the stages by themselves."""
+    """Batch norm as a user's merge: the kernels of the single stages."""
     if functions is reference:
         return reference.batch_norm(t["x"], None, None, t["weight"], t["bias"], training=True)
 
@@ -258,7 +258,7 @@ def _moment_norm(functions: Any, t: Tensors) -> Tensor:
 
 
 def leaves(case: SmokeCase) -> tuple[str, ...]:
-    """What the case is differentiated by."""
+    """The names of the tensors that get gradients."""
     op = EVALUATION.get(case.op, case.op)
     if op == "weight":
         return ("x", "g")
@@ -295,7 +295,7 @@ def copied(t: Tensors, double: bool = False) -> Tensors:
 
 
 def away_from_the_kink(case: SmokeCase, t: Tensors) -> Tensors:
-    """dy is 0 where ReLU's argument is so near 0 that rounding decides its sign."""
+    """dy is 0 if ReLU's argument is so near 0 that rounding decides its sign."""
     if case.activation != "relu":
         return t
     z = call(reference, replace(case, activation=None), copied(t, double=True))
@@ -306,22 +306,22 @@ def away_from_the_kink(case: SmokeCase, t: Tensors) -> Tensors:
 
 @contextlib.contextmanager
 def through_kernels(tier: str | None) -> Iterator[list[str]]:
-    """Yields the kernels launched inside the `with` block, in the tier or the size's own."""
+    """Yields the kernels launched inside the `with` block, in `tier` or the tier for the size."""
     forced = tiers.force(tier) if tier else contextlib.nullcontext()
     with fastnorm.use_backend("triton"), forced, launch.record() as names:
         yield names
 
 
 def in_one_launch(kernels: list[str]) -> bool:
-    """Whether these are of the tiers that keep the tensor: one program and cluster."""
+    """Whether these belong to the tiers that keep the tensor: one program and cluster."""
     return not RESIDENT.isdisjoint(kernels)
 
 
 def worst_error(case: SmokeCase, found: Tensors, truth: Tensors) -> tuple[float, str, float]:
-    """(error, result, allowed) of the result that is farthest beyond, or least within, its bound.
+    """(error, result, allowed) of the result that is farthest beyond, or nearest to, its bound.
 
-    NaN is farther than anything. Where the norm is of a sum, that is rounded to the case's dtype
-    first, in all that follows from it.
+    NaN is farther than anything. If the norm is of a sum, the sum is first rounded to the case's
+    dtype, so all results are compared in that precision.
     """
     errors = []
     for name, exact in truth.items():
@@ -334,7 +334,7 @@ def worst_error(case: SmokeCase, found: Tensors, truth: Tensors) -> tuple[float,
 
 
 def check(case: SmokeCase, device: str) -> Outcome:
-    """The case's results by the kernels against the truth."""
+    """The error of the case's results by the kernels, against the truth."""
     t = away_from_the_kink(case, tensors(case, device))
     truth = results(reference, case, copied(t, double=True))
     with through_kernels(case.tier) as kernels:

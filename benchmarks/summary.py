@@ -11,7 +11,7 @@ from benchmarks.shapes import DIRECTIONS, OPS
 
 
 def ours(rows: Iterable[Row]) -> list[str]:
-    """Those of fastnorm's providers that the rows have times of."""
+    """The fastnorm providers whose times are in the rows."""
     names = dict.fromkeys(row["provider"] for row in timed(rows))
     return [name for name in names if name in OURS]
 
@@ -23,7 +23,7 @@ def _median(values: Sequence[float]) -> float | None:
 def speedup(
     rows: Sequence[Row], provider: str, rival: str, applies: Callable[[Row], bool]
 ) -> float | None:
-    """Geometric mean over the rows that `applies` names; None without any."""
+    """Geometric mean over the rows that `applies` selects; None if there are none."""
     found = [ratio for row, ratio in ratios(rows, provider, rival) if applies(row)]
     return statistics.geometric_mean(found) if found else None
 
@@ -63,7 +63,7 @@ def operators_table(rows: Sequence[Row], provider: str) -> Table:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """All tables, the goals last: that is where a terminal stands."""
+    """All tables, the goals last: that is the end that a terminal shows."""
     if not timed(rows):
         return "\n".join(["no times", *failures(rows), aligned(goals.table(rows))])
     parts = []

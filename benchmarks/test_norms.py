@@ -1,7 +1,7 @@
 """`pytest benchmarks/ --benchmark-only`: forward + backward of ours, torch eager and compiled.
 
-On a GPU the cases of shapes.quick() that are held against torch.compile, waiting for each call, so
-that the host's cost is in the time; on a CPU those of shapes.paired(), through the backend `auto`.
+On a GPU: the cases of shapes.quick() that are compared with torch.compile; it waits for each call,
+so the time includes the host's cost. On a CPU: those of shapes.paired(), with the backend `auto`.
 Nothing is asserted about speed: `python -m benchmarks.run` and `benchmarks.cpu` take the ratios.
 """
 

@@ -1,8 +1,8 @@
 """`pytest benchmarks/test_smoke.py`: every norm, tier, layout, dtype and fusion once, in seconds.
 
-Made for the first minute with a GPU: `make gpu-smoke` spreads the cases over processes, and runs
-those of clusters, whose programs wait for one another, apart. Without a GPU kernels are
-interpreted, and what needs CUDA is skipped as "not here".
+For the first minute with a GPU: `make gpu-smoke` spreads the cases over processes, and runs the
+cluster cases, whose programs wait for one another, separately. Without a GPU kernels are
+interpreted, and tests that need CUDA are skipped as "not here".
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fastnorm import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="not here: it needs CUDA")
-SPECIAL = {  # of which the first counts tickets, the second gathers, the others do neither
+SPECIAL = {  # the first counts tickets, the second gathers, the others do neither
     "bn-streaming": SmokeCase("bn", smoke.SIZES["streaming"], tier="streaming"),
     "gn-one_program": SmokeCase("gn", smoke.SIZES["one_program"], tier="one_program"),
     "ln": SmokeCase("ln", smoke.SIZES["rows"]),
@@ -26,7 +26,7 @@ SPECIAL = {  # of which the first counts tickets, the second gathers, the others
 
 
 def hold(case: SmokeCase, record: Callable[[str, object], None]) -> None:
-    """The case's check, whose figures the report keeps."""
+    """Check the case; its figures go into the report."""
     outcome = smoke.check(case, DEVICE)
     record("error", f"{outcome.error:.1e}")
     record("allowed", f"{outcome.allowed:.0e}")
@@ -45,7 +45,7 @@ def test_case(case: SmokeCase, record_property: Callable[[str, object], None]) -
 
 @pytest.mark.parametrize("case", smoke.cluster_cases(), ids=lambda case: case.name)
 def test_cluster(case: SmokeCase, record_property: Callable[[str, object], None]) -> None:
-    """The interpreter has no clusters: there it is the calls that are rehearsed."""
+    """The interpreter has no clusters: there only the calls are rehearsed."""
     hold(case if DEVICE == "cuda" else replace(case, tier=None), record_property)
 
 
@@ -56,7 +56,7 @@ def computed(case: SmokeCase, t: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("case", SPECIAL.values(), ids=SPECIAL)
 def test_other_sizes_and_the_first_again(case: SmokeCase) -> None:
-    """What one size left behind, plans and counters, serves or disturbs no other."""
+    """Leftovers of one size, plans and counters, do not disturb another size."""
     t = smoke.tensors(case, DEVICE)
     first = computed(case, t)
     for shape in ((case.shape[0] + 1, *case.shape[1:]), (1, *case.shape[1:])):
@@ -92,7 +92,7 @@ def test_captured_and_replayed(case: SmokeCase) -> None:
 @needs_cuda
 @pytest.mark.parametrize("case", SPECIAL.values(), ids=SPECIAL)
 def test_two_streams(case: SmokeCase) -> None:
-    """Calls that overlap share no counter: each is what it is alone, bit for bit."""
+    """Calls that overlap share no counter: each result is the same as alone, bit for bit."""
     t = smoke.tensors(case, DEVICE)
     expected = computed(case, t)
     streams = [torch.cuda.Stream() for _ in range(2)]

@@ -1,6 +1,6 @@
-"""Clocks: a GPU's, which replays CUDA graphs, and a CPU's of the same interface for rehearsals.
+"""Clocks: for a GPU, by replays of CUDA graphs; for a CPU, with the same interface, for rehearsals.
 
-A *call* is a function without arguments that issues one operation; its result is what it wrote.
+A *call* is a function without arguments that issues one operation and returns its output.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import torch
 from torch.utils import collect_env
 
 Call = Callable[[], object]
-# Where they are installed torch, from 2.13 on, routes its RMS norm to kernels written with them.
+# If they are installed, torch from 2.13 on routes its RMS norm to kernels written with them.
 REROUTING = ("nvidia-cutlass-dsl", "apache-tvm-ffi")
 
 
@@ -40,7 +40,7 @@ class Spread:
 
 
 class Clock(Protocol):
-    """What measure.py needs of a device."""
+    """The parts of a device that measure.py needs."""
 
     device: torch.device
     l2_bytes: int
@@ -49,16 +49,16 @@ class Clock(Protocol):
         """Everything about a case, its forward included, happens inside this block."""
 
     def synchronize(self) -> None:
-        """Wait for the device; raises what went wrong on it."""
+        """Wait for the device; raises the device's errors."""
 
     def copy_gbps(self) -> float:
         """Bytes read and written per second, in 10^9, of a large copy on the device."""
 
     def device_us(self, calls: Sequence[Call]) -> tuple[str, list[float]]:
-        """How the calls were timed, and samples of the device's microseconds for one of them."""
+        """How the calls were timed, and samples of the device's microseconds for one call."""
 
     def eager_us(self, call: Call) -> float:
-        """Microseconds for each of many calls in a row, until the device has done them."""
+        """Microseconds for each of many calls in a row, until the device has finished them."""
 
     def host_us(self, call: Call) -> float:
         """Microseconds until the host has issued one call to an idle device."""
@@ -81,14 +81,14 @@ def cpu_model() -> str:
 
 
 class CudaClock:
-    """One GPU, on a stream of its own: the stream that captures has to be the forward's."""
+    """One GPU, on its own stream: the stream that captures has to be the forward's."""
 
-    REPLAY_US = 12_000.0  # of one replay, so that its own launch is lost in it
-    MOST_CALLS = 400  # in one graph, beyond one for each input set
+    REPLAY_US = 12_000.0  # for one replay, so that the cost of its launch does not matter
+    MOST_CALLS = 400  # in one graph, or one for each input set if these are more
     REPLAYS = 15
     COPY_BYTES = 2 << 30
     EAGER_US = 20_000.0
-    BURSTS, BURST = 20, 10  # a burst stays far below the launches that the driver queues
+    BURSTS, BURST = 20, 10  # a burst is far shorter than the driver's queue of launches
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -116,7 +116,7 @@ class CudaClock:
         return 2 * self.COPY_BYTES / statistics.median(samples) / 1e3
 
     def device_us(self, calls: Sequence[Call]) -> tuple[str, list[float]]:
-        for call in (*calls[:1], *calls):  # the first compiles and autotunes
+        for call in (*calls[:1], *calls):  # the first call compiles and autotunes
             call()
 
         def every_call() -> None:
@@ -137,8 +137,8 @@ class CudaClock:
     def _captured(self, calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
         """All calls, `rounds` times over.
 
-        As many results are kept as there are input sets, so that a call writes memory that was last
-        used as long ago as its inputs were.
+        It keeps as many results as there are input sets. So a call writes memory that was last used
+        as long ago as its inputs were.
         """
         graph = torch.cuda.CUDAGraph()
         kept: deque[object] = deque(maxlen=len(calls))
@@ -189,14 +189,14 @@ class CudaClock:
 
 
 class CpuClock:
-    """A CPU by its wall clock. For rehearsals: what it measures says nothing about a GPU."""
+    """A CPU by its wall clock. For rehearsals: its times say nothing about a GPU."""
 
     SAMPLES = 2
     COPY_BYTES = 32 << 20
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.l2_bytes = 1500  # so that tiny cases rotate among a few sets and some have no warm L2
+        self.l2_bytes = 1500  # so that tiny cases rotate among a few sets, and some have no warm L2
 
     def session(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -221,17 +221,17 @@ class CpuClock:
 
 
 def clock() -> Clock:
-    """The GPU's where there is one."""
+    """The GPU's clock if there is one, else the CPU's."""
     return CudaClock() if torch.cuda.is_available() else CpuClock()
 
 
 def driver() -> str | None:
-    """NVIDIA's driver, as nvidia-smi says."""
+    """NVIDIA's driver, according to nvidia-smi."""
     return collect_env.get_nvidia_driver_version(collect_env.run)
 
 
 def installed(distribution: str) -> str | None:
-    """Its version; None where it is not installed."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -239,8 +239,8 @@ def installed(distribution: str) -> str | None:
 
 
 def versions() -> dict[str, object]:
-    """What a measurement depends on beside its case; `gpu` is None on a CPU, and only there."""
-    import triton  # not at the top: the CPU's pairs do without it
+    """The versions that a measurement depends on; `gpu` is None exactly on a CPU."""
+    import triton  # not at the top: CPU pairs do not need it
 
     on_gpu = torch.cuda.is_available()
     return {

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.tune rows.jsonl --out tune.jsonl`: what to change where a goal is missed.
+"""`python -m benchmarks.tune rows.jsonl --out tune.jsonl`: suggests changes for missed goals.
 
-For each goal that the rows miss by more than a tenth, worst first, the alternatives of
-alternatives.py are forced, checked against float64 and timed on the goal's worst row, beside what
-is there. Prints which one to take. One JSON line for each, as soon as it is measured.
+For each goal that the rows miss by more than a tenth, worst first, it forces the alternatives of
+alternatives.py, checks them against float64 and times them on the goal's worst row, next to the
+present choice. Prints which one to take. One JSON line for each, as soon as it is measured.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from benchmarks.shapes import Case, describe, quick, tiny
 from benchmarks.timing import Clock, clock, versions
 
 Line = dict[str, Any]
-MISSED = 0.1  # of the target: less than that no alternative is worth
-GAIN = 1.03  # over what is there: less than that is noise
+MISSED = 0.1  # share of the target: a smaller gap is worth no alternative
+GAIN = 1.03  # over the present choice: less than that is noise
 
 
 class Task(NamedTuple):
@@ -57,12 +57,12 @@ def _worst(goal: Goal, rows: Sequence[Row]) -> Row:
 
 
 def _case(row: Row) -> Case:
-    """The case of the list that a row is of."""
+    """The case of the list that belongs to a row."""
     return next(case for case in quick() if describe(case).items() <= row.items())
 
 
 def rehearsal() -> list[Task]:
-    """A goal and a case that a CPU can interpret for each list of alternatives."""
+    """For each list of alternatives, a goal and a case that a CPU can interpret."""
     kinds: dict[tuple[Alternative, ...], Task] = {}
     for goal, case in product(goals.GOALS, tiny()):
         if goal.unit == COPY and goal.name.split()[0] != case.op:
@@ -110,7 +110,7 @@ def advice(task: Task, lines: Sequence[Line]) -> str:
 
 
 def tuned(tasks: Sequence[Task], device: Clock, budget: Budget) -> Iterator[Line]:
-    """A line for each alternative of each task, as far as the budget goes; prints the advice."""
+    """A line for each alternative of each task, within the budget; prints the advice."""
     copy_gbps = device.copy_gbps()
     for task in tasks:
         lines = []
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(f"{args.file} has no rows: make gpu comes first")
     if args.rehearse:
         tasks = rehearsal()
-        print("REHEARSAL ON A CPU: what is advised says nothing about a GPU")
+        print("REHEARSAL ON A CPU: its advice says nothing about a GPU")
     else:
         tasks = missed(rows)
         print(f"{len(tasks)} goals are missed by more than {MISSED:.0%}")

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.warm --quick`: compile what benchmarks.run will launch, in many processes.
+"""`python -m benchmarks.warm --quick`: compiles for benchmarks.run in advance, in many processes.
 
-Triton and torch.compile keep what they compile on the disk: a run that follows finds it there, and
-its time goes to timing. Each provider takes one step of each case; what raises is left to the run,
-which says so in its rows.
+Triton and torch.compile keep compiled code on the disk: a later run finds it there, and can spend
+its time on timing. Each provider takes one step of each case; errors are left to the run, which
+reports them in its rows.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.timing import clock, versions
 
 
 def take_a_step(cases: str, number: int, name: str) -> str | None:
-    """One forward and backward of a case of the list `cases`; what was raised, or None."""
+    """One forward and backward of a case of the list `cases`; returns the error, or None."""
     try:
         case, provider, device = run.LISTS[cases]()[number], FACTORIES[name](), clock()
         about = versions()

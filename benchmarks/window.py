@@ -1,9 +1,9 @@
-"""`python -m benchmarks.window gpu --out DIR`: all that a GPU is wanted for, within its minutes.
+"""`python -m benchmarks.window gpu --out DIR`: all work for a GPU, within its minutes.
 
-A plan is a list of parts, each a command in a process of its own with a limit in seconds, hard: the
-process and all it started are killed. No part waits for another's success. What a part prints goes
-to the terminal and to DIR/PART.log as it comes. Each plan ends with a table and, last, one line:
-which parts passed, and where the files lie. Exit code 0 if all passed, 3 if another call goes on.
+A plan is a list of parts. Each is a command in its own process with a hard limit in seconds: the
+process and all that it started are killed. A part's output goes to the terminal and to DIR/PART.log
+as it comes. Each plan ends with a table and, last, one line: which parts passed, and where the
+files are. Exit code 0 if all passed, 3 if another call goes on.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from benchmarks.parts import PLANS, REHEARSED, Part, Settings
 
 OUTCOMES = ("passed", "failed", "timed out", "not begun", "call again")
 CALL_AGAIN = 3  # study.py's exit code: another call goes on (pytest's 3 is an internal error)
-KILL_SECONDS = 5.0  # for a killed process to go: one that waits for a broken GPU may not
+KILL_SECONDS = 5.0  # for a killed process to end: if the GPU is broken, it may hang
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a part went: `outcome` is one of OUTCOMES."""
+    """The end of a part: `outcome` is one of OUTCOMES."""
 
     part: Part
     outcome: str
@@ -37,7 +37,7 @@ class Ended:
 
 
 def run_part(part: Part, out: Path, limit: float) -> Ended:
-    """Run it for at most `limit` seconds."""
+    """Run the part for at most `limit` seconds."""
     begin = time.perf_counter()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **part.environment}
     with (out / f"{part.name}.log").open("wb") as log:
@@ -52,7 +52,7 @@ def run_part(part: Part, out: Path, limit: float) -> Ended:
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # what it left behind too, and all of it where this process is interrupted
+        finally:  # its leftovers too, and all of it if this process is interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -67,7 +67,7 @@ def run_part(part: Part, out: Path, limit: float) -> Ended:
 
 
 def _copy(source: IO[bytes], log: IO[bytes]) -> None:
-    """To the log and to the terminal, line by line, until all writers are gone."""
+    """Copy to the log and the terminal, line by line, until all writers are gone."""
     for line in source:
         with contextlib.suppress(ValueError):  # the log is closed: a process outlived its part
             log.write(line)
@@ -96,7 +96,7 @@ def run_plan(parts: Sequence[Part], out: Path, seconds: float) -> list[Ended]:
 
 
 def table(ended: Sequence[Ended], out: Path) -> list[str]:
-    """A line for each part, with what its files tell of it."""
+    """A line for each part, with a summary of its files."""
     lines = []
     for each in ended:
         part = each.part
@@ -107,7 +107,7 @@ def table(ended: Sequence[Ended], out: Path) -> list[str]:
 
 
 def last_line(ended: Sequence[Ended], out: Path) -> str:
-    """Which parts passed, which did not, and where the files lie."""
+    """Which parts passed, which did not, and where the files are."""
     words = []
     for outcome in OUTCOMES:
         names = [each.part.name for each in ended if each.outcome == outcome]
@@ -137,7 +137,7 @@ def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Part]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, parts = parsed(argv)
-    # As an exception it ends the part that runs: else that would outlive this process.
+    # As an exception it also ends the running part, which would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     seconds = PLANS[args.plan].seconds * (REHEARSED if args.rehearse else 1)

@@ -61,7 +61,7 @@ def decode(archive: Path, name: str, content: bytes) -> np.ndarray:
 
 
 def place(archive: Path, name: str) -> tuple[str, int]:
-    """The split and label that an image's path says."""
+    """The split and label in an image's path."""
     match PurePosixPath(name).parts:
         case ("train" | "test" as split, label, _) if label in CLASSES:
             return split, CLASSES.index(label)
@@ -69,7 +69,7 @@ def place(archive: Path, name: str) -> tuple[str, int]:
 
 
 def pack(config: PackConfig) -> None:
-    """Read all, then write all; DATA_DIR has a complete folder or none."""
+    """Read all, then write all; DATA_DIR gets a complete folder or none."""
     target = config.data_dir / CIFAR10.folder
     if target.exists():
         raise UserError(f"{target} exists; remove it, or give another folder")

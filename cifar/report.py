@@ -35,7 +35,7 @@ TEMPLATES = Environment(
 class ReportConfig:
     """Report a study, or a run: DIR/report.md with DIR/figures, and the same in DIR/report.html.
 
-    The study may be half finished; what is missing is said where it would stand.
+    The study may be half finished; the report says what is missing, in its place.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -48,7 +48,7 @@ Maker = Callable[[Study], str | Picture]
 
 
 def sections(study: Study, data_dir: Path | None) -> dict[str, Sequence[Maker]]:
-    """What makes each; of a single run those that compare it with nothing."""
+    """The functions that make each section; for a single run, those without comparisons."""
     misclassified = partial(draw_misclassified, data_dir=data_dir)
     own: dict[str, Sequence[Maker]] = {
         "run": (conditions_table,),
@@ -76,10 +76,10 @@ def sections(study: Study, data_dir: Path | None) -> dict[str, Sequence[Maker]]:
 
 
 class Report:
-    """The text of a report and its figures, as they come."""
+    """The text of a report and its figures, while they are made."""
 
     def __init__(self, study: Study, data_dir: Path | None) -> None:
-        self.images: dict[str, bytes] = {}  # PNG, by its path beside report.md
+        self.images: dict[str, bytes] = {}  # PNG, by its path relative to report.md
         self.title = title(study)
         self.text = TEMPLATES.get_template("report.md.jinja").render(
             title=escape(self.title),
@@ -91,7 +91,7 @@ class Report:
         )
 
     def section(self, makers: Sequence[Callable[[Study], str | Picture]], study: Study) -> str:
-        """Its Markdown; for what is missing a line that says so, once."""
+        """The section's Markdown; if data are missing, a line that says so, once."""
         parts = []
         for make in makers:
             try:
@@ -102,7 +102,7 @@ class Report:
         return "\n\n".join(dict.fromkeys(parts))
 
     def picture(self, picture: Picture) -> str:
-        """The Markdown of a figure, whose PNG is kept."""
+        """The Markdown of a figure; its PNG is kept."""
         path = f"figures/{picture.name}.png"
         content = io.BytesIO()
         picture.figure.savefig(content, dpi=DPI, format="png")
@@ -110,8 +110,8 @@ class Report:
         return f"![{escape(picture.alt)}]({path})\n\n*{picture.caption}*"
 
     def html(self) -> str:
-        """The same text as one page, the figures in it."""
-        # html=False: what looks like a tag in a name is text.
+        """The same text as one page that contains the figures."""
+        # html=False: text in a name that looks like a tag stays text.
         body = MarkdownIt("commonmark", {"html": False}).enable("table").render(self.text)
         for path, content in self.images.items():
             data = base64.b64encode(content).decode()
@@ -130,7 +130,7 @@ def _put(content: bytes, file: BinaryIO) -> None:
 
 
 def title(study: Study) -> str:
-    """Of a study, or of a single run; with the data that the runs were trained on."""
+    """The title for a study, or for a single run; with the data of the runs."""
     names = listing(list(dict.fromkeys(run.dataset for run in study.runs))) or "no run yet"
     return f"{label(study.runs[0].name) if study.alone else 'Norm against norm'}: {names}"
 

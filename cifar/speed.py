@@ -24,24 +24,23 @@ from harness.recipes import RECIPES
 from harness.training import Training
 from harness.world import ALONE
 
-WARM_UP = 5  # steps: compilation, memory, three eager ones before a CUDA graph
+WARM_UP = 5  # steps: compilation, memory, and three eager ones before a CUDA graph
 
 
 @dataclass(frozen=True)
 class SpeedConfig(Setting):
     """Time the training loop of train.py with our norms, with torch.nn's, and with either compiled.
 
-    The four take turns of --steps steps, --rounds times; what is kept are medians. Appends a row
-    for each to OUTPUT; norms that OUTPUT has already, of the same flags, data set and device, are
-    skipped.
+    The four take turns of --steps steps, --rounds times; the medians are kept. Appends a row for
+    each to OUTPUT; skips norms that OUTPUT already has, for the same flags, data set and device.
     """
 
     output: Path = field(kw_only=True)
-    """A JSON lines file; its folder is made."""
+    """A JSON lines file; its folder is created."""
     norms: tuple[Norm, ...] = ("none", "bn", "in", "bin", "ln", "gn")
     batch_size: int = 128
     steps: int = 20
-    """Of a turn."""
+    """Steps of one turn."""
     rounds: int = 9
     compile: bool = True
     """Also measure the model compiled."""
@@ -62,7 +61,7 @@ def providers(config: SpeedConfig, norm: Norm) -> dict[str, TrainConfig]:
 
 
 class Contender:
-    """A training that runs some steps at a time."""
+    """A training that runs a few steps at a time."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device) -> None:
         self.device = device
@@ -81,7 +80,7 @@ class Contender:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
 
     def full_batches(self) -> Iterator[Batch]:
-        """Without end, and without the smaller last batch of an epoch."""
+        """Endless full batches, without the smaller last batch of an epoch."""
         while True:
             yield from itertools.islice(self.training.batches.epoch(), self.full)
 
@@ -91,7 +90,7 @@ class Contender:
         return len(self.training.dataset.train) // self.training.batch_size
 
     def seconds(self, steps: int) -> float:
-        """Train; the time from an idle device to an idle device."""
+        """Train; returns the time from an idle device to an idle device."""
         self.wait()
         start = time.perf_counter()
         for batch in itertools.islice(self.batches, steps):
@@ -103,7 +102,7 @@ class Contender:
         return seconds
 
     def wait(self) -> None:
-        """Until the device is idle."""
+        """Wait until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -147,14 +146,14 @@ def measure(
 
 
 def key(config: SpeedConfig, norm: Norm, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """What rows must share to be of the same measurement."""
+    """The values that rows of the same measurement share."""
     names = ("batch_size", "depth_n", "amp", "channels_last", "cuda_graph")
     flags = {name: getattr(config, name) for name in names} | {"recipe": config.chosen_recipe()}
     return {"norm": norm, **flags, "dataset": dataset.name, "device": describe_device(device)}
 
 
 def compare(config: SpeedConfig) -> None:
-    """Measure what OUTPUT lacks. Raises UserError for flags that no measurement can have."""
+    """Measure the norms missing in OUTPUT. Raises UserError for flags that cannot be measured."""
     config.require_counts("steps", "rounds")
     for norm in config.norms:
         for run in providers(config, norm).values():
@@ -174,7 +173,7 @@ def compare(config: SpeedConfig) -> None:
 
 
 def compare_norms(config: SpeedConfig, dataset: Dataset, device: torch.device) -> None:
-    """Measure the norms that OUTPUT lacks, write and print each."""
+    """Measure the norms missing in OUTPUT; write and print each."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     done = read_rows(config.output)
@@ -191,7 +190,7 @@ def compare_norms(config: SpeedConfig, dataset: Dataset, device: torch.device) -
                 f"{norm:5s} {row['provider']:17s} {row['images_per_second']:9,.0f} images/s{ratio}"
             )
         torch.compiler.reset()  # else the ninth compiled model would silently run eagerly
-        gc.collect()  # compiled models hold themselves in cycles
+        gc.collect()  # compiled models are kept alive by cycles
 
 
 def main() -> None:

@@ -19,23 +19,23 @@ from harness.plan import PlannedRun, StudyConfig, planned
 
 HERE = Path(__file__).parent
 POLL = 0.2  # seconds
-STOPPED = 3  # the exit code of a study that --seconds ended: call again
+STOPPED = 3  # exit code of a study that --seconds ended: call again
 
 
 def command_line(script: str, flags: dict[str, Any]) -> list[str]:
-    """What runs another script of this folder."""
+    """The command for another script of this folder."""
     return [sys.executable, str(HERE / script), *flag_words(flags)]
 
 
 def speed_flags(study: StudyConfig) -> dict[str, Any]:
-    """What speed.py has in common with the study."""
+    """The study's flags that speed.py has too."""
     norms = tuple(dict.fromkeys(name.split("-")[0] for name in study.variants))
     shared = study.settings() | {"compile": None}  # speed.py measures both unless told otherwise
     return {**shared, "norms": norms, "output": study.output / "speed.jsonl"}
 
 
 class Job:
-    """A script at work; what it prints goes to a log."""
+    """A running script; its output goes to a log."""
 
     def __init__(self, name: str, command: list[str], log: Path) -> None:
         self.name, self.log, self.start = name, log, time.perf_counter()
@@ -55,7 +55,7 @@ class Job:
 
 
 class Jobs:
-    """Those at work, at most --jobs at a time, until --seconds are over."""
+    """The running jobs, at most --jobs at a time, until --seconds are over."""
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
@@ -92,7 +92,7 @@ class Jobs:
             self.collect()
 
     def stop(self) -> None:
-        """End the jobs at once; what they have saved stays."""
+        """End the jobs at once; the files that they saved stay."""
         for job in self.running:
             job.process.terminate()
         for job in self.running:
@@ -112,7 +112,7 @@ class Jobs:
 
 
 def left(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """Those that are not finished. Raises UserError where another study's run is in the way."""
+    """The runs that are not finished. Raises UserError if another study's run is in the way."""
     found = []
     for run in runs:
         assert run.config.output is not None
@@ -123,7 +123,7 @@ def left(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def describe(config: StudyConfig, runs: list[PlannedRun]) -> dict[str, Any]:
-    """study.json: what was asked for, which the report holds against what is there."""
+    """study.json: the planned runs, which the report compares with the finished ones."""
     flags = {
         name: value
         for name, value in asdict(config).items()
@@ -143,7 +143,7 @@ def main() -> None:
     runs = planned(config)
     todo = left(runs)
     write_json(config.output / "study.json", describe(config, runs))
-    # `timeout` and batch systems end a study so; as an exception it ends the runs as well.
+    # `timeout` and batch systems end a study by SIGTERM; as an exception it also ends the runs.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     jobs = Jobs(config)
     jobs.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")

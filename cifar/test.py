@@ -26,29 +26,29 @@ class PredictConfig:
     checkpoint: Path
     """checkpoint.pt of a run of train.py, or the run's folder."""
     images: Path
-    """A CSV, one image a row: 3072 values 0-255 in CHW order, no header. Or a folder of PNG files
-    of 32x32 pixels; what else it holds is left out, and named."""
+    """A CSV, a row for each image: 3072 values 0-255 in CHW order, no header. Or a folder of PNG
+    files of 32x32 pixels; other files in it are left out, and named."""
     output: Path
-    """For a CSV one predicted label (an integer) a line, in the order of the rows; for a folder
+    """For a CSV: one predicted label (an integer) a line, in the order of the rows. For a folder:
     lines NAME,LABEL in the order of the names."""
     backend: Backend = "auto"
-    """Any backend reads any checkpoint, whichever it was trained with."""
+    """Any backend can read any checkpoint, whichever backend trained it."""
     device: Device = "auto"
     class_names: bool = False
-    """Write the names of classes in place of their integers."""
+    """Write the names of classes instead of their integers."""
     probabilities: Path | None = None
-    """Also write a CSV here, a line an image as in OUTPUT, with a probability for each class in the
-    order of the integers."""
+    """Also write a CSV here, with a line for each image as in OUTPUT, and a probability for each
+    class in the order of the integers."""
     labels: Path | None = None
     """The true labels, in the form of OUTPUT, as integers or names of classes: prints the accuracy
     and macro F1."""
     ema: bool = False
-    """Predict with the average of the weights, of a run with --ema."""
+    """Predict with the average of the weights, from a run with --ema."""
 
 
 def check_paths(config: PredictConfig, checkpoint: Path) -> None:
-    """Raises UserError if a file to write is one that is read, or cannot be written, or if one to
-    read is missing."""
+    """Raises UserError if an input is missing, or if a file to write is an input or cannot be
+    written."""
     inputs = {checkpoint.resolve(), config.images.resolve()}
     if config.images.is_dir():
         inputs |= {file.resolve() for file in png_files(config.images)}
@@ -68,7 +68,7 @@ def check_paths(config: PredictConfig, checkpoint: Path) -> None:
 
 
 def warn_of_others(folder: Path) -> None:
-    """Name what else is in it."""
+    """Name the other files in the folder."""
     if others := other_files(folder):
         shown = ", ".join(others[:SHOWN]) + f" and {len(others) - SHOWN} more" * (
             len(others) > SHOWN

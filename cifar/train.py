@@ -27,7 +27,7 @@ from harness.world import World, join, leave
 
 
 def describe(training: Training, interpreted: bool) -> dict[str, Any]:
-    """config.json: the flags, and everything else that a result depends on."""
+    """config.json: the flags, and everything else that affects a result."""
     dataset = training.dataset
     return {
         "config": training.config.record(),
@@ -48,7 +48,7 @@ def describe(training: Training, interpreted: bool) -> dict[str, Any]:
 
 
 def complete(config: TrainConfig, dataset: Dataset, interpreted: bool) -> TrainConfig:
-    """`config` with nothing left open."""
+    """`config` with a value for every flag."""
     name = choose_recipe(config.recipe, dataset.key)
     recipe = RECIPES[name]
     return dataclasses.replace(
@@ -64,7 +64,7 @@ def complete(config: TrainConfig, dataset: Dataset, interpreted: bool) -> TrainC
 
 
 def notes(training: Training) -> list[str]:
-    """What to expect, where that is known; what is left out."""
+    """The expected accuracy, if it is known, and what is left out."""
     config, dataset, lines = training.config, training.dataset, []
     recipe = RECIPES[config.recipe]
     known = "digits" if config.recipe == "digits" else "cifar10"
@@ -78,14 +78,14 @@ def notes(training: Training) -> list[str]:
 
 
 def how_to_go_on(world: World, epoch: int) -> str:
-    """For whoever interrupts a run."""
+    """A hint for a user who interrupts a run."""
     words = [word for word in sys.orig_argv if word not in ("--resume", "--no-resume")]
     again = f"{shlex.join(words)} --resume" if world.size == 1 else "torchrun ... --resume"
     return f"go on after epoch {epoch} with: {again}"
 
 
 def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> None:
-    """From where `training` is to the end. The leading process alone writes."""
+    """Run from the present point of `training` to the end. Only the leading process writes."""
     config, leads = training.config, training.world.leads
     assert config.epochs is not None
     curves = open_curves(folder.output, training.epoch) if config.tensorboard and leads else None
@@ -120,14 +120,14 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
 
 
 def require_shared(config: TrainConfig, device: torch.device) -> None:
-    """Raises UserError for what several processes cannot train."""
+    """Raises UserError for flags that several processes cannot train with."""
     if config.cuda_graph:
         raise UserError("--cuda-graph is for one process; leave it out under torchrun")
     require_synchronised(config.norm, config.backend, device)
 
 
 def load(config: TrainConfig, world: World) -> Dataset:
-    """The leading process first: it may have to download."""
+    """Load the data, the leading process first: it may have to download."""
     if not world.leads:
         world.wait()
     share = RECIPES[config.chosen_recipe()].validation_share
@@ -138,8 +138,8 @@ def load(config: TrainConfig, world: World) -> Dataset:
 
 
 def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
-    """Images of a split: in the interpreter as many as --max-steps trains on, so that evaluating
-    takes no longer than training."""
+    """Images of a split that are evaluated; in the interpreter as many as --max-steps trains on, so
+    that evaluation takes no longer than training."""
     if not interpreted or config.max_steps is None:
         return None
     assert config.batch_size is not None
@@ -147,7 +147,7 @@ def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
 
 
 def evaluate(config: TrainConfig) -> None:
-    """Print the scores of --eval-only's checkpoint as training prints those of its last weights."""
+    """Print the scores of --eval-only's checkpoint in the way of a training's last scores."""
     config.check()
     assert config.eval_only is not None
     file = find_checkpoint(config.eval_only, "--eval-only")
@@ -205,7 +205,7 @@ def train(config: TrainConfig) -> Path:
     saved = folder.saved(config.record()) if config.resume else None
     if saved is not None:
         training.restore(saved)
-    world.wait()  # until all have read what the leading process may change
+    world.wait()  # until all have read the files that the leading process may change
     description = describe(training, interpreted)
     if world.leads:
         if saved is None:

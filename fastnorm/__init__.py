@@ -6,26 +6,26 @@
 
 A call goes down this list, and imports go down it too:
 
-    conversion          a model's norms exchanged, fused, folded, and back
+    conversion          exchanges, fuses and folds a model's norms, and undoes it
     modules             the norms as torch.nn modules
-    functional          the norms as functions: arguments are checked here (checks)
-    nested              their nested tensors, as the rows of dense ones
-    plain               ordinary calls, which go straight on to autograd
-    dispatch            all others: which backend computes a call, by which way
+    functional          the norms as functions; arguments are checked here (checks)
+    nested              nested tensors, as the rows of dense ones
+    plain               ordinary calls: straight on to autograd
+    dispatch            all other calls: chooses the backend and the way
     sharding            DTensors, as each process's plain shards
-    ops, traced         the kernels as operators, and the backend that traced programs have in them
-    onnx                what torch.onnx.export sees instead
-    autograd            a backend's forward joined to its backward; gated_autograd, moment_autograd
-                        and weight_autograd
+    ops, traced         the kernels as operators, and the backend of traced programs
+    onnx                the norms for torch.onnx.export
+    autograd            joins a backend's forward and backward, as gated_autograd, moment_autograd
+                        and weight_autograd do
     batching            torch.func.vmap
     backend             the choice: auto, triton, cpu, torch or reference
-    kernels             Triton, and in kernels.cpu C; the maps are in their docstrings
+    kernels             Triton, and C in kernels.cpu; their docstrings have the maps
     torch_norms         torch's own norms: the backend torch, and traced programs on CPUs
     reference           each norm in plain PyTorch: the definition, and every higher derivative
 
-contract is what all of it and the kernels agree on: a call's tensors and norm, and what an engine
-does; tensors is layouts and dtypes, the kernels' too. merges and collectives are what norms of
-one's own and synchronised ones merge moments with; `python -m fastnorm` runs selfcheck.
+contract holds the types that all of this and the kernels share: a call's tensors and norm, and the
+tasks of an engine. tensors holds layouts and dtypes, the kernels' too. merges and collectives merge
+moments, for norms of one's own and synchronised ones; `python -m fastnorm` runs selfcheck.
 """
 
 import importlib.metadata
@@ -74,8 +74,8 @@ from .modules import (
 )
 
 try:
-    __version__ = importlib.metadata.version("fastnorm-triton")  # it is written in pyproject.toml
-except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+    __version__ = importlib.metadata.version("fastnorm-triton")  # pyproject.toml has it
+except importlib.metadata.PackageNotFoundError:  # a source tree, not installed
     __version__ = "unknown"
 
 __all__ = [
@@ -125,5 +125,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What a user may want: the modules that it is made of are no part of it."""
+    """The public names; not the modules that the package is made of."""
     return [*__all__, "__doc__", "__version__"]

@@ -1,7 +1,7 @@
-"""What an issue report needs: `python -m fastnorm` prints this machine's versions and a self-check.
+"""For issue reports: `python -m fastnorm` prints this machine's versions and runs a self-check.
 
-Exit code 0 where every check is ok, 1 where a result is wrong, a call raised, or the kernels cannot
-run where `auto` calls them.
+Exit code 0: every check is ok. 1: a result is wrong, a call raised, or the kernels cannot run
+though `auto` calls them.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from .backend import backend_for, load_engine, load_kernels
 
 VARIABLES = ("FASTNORM_BACKEND", "TRITON_INTERPRET", "TRITON_CACHE_DIR")
 WIDTH = 100
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of which Triton checks one on a CPU
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # on a CPU, Triton checks only the first
 NO_TRITON = "triton is not installed"
 NO_NUMPY = "numpy, which Triton's interpreter needs, is not installed: pip install numpy"
-INTERPRETED = ", in Triton's interpreter: what it compiles for GPUs is NOT checked"
+INTERPRETED = ", in Triton's interpreter: code compiled for GPUs is NOT checked"
 COLUMNS = "  {:<29}  {:<13}  {:<11}  {:<8}  {:>13}  {}"
 HEADER = COLUMNS.format("", "layout", "tier", "dtype", "largest error", "").rstrip()
 
@@ -38,7 +38,7 @@ def main() -> int:
     ).parse_args()
     asked = {name: os.environ.get(name) for name in VARIABLES}
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:  # to be settled before Triton is imported, which no import so far has done
+    if not on_gpu:  # before Triton is imported: nothing has imported it yet
         os.environ["TRITON_INTERPRET"] = "1"
     problem = _why_no_kernels()
     print(f"fastnorm {__version__}")
@@ -59,8 +59,8 @@ def main() -> int:
 
 
 def _check_engine() -> int:
-    """Compile and check the engine of CPUs; how much is wrong. Without a compiler auto does without
-    it, and says so itself."""
+    """Compile and check the engine for CPUs; return the number of wrong results. Without a compiler
+    auto uses other backends, and says so itself."""
     try:
         build = load_engine().build
         kept = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in build.compile_all())
@@ -91,7 +91,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def _settings(asked: dict[str, str | None], problem: str) -> Iterator[tuple[str, str]]:
-    """The environment as it was found, and what follows from it."""
+    """The environment as it was found, and the settings that follow from it."""
     for name, value in asked.items():
         yield name, "not set" if value is None else repr(value)
     yield "backend", get_backend()
@@ -113,7 +113,7 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    """The model's name, where Linux says it."""
+    """The CPU's name, if Linux gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -121,7 +121,7 @@ def _cpu() -> str:
 
 
 def _why_no_kernels() -> str:
-    """Why `fastnorm.kernels` cannot be imported; "" where it can."""
+    """Why `fastnorm.kernels` cannot be imported; "" if it can."""
     if importlib.util.find_spec("triton") is None:
         return NO_TRITON
     if not torch.cuda.is_available() and importlib.util.find_spec("numpy") is None:
@@ -134,7 +134,7 @@ def _why_no_kernels() -> str:
 
 
 def _show(outcomes: Iterable[selfcheck.Outcome]) -> int:
-    """Print a line for each outcome; how many are wrong."""
+    """Print a line for each outcome; return the number of wrong ones."""
     wrong = 0
     for found in outcomes:
         tier, dtype = found.tier.replace("_", " "), str(found.dtype).removeprefix("torch.")

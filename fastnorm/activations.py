@@ -4,8 +4,8 @@
     leaky_relu(slope), elu(alpha)
 
 A parameter is given with the name, as "leaky_relu(0.2)", ("leaky_relu", 0.2) or
-Activation("leaky_relu", 0.2); without one torch's default is taken. Everything behind the public
-functions and modules has the first form, a string that tells activations apart.
+Activation("leaky_relu", 0.2); without one, torch's default is taken. The code behind the public
+functions and modules uses only the first form, a string that names one activation exactly.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch import Tensor
 PLAIN = ("relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish")
 DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 NAMES = (*PLAIN, *DEFAULTS)
-WITH_MASK = ("relu", "leaky_relu")  # of which a bit for each element is all that a backward needs
+WITH_MASK = ("relu", "leaky_relu")  # their backward needs only one bit for each element
 
 
 class Activation(NamedTuple):
-    """An activation and its parameter: leaky_relu's slope, elu's alpha, for others 0."""
+    """An activation and its parameter: leaky_relu's slope, elu's alpha; 0 for others."""
 
     name: str
     parameter: float = 0.0
@@ -35,7 +35,7 @@ ActivationLike = str | tuple[str, float] | None
 def canonical(activation: ActivationLike, op: str) -> str | None:
     """The activation as a string: "leaky_relu" is "leaky_relu(0.01)".
 
-    Raises ValueError, in the name of `op`, for whatever names none.
+    Raises ValueError, in the name of `op`, for anything else.
     """
     if activation is None or (type(activation) is str and activation in PARSED):
         return activation
@@ -69,18 +69,18 @@ def _read(activation: object) -> Activation:
     return Activation(name, float(parameter))
 
 
-# What names stand for, by what `canonical` answers; no functools.cache, of which compilers warn.
+# What each result of `canonical` means. Not functools.cache: compilers warn about it.
 PARSED: dict[str | None, Activation] = {None: Activation(""), **{n: Activation(n) for n in PLAIN}}
 
 
 def parsed(activation: str | None) -> Activation:
-    """The name, "" for None, and the parameter of what `canonical` answers."""
+    """The name ("" for None) and the parameter of a result of `canonical`."""
     found = PARSED.get(activation)
     return _read(activation) if found is None else found
 
 
 def activate(z: Tensor, activation: str | None) -> Tensor:
-    """act(z) by torch's functions, differentiable; z is what a norm and a residual add up to."""
+    """act(z) by torch's functions, differentiable; z is the norm plus the residual."""
     name, parameter = parsed(activation)
     match name:
         case "":
@@ -96,6 +96,6 @@ def activate(z: Tensor, activation: str | None) -> Tensor:
 
 
 def masked(dy: Tensor, mask: Tensor, activation: str | None) -> Tensor:
-    """dy * act'(z) of an activation in WITH_MASK, by the booleans that a forward kept of z."""
+    """dy * act'(z) of an activation in WITH_MASK; the forward kept the mask of z as booleans."""
     name, slope = parsed(activation)
     return torch.where(mask, dy, 0.0 if name == "relu" else dy * slope)

@@ -1,14 +1,13 @@
 """The autograd Functions that join a backend's forward to its backward.
 
     Norm              every call outside torch.func: one forward, one backward of the backend
-    NormGradients     the backward as a function of the forward's inputs, to be differentiated
-                      again: what it computes comes from the backend, its own derivative from the
-                      formula
+    NormGradients     the backward as a function of the forward's inputs, so that it can be
+                      differentiated again: the backend computes it, and the formula its derivative
     TransformedNorm   every call inside torch.func's transforms
     AddNorm           (norm(x + residual), x + residual) outside of them
 
-Each gets a `Route`, the backends of the call. A Function's inputs have to be tensors by themselves,
-so there a call's `Inputs` are spelled out.
+Each gets a `Route`, the backends of the call. A Function takes tensors only as single arguments, so
+a call's `Inputs` are passed one by one.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, is_grad_enabled
 
-# Whether a transform of torch.func is active: its tensors look plain and have no memory.
+# Whether a transform of torch.func is active. Its tensors look plain but have no memory.
 from torch._C import _are_functorch_transforms_active as transformed
 from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
@@ -33,10 +32,10 @@ class Route(NamedTuple):
     """Which backends compute a call and its backward."""
 
     backend: Backend
-    # Where compiled autograd traces the backward of an eager call, and for the dy of
-    # is_grads_batched, which no kernel can read. None: the formula.
+    # For two cases: compiled autograd traces the backward of an eager call, and is_grads_batched
+    # gives a dy that no kernel can read. None: the formula.
     traced: Backend | None
-    # The backend where it has memory to read and write, which traced tensors have not.
+    # The backend that reads and writes memory; traced tensors have none.
     engine: Engine | None
 
     def for_backward(self, dy: Tensor) -> Backend | None:
@@ -73,7 +72,7 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensors:
-        # None was saved under a transform, whose wrappers would have to be taken off.
+        # No transform was active when these were saved: there are no wrappers to take off.
         x, residual, weight, bias, rho, mean, var, mask, stats = ctx.saved_tensors
         inputs = Inputs(x, residual, weight, bias, rho, mean, var)
         (spec, route), needs = ctx.call, ctx.needs_input_grad[:5]
@@ -89,20 +88,20 @@ class Norm(torch.autograd.Function):
         return (*grads, None, None, None, None)
 
 
-# What Function.apply comes down to where no transform is active, without the cost of asking: 6 of
-# 16 us a call in torch 2.13, nothing in 2.15, which asks in C++ (paired calls with 9 arguments).
+# Function.apply does only this if no transform is active. Asking costs 6 of 16 us a call in torch
+# 2.13, and nothing in 2.15, which asks in C++ (paired calls with 9 arguments).
 apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 
 
 def batched(dy: Tensor | None) -> bool:
-    """Whether dy is the batch of is_grads_batched, which no kernel can read."""
-    if dy is None or is_compiling():  # whose tensors are none, and which cannot ask
+    """Whether dy is a batch of gradients (is_grads_batched), which no kernel can read."""
+    if dy is None or is_compiling():  # a compiler's tensors are no such batch, and it cannot ask
         return False
     return is_legacy_batchedtensor(dy)
 
 
 class TransformedNorm(torch.autograd.Function):
-    """act(norm(x) + residual), keeping nothing but its inputs: a transform can batch those."""
+    """act(norm(x) + residual). It keeps only its inputs, which a transform can batch."""
 
     @staticmethod
     def forward(
@@ -146,8 +145,8 @@ class TransformedNorm(torch.autograd.Function):
 class NormGradients(torch.autograd.Function):
     """(dx, dresidual, dweight, dbias, drho) from dy and the inputs of the forward.
 
-    `needs` says which; the others, and those of tensors that are None, are None. Where the batch's
-    statistics are constants, `mean` and `var` are they, else None.
+    `needs` says which; the others are None, and so are the gradients of tensors that are None.
+    `mean` and `var` are the batch's statistics if those are constants, else None.
     """
 
     @staticmethod
@@ -166,7 +165,7 @@ class NormGradients(torch.autograd.Function):
     ) -> Tensors:
         inputs = Inputs(x, residual, weight, bias, rho, mean, var)
         backend = route.for_backward(dy)
-        if backend is None:  # a gradient may be dy itself, which no Function may return
+        if backend is None:  # a gradient may be dy itself, and no Function may return its input
             grads = formula_gradients(dy, inputs, spec, needs)
             return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
         _, mask, stats = route.backend.norm(inputs, spec, True)

@@ -2,13 +2,13 @@
 
     auto        triton for CUDA tensors, cpu for CPU tensors, torch for all others
     triton      the kernels; CPU tensors need Triton's interpreter
-    cpu         the engine in C, compiled when first needed; CPU tensors alone
-    torch       torch's own norms, any device: for comparison, and where nothing else runs
+    cpu         the engine in C, compiled when first needed; only CPU tensors
+    torch       torch's own norms, any device: for comparison, or if nothing else runs
     reference   the formulas of `fastnorm.reference`, any device: slow, for tests
 
-Where auto finds no C compiler it warns once, and takes torch for CPU tensors too.
+If auto finds no C compiler, it warns once and takes torch for CPU tensors too.
 
-The choice is one for the process and all its threads. It starts as the environment's
+The choice holds for the process and all its threads. It starts as the environment variable
 FASTNORM_BACKEND, or auto.
 """
 
@@ -29,7 +29,7 @@ REMEDIES = {
     "fastnorm.kernels": "this fastnorm is a source tree, whose kernels lie elsewhere. Start Python "
     "outside of it to use the installed one, or install the tree: pip install -e .",
     "numpy": "Triton's interpreter needs it: pip install numpy",
-    "triton": "pip install triton (Linux alone has it), or fastnorm.set_backend('cpu')",
+    "triton": "pip install triton (for Linux only), or fastnorm.set_backend('cpu')",
 }
 
 
@@ -48,7 +48,7 @@ def get_backend() -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Choose the backend inside a `with` block; the former one comes back on leaving it.
 
-    The backward of a call made inside the block runs on the block's backend, wherever it is called.
+    The backward of a call in the block runs on the block's backend, even if it runs later.
     Raises ValueError for an unknown name.
     """
     former = get_backend()
@@ -67,7 +67,7 @@ def backend_for(x: torch.Tensor) -> str:
 
 
 def kernels_for(x: torch.Tensor) -> Engine:
-    """The engine of `fastnorm.kernels`. Raises RuntimeError where they cannot run on x's device."""
+    """The engine of `fastnorm.kernels`. Raises RuntimeError if it cannot run on x's device."""
     kernels = load_kernels()
     if not x.is_cuda and not kernels.INTERPRETED:
         raise RuntimeError(
@@ -82,9 +82,9 @@ def kernels_for(x: torch.Tensor) -> Engine:
 
 @functools.cache
 def load_kernels() -> ModuleType:
-    """Imported at the first call that needs it: importing fastnorm alone does not import Triton.
+    """The kernels, imported at the first call that needs them: fastnorm alone imports no Triton.
 
-    Raises ModuleNotFoundError where the kernels or what they need are not installed.
+    Raises ModuleNotFoundError if the kernels, or a module that they need, are not installed.
     """
     try:
         importlib.import_module("fastnorm.kernels.launch")  # the package itself imports no Triton
@@ -97,9 +97,9 @@ def load_kernels() -> ModuleType:
 
 
 def engine_for(x: torch.Tensor) -> Engine | None:
-    """That of `fastnorm.kernels.cpu`, compiled for x's dtype; None where `auto` has to do without.
+    """The engine of `fastnorm.kernels.cpu` for x's dtype; None if `auto` cannot compile it.
 
-    Raises RuntimeError for a tensor that is not on the CPU, and under backend "cpu" where the
+    Raises RuntimeError for a tensor that is not on the CPU, and under backend "cpu" if the
     engine cannot be compiled.
     """
     cpu = load_engine()
@@ -126,7 +126,7 @@ def _warn_once(message: str) -> None:
 
 @functools.cache
 def load_engine() -> ModuleType:
-    """`fastnorm.kernels.cpu`. Raises ModuleNotFoundError where it is not installed."""
+    """`fastnorm.kernels.cpu`. Raises ModuleNotFoundError if it is not installed."""
     try:
         return importlib.import_module("fastnorm.kernels.cpu")
     except ModuleNotFoundError as error:

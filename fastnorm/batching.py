@@ -1,9 +1,9 @@
 """The batching rules: torch.func.vmap over a norm is one call with the batch among the channels.
 
-Channels do not know of one another, nor do groups, so B calls on (N, C, ...) are one on
-(N, B C, ...) with as many parameters, and B times the groups. Rows (layer and RMS norm) of B calls
-are B times the rows; where the calls have parameters of their own, or want gradients of their own,
-those are parameters of samples.
+Channels are independent, and so are groups. So B calls on (N, C, ...) are one call on
+(N, B C, ...), with B times the parameters and B times the groups. For norms of rows (layer and RMS
+norm), B calls are one call on B times the rows. If the calls have their own parameters, or want
+their own gradients, these become parameters of samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ def norm(
     tensors: Sequence[Tensor | None],
     spec: NormSpec,
 ) -> tuple[Tensor, int]:
-    """y and its batch dimension, by apply(*tensors, spec); `tensors` are those of `Inputs`,
-    `in_dims` say where each has the batch of `size`."""
+    """y and its batch dimension, from apply(*tensors, spec). `tensors` are those of `Inputs`;
+    `in_dims` give the dimension of each that is the batch, of length `size`."""
     if spec.of_rows:
         rows, affine = row_inputs(tensors[:4], in_dims[:4], size, spec, False)
         return apply(*rows, *affine, *tensors[4:], spec), 0
@@ -48,8 +48,8 @@ def gradients(
     spec: NormSpec,
     needs: tuple[bool, ...],
 ) -> tuple[Tensors, tuple[int | None, ...]]:
-    """The gradients and their batch dimensions, by apply(*tensors, spec, needs); `tensors` are dy
-    and then those of `Inputs`."""
+    """The gradients and their batch dimensions, from apply(*tensors, spec, needs). `tensors` are
+    dy, then those of `Inputs`."""
     if spec.of_rows:
         rows, affine = row_inputs(tensors[1:5], in_dims[1:5], size, spec, any(needs[2:4]))
         grads = apply(
@@ -64,7 +64,7 @@ def gradients(
     images = [_images(t, d, size) for t, d in zip(tensors[:3], in_dims, strict=False)]
     vectors = [_vector(t, d, size) for t, d in zip(tensors[3:], in_dims[3:8], strict=True)]
     grads = apply(*images, *vectors, _folded(spec, size), needs)
-    # Parameters of each sample, (N, B C), have the batch where x has it.
+    # Parameters of each sample, (N, B C), have the batch in the same place as x.
     dims = (1, 1, *(0 if v is None else v.dim() - 1 for v in vectors[:3]))
     unfolded = tuple(
         None if grad is None else grad.unflatten(dim, (size, -1))
@@ -93,8 +93,8 @@ def _images(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _vector(parameter: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """A parameter (C,) as (B C,) or (N, C) as (N, B C), in memory of its own: running statistics
-    will be written to."""
+    """A parameter (C,) as (B C,), or (N, C) as (N, B C). It gets its own memory: running
+    statistics are written to."""
     if parameter is None:
         return None
     if dim is None:
@@ -110,8 +110,8 @@ def row_inputs(
     spec: NormSpec,
     apart: bool,
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """x and the residual with the batch in front, and weight and bias that go with them: those of
-    each call where they are batched or, for gradients `apart`, of one call each."""
+    """x and the residual with the batch in front, and weight and bias to match: those of each call
+    if they are batched, or one copy for each call if gradients are `apart`."""
     rows = [_rows(t, d, size) for t, d in zip(tensors[:2], in_dims, strict=False)]
     parameters = list(zip(tensors[2:], in_dims[2:], strict=True))
     if apart or any(dim is not None for _, dim in parameters):
@@ -137,7 +137,7 @@ def _batch_of(parameter: Tensor, dim: int | None, size: int, rank: int) -> Tenso
 
 
 def _as_batches_of(parameter: Tensor | None, dim: int | None, grad: Tensor) -> Tensor:
-    """The gradient of `_batch_of` a parameter as a batch of the parameter's."""
+    """The gradient of a parameter that `_batch_of` made, as a batch of the parameter's shape."""
     assert parameter is not None
     sizes = [n for i, n in enumerate(parameter.shape) if i != dim]
     ones = [1] * (grad.dim() - 1 - len(sizes))
@@ -145,7 +145,7 @@ def _as_batches_of(parameter: Tensor | None, dim: int | None, grad: Tensor) -> T
 
 
 def _check_running(in_dims: Dims, tensors: Sequence[Tensor | None], spec: NormSpec) -> None:
-    """Statistics of a batch of inputs have no place in buffers that are not batched."""
+    """Refuses batched inputs with running statistics that are not batched: one buffer, B values."""
     if not spec.use_input_stats or in_dims[0] is None:
         return
     if any(t is not None and d is None for t, d in zip(tensors[5:], in_dims[5:7], strict=True)):

@@ -1,4 +1,5 @@
-"""What `fastnorm.functional` accepts: torch's exception classes, before anything is written."""
+"""Checks of the arguments of `fastnorm.functional`. They raise torch's exception classes, before
+anything is written."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def check_input(
 def check_gated(
     input: Tensor, gate: Tensor | None, weight: Tensor | None, group_size: int | None
 ) -> None:
-    """What gated_rms_norm is given: the gate is as input, and groups divide its last dimension."""
+    """gated_rms_norm's arguments: the gate is like input, and groups divide its last dimension."""
     op = "gated_rms_norm"
     check_input(op, input, 1, None)
     given = (input.shape, input.dtype, input.device)
@@ -142,7 +143,8 @@ def check_running(
     flag: str,
     use_input_stats: bool,
 ) -> None:
-    """`flag` is what op calls `use_input_stats`; without it both running statistics have to be."""
+    """`flag` is op's name for `use_input_stats`; if it is False, both running statistics have to
+    be given."""
     if not use_input_stats and (running_mean is None or running_var is None):
         raise RuntimeError(
             f"{op} of an input of shape {tuple(input.shape)} with {flag}=False needs running_mean "
@@ -162,7 +164,7 @@ def check_running_mean(op: str, input: Tensor, running_mean: Tensor | None, trai
 
 
 def check_momentum(op: str, momentum: float | Tensor) -> float:
-    """As a float; torch's operators take a boolean and a tensor of one element for one too."""
+    """momentum as a float; like torch's operators, it may be a boolean or a one-element tensor."""
     if not isinstance(momentum, float | int) and not (
         isinstance(momentum, Tensor) and momentum.numel() == 1
     ):
@@ -173,7 +175,7 @@ def check_momentum(op: str, momentum: float | Tensor) -> float:
 
 
 def check_mask(op: str, input: Tensor, mask: Tensor) -> None:
-    """A boolean for each position of input (N, C, ...)."""
+    """The mask is boolean, with one element for each position of input (N, C, ...)."""
     sizes = input.shape[:1] + input.shape[2:]
     if mask.dtype != torch.bool or mask.shape != sizes or mask.device != input.device:
         raise RuntimeError(
@@ -184,7 +186,7 @@ def check_mask(op: str, input: Tensor, mask: Tensor) -> None:
 
 
 def check_weight_norm(v: Tensor, g: Tensor, dim: int | None) -> int:
-    """dim counted from 0, or -1 where it is None: the whole tensor."""
+    """dim counted from 0, or -1 if it is None (the norm of the whole tensor)."""
     if v.dtype not in DTYPES:
         raise NotImplementedError(
             f"weight_norm is not implemented for {v.dtype} (v of shape {tuple(v.shape)}): "

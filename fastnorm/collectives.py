@@ -1,8 +1,8 @@
 """Moments over the processes of a group: one all-reduce forward, one backward.
 
-Each is one operator of torch.library, in eager calls and in compiled programs alike. A compiler
-looks into neither: so it has no reduction to move about, and the pivot, which the same program
-overwrites where it is a running mean, is read nowhere but inside, before that.
+Each is one operator of torch.library, in eager calls and in compiled programs. A compiler cannot
+look inside it, so it cannot move the reduction. The pivot may be a running mean, which the program
+overwrites later: only the operator reads it, and does so before that.
 """
 
 from typing import Any
@@ -25,15 +25,15 @@ def group_moments(
     mean: Tensor, var: Tensor, count: int, process_group: Any, pivot: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (C,) of each channel over the batches of all processes, and the
-    number of values of each channel: from the moments (N, C) of this process, float64.
+    number of values of each channel. The input is this process's moments (N, C), float64.
 
-    Batches may differ in size, and be empty. `pivot` (C,), the same in all processes, is to be near
-    the mean; None is 0.
+    Batches may differ in size, and may be empty. `pivot` (C,) should be near the mean and is the
+    same in all processes; None is 0.
     """
     n = mean.shape[0] * count
     if n:
         own_mean, own_var = (t[0] for t in merge_moments(mean, var, 0))
-    else:  # sums of nothing, through which the others' gradients still pass
+    else:  # sums of nothing: the other processes' gradients still pass through
         own_mean, own_var = mean.sum(0), var.sum(0)
     group: Any = dist.group.WORLD if process_group is None else process_group
     batch_mean, batch_var, total = _merge(own_mean, own_var, n, pivot, group.group_name)
@@ -44,8 +44,8 @@ def group_moments(
 def _merge(
     mean: Tensor, var: Tensor, n: int, pivot: Tensor | None, group: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance (C,) over all processes, and the number of values (1,), of each process's
-    own.
+    """Mean and variance (C,) over all processes, and the number of values (1,), from each
+    process's own.
 
     Chan's merge of (n, mean, M2) is a sum of n, n d and M2 + n d^2, d = mean - pivot: a single
     all-reduce of 2 C + 1 float64 numbers.
@@ -74,8 +74,8 @@ def _keep_for_merge_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> 
 def _merge_backward(
     ctx: Any, dmean: Tensor, dvar: Tensor, _dtotal: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The derivatives by this process's own mean and variance, none by the pivot: nothing depends
-    on it but digits."""
+    """The derivatives by this process's mean and variance. The pivot has none: it changes only
+    the rounding."""
     mean, batch_mean, total = ctx.saved_tensors
     dmean, dvar = _all_reduce(torch.cat((dmean, dvar)), ctx.group).chunk(2)
     share = ctx.n / total.detach()

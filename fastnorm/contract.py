@@ -1,8 +1,7 @@
-"""What fastnorm and the engines in `fastnorm.kernels` agree on; it imports neither the one
-nor the other.
+"""The types that fastnorm and the engines in `fastnorm.kernels` share. It imports neither.
 
 A call of a norm is its `Inputs` and its `NormSpec`. A `Backend` computes it forward and backward;
-an `Engine` is a backend with memory to read and write: Triton's kernels and the C for CPUs.
+an `Engine` is a backend that reads and writes memory: Triton's kernels and the C for CPUs.
 """
 
 from collections.abc import Sequence
@@ -13,21 +12,22 @@ from torch import Tensor
 
 from .activations import WITH_MASK, parsed
 
-ROW_NORMS = ("layer", "rms")  # whose x is seen as rows
+ROW_NORMS = ("layer", "rms")  # norms of rows: the last dimensions of x
 Tensors = tuple[Tensor | None, ...]
 Outputs = tuple[Tensor, Tensor | None, Tensor]
-"""y, ReLU's mask of bits where the backward wants one, and the statistics that it takes."""
+"""y, ReLU's mask of bits if the backward needs one, and the statistics for the backward."""
 
 
 class Inputs(NamedTuple):
     """The tensors of a call, named as in `fastnorm.functional`.
 
-    x and residual have one shape; rho and running statistics have that of the channels. weight and
-    bias, where both are there, have one shape. They are parameters of the channels or rows, (C,) or
-    the sizes of a row, or of each sample, `are_of_samples`: (N, C), or as many dimensions as x, of
-    which the leading ones are 1 or x's and those that are not 1 are neighbours. So row r takes
-    parameter row (r // inner) % A of A, where x has `inner` rows for each of them in turn.
-    For a backward, residual is None unless `side_input` says that it takes it.
+    x and residual have the same shape; rho and running statistics have one element for each
+    channel. weight and bias, if both are given, have the same shape. They may be parameters of the
+    channels or rows: (C,) or the sizes of a row. Or they are parameters of each sample
+    (`are_of_samples`): (N, C), or as many dimensions as x. Then each leading size is 1 or x's, and
+    the sizes that are not 1 are neighbours. So row r takes parameter row (r // inner) % A: there
+    are A parameter rows, and each serves `inner` rows of x in turn.
+    For a backward, residual is None unless `side_input` says "residual".
     """
 
     x: Tensor
@@ -40,19 +40,19 @@ class Inputs(NamedTuple):
 
 
 class NormSpec(NamedTuple):
-    """One norm with its numbers; every field is named as in `fastnorm.functional`."""
+    """One norm with its numbers; the fields are named as in `fastnorm.functional`."""
 
     # batch, instance, batch_instance, mean_only_batch, group, layer or rms
     norm: str
-    groups: int = 1  # of group norm; of layer and RMS norm, the number of normalised dimensions
-    use_input_stats: bool = True  # for the batch's statistics; all others are always the input's
+    groups: int = 1  # group norm: groups; layer and RMS norm: the number of normalised dimensions
+    use_input_stats: bool = True  # for batch statistics; the others are always the input's
     momentum: float = 0.0
     eps: float = 1e-5
-    activation: str | None = None  # as `activations.canonical` has it
+    activation: str | None = None  # in the form of `activations.canonical`
 
     @property
     def of_rows(self) -> bool:
-        """Whether statistics and parameters are those of the last dimensions, not of channels."""
+        """Whether it normalises the last dimensions (rows), not channels."""
         return self.norm in ROW_NORMS
 
 
@@ -65,8 +65,8 @@ def are_of_samples(inputs: Inputs, spec: NormSpec) -> bool:
 
 
 def neighbours(leading: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """The leading sizes of parameters of rows, each 1 or that of `sizes`, with those between two
-    that are not 1 as `sizes` has them: as `Inputs` wants parameters of each sample."""
+    """The leading sizes of parameters of rows, each 1 or that of `sizes`. Any 1 between two sizes
+    that are not 1 becomes that of `sizes`: the form of `Inputs` for parameters of samples."""
     own = [i for i, size in enumerate(leading) if size != 1]
     found = list(leading)
     if own:
@@ -75,10 +75,10 @@ def neighbours(leading: Sequence[int], sizes: Sequence[int]) -> list[int]:
 
 
 def side_input(activation: str | None, has_residual: bool) -> str | None:
-    """What a backward needs beside x to know act'(z): "mask", "residual" or nothing.
+    """What a backward needs besides x to find act'(z): "mask", "residual" or nothing.
 
-    Without a residual z is recomputed from x. With one, a bit for each element says where ReLU let
-    it through; the smooth activations need z and so the residual itself.
+    Without a residual it recomputes z from x. With a residual, ReLU needs a bit for each element:
+    whether z was positive. The smooth activations need z, and so the residual itself.
     """
     if activation is None or not has_residual:
         return None
@@ -86,11 +86,11 @@ def side_input(activation: str | None, has_residual: bool) -> str | None:
 
 
 class Backend(Protocol):
-    """What the autograd Functions ask: each norm, forward and backward."""
+    """The functions that autograd calls: each norm, forward and backward."""
 
     def norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-        """act(norm(x) + residual); running statistics are updated in place where
-        `spec.use_input_stats`. There is a mask only where `differentiable`."""
+        """act(norm(x) + residual). Running statistics are updated in place if
+        `spec.use_input_stats`. There is a mask only if `differentiable`."""
         ...
 
     def norm_backward(
@@ -102,11 +102,11 @@ class Backend(Protocol):
         needs: tuple[bool, ...],
         spec: NormSpec,
     ) -> Tensors:
-        """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
+        """(dx, dresidual, dweight, dbias, drho); None if `needs` says that nobody wants it."""
         ...
 
     def add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
-        """norm(x + residual), that sum, and the statistics that add_norm_backward takes.
+        """norm(x + residual), that sum, and the statistics for add_norm_backward.
 
         The norm is one of rows, without an activation.
         """
@@ -121,8 +121,8 @@ class Backend(Protocol):
         needs: tuple[bool, bool, bool],
         spec: NormSpec,
     ) -> Tensors:
-        """(the gradient of both x and the residual, dweight, dbias) from those of add_norm's
-        outputs; the x of `inputs` is the sum, which has no gradient itself where dsum is None."""
+        """(the gradient of both x and the residual, dweight, dbias) from the gradients of
+        add_norm's outputs. The x of `inputs` is the sum; dsum is None if it has no gradient."""
         ...
 
     def relu_mask(self, mask: Tensor, x: Tensor, spec: NormSpec) -> Tensor:
@@ -131,7 +131,7 @@ class Backend(Protocol):
 
 
 class Stages(Protocol):
-    """Moments and apply by themselves, for merges in plain PyTorch; x is (N, C, ...) with elements.
+    """Moments and apply as two calls, for merges in plain PyTorch; x (N, C, ...) is not empty.
 
     The second stage takes a table (3, N, C) of centers, scales and shifts:
     y = act((x - center) * scale + shift + residual).
@@ -153,7 +153,8 @@ class Stages(Protocol):
         activation: str | None,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """y, and what backward needs beside x and the table: ReLU's mask, the residual or None."""
+        """y, and the backward's other input besides x and the table: ReLU's mask, the residual or
+        None."""
         ...
 
     def gradient_moments(
@@ -172,7 +173,7 @@ class Stages(Protocol):
         activation: str | None,
         needs: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
-        """dx = scale g + slope (x - center) + level and dresidual = g, each where `needs` says so.
+        """dx = scale g + slope (x - center) + level and dresidual = g, each if `needs` says so.
 
         `slopes` (2, N, C) are slope and level.
         """
@@ -200,9 +201,9 @@ class Engine(Backend, Protocol):
         self, x: Tensor, gate: Tensor, weight: Tensor | None, norm_before_gate: bool, eps: float
     ) -> tuple[Tensor, Tensor]:
         """RMS norm of the last dimension: norm(x) weight silu(gate) or, without `norm_before_gate`,
-        norm(x silu(gate)) weight. y, contiguous, and the statistics that gated_norm_backward takes.
+        norm(x silu(gate)) weight. Returns y, contiguous, and statistics for gated_norm_backward.
 
-        x, which has elements, and the gate are alike; the weight is as in `Inputs`.
+        x is not empty. The gate has x's shape and dtype; the weight is as in `Inputs`.
         """
         ...
 
@@ -216,7 +217,7 @@ class Engine(Backend, Protocol):
         norm_before_gate: bool,
         needs: tuple[bool, bool, bool],
     ) -> Tensors:
-        """(dx, dgate, dweight); None where `needs` says that nobody asked."""
+        """(dx, dgate, dweight); None if `needs` says that nobody wants it."""
         ...
 
     def modulate(
@@ -227,10 +228,10 @@ class Engine(Backend, Protocol):
         shift: Tensor | None,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor | None]:
-        """weight (1 + scale) and, where there is a bias or a shift, bias (1 + scale) + shift, for
-        an x of `dtype`: in the dtype of its statistics, of scale's shape and contiguous.
+        """weight (1 + scale) and, if there is a bias or a shift, bias (1 + scale) + shift.
 
-        shift has scale's shape, which ends in that of weight and bias; scale has elements.
+        They are for an x of `dtype`: in the dtype of its statistics, of scale's shape, contiguous.
+        shift has scale's shape, which ends in the shape of weight and bias; scale is not empty.
         """
         ...
 
@@ -245,14 +246,14 @@ class Engine(Backend, Protocol):
         dtype: torch.dtype,
         needs: tuple[bool, bool, bool, bool],
     ) -> Tensors:
-        """(dweight, dbias, dscale, dshift) from the gradients of both, None being 0; None where
-        `needs` says that nobody asked."""
+        """(dweight, dbias, dscale, dshift) from the gradients of both outputs; a gradient that is
+        None counts as 0. A result is None if `needs` says that nobody wants it."""
         ...
 
     def weight_norm(self, v: Tensor, g: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """w = g v / ||v|| in v's dtype and layout, and the norms that weight_norm_backward takes.
+        """w = g v / ||v|| in v's dtype and layout, and the norms for weight_norm_backward.
 
-        v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1.
+        v is not empty. The norm is over all dimensions but `dim`, or over all if dim is -1.
         g has an element for each norm.
         """
         ...
@@ -266,5 +267,5 @@ class Engine(Backend, Protocol):
         dim: int,
         needs: tuple[bool, bool],
     ) -> Tensors:
-        """(dv, dg); None where `needs` says that nobody asked."""
+        """(dv, dg); None if `needs` says that nobody wants it."""
         ...

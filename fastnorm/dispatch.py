@@ -1,8 +1,8 @@
-"""From a checked call to what computes it: which backend, by which way.
+"""From a checked call to its computation: which backend, and which way.
 
-Outside of everything special a call is one autograd Function over a backend. A traced program gets
-the registered operator instead, or, where the backend is cpu or torch, torch's own. Forward-mode
-derivatives come from the formula under every backend.
+An ordinary call is one autograd Function over a backend. A traced program gets the registered
+operator instead or, if the backend is cpu or torch, torch's own. Forward-mode derivatives come from
+the formula under every backend.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .weight_autograd import WeightNorm
 
 
 def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
-    """act(norm(x) + residual); the running statistics are updated where `use_input_stats`."""
+    """act(norm(x) + residual); running statistics are updated if `use_input_stats`."""
     x = inputs.x
     if is_sharded(x):
 
@@ -42,7 +42,7 @@ def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
         return formula(inputs, spec)
     if name == "triton" and traced:
         return ops.differentiable_norm(inputs, spec)
-    # Whether x is traced comes first: a question about sizes would bind the program to the answer.
+    # First ask whether x is traced: asking for its sizes would fix them in the traced program.
     if traced:
         return formula(inputs, spec) if _is_empty(x) else torch_norms.norm(inputs, spec)
     route = _route(name, x)
@@ -55,14 +55,14 @@ def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
 
 
 def _engine(name: str, x: Tensor) -> Engine | None:
-    """The engine that computes with x's memory; None: torch's operators do."""
+    """The engine that computes on x's memory; None: torch's operators compute."""
     if name == "triton":
         return kernels_for(x)
     return engine_for(x) if name == "cpu" else None
 
 
 def _route(name: str, x: Tensor) -> Route | None:
-    """That engine with the backend of its traced backward."""
+    """That engine, and the backend of its traced backward."""
     engine = _engine(name, x)
     if engine is None:
         return None
@@ -73,7 +73,7 @@ def _route(name: str, x: Tensor) -> Route | None:
 
 
 def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
-    """norm(x + residual) and that sum: fused by the backends, elsewhere one after the other."""
+    """norm(x + residual) and that sum: fused by the backends, otherwise one after the other."""
     x, residual, weight, bias = inputs[:4]
     assert residual is not None, "there is nothing to add"
     if is_sharded(x):
@@ -95,7 +95,7 @@ def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
 
 
 def stages_for(x: Tensor) -> Stages | None:
-    """The engine's moments and apply, for a merge in plain PyTorch; None: all in plain PyTorch."""
+    """The engine's moments and apply, for a merge in plain PyTorch; None: PyTorch does all."""
     name = backend_for(x)
     if name == "reference" or is_traced(x) or transformed() or x.numel() == 0:
         return None
@@ -117,10 +117,10 @@ def modulator_for(x: Tensor, parameters: Sequence[Tensor | None]) -> Engine | No
 
 
 def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
-    """g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+    """g v / ||v||, with the norm over all dimensions but `dim`, or over all if dim is -1.
 
-    A traced program holds torch's own operator whatever the backend, but for `reference`: compilers
-    know it, and make of it what the kernel is.
+    A traced program gets torch's own operator under every backend but `reference`: compilers know
+    it, and make the same kernel of it.
     """
     name = backend_for(v)
     special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
@@ -142,9 +142,9 @@ def gated_normalise(
     group_size: int | None,
     norm_before_gate: bool,
 ) -> Tensor:
-    """RMS norm of groups of x's last dimension, or of all of it, and a gate before or after.
+    """RMS norm of groups of x's last dimension, or of all of it, with a gate before or after.
 
-    With a gate a traced program holds the formula whatever the backend: compilers fuse it.
+    With a gate, a traced program holds the formula under every backend: compilers fuse it.
     """
     if group_size is not None and group_size != x.shape[-1]:
         groups = (x.shape[-1] // group_size, group_size)
@@ -165,10 +165,10 @@ def gated_normalise(
 
 
 def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Tensor | None]:
-    """x and residual in the dtype that torch.autocast would have the unfused program compute in.
+    """x and residual in the dtype that torch.autocast gives the unfused program.
 
-    On CUDA torch runs group, layer and RMS norm in float32; batch and instance norm, and everything
-    on a CPU, take what they get. A residual of another dtype promotes, as the addition would.
+    On CUDA torch runs group, layer and RMS norm in float32. Batch and instance norm, and all norms
+    on a CPU, keep the input's dtype. A residual of another dtype promotes, as addition does.
     """
     if not torch._C._is_any_autocast_enabled() or x.is_meta:
         return x, residual
@@ -184,15 +184,15 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
 
 
 def _is_empty(x: Tensor) -> bool:
-    """Whether a traced x is without elements, as far as no guard has to be set to know it."""
+    """Whether a traced x has no elements, if that can be known without setting a guard."""
     empty = x.numel() == 0
-    if isinstance(empty, Tensor):  # torch.jit.trace has sizes that are
+    if isinstance(empty, Tensor):  # in torch.jit.trace sizes are tensors
         return bool(empty)
     return statically_known_true(empty)
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether x is not a tensor to compute with now, but one to record or to reason about."""
+    """Whether x is a tensor to record or to reason about, not one to compute with now."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

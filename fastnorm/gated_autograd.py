@@ -12,7 +12,7 @@ from .reference.specs import pull_back
 
 
 class GatedNorm(torch.autograd.Function):
-    """Gated RMS norm of x (..., L), the weight (L,) or with x's dimensions, as an engine has it.
+    """An engine's gated RMS norm of x (..., L); the weight is (L,) or has x's dimensions.
 
     With create_graph the gradients are the formula's.
     """

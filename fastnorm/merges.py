@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 Coefficients = tuple[Tensor | float, Tensor | float, Tensor | float]
-"""(scale, center, shift), what the merge of a `fastnorm.MomentNorm` returns."""
+"""(scale, center, shift): the merge of a `fastnorm.MomentNorm` returns these."""
 
 
 def merge_moments(mean: Tensor, var: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the union of equally large sets along `dim`, kept as size 1.
 
-    mean and var have one shape and any floating dtype, which the results have too. Over dim 0 of
-    (N, C) moments: those of each channel over the batch. Source: Chan, Golub and LeVeque (1979).
+    mean and var have the same shape and any floating dtype; the results have that dtype too. Over
+    dim 0 of (N, C) moments: each channel over the batch. Source: Chan, Golub and LeVeque (1979).
     """
     merged = mean.mean(dim, keepdim=True)
     return merged, (var + (mean - merged).square()).mean(dim, keepdim=True)
@@ -28,7 +28,7 @@ def update_running(
 ) -> None:
     """Move (C,) running statistics by `share` towards those of n values a channel, `var` biased.
 
-    No values leave no average. n is a tensor: looking at it would wait for the GPU.
+    A batch without values changes nothing. n is a tensor: reading it would wait for the GPU.
     """
     unbiased = var * (n / (n - 1).clamp(min=1))
     for buffer, new in ((running_mean, mean), (running_var, unbiased)):

@@ -1,14 +1,14 @@
 """Norms that each sample scales and shifts: y = act(norm(x) (1 + scale) + shift + residual).
 
-Another network says scale and shift: adaptive instance norm (arXiv 1703.06868), conditional batch
+Another network gives scale and shift: adaptive instance norm (arXiv 1703.06868), conditional batch
 norm (1707.00683), FiLM (1709.07871), the scale-shift blocks of diffusion models, which are adaptive
-group norm (2105.05233), and DiT's adaptive layer norm (2212.09748). Their formulas differ in the
-norm alone, and in whether the factor is `scale` or 1 + scale.
+group norm (2105.05233), and DiT's adaptive layer norm (2212.09748). Their formulas differ only in
+the norm, and in whether the factor is `scale` or 1 + scale.
 
-The norm is an affine map of each sample already. Here its weight and bias become parameters of each
-sample, weight (1 + scale) and bias (1 + scale) + shift, in the dtype of statistics: tensors of N C
-elements, or of a row for each sample, which an engine makes and differentiates in one call each.
-It gives the gradients of parameters of each sample, too.
+The norm of a sample is already an affine map. Here its weight and bias become parameters of each
+sample, weight (1 + scale) and bias (1 + scale) + shift, in the dtype of statistics. They have N C
+elements, or a row for each sample; an engine makes and differentiates them in one call each. The
+norm's kernels then give the gradients of parameters of each sample.
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ def modulated_channels(
     shift: Tensor | None,
     route: Route | None = None,
 ) -> Affine:
-    """weight and bias (N, C), each where there is one, from (C,) and a scale and a shift (N, C).
+    """weight and bias (N, C) from (C,) and a scale and a shift (N, C); None without any part.
 
-    `route` is that of an ordinary call, whose other tensors are known to be sound: `plain_route`.
+    `route` is that of an ordinary call, whose other tensors are already checked: `plain_route`.
 
     Raises RuntimeError for a scale or a shift that is not of shape (N, C), floating-point and on
-    x's device, and what the checks of x and the parameters raise.
+    x's device. The checks of x and the parameters may raise too.
     """
     shape = x.shape[:2]
     if (engine := _ready_engine(x, route, shape, scale, shift)) is not None:
@@ -70,12 +70,12 @@ def modulated_rows(
     shift: Tensor | None,
     route: Route | None = None,
 ) -> Affine:
-    """weight and bias, each where there is one, with as many dimensions as x: the leading ones are
-    1 or x's, and those that are not 1 are neighbours. Both have `normalized_shape` alone where one
-    scale and shift serve all rows. `route`: see `modulated_channels`.
+    """weight and bias with as many dimensions as x, each None if it has no parts. Their leading
+    sizes are 1 or x's, and the sizes that are not 1 are neighbours. If one scale and shift serve
+    all rows, both have only `normalized_shape`. `route`: see `modulated_channels`.
 
     Raises RuntimeError for a scale or a shift that does not broadcast to x's shape, or that is not
-    floating-point and on x's device, and what the checks of x and the parameters raise.
+    floating-point and on x's device. The checks of x and the parameters may raise too.
     """
     leading = x.dim() - len(normalized_shape)
     if leading > 0:
@@ -134,9 +134,9 @@ def _of_samples(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> Affine:
-    """weight (1 + scale) and bias (1 + scale) + shift of that shape, None where neither part is.
+    """weight (1 + scale) and bias (1 + scale) + shift, of that shape; None if it has no parts.
 
-    One call of an engine where scale and shift have the shape themselves.
+    One call of an engine if scale and shift have that shape themselves.
     """
     given = (weight, bias, scale, shift)
     if scale is not None and scale.shape == shape and (shift is None or shift.shape == shape):

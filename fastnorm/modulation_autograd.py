@@ -13,7 +13,7 @@ from .tensors import accumulation_of
 
 
 class Modulate(torch.autograd.Function):
-    """weight (1 + scale) and bias (1 + scale) + shift as an engine has them, for an x of `dtype`.
+    """An engine's weight (1 + scale) and bias (1 + scale) + shift, for an x of `dtype`.
 
     With create_graph the gradients are the formula's.
     """
@@ -62,7 +62,7 @@ def composed(
     scale: Tensor | None,
     shift: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """weight (1 + scale) and bias (1 + scale) + shift in `dtype`, None where neither part is."""
+    """weight (1 + scale) and bias (1 + scale) + shift in `dtype`; None if it has no parts."""
     weight, bias, scale, shift = (
         None if t is None else t.to(dtype) for t in (weight, bias, scale, shift)
     )

@@ -4,9 +4,9 @@
     (merge)     whatever autograd can follow, on tensors of (N, C)
     Apply       y = act((x - center) * scale + shift + residual)
 
-The two Functions share one backward pass over x: Apply's adds up what the merge's gradient needs
-and leaves dy for Moments', which comes last, knows the gradients of mean and variance, and writes
-dx at once. An empty tensor, the link, makes sure that it does come.
+The two Functions share one backward pass over x. Apply's backward adds up the sums for the merge's
+gradient, and keeps dy for Moments' backward. That runs last, knows the gradients of mean and
+variance, and writes dx in one go. An empty tensor, the link, makes sure that it runs.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .tensors import broadcast, positions
 
 @dataclass
 class Call:
-    """What the two Functions of one call share; `pending` is Apply's dy on its way to Moments."""
+    """State that the two Functions of one call share; `pending` is dy, from Apply to Moments."""
 
     stages: Stages
     activation: str | None
@@ -68,7 +68,7 @@ class Moments(torch.autograd.Function):
 
 
 class Apply(torch.autograd.Function):
-    """act((x - center) * scale + shift + residual); coefficients of shape (N, C), center fixed."""
+    """act((x - center) * scale + shift + residual); coefficients are (N, C), center a constant."""
 
     @staticmethod
     def forward(
@@ -116,7 +116,7 @@ def _plain_gradients(
     shift: Tensor,
     call: Call,
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, residual, scale and shift as differentiable functions of all."""
+    """The gradients of x, residual, scale and shift, as differentiable functions of all inputs."""
     deviation = x.to(center.dtype) - broadcast(center, x)
     g = dy.to(center.dtype)
     if side is not None and residual is None:

@@ -1,6 +1,6 @@
-"""Nested tensors, whose samples differ in one size: norms of rows are those of the rows of all.
+"""Nested tensors, whose samples differ in one size: a norm of rows runs on the rows of all samples.
 
-Jagged ones have their samples in one tensor, one after the other, strided ones in a buffer.
+Jagged tensors hold their samples in one tensor, one after the other; strided ones in a buffer.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ def on_rows(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Any:
-    """compute(rows, rows of the residual), with each tensor of the result nested as input is.
+    """compute(rows, rows of the residual); each tensor of the result is nested as input is.
 
-    Raises what torch does: RuntimeError (RMS norm: ValueError) where normalized_shape is not that
-    of the last dimensions, all of one size; RuntimeError for a residual of other sizes and for
-    a scale or a shift.
+    Raises torch's errors. RuntimeError (RMS norm: ValueError) if normalized_shape is not the shape
+    of the last dimensions, each of one size. RuntimeError for a residual of other sizes, and for a
+    scale or a shift.
     """
     if scale is not None or shift is not None:
         raise RuntimeError(
@@ -46,7 +46,7 @@ def on_rows(
         error = ValueError if "rms" in op else RuntimeError
         raise error(
             f"{op} got normalized_shape={list(normalized_shape)} for {_described(input)}: it has "
-            "to be the last dimensions, which all samples have alike"
+            "to be the shape of the last dimensions, the same in all samples"
         )
     other = None
     if residual is not None:
@@ -65,7 +65,7 @@ Opened = tuple[Tensor | None, Callable[[Tensor], Tensor]]
 
 
 def _jagged(input: Any, length: int) -> Opened:
-    """The tensor of all samples, and the way back; None where a normalised dimension is ragged."""
+    """The tensor of all samples, and the way back; None if a normalised dimension is ragged."""
     ragged = input._ragged_idx
 
     def nest(values: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _jagged(input: Any, length: int) -> Opened:
 
 
 def _strided(input: Any, length: int) -> Opened:
-    """The rows of all samples as the first dimension, and the way back; None where they differ."""
+    """The rows of all samples as one dimension, and the way back; None if row shapes differ."""
     input = input.contiguous()
     sizes, strides = input._nested_tensor_size(), input._nested_tensor_strides()
     offsets = input._nested_tensor_storage_offsets()
@@ -91,7 +91,7 @@ def _strided(input: Any, length: int) -> Opened:
 
 
 def _sizes(input: Any) -> Any:
-    """Something equal for tensors of the same sizes."""
+    """A value that is equal for tensors of the same sizes."""
     return input.shape if input.layout == torch.jagged else input._nested_tensor_size().tolist()
 
 

@@ -1,9 +1,10 @@
-"""What torch.onnx.export sees of the norms, under every backend: ONNX's standard operators.
+"""The norms as torch.onnx.export sees them, under every backend: ONNX's standard operators.
 
-torch's exporters make BatchNormalization, InstanceNormalization, LayerNormalization and, from
-opset 23 on, RMSNormalization of torch's own norms. Two differ. Group norm is instance norm of the
-groups: ONNX Runtime's GroupNormalization (1.32, on a CPU) squares before it subtracts the mean,
-its InstanceNormalization does not. The exporter before `dynamo=True` knows no RMS norm.
+torch's exporters turn torch's own norms into BatchNormalization, InstanceNormalization,
+LayerNormalization and, from opset 23 on, RMSNormalization. Two norms differ here. Group norm is
+written as instance norm of the groups: ONNX Runtime's GroupNormalization (1.32, on a CPU) squares
+before it subtracts the mean, its InstanceNormalization does not. The exporter before `dynamo=True`
+has no RMS norm.
 """
 
 import torch

@@ -1,15 +1,15 @@
-"""The kernels as operators of torch.library, for whatever traces a program instead of running it.
+"""The kernels as operators of torch.library, for tools that trace a program instead of running it.
 
-    fastnorm::norm            act(norm(x) + residual), differentiable: what a traced program calls
-    fastnorm::norm_forward    the same with ReLU's mask and the statistics that backward takes
+    fastnorm::norm            act(norm(x) + residual), differentiable: traced programs call this
+    fastnorm::norm_forward    the same, with ReLU's mask and the statistics for the backward
     fastnorm::norm_backward   the gradients of x, residual, weight, bias and rho
     fastnorm::add_norm        (norm(x + residual), x + residual), and add_norm_forward and
                               add_norm_backward likewise
 
-norm_update and norm_forward_update write to running statistics, of which mean-only batch norm has
-one; for the others they are constants or None. Eager calls do without operators: the dispatcher
-costs more than some kernels. `fastnorm.traced` calls them. A tensor that a schema cannot leave out,
-a mask or a gradient that nobody wants, is empty.
+norm_update and norm_forward_update write to the running statistics (mean-only batch norm has only a
+mean); the others do not write to them. Eager calls use no operators: the dispatcher costs more than
+some kernels. `fastnorm.traced` calls them. A schema cannot leave a tensor out, so a mask or a
+gradient that nobody wants is an empty tensor.
 """
 
 from typing import Any
@@ -108,7 +108,7 @@ def _like(x: Tensor, has_residual: bool, spec: NormSpec, differentiable: bool) -
 
 def _differentiable(*args: Any) -> Tensor:
     inputs, spec = Inputs(*args[:7]), NormSpec(*args[7:])
-    if transformed():  # a transform inside a compiled program: no Function of Python's can enter
+    if transformed():  # a transform inside a compiled program: no Python Function can run here
         return formula(inputs, spec)
     if _wanted(inputs[:5]):
         y: Tensor = Norm.apply(*inputs, spec, TRACED)
@@ -128,7 +128,7 @@ def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Te
 
 
 def _added(*args: Any) -> tuple[Inputs, NormSpec]:
-    """What the arguments of add_norm mean."""
+    """The `Inputs` and `NormSpec` that the arguments of add_norm mean."""
     norm, groups, eps = args[4:]
     inputs, spec = Inputs(*args[:4]), NormSpec(norm, groups, eps=eps)
     return inputs, spec
@@ -194,12 +194,12 @@ def _batched_add(
 
 
 def _wanted(tensors: Tensors) -> bool:
-    """Whether autograd wants the gradient of one."""
+    """Whether autograd wants the gradient of any of them."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _present(tensor: Tensor | None, x: Tensor) -> Tensor:
-    """The tensor, an empty one for None."""
+    """The tensor, or an empty one for None."""
     return x.new_empty(0) if tensor is None else tensor
 
 

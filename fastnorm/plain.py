@@ -1,4 +1,4 @@
-"""Ordinary calls: `plain_route` answers at once what the checks and `dispatch` ask one by one."""
+"""Ordinary calls: `plain_route` makes the checks and the choice of `dispatch` in one go."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from .autograd import Route
 from .checks import DTYPES
 
 PLAIN = (Tensor, torch.nn.Parameter)
-# The routes that `dispatch` has taken, by the backend chosen, x's dtype and whether it is on the
-# CPU, else on a GPU. Engines that were there once stay there.
+# The routes that `dispatch` has taken so far, by backend, x's dtype, and whether x is on the CPU
+# (else on a GPU). An engine that was there once stays there.
 READY: dict[tuple[str, torch.dtype, bool], Route] = {}
 
 
@@ -27,14 +27,14 @@ def plain_route(
     shape: tuple[int, ...],
     parameters: tuple[Tensor | None, ...],
 ) -> Route | None:
-    """The route of a call about which nothing is special: x is a tensor with memory of its own,
-    nothing is on that changes what a call means, and no check refuses one of the tensors, where
-    parameters have to be of `shape`. None: ask all the checks and `dispatch.normalise`.
+    """The route of an ordinary call, or None: then ask all the checks and `dispatch.normalise`.
 
-    What it does not ask is x's rank and what a norm wants of its sizes.
+    In an ordinary call x is a tensor with its own memory, no mode is on that changes the meaning of
+    a call, and no check would refuse a tensor; parameters have to be of `shape`. The rank of x, and
+    the sizes that a norm needs, are not checked here.
     """
     if (
-        is_compiling()  # first: compilers know no more of these
+        is_compiling()  # first: compilers know none of the others
         or type(x) not in PLAIN
         or _len_torch_dispatch_stack()
         or _are_functorch_transforms_active()

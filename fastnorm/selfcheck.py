@@ -1,7 +1,7 @@
 """Every path of the backends against `fastnorm.reference` in float64, on tensors of a few KB.
 
-A check is one function, forward and backward, in one layout, dtype and tier of the kernels. It asks
-whether a machine computes the norms at all; how well is for the tests, whose bounds are tighter.
+A check is one function, forward and backward, in one layout, dtype and tier of the kernels. It
+shows whether a machine computes the norms at all; the tests have tighter bounds.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from . import functional, reference
 from .backend import load_engine, load_kernels, use_backend
 from .merges import Coefficients, merge_moments
 
-SHAPE = (3, 8, 8, 8)  # (N, C, H, W): a batch that fills no tile, rows that are read as vectors
+SHAPE = (3, 8, 8, 8)  # (N, C, H, W): the batch fills no tile, and rows are read as vectors
 GROUPS = 2
 EPS = 1e-5
-# Of the largest magnitude of the truth; in half precision two units of what results are rounded to.
+# Relative to the largest true value. For half precision: two units of the rounding of results.
 LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 LAYOUTS = ("contiguous", "channels last")
 
@@ -33,13 +33,13 @@ class Norm(NamedTuple):
 
     name: str
     call: Callable[[Any, Tensors], Any]
-    inputs: tuple[str, ...]  # what it is differentiated by
+    inputs: tuple[str, ...]  # the gradients to check
     layouts: tuple[str, ...] = LAYOUTS
     tiered: bool = True
 
 
 class Outcome(NamedTuple):
-    """What a check found: the largest relative error, NaN where `message` says what was raised."""
+    """A check's result: the largest relative error, or NaN and the exception in `message`."""
 
     name: str
     layout: str
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 def run(backend: str, device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[Outcome]:
     """The outcomes of all checks of a backend, each as soon as it is known.
 
-    The kernels' tiers are told apart in the first dtype; in the others the size decides.
+    The first dtype runs in each tier of the kernels; for the others the size decides the tier.
     """
     for dtype in dtypes:
         for norm in NORMS:
@@ -74,7 +74,7 @@ def _check(
         truth = _results(norm, reference, {k: t.double() for k, t in tensors.items()})
         with use_backend(backend), _through_kernels(tier) if backend == "triton" else _called():
             found = _results(norm, functional, tensors)
-        # torch's max of numbers, one of which is NaN, is NaN.
+        # torch's max is NaN if any number is NaN.
         worst = torch.stack([_relative_error(found[name], truth[name]) for name in truth]).max()
         return outcome._replace(error=worst.item())
     except Exception as error:
@@ -82,7 +82,7 @@ def _check(
 
 
 def _tensors(device: str, dtype: torch.dtype, layout: str) -> Tensors:
-    """Everything that a norm may take: x and residual in `dtype`, parameters in float32."""
+    """All inputs that a norm may take: x and residual in `dtype`, parameters in float32."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -109,7 +109,7 @@ def _results(norm: Norm, functions: Any, tensors: Tensors) -> Results:
     tensors = {k: t.clone().requires_grad_(k in norm.inputs) for k, t in tensors.items()}
     outputs = norm.call(functions, tensors)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    # Normal values in x's dtype and layout, which are those of every output.
+    # Normal values, in the dtype and layout of x and of every output.
     dy = [tensors["residual"].detach().flip(0) + i for i in range(len(outputs))]
     grads = torch.autograd.grad(outputs, [tensors[name] for name in norm.inputs], dy)
     return (
@@ -126,14 +126,14 @@ def _relative_error(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def _tiers() -> list[str]:
-    """Those that may run: clusters where they are allowed."""
+    """The tiers that may run: clusters only if they are allowed."""
     tiers = load_kernels().tiers
     return [tier for tier in tiers.TIERS if tier != "cluster" or tiers.state()[0]]
 
 
 @contextlib.contextmanager
 def _through_kernels(tier: str) -> Iterator[None]:
-    """Kernels have to be launched inside the `with` block, in `tier` where it is not ""."""
+    """Raises if no kernel is launched inside the `with` block; `tier` fixes the tier unless ""."""
     kernels = load_kernels()
     with (
         kernels.tiers.force(tier) if tier else contextlib.nullcontext(),
@@ -146,7 +146,7 @@ def _through_kernels(tier: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _called() -> Iterator[None]:
-    """The engine of CPUs has to run inside the `with` block."""
+    """Raises if the engine for CPUs does not run inside the `with` block."""
     with load_engine().calls.record() as called:
         yield
     if not called:
@@ -154,7 +154,7 @@ def _called() -> Iterator[None]:
 
 
 def _first_and_last_line(error: Exception) -> str:
-    """A compiler's message begins with a place in the source and ends with what is wrong there."""
+    """A compiler's message begins with the place in the source and ends with the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else "no message"
 
@@ -188,7 +188,7 @@ def _fused_layer_norm(F: Any, t: Tensors) -> Tensor:
 
 
 def _moment_norm(F: Any, t: Tensors) -> Tensor:
-    """Batch norm as a merge of one's own."""
+    """Batch norm as a merge written by a user."""
     if F is reference:
         return reference.batch_norm(t["x"], None, None, t["weight"], t["bias"], training=True)
 

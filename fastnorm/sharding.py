@@ -1,9 +1,9 @@
-"""DTensor: each process normalises its shard as a plain tensor, with whatever backend serves that.
+"""DTensor: each process normalises its shard as a plain tensor, with the backend for that tensor.
 
-No set of values that share statistics may be cut: where the placements of x would cut one, x is
-redistributed first. Parameters follow x: whole where a process has all channels, else their part.
-Everything here is torch's own and differentiable; gradients of parameters are partial sums where x
-is sharded, as torch.nn's are.
+A set of values that share statistics may not be cut. If the placements of x cut one, x is
+redistributed first. Parameters follow x: whole if a process has all channels, else its part.
+All of this uses torch's own operators and is differentiable. If x is sharded, gradients of
+parameters are partial sums, as torch.nn's are.
 """
 
 import sys
@@ -19,7 +19,7 @@ Compute = Callable[..., Any]
 
 
 def is_sharded(x: Tensor) -> bool:
-    """Whether x is a DTensor. Without importing torch's: that takes seconds."""
+    """Whether x is a DTensor. Does not import torch's DTensor: that takes seconds."""
     if type(x) in (Tensor, torch.nn.Parameter):
         return False
     distributed = sys.modules.get("torch.distributed.tensor")
@@ -31,9 +31,9 @@ def on_shards(
 ) -> Any:
     """compute(*tensors, *running) on each process's shards; its results have x's sizes.
 
-    tensors are x, the residual and parameters; running statistics may be written to.
+    tensors are x, the residual and parameters; running statistics may be written.
 
-    Raises RuntimeError for a plain tensor beside x, as torch's operators do.
+    Raises RuntimeError for a plain tensor together with a DTensor x, as torch's operators do.
     """
     x = tensors[0]
     _check(spec, (*tensors, *running))
@@ -66,7 +66,7 @@ def _check(spec: NormSpec, tensors: Sequence[Tensor | None]) -> None:
 
 
 def _placements(x: Any, spec: NormSpec, running: Sequence[Any]) -> list[Any]:
-    """Those of x, changed where a set of values with common statistics would be cut."""
+    """x's placements, changed if they would cut a set of values with common statistics."""
     from torch.distributed.tensor import Replicate, Shard
 
     of_batch = spec.norm in ("batch", "mean_only_batch", "batch_instance") and spec.use_input_stats
@@ -95,7 +95,7 @@ def _of_parameters(placement: Any, spec: NormSpec) -> Any:
 
 
 def _of_parameter(parameter: Any, placement: Any, spec: NormSpec) -> Any:
-    """That of a parameter, of channels or rows or of each sample."""
+    """The placement of a parameter, of channels or rows or of each sample."""
     from torch.distributed.tensor import Replicate, Shard
 
     if parameter is None or parameter.dim() == (spec.groups if spec.of_rows else 1):
@@ -106,7 +106,7 @@ def _of_parameter(parameter: Any, placement: Any, spec: NormSpec) -> Any:
 
 
 def _gradients(placement: Any, of_parameter: Any) -> Any:
-    """The placement of a parameter's gradient, as a process computes it from its shard of x."""
+    """The placement of a parameter's gradient that a process computes from its shard of x."""
     from torch.distributed.tensor import Partial
 
     return Partial() if placement.is_shard() and of_parameter.is_replicate() else of_parameter
@@ -123,7 +123,7 @@ def _local(tensor: Any, placements: list[Any], gradients: list[Any]) -> Tensor |
 def _write_back(
     running: Sequence[Any], updated: Sequence[Any], mesh: Any, placements: list[Any]
 ) -> None:
-    """Running statistics as each process updated its part: from_local, to where they were."""
+    """Copy running statistics, which each process updated in part, back to their buffers."""
     with torch.no_grad():
         for buffer, local in zip(running, updated, strict=True):
             if buffer is not None:
@@ -132,7 +132,7 @@ def _write_back(
 
 
 def _from_local(y: Tensor, mesh: Any, placements: list[Any], shape: torch.Size) -> Tensor:
-    """The DTensor of `shape`, laid out as y is."""
+    """The DTensor of `shape`, with y's layout."""
     from torch.distributed.tensor import DTensor
 
     order = sorted(range(y.dim()), key=y.stride, reverse=True)

@@ -1,5 +1,5 @@
-"""Tensors seen as (N, C, ...): layouts, and the dtype of statistics. No kernel is imported here:
-the engines take their layouts from this file too."""
+"""Tensors seen as (N, C, ...): layouts, and the dtype of statistics. It imports no kernel: the
+engines import it."""
 
 import math
 from typing import TypeVar
@@ -26,16 +26,16 @@ def accumulated(parameter: MaybeTensor, x: Tensor) -> MaybeTensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself where it is contiguous or has its channels last in memory, else a copy."""
+    """x itself if it is contiguous or channels last in memory, else a copy."""
     if x.is_contiguous() or lies_channels_last(x):
         return x
     return x.contiguous()
 
 
 def laid_out_as(x: Tensor, other: MaybeTensor) -> MaybeTensor:
-    """`other`, of x's shape, in memory as a contiguous or channels_last x is; else contiguous.
+    """`other`, of x's shape, in x's layout if x is contiguous or channels_last; else contiguous.
 
-    Itself where it lies so, else a copy.
+    It is copied only if its layout differs.
     """
     if other is None:
         return None
@@ -47,10 +47,10 @@ def laid_out_as(x: Tensor, other: MaybeTensor) -> MaybeTensor:
 
 
 def lies_channels_last(x: Tensor) -> bool:
-    """Whether x (N, C, ...) is dense with its channels last, and not contiguous as well."""
+    """Whether x (N, C, ...) is dense with its channels last, and not also contiguous."""
     if x.is_contiguous():
         return False
-    if x.dim() == 4:  # the quickest way to ask
+    if x.dim() == 4:  # the quickest test
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 

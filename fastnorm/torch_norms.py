@@ -1,8 +1,8 @@
-"""Backend "torch": the norms by torch.nn.functional's own, with the autograd that those bring.
+"""Backend "torch": the norms of torch.nn.functional, with their own autograd.
 
 Every traced program holds them, unless its backend is `triton` or `reference`: compilers and
-exporters know torch's norms as they know them from torch.nn. Batch-instance norm is a blend of
-torch's batch and instance norm; of mean-only batch norm torch has nothing, it is the formula.
+exporters know torch's norms. Batch-instance norm is a blend of torch's batch and instance norm.
+torch has no mean-only batch norm: that is the formula.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from .tensors import (
 def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     """act(norm(x) + residual) of an x with elements; the running statistics are updated in place.
 
-    float16 and bfloat16 are computed in float32, and rounded before the residual is added.
+    float16 and bfloat16 x are computed in float32 and rounded before the residual is added.
     """
     x, residual, weight, bias, _, running_mean, _ = inputs
     if are_of_samples(inputs, spec):
@@ -40,13 +40,13 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
         wide = _widened(x)
         z = torch.layer_norm(wide, shape, *_affine(wide, weight, bias), spec.eps)
     elif spec.norm == "rms":
-        # Torch's would keep x's layout, and warn of a float32 weight beside half precision.
+        # torch's group norm would keep x's layout, and warn about a float32 weight with half x.
         wide = x.to(accumulation(x)).contiguous()
         shape = _constants(x.shape[x.dim() - spec.groups :])
         z = torch.rms_norm(wide, shape, accumulated(weight, wide), spec.eps)
         z = z if bias is None else z + accumulated(bias, wide)
     elif spec.norm == "group":
-        # Contiguous because channels last torch 2.13's can crash the process.
+        # Contiguous: with channels last, torch 2.13 can crash the process here.
         wide = _widened(x).contiguous()
         z = torch.group_norm(wide, spec.groups, *_affine(wide, weight, bias), spec.eps)
         z = laid_out_as(x, z)
@@ -62,7 +62,7 @@ def norm(inputs: Inputs, spec: NormSpec) -> Tensor:
 
 
 def _of_samples(inputs: Inputs, spec: NormSpec) -> Tensor:
-    """With parameters of each sample, which torch's norms do not know: behind one without any."""
+    """With parameters of each sample, which torch's norms lack: applied after a plain norm."""
     x, _, weight, bias, *others = inputs
     wide = x.to(accumulation(x))
     z = norm(Inputs(wide, None, None, None, *others), spec._replace(activation=None))
@@ -74,7 +74,7 @@ def _of_samples(inputs: Inputs, spec: NormSpec) -> Tensor:
 
 
 def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
-    """act(z + residual) in x's dtype, in z's memory where that is possible."""
+    """act(z + residual) in x's dtype, in z's memory if possible."""
     z = z.to(x.dtype)
     if residual is not None:
         z = z.add_(residual)
@@ -84,14 +84,14 @@ def finish(spec: NormSpec, z: Tensor, x: Tensor, residual: Tensor | None) -> Ten
 
 
 def _constants(sizes: Sequence[Any]) -> list[int]:
-    """The sizes of a norm's shape: torch.jit.trace, whose sizes are tensors, is to record numbers,
-    as it does of torch.nn's norms."""
+    """The sizes as numbers. In torch.jit.trace sizes are tensors; it should record numbers, as it
+    does for torch.nn's norms."""
     return [int(size) if isinstance(size, Tensor) else size for size in sizes]
 
 
 def _batch_norm(inputs: Inputs, spec: NormSpec) -> Tensor:
     x, _, weight, bias, _, running_mean, running_var = inputs
-    if x.dim() == 3 and lies_channels_last(x):  # whose layout torch keeps in four dimensions alone
+    if x.dim() == 3 and lies_channels_last(x):  # torch keeps channels last in four dimensions only
         return _batch_norm(inputs._replace(x=x.unsqueeze(2)), spec).squeeze(2)
     wide = _widened(x)
     affine = _full_precision(*_affine(wide, weight, bias), wide, wide.shape[1:2])
@@ -115,17 +115,17 @@ def _of_instances(inputs: Inputs, spec: NormSpec) -> Tensor:
 
 
 def _instance_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of three dimensions, which have no format of channels last: where the gradient of one image
-    lies so, torch's (2.13, 2.15) takes it for a contiguous one. The older ONNX exporter, which
-    traces, would no more know the channels."""
+    """torch's instance norm of x in three dimensions, which have no channels last format. In four,
+    torch (2.13, 2.15) reads a channels last gradient of one image as a contiguous one. The older
+    ONNX exporter, which traces, gets x as it is: it would lose the number of channels."""
     if torch.jit.is_tracing():
         return F.instance_norm(x, *args, **kwargs)
     return F.instance_norm(x.flatten(2), *args, **kwargs).view_as(x)
 
 
 def _widened(x: Tensor) -> Tensor:
-    """x in float32 where it is half precision off the CPU: torch's other kernels want parameters of
-    x's own dtype, and statistics belong in float32."""
+    """x in float32 if it is half precision and not on a CPU: torch's other kernels want parameters
+    of x's own dtype, and statistics belong in float32."""
     return x.float() if x.dtype in HALF and x.device.type != "cpu" else x
 
 
@@ -143,18 +143,18 @@ def _full_precision(
 def _running(
     spec: NormSpec, x: Tensor, mean: Tensor | None, var: Tensor | None
 ) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """mean and var in the dtype that torch's norms want, and what those write to them.
+    """mean and var in the dtype that torch's norms want; new values are written back to them.
 
-    They get copies: to write to, for they do not tell autograd, which may have saved the two; and
-    to keep for backward, before which a batch may change them.
+    The norms get copies, for two reasons. They write without telling autograd, which may have saved
+    the two; and they keep them for the backward, before which another batch may change them.
     """
     dtype, written = accumulation(x), spec.use_input_stats
-    copy = written or not torch.compiler.is_compiling()  # who folds constants would not know them
+    copy = written or not torch.compiler.is_compiling()  # constant folding would not know copies
     wide_mean = None if mean is None else mean.to(dtype, copy=copy)
     wide_var = None if var is None else var.to(dtype, copy=copy)
     try:
         yield wide_mean, wide_var
-    except StopRecomputation:  # the norm is done, what it keeps for backward is no more needed
+    except StopRecomputation:  # the norm is done; its saved tensors are not needed any more
         _write_back(written, (mean, var), (wide_mean, wide_var))
         raise
     _write_back(written, (mean, var), (wide_mean, wide_var))
@@ -171,7 +171,7 @@ def _write_back(
 def _affine(
     x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The parameters in the dtype of the statistics; a weight of ones beside a lone bias, which
-    torch 2.13's backwards do not know how to serve."""
+    """The parameters in the dtype of the statistics. A bias without a weight gets a weight of ones:
+    torch 2.13's backwards need one."""
     weight, bias = accumulated(weight, x), accumulated(bias, x)
     return (torch.ones_like(bias) if weight is None and bias is not None else weight), bias

@@ -31,7 +31,7 @@ class Operators:
     ) -> Tensors:
         x, residual, *parameters = inputs[:5]
         side = residual if mask is None else mask
-        # Without an activation that is dy itself, which no output of an operator may be.
+        # Without an activation dresidual is dy itself, and no operator may return its input.
         asked = [needs[0], needs[1] and spec.activation is not None, *needs[2:]]
         grads = _ops.norm_backward.default(
             dy, x, side, *parameters, stats, asked, spec.norm, spec.groups, spec.use_input_stats,

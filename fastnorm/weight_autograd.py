@@ -14,8 +14,8 @@ from .reference.specs import pull_back
 class WeightNorm(torch.autograd.Function):
     """g v / ||v||.
 
-    With create_graph the gradients are the formula's. (Those of torch's operator have themselves
-    wrong gradients: torch 2.13 takes the norms for constants there.)
+    With create_graph the gradients are the formula's. (The second derivatives of torch's operator
+    are wrong: torch 2.13 takes the norms for constants there.)
     """
 
     @staticmethod

@@ -15,13 +15,13 @@ FLAT = tl.constexpr(20.0)  # beyond it mish and gelu's approximation are z or 0,
 
 @triton.constexpr_function
 def keeps_mask(activation):
-    """Whether the backward needs but the sign of z."""
+    """Whether the backward needs only the sign of z."""
     return activation in ("relu", "leaky_relu")
 
 
 @triton.jit
 def passes(z, ACTIVATION: tl.constexpr):
-    """Where z goes through as it is: ReLU lets NaN through, and torch's leaky one scales it."""
+    """Whether z passes unchanged: ReLU lets NaN through, and torch's leaky_relu scales it."""
     if ACTIVATION == "leaky_relu":
         return z > 0.0
     else:
@@ -60,7 +60,7 @@ def _tanh_of_softplus(z):
 
 @triton.jit
 def masked_backward(dy, active, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
-    """dy * act'(z) where `active` is what `passes` said of z: in dy's dtype if that is exact."""
+    """dy * act'(z), with `active` from `passes(z)`: in dy's dtype if that is exact."""
     if ACTIVATION == "relu":
         return tl.where(active, dy, 0.0).to(dy.dtype)
     else:

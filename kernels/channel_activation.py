@@ -1,7 +1,7 @@
-"""What an activation makes of a tile: its output, ReLU's mask of bits, and g = dy * act'(z).
+"""The activation of a tile: its output, ReLU's mask of bits, and g = dy * act'(z).
 
-z is what is activated, the norm of x plus a residual. The mask keeps a bit for each element where a
-residual is added: without one, z is computed again from x.
+z, the input of the activation, is the norm of x plus a residual. With a residual the mask keeps one
+bit for each element; without one, z is computed again from x.
 """
 
 import triton
@@ -14,7 +14,7 @@ from .channel_tiles import load, positions, rows, spread, store
 
 @triton.jit
 def store_output(t, x, affine, tile, s, K: tl.constexpr):
-    """y = act(x * scale + shift + residual) of the centred x, and ReLU's bits where wanted."""
+    """y = act(x * scale + shift + residual) of the centred x, and ReLU's bits if wanted."""
     ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
     PARAMETER: tl.constexpr = K.PARAMETER
     z = x * spread(affine.scale, K) + spread(affine.shift, K)
@@ -27,9 +27,9 @@ def store_output(t, x, affine, tile, s, K: tl.constexpr):
 
 @triton.jit
 def load_pair(t, tile, OF_WEIGHT: tl.constexpr, K: tl.constexpr):
-    """A backward's tiles of x and dy as they are stored; OF_WEIGHT for dgamma too.
+    """A backward's tiles of x and dy as they are stored; OF_WEIGHT if dgamma is wanted.
 
-    Nothing else depends on x where only means are taken and z's sign was kept: dy takes its place.
+    If only means are taken and z's sign was kept, only dgamma depends on x: dy may replace it.
     """
     dy = load(t.dy, tile)
     if K.VARIANCE or OF_WEIGHT or (K.ACTIVATION is not None and t.bits is None):
@@ -40,9 +40,9 @@ def load_pair(t, tile, OF_WEIGHT: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
-    """g = dy * act'(z): in dy's dtype where that is exact, so that a 16-bit tile stays packed.
+    """g = dy * act'(z): in dy's dtype if that is exact, so that a 16-bit tile stays packed.
 
-    Where ReLU's bits were kept they tell. Else z = x * scale + shift, of the centred x, and the
+    ReLU's bits are used if they were kept. Else z = x * scale + shift, of the centred x, plus the
     residual, if there is one.
     """
     ACTIVATION: tl.constexpr = K.ACTIVATION
@@ -58,19 +58,19 @@ def activation_gradient(t, x, dy, affine, tile, s, K: tl.constexpr):
             z += load(t.residual, tile).to(z.dtype)
         if keeps_mask(ACTIVATION):
             return masked_backward(dy, passes(z, ACTIVATION), ACTIVATION, PARAMETER)
-        else:  # act'(z) of what is not there may be NaN
+        else:  # act'(z) may be NaN for missing elements
             return tl.where(
                 tile.mask, smooth_backward(dy.to(z.dtype), z, ACTIVATION, PARAMETER), 0.0
             )
 
 
-# --- ReLU's bits: of 8 neighbours on the contiguous axis, (N, C, S / 8) or (N, S, C / 8), each last
-# --- axis rounded up
+# --- ReLU's bits, each for 8 neighbours on the contiguous axis: (N, C, S / 8) or (N, S, C / 8), the
+# --- last axis rounded up
 
 
 @triton.jit
 def bit_bytes(tile, s, K: tl.constexpr):
-    """(offsets, mask) of the bytes that a tile's bits lie in."""
+    """(offsets, mask) of the bytes that hold a tile's bits."""
     if K.CHANNELS_LAST:
         lane = tl.arange(0, K.LANES // 8) * 8
         n = tile.n + lane // K.BLOCK_C
@@ -120,7 +120,7 @@ def store_bits(bits_ptr, active, tile, s, K: tl.constexpr):
 
 @triton.jit
 def load_bits(bits_ptr, tile, s, K: tl.constexpr):
-    """The tile's bits again, as booleans; what is not there is False."""
+    """The tile's bits as booleans; False for missing elements."""
     if K.CHANNELS_LAST and K.ALIGN_W < 8:  # a unit's channels may begin inside a byte
         lanes = tile.lanes
         offsets, mask = _bytes_of_lanes(lanes.n, lanes.c // 8, lanes.mask, tile, s, K)

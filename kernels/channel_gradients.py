@@ -1,12 +1,12 @@
-"""Stage two of the backward: sums of g = dy * act' merged over sets, over instances, and what
-follows from them.
+"""Stage two of the backward: sums of g = dy * act', merged over sets and over instances, and the
+gradients computed from them.
 
-With m the mean, rstd the inverse deviation of a set of `count` elements, and g weighted by gamma,
+With m the mean and rstd the inverse deviation of a set of `count` elements, and g times gamma,
 
     dx = scale g + q (x - center) + r,
     q = -(rstd / count) rstd^2 sum g (x - m),    r = -(rstd / count) sum g + q (center - m).
 
-The table has planes of (sum g, sum g (x - center)) of parts, a mixture's in one launch two more.
+The table has planes of (sum g, sum g (x - center)) of parts; for a mixture in one launch, two more.
 """
 
 from typing import Any, NamedTuple
@@ -27,16 +27,16 @@ class Sums(NamedTuple):
 
 
 class MixedSums(NamedTuple):
-    """A mixture's, with m_b, rstd_b the batch's and m_i, rstd_i an instance's."""
+    """A mixture's sums; m_b and rstd_b are the batch's, m_i and rstd_i an instance's."""
 
     g: Any
     gx: Any  # g (x - m_b)
     hat: Any  # rstd_i g (x - m_i)
-    gap: Any  # rstd_b g (x - m_b) - rstd_i g (x - m_i), which nearly cancel
+    gap: Any  # rstd_b g (x - m_b) - rstd_i g (x - m_i): the two nearly cancel
 
 
 class Slopes(NamedTuple):
-    """What follows from the sums in dx = scale g + q (x - center) + r."""
+    """The coefficients of dx = scale g + q (x - center) + r that follow from the sums."""
 
     q: Any
     r: Any
@@ -44,9 +44,9 @@ class Slopes(NamedTuple):
 
 @triton.jit
 def slopes_of(stats, sums, count, K: tl.constexpr):
-    """From weighted sums of g and g (x - mean).
+    """Slopes from weighted sums of g and g (x - mean).
 
-    Without VARIANCE rstd is 1 and a constant, and dx = g - sum g / count.
+    Without VARIANCE rstd is the constant 1, and dx = g - sum g / count.
     """
     share = stats.rstd / count
     if not K.VARIANCE:
@@ -57,7 +57,7 @@ def slopes_of(stats, sums, count, K: tl.constexpr):
 
 @triton.jit
 def about_mean(sums, stats):
-    """The sums of g (x - center) made those of g (x - mean)."""
+    """Sums of g (x - center) turned into sums of g (x - mean)."""
     return Sums(sums.g, sums.gx - stats.offset * sums.g)
 
 
@@ -78,7 +78,7 @@ def weighted_mixed(weight, sums):
 
 @triton.jit
 def instance_weight(t, n, c, mask, s, K: tl.constexpr, ACC: tl.constexpr):
-    """What g is weighted by in the statistics' gradient: gamma, the mixture's share of it."""
+    """The weight of g in the gradient of the statistics: gamma, or a mixture's share of it."""
     gamma = load_or(t.weight, parameter_slot(n, c, s, K), mask, 1.0, ACC)
     if K.MIX:
         gamma *= 1.0 - load_or(t.rho, c, mask, 0.0, ACC)
@@ -87,14 +87,14 @@ def instance_weight(t, n, c, mask, s, K: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def set_sums(t, sums, n, channels, s, K: tl.constexpr):
-    """Weighted sums over the set of each channel from the channels' own."""
+    """Weighted sums over the set of each channel, from each channel's own sums."""
     weight = instance_weight(t, n, channels.c, channels.mask, s, K, sums.g.dtype)
     sums = weighted(weight, sums)
     local = channels.local
     return Sums(sum_set(sums.g, local, s, K), sum_set(sums.gx, local, s, K))
 
 
-# --- what the programs of a unit leave for one another ---
+# --- results that the programs of a unit leave for one another ---
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
 
 @triton.jit
 def published_sums(t, n, channels, s, K: tl.constexpr):
-    """Those of the first two planes, in one go."""
+    """The sums of the first two planes, in one go."""
     BLOCK: tl.constexpr = channels.c.shape[0]
     gx = t.table + table_plane(s, K)
     g, gx = part_pairs(t.table, gx, n, channels.c, channels.mask, s.C, s.parts, BLOCK)
@@ -116,8 +116,8 @@ def published_sums(t, n, channels, s, K: tl.constexpr):
 
 @triton.jit
 def unit_sums(t, at, index, s, K: tl.constexpr):
-    """Weighted sums of g and g (x - center) over the set of each channel of a unit; of its members
-    the one with index 0 leaves the channels' own for add_instances."""
+    """Weighted sums of g and g (x - center) over the set of each channel of a unit. The member
+    with index 0 also leaves the channels' own sums for add_instances."""
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
@@ -158,7 +158,7 @@ def load_sums(t, n, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def store_batch_sums(t, c, mask, sums, s, K: tl.constexpr):
-    """A mixture's over the batch, which lie behind the instances'; unweighted but OF_SAMPLES."""
+    """A mixture's sums over the batch, behind the instances'; weighted only if OF_SAMPLES."""
     if t.sums is not None:
         batch = t.sums + 2 * kept_plane(s, K)
         tl.store(batch + c, sums.g, mask=mask)
@@ -177,14 +177,14 @@ def load_batch_sums(t, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def store_batch_gradients(t, sums, stats, c, mask):
-    """dgamma and dbeta of sets that run over the batch, from sums of g and g (x - mean)."""
+    """dgamma and dbeta of sets over the batch, from sums of g and g (x - mean)."""
     store_gradient(t.dweight, c, mask, stats.rstd * sums.gx)
     store_gradient(t.dbias, c, mask, sums.g)
 
 
 @triton.jit
 def mixed_sums(sums, stats, batch):
-    """An instance's share in the mixture's sums."""
+    """An instance's contribution to the mixture's sums."""
     to_batch = (batch.center - stats.center) + batch.offset
     level_gap = batch.rstd * to_batch - stats.rstd * stats.offset
     hat = product(stats.rstd, sums.gx - stats.offset * sums.g)
@@ -200,9 +200,9 @@ def mixed_hat(sums, batch, rho):
 
 @triton.jit
 def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
-    """What the mixture's batch statistics add for an instance's center, from the batch's sums of g
-    and g (x - m_b)."""
-    if not K.OF_SAMPLES:  # whose sums were weighted before they were added up
+    """The slopes that the mixture's batch statistics add for an instance's center, from the batch's
+    sums of g and g (x - m_b)."""
+    if not K.OF_SAMPLES:  # with OF_SAMPLES the sums were weighted before they were added
         gamma = load_or(t.weight, lanes.c, lanes.mask, 1.0, center.dtype)
     rho = load_or(t.rho, lanes.c, lanes.mask, 0.0, center.dtype)
     batch = load_batch_stats(t, lanes.c, lanes.mask, s, K)
@@ -214,7 +214,7 @@ def mixed_batch_slopes(t, sums, center, lanes, s, K: tl.constexpr):
 
 @triton.jit
 def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
-    """dgamma, dbeta and drho of the mixture from its sums over the batch; OF_SAMPLES drho alone,
+    """dgamma, dbeta and drho of the mixture from its sums over the batch. OF_SAMPLES: only drho,
     from weighted sums."""
     if K.OF_SAMPLES:
         store_gradient(t.drho, c, mask, sums.gap)
@@ -232,7 +232,7 @@ def store_mixed_gradients(t, sums, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def store_sample_gradients(t, sums, stats, n, c, mask, s, K: tl.constexpr):
-    """dgamma and dbeta of each (n, c), which its sums of g and g (x - center) are."""
+    """dgamma and dbeta of each (n, c) from its sums of g and g (x - center)."""
     slot = parameter_slot(n, c, s, K)
     if K.MIX:
         batch = load_batch_stats(t, c, mask, s, K)
@@ -244,22 +244,22 @@ def store_sample_gradients(t, sums, stats, n, c, mask, s, K: tl.constexpr):
     store_gradient(t.dbias, slot, mask, sums.g)
 
 
-# --- sums over instances, of which each unit leaves its own behind the table of parts ---
+# --- sums over instances; each unit leaves its own behind the table of parts ---
 
 
 @triton.jit
 def instance_planes(t, s, K: tl.constexpr):
-    """Pointers to (n, c) of sum g and of sum g x_hat, of mixtures and of batches sum
-    g (x - center)."""
+    """Pointers to (n, c) of sum g, and of sum g x_hat or, for mixtures and batches,
+    sum g (x - center)."""
     first = t.table + 2 * table_plane(s, K)
     return first, first + s.N.to(tl.int64) * s.C
 
 
 @triton.jit
 def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
-    """Leave an instance's sums of each channel for add_instances, if anybody wants them.
+    """Leave an instance's sums of each channel for add_instances, if they are wanted.
 
-    OF_SAMPLES they are the gradients of its parameters, and what it leaves is weighted.
+    OF_SAMPLES: they are also the gradients of its parameters, and the sums left are weighted.
     """
     if K.OF_SAMPLES:
         store_sample_gradients(t, sums, stats, n, channels.c, mask, s, K)
@@ -276,8 +276,8 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 
 @triton.jit
 def add_instances(t, u, s, K: tl.constexpr):
-    """dgamma, dbeta and drho of the channels of the units u of all instances, and sums over the
-    batch where statistics are the batch's."""
+    """dgamma, dbeta and drho of the channels of the units u of all instances. If statistics are the
+    batch's, also the sums over the batch."""
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(u, block, BLOCK, s)
@@ -297,7 +297,7 @@ def add_instances(t, u, s, K: tl.constexpr):
 
 @triton.jit
 def batch_sums(t, channels, s, K: tl.constexpr):
-    """Sums of g and g (x - mean) over all instances, in order, of each channel."""
+    """Sums of g and g (x - mean) of each channel over all instances, in order."""
     BLOCK_C: tl.constexpr = K.BLOCK_C
     of_g, of_gx = instance_planes(t, s, K)
     c, mask = channels.c, channels.mask
@@ -307,7 +307,7 @@ def batch_sums(t, channels, s, K: tl.constexpr):
 
 @triton.jit
 def mixed_batch_sums(t, channels, s, K: tl.constexpr):
-    """MixedSums over all instances, in order, of each channel."""
+    """MixedSums of each channel over all instances, in order."""
     BLOCK_P: tl.constexpr = table_rows(K.BLOCK_C)
     column, columns = channels.c[None, :], channels.mask[None, :]
     of_g, of_gx = instance_planes(t, s, K)

@@ -1,7 +1,8 @@
 """Moments of tiles and of sets, and their merge.
 
-The *table* is what the programs of a unit leave for whoever merges: planes (n, part, c), n being 0
-throughout where sets run over the batch; forward of (count, mean, M2) of x - pivot.
+The *table* holds the results of a unit's programs for the one that merges them: planes (n, part,
+c). If sets run over the batch, n is always 0. In the forward it holds (count, mean, M2) of
+x - pivot.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def along(m, AXIS: tl.constexpr):
 
 @triton.jit
 def lane_moments(x, tile, s, K: tl.constexpr):
-    """Those of each lane of a tile of x - pivot, which is 0 where there is nothing."""
+    """Moments of each lane of a tile of x - pivot, which is 0 for missing elements."""
     instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
     width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     left = tl.minimum(s.S - tile.start, width)
@@ -61,7 +62,7 @@ def lane_moments(x, tile, s, K: tl.constexpr):
     elif K.ROW > 0:
         left *= tl.minimum(s.N - tile.n, instances)
     count = tl.where(tile.lanes.mask, left, 0).to(x.dtype)
-    # Means are sums of shares: a sum would overflow where the mean does not.
+    # Each value is weighted first: a plain sum would overflow though the mean does not.
     mean = lane_sum(product(x, spread(1.0 / tl.maximum(count, 1.0), K)), K)
     deviation = tl.where(tile.mask, x - spread(mean, K), 0.0)
     total, squares = lane_sums(deviation, product(deviation, deviation), K)
@@ -71,10 +72,10 @@ def lane_moments(x, tile, s, K: tl.constexpr):
 
 @triton.jit
 def add_whole(mean, m2, x, before, K: tl.constexpr):
-    """(mean, M2) of each thread's own elements, those of one more whole tile of x - pivot among
-    them: its outer axis, merged with as many of so many tiles before.
+    """(mean, M2) of each thread's own elements, after adding one more whole tile of x - pivot. The
+    thread has all of its outer axis; `before` tiles of the same size were added so far.
 
-    Of channels that are not there they are anything: nobody publishes them.
+    For missing channels the result is arbitrary: nobody publishes it.
     """
     OUTER: tl.constexpr = K.BLOCK_S // K.INNER
     x_mean = outer_sum(x * (1.0 / OUTER))
@@ -87,8 +88,8 @@ def add_whole(mean, m2, x, before, K: tl.constexpr):
 
 @triton.jit
 def add_lacking(m, x, mask):
-    """Moments of each thread's own elements, merged with those of a tile of x - pivot that lacks
-    some."""
+    """Moments of each thread's own elements, merged with those of a tile of x - pivot with missing
+    elements."""
     count = outer_sum(tl.where(mask, 1.0, 0.0).to(x.dtype))
     x = tl.where(mask, x, 0.0)
     mean = outer_sum(x * spread_outer(1.0 / tl.maximum(count, 1.0)))
@@ -98,8 +99,8 @@ def add_lacking(m, x, mask):
 
 @triton.jit
 def channel_moments(t, m, pivot, at, s, K: tl.constexpr):
-    """Those of each channel from its lanes', relative to the same pivot; folded, where each lane
-    has a pivot of its own, to the channel's."""
+    """Moments of each channel from those of its lanes, relative to the same pivot. In a folded tile
+    each lane has its own pivot; the result is relative to the channel's."""
     if K.FOLDED:
         return folded_moments(t, m, pivot, at, s, K)
     elif K.BLOCK_N == 1:
@@ -112,7 +113,7 @@ def channel_moments(t, m, pivot, at, s, K: tl.constexpr):
 
 @triton.jit
 def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
-    """channel_moments of a folded part, whose lanes all have as many instances."""
+    """channel_moments of a folded part; all its lanes have the same number of instances."""
     ACC: tl.constexpr = m.mean.dtype
     channels = unit_channels(at.u, 0, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
@@ -136,7 +137,7 @@ def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
 def merge_set(m, local, s, K: tl.constexpr):
     """Moments of each channel's set, for each channel of a tile (`local`: counted in the unit).
 
-    SETS: 0 where each channel is a set, 1 where all make up one, else their number, padded.
+    SETS: 0 if each channel is a set, 1 if all are one set, else their number, padded.
     """
     if K.SETS == 0:
         return m
@@ -158,7 +159,7 @@ def merge_set(m, local, s, K: tl.constexpr):
 
 @triton.jit
 def sum_set(value, local, s, K: tl.constexpr):
-    """The sum over each channel's set, for each of the channels; SETS as in merge_set."""
+    """The sum over each channel's set, for each channel; SETS as in merge_set."""
     if K.SETS == 0:
         return value
     elif K.SETS == 1:
@@ -171,9 +172,9 @@ def sum_set(value, local, s, K: tl.constexpr):
 
 @triton.jit
 def whole_sets(x, tile, local, s, K: tl.constexpr):
-    """(a rough mean, moments relative to it) of each channel's set, which a tile holds whole.
+    """(a rough mean, moments relative to it) of each channel's set; the tile holds the whole set.
 
-    The rough mean takes the place of a pivot: x minus it is as exact.
+    The rough mean serves as a pivot: x minus it is as exact.
     """
     count = tl.full([], 1, x.dtype) * s.S * (s.N if K.BATCH else s.D)
     shares = product(x, tl.zeros_like(x) + 1.0 / count)
@@ -186,7 +187,7 @@ def whole_sets(x, tile, local, s, K: tl.constexpr):
     return rough, Moments(count, mean, m2)
 
 
-# --- what the programs of a unit leave for one another ---
+# --- results that the programs of a unit leave for one another ---
 
 
 @triton.jit
@@ -200,7 +201,7 @@ def table_plane(s, K: tl.constexpr):
 
 @triton.jit
 def publish(t, values, at, channels, s, K: tl.constexpr):
-    """Leave what a member has found of each of its channels: a tuple of values, a plane each."""
+    """Leave a member's results for each of its channels: a tuple of values, a plane each."""
     slot = (at.n * s.parts + at.part) * s.C + channels.c
     for i in tl.static_range(len(values)):
         tl.store(t.table + i * table_plane(s, K) + slot, values[i], mask=channels.mask)
@@ -208,7 +209,7 @@ def publish(t, values, at, channels, s, K: tl.constexpr):
 
 @triton.jit
 def load_moments(t, slot, mask, s, K: tl.constexpr):
-    """Past the L1 cache, which other programs' stores do not reach."""
+    """Reads past the L1 cache: other programs' stores do not reach that."""
     plane = table_plane(s, K)
     return Moments(
         tl.load(t.table + slot, mask=mask, other=0.0, cache_modifier=".cg"),
@@ -219,9 +220,9 @@ def load_moments(t, slot, mask, s, K: tl.constexpr):
 
 @triton.jit
 def unit_moments(t, at, s, K: tl.constexpr):
-    """Moments of the set of each channel of a unit, merged from what its members left.
+    """Moments of the set of each channel of a unit, merged from its members' results.
 
-    A unit has several blocks of channels only where all of them make up one set.
+    A unit has several blocks of channels only if all of them are one set.
     """
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     plane = table_plane(s, K)
@@ -240,7 +241,7 @@ def unit_moments(t, at, s, K: tl.constexpr):
 def batch_moments(t, u, s, K: tl.constexpr):
     """(pivot, moments, summed M2) over all instances of a unit's channels.
 
-    The table's means are relative to each instance's own pivot, the result to that of instance 0.
+    The table's means are relative to each instance's own pivot, the result to instance 0's.
     """
     BLOCK_P: tl.constexpr = (table_rows(K.BLOCK_C) + 1) // 2  # pivots take registers too
     channels = unit_channels(u, 0, s, K)

@@ -1,7 +1,7 @@
-"""Gradients of parameters of samples in one launch over the batch, whose lanes are (n, c).
+"""Gradients of parameters of samples, in one launch over the batch whose lanes are (n, c).
 
-Where a member of a cluster has a part of their positions, they leave their sums behind the table
-of parts: planes (position block, n, c) of sums of g and of g (x - center).
+If the members of a cluster each have a part of the positions, they leave their sums behind the
+table of parts: planes (position block, n, c) of sums of g and of g (x - center).
 """
 
 import triton
@@ -29,7 +29,7 @@ def lane_planes(t, s, K: tl.constexpr):
 
 @triton.jit
 def leave_lanes(t, sums, tile, s, K: tl.constexpr):
-    """Store the gradients of the lanes' parameters; in a cluster leave what add_lanes takes."""
+    """Store the gradients of the lanes' parameters; in a cluster leave sums for add_lanes."""
     lanes = tile.lanes
     if K.CLUSTER:
         if t.dweight is not None or t.dbias is not None:
@@ -45,8 +45,8 @@ def leave_lanes(t, sums, tile, s, K: tl.constexpr):
 
 @triton.jit
 def add_lanes(t, tile, s, K: tl.constexpr):
-    """Add up, in order, what the members with the lanes' positions left, and store the gradients of
-    their parameters: the member that has their first positions does."""
+    """Add up, in order, the sums that the members left for the lanes' positions, and store the
+    gradients of their parameters. The member with their first positions does this."""
     if t.dweight is not None or t.dbias is not None:
         s_blocks = tl.cdiv(s.S, K.BLOCK_S)
         if tile.at.part % s_blocks == 0:

@@ -1,5 +1,5 @@
-"""Statistics of sets, those that are kept for the backward, and the coefficients that follow from
-them. Kept ones are planes of one allocation, one element for each set.
+"""Statistics of sets, kept ones for the backward, and the coefficients that follow from them. The
+kept statistics are planes of one allocation, one element for each set.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from .channel_tiles import parameter_slot, unit_channels
 
 
 class Stats(NamedTuple):
-    """The mean is center + offset, a remainder below its digits."""
+    """The mean is center + offset; offset is a remainder below center's digits."""
 
     center: Any
     offset: Any
@@ -26,19 +26,19 @@ class Running(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """y = (x - center) * scale + shift: centred first, exact where mean >> std."""
+    """y = (x - center) * scale + shift: centred first, so it is exact if mean >> std."""
 
     center: Any
     scale: Any
     shift: Any
 
 
-# --- statistics that are kept ---
+# --- kept statistics ---
 
 
 @triton.jit
 def kept_plane(s, K: tl.constexpr):
-    """The sets: elements of a plane of their statistics or sums."""
+    """The number of sets: the elements in a plane of their statistics or sums."""
     if K.STATS_OF_BATCH:
         return s.C.to(tl.int64)
     elif K.SETS == 0:
@@ -49,7 +49,7 @@ def kept_plane(s, K: tl.constexpr):
 
 @triton.jit
 def kept_slot(n, c, s, K: tl.constexpr):
-    """Where in a plane the set of (n, c) is."""
+    """The index, in a plane, of the set of (n, c)."""
     if K.STATS_OF_BATCH:
         return c.to(tl.int64)
     elif K.SETS == 0:
@@ -76,7 +76,7 @@ def store_planes(ptr, plane, slot, mask, stats):
 
 @triton.jit
 def load_stats(t, n, c, mask, s, K: tl.constexpr):
-    """Those of the set of each (n, c)."""
+    """The statistics of the set of each (n, c)."""
     return load_planes(t.stats, kept_plane(s, K), kept_slot(n, c, s, K), mask)
 
 
@@ -87,7 +87,7 @@ def store_stats(t, n, c, mask, stats, s, K: tl.constexpr):
 
 @triton.jit
 def load_batch_stats(t, c, mask, s, K: tl.constexpr):
-    """Those of a mixture's batch, which lie behind the instances'."""
+    """The statistics of a mixture's batch, which lie behind the instances'."""
     return load_planes(t.stats + 3 * kept_plane(s, K), s.C, c, mask)
 
 
@@ -98,7 +98,7 @@ def store_batch_stats(t, c, mask, stats, s, K: tl.constexpr):
 
 @triton.jit
 def constant_stats(t, c, mask, eps):
-    """The batch's in eval mode; a norm without variances has no running ones."""
+    """The batch's statistics in eval mode; a norm without variances has no running variances."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     center = tl.load(t.running_mean + c, mask=mask, other=0.0).to(ACC)
     zero = tl.zeros_like(center)
@@ -123,7 +123,7 @@ def stats_of(pivot, m, eps, K: tl.constexpr):
 
 @triton.jit
 def load_running(t, c, mask):
-    """Running statistics as they were, in the accumulation type."""
+    """Running statistics before the update, in the accumulation type."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     mean = load_or(t.running_mean, c, mask, 0.0, ACC)
     return Running(mean, load_or(t.running_var, c, mask, 0.0, ACC))
@@ -139,7 +139,7 @@ def update_batch(t, old, m, center, c, mask, momentum):
 
 @triton.jit
 def average_instances(t, u, momentum, s, K: tl.constexpr):
-    """Running statistics of instance norm: the averages of the instances' means and of their
+    """Running statistics of instance norm: the averages over instances of their means and of their
     unbiased variances."""
     channels = unit_channels(u, 0, s, K)
     c, mask = channels.c, channels.mask
@@ -175,8 +175,8 @@ def mixed_affine(t, stats, batch, n, c, mask, s, K: tl.constexpr):
 
 @triton.jit
 def kept_affine(t, lanes, s, K: tl.constexpr):
-    """Coefficients of each lane from the kept statistics and the parameters; where they were
-    GIVEN, they are what was kept."""
+    """Coefficients of each lane, from the kept statistics and the parameters. If GIVEN, the
+    coefficients themselves were kept."""
     stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
     if K.GIVEN:
         return Affine(stats.center, stats.offset, stats.rstd)

@@ -1,12 +1,12 @@
-"""Channels of x, seen as (N, C, S): where a tile lies.
+"""Channels of x, seen as (N, C, S): the place of a tile.
 
 x is contiguous or has its channels last in memory, (N, S, C). A *tile* is a register block of lanes
-and positions; a lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels fastest. A
-*unit* is what is merged together, one or several whole sets of neighbouring channels; its *members*
-are the programs that share reading it. Missing elements are loaded as 0.
+and positions. A lane is one (n, c), of BLOCK_N instances x BLOCK_C channels, channels fastest. A
+*unit* is merged together: one or several whole sets of neighbouring channels. Its *members* are the
+programs that share reading it. Missing elements are loaded as 0.
 
-Sizes come unspecialised, so that no batch size compiles anew; what 128-bit accesses need to know is
-a power of two that divides the memory-contiguous axis (S, channels last C and W).
+Sizes come unspecialised, so that a new batch size needs no compilation. 128-bit accesses need to
+know a power of two that divides the memory-contiguous axis (S; for channels last C and W).
 """
 
 import triton
@@ -20,7 +20,7 @@ from .channel_types import Channels, Lanes, Member, Sizes, Tile
 
 @triton.jit
 def sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr):
-    """C, S and W as the compiler has to see them: products with what they are multiples of."""
+    """C, S and W written so that the compiler sees their divisors: as products."""
     return Sizes(
         N, C * K.ALIGN_C, S * K.ALIGN_S, D, W * K.ALIGN_W, u_blocks, parts, steps, groups
     )  # fmt: skip
@@ -35,8 +35,8 @@ def channel_blocks(s, K: tl.constexpr):
 def unit_member(program, s, K: tl.constexpr):
     """(unit, member) of a program in a launch that has one for each member of each unit.
 
-    Units that run over the batch are walked member by member, so that programs that run together
-    read memory that lies together.
+    Units over the batch are walked member by member: so programs that run together read memory
+    that lies together.
     """
     if K.BATCH:
         return program % s.u_blocks, program // s.u_blocks
@@ -47,8 +47,8 @@ def unit_member(program, s, K: tl.constexpr):
 
 @triton.jit
 def place(unit, member, s, K: tl.constexpr, BATCH: tl.constexpr):
-    """A member's place; BATCH where units run over the batch. Divisions cost as much as a
-    hundredth of a tile: there is none whose result is known."""
+    """A member's place; BATCH if units run over the batch. A division costs as much as a
+    hundredth of a tile: none is done if its result is known."""
     n, u = tl.full([], 0, tl.int64), unit
     if not BATCH:
         n, u = (unit // s.u_blocks).to(tl.int64), unit % s.u_blocks
@@ -67,11 +67,11 @@ def unit_channels(u, block, s, K: tl.constexpr):
     return block_of_channels(u, block, BLOCK_C, s)
 
 
-# Scalars: Triton 3.6's interpreter hands a NamedTuple over as a plain tuple.
+# Scalars: Triton 3.6's interpreter passes a NamedTuple as a plain tuple.
 @triton.constexpr_function
 def merged_at_once(block, sets):
-    """Channels of a unit that are merged at a time: more than a tile has, where it has few of one
-    large set, since each block is waited for."""
+    """Channels of a unit that are merged at a time. If a tile has few channels of one large set,
+    more than those: each block is waited for."""
     return max(block, 32) if sets == 1 else block
 
 
@@ -87,7 +87,7 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
     """The lanes of a member's tile whose first instance is n; instances end before `end`."""
     lane = tl.arange(0, K.LANES)
     first = lane
-    if K.FOLDED:  # exact for less than 2^20 lanes, and shorter than a division of integers
+    if K.FOLDED:  # exact for less than 2^20 lanes, and quicker than an integer division
         local = ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
         first = local * s.S
         n = n + tl.full([K.LANES], 0, tl.int64)
@@ -98,7 +98,7 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
         local = at.block * K.BLOCK_C + lane % K.BLOCK_C
         n = n + lane // K.BLOCK_C
     c = at.u * s.W + local
-    if K.FOLDED:  # whole vectors of lanes, by what divides the sizes
+    if K.FOLDED:  # whole vectors of lanes, known from the divisors of the sizes
         mask = (lane < s.W * s.S) & (lane < s.C * s.S - at.u * s.W * s.S)
     else:
         mask = (local < s.W) & (c < s.C) & (n < end)
@@ -107,7 +107,7 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
 
 @triton.jit
 def to_lanes(value, K: tl.constexpr):
-    """A value of each channel, repeated for each lane's channel."""
+    """A value for each channel, repeated for each lane of the channel."""
     if K.BLOCK_N == 1:
         return value
     else:
@@ -117,7 +117,7 @@ def to_lanes(value, K: tl.constexpr):
 
 @triton.jit
 def parameter_slot(n, c, s, K: tl.constexpr):
-    """Where weight and bias of (n, c) are, and their gradients."""
+    """The index of (n, c) in weight and bias, and in their gradients."""
     if K.OF_SAMPLES:
         return n * s.C + c
     else:
@@ -126,13 +126,13 @@ def parameter_slot(n, c, s, K: tl.constexpr):
 
 @triton.jit
 def by_channel(value, K: tl.constexpr):
-    """A value of each lane as (BLOCK_N, BLOCK_C)."""
+    """A value for each lane, as (BLOCK_N, BLOCK_C)."""
     return tl.reshape(value, [K.BLOCK_N, K.BLOCK_C])
 
 
 @triton.jit
 def sum_instances(value, s, K: tl.constexpr):
-    """The sum over its lanes of a value of each lane: one of each channel."""
+    """A value for each lane, summed over the lanes of each channel."""
     if K.FOLDED:
         return tl.sum(tl.where(is_unfolded(s, K), unfolded(value, s, K), 0.0), axis=1)
     elif K.BLOCK_N == 1:
@@ -154,7 +154,7 @@ def sum_instances_of_both(a, b, s, K: tl.constexpr):
 
 @triton.jit
 def unfolded(value, s, K: tl.constexpr):
-    """A value of each lane of a folded tile as (channels, positions), the latter padded."""
+    """A value for each lane of a folded tile, as (channels, positions), the latter padded."""
     lane = tl.arange(0, K.BLOCK_C)[:, None] * s.S + tl.arange(0, K.PADDED)[None, :]
     lane = tl.reshape(tl.minimum(lane, K.LANES - 1), [K.BLOCK_C * K.PADDED])
     return tl.reshape(tl.gather(value, lane, 0), [K.BLOCK_C, K.PADDED])
@@ -162,14 +162,14 @@ def unfolded(value, s, K: tl.constexpr):
 
 @triton.jit
 def is_unfolded(s, K: tl.constexpr):
-    """Which positions of `unfolded` there are."""
+    """Which positions of `unfolded` exist."""
     there = tl.arange(0, K.PADDED)[None, :] < s.S
     return tl.broadcast_to(there, [K.BLOCK_C, K.PADDED])
 
 
 @triton.jit
 def is_first(index, lanes):
-    """Whether a program's index is 0, for each of the lanes: a mask to join with theirs."""
+    """Whether a program's index is 0, as a mask for the lanes."""
     return tl.zeros_like(lanes) + index == 0
 
 
@@ -178,7 +178,7 @@ def is_first(index, lanes):
 
 @triton.jit
 def spread(value, K: tl.constexpr):
-    """A value of each lane, to go with a tile."""
+    """A value for each lane, shaped for a tile."""
     if K.CHANNELS_LAST or K.FOLDED:
         return value[None, None, :]
     else:
@@ -187,19 +187,19 @@ def spread(value, K: tl.constexpr):
 
 @triton.jit
 def outer_sum(x):
-    """The sum along the axis of a tile of which each thread has all."""
+    """The sum of a tile along its outer axis, all of which a thread has."""
     return tl.sum(x, axis=1 if LANES_FIRST else 0)
 
 
 @triton.jit
 def spread_outer(x):
-    """What outer_sum makes of a tile, to go with it."""
+    """A result of outer_sum, shaped for a tile."""
     return tl.expand_dims(x, 1 if LANES_FIRST else 0)
 
 
 @triton.jit
 def no_outer(K: tl.constexpr, ACC: tl.constexpr):
-    """Zeros of the shape that outer_sum makes of a tile."""
+    """Zeros of the shape of outer_sum's results."""
     if K.CHANNELS_LAST or K.FOLDED:
         return tl.full([K.INNER, K.LANES], 0, ACC)
     else:
@@ -229,7 +229,7 @@ def first_element(n, c, s, K: tl.constexpr):
 
 @triton.jit
 def positions(K: tl.constexpr):
-    """The positions of a tile, counted from its first: all but the axis of the lanes."""
+    """The positions of a tile, counted from its first, along all axes but that of the lanes."""
     outer = across_lanes(tl.arange(0, K.BLOCK_S // K.INNER) * K.INNER)
     inner = tl.arange(0, K.INNER)
     if K.CHANNELS_LAST or K.FOLDED:
@@ -240,10 +240,10 @@ def positions(K: tl.constexpr):
 
 @triton.jit
 def rows(K: tl.constexpr, EACH: tl.constexpr):
-    """(row, place in it) of the positions of a tile that has rows, or of EACH of them together.
+    """(row, place in it) of the positions of a tile with rows, or of EACH rows together.
 
-    Triton before 3.8 does not know what divides the remainder of a multiple, (i INNER) % ROW, and
-    accesses by it would be one by one: so the product comes last.
+    Triton before 3.8 does not find the divisors of (i INNER) % ROW, and accesses by it would be
+    one by one: so the multiplication comes last.
     """
     INNER: tl.constexpr = K.INNER // EACH
     ROW: tl.constexpr = K.ROW // EACH
@@ -258,10 +258,10 @@ def rows(K: tl.constexpr, EACH: tl.constexpr):
 
 @triton.jit
 def tile_of(n, start, at, s, K: tl.constexpr):
-    """A member's tile by its first instance and position (int64).
+    """A member's tile, given its first instance and position (int64).
 
-    Its middle axis are lanes and its inner one positions, channels last the other way round: see
-    `arithmetic.py`.
+    Its middle axis is the lanes and its inner axis positions; with channels last the other way
+    round. See `arithmetic.py`.
     """
     lanes = tile_lanes(n, at, s.N, s, K)
     first = first_element(lanes.n, lanes.c, s, K)
@@ -293,13 +293,13 @@ def tile_instances(block_n, block_s, row):
 
 @triton.constexpr_function
 def tile_width(block_s, row):
-    """Positions of each of them."""
+    """Positions of each instance of such a tile."""
     return row if row else block_s
 
 
 @triton.jit
 def resident_tile(at, s, K: tl.constexpr):
-    """The one tile of a member: its part is a block of positions or, over a batch, of instances."""
+    """A member's only tile: its part is a block of positions or, over a batch, of instances."""
     instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
     width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     s_blocks = tl.cdiv(s.S, width)
@@ -309,9 +309,9 @@ def resident_tile(at, s, K: tl.constexpr):
 
 @triton.jit
 def tiles_of_part(at, s, K: tl.constexpr):
-    """(first, past the last whole one, past the last) of a member's tiles, counted in the unit.
+    """(first, end of the whole ones, end of all) of a member's tiles, counted in the unit.
 
-    Parts of a norm within an instance end with it: there, tiles are blocks of positions alone.
+    If sets lie within an instance, so do parts: there tiles are only blocks of positions.
     """
     instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
     width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
@@ -329,7 +329,7 @@ def tiles_of_part(at, s, K: tl.constexpr):
 
 @triton.jit
 def nth_tile(i, at, s, K: tl.constexpr):
-    """A tile of a unit; those that lack positions or instances come last."""
+    """The i-th tile of a unit; tiles with missing positions or instances come last."""
     instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
     width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
     if K.ROW > 0:
@@ -337,20 +337,20 @@ def nth_tile(i, at, s, K: tl.constexpr):
         n, block = i // tl.maximum(blocks, 1), i % tl.maximum(blocks, 1)
         lacking = i - blocks * n_blocks
         if lacking >= 0:
-            # Each block of instances has a last one of positions, before the last of instances has
-            # its others.
+            # First the last block of positions of each block of instances, then the other blocks
+            # of positions of the last block of instances.
             ends = tl.cdiv(s.S, width) - blocks
             ends *= tl.cdiv(s.N, instances)
             n = tl.where(lacking < ends, lacking, n_blocks)
             block = tl.where(lacking < ends, blocks, lacking - ends)
         return tile_of(at.n + n * instances, tl.full([], width, tl.int64) * block, at, s, K)
-    else:  # one instance: over a batch with channels last, it is all there is
+    else:  # one instance: with channels last, a batch is one instance
         return tile_of(at.n, tl.full([], K.BLOCK_S, tl.int64) * i, at, s, K)
 
 
 @triton.jit
 def backward_walk(program, s, K: tl.constexpr):
-    """Of a launch with a member for each tile in the order of memory, the last tile first."""
+    """A program's place in a launch with a program for each tile; the last tile comes first."""
     if K.FOLDED:
         i = s.u_blocks * s.parts - 1 - program
         return place(i % s.u_blocks, i // s.u_blocks, s, K, True)
@@ -381,16 +381,15 @@ def load_first(t, n, c, mask, s, K: tl.constexpr):
 def load_pivot(t, n, c, mask, s, K: tl.constexpr):
     """The value that the statistics of a set are relative to: its first, in the instance n.
 
-    Moments of x - pivot are as exact as std, not mean, allows: no rounding of a mean >> std is ever
-    met.
+    Moments of x - pivot are as exact as std allows, not mean: no mean >> std is ever rounded.
     """
     return load_first(t, n, c, mask, s, K).to(accumulation_type(t.x.dtype.element_ty))
 
 
 @triton.jit
 def lane_pivot(t, at, lanes, s, K: tl.constexpr):
-    """What a part's moments of each lane are relative to: the first value of its set or, folded,
-    its own in the first instance, which threads load as they load tiles."""
+    """The value that a part's moments of each lane are relative to: the first value of its set. If
+    folded: the lane's own first value in the first instance, loaded as tiles are."""
     if K.FOLDED:
         lane = tl.arange(0, K.LANES) + at.u * s.W * s.S
         first = tl.load(t.x + lane, mask=lanes.mask, other=0.0)

@@ -1,4 +1,4 @@
-"""Norms of (N, C, S) tensors, forward and backward, in the launches of the tier that fits them."""
+"""Norms of (N, C, S) tensors, forward and backward, in the launches of the tier that fits."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .tensors import accumulators, contiguous, dtypes_of
 
 
 def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-    """act(norm(x) + residual), as `Engine.norm` has it, for every norm but those of rows.
+    """act(norm(x) + residual), as `Engine.norm` does, for all norms except those of rows.
 
     x is (N, C, ...), not empty; weight and bias are (C,) or (N, C), rho and running statistics
     (C,). y has x's dtype and memory format.
@@ -40,10 +40,10 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
 def _forward_undone_if_it_fails(
     plan: Plan, t: Forward, spec: NormSpec, masked: bool
 ) -> Forward | None:
-    """_forward, which where it raises leaves the running statistics as they were.
+    """_forward; if it raises, the running statistics stay as they were.
 
-    A first launch updates them, so copies are kept where something may fail after it: a second
-    launch yet to be compiled, or, interpreted, a later program.
+    The first launch updates them, so copies are kept if something may fail after it: the
+    compilation of a second launch or, in the interpreter, a later program.
     """
     if t.x.is_cuda and (plan.second is None or plan.second.is_compiled_for(t.x)):
         return _forward(plan, t, spec, masked)
@@ -59,8 +59,8 @@ def _forward_undone_if_it_fails(
 
 
 def _forward(plan: Plan, t: Forward, spec: NormSpec, masked: bool) -> Forward | None:
-    """What was read and written, by one plan; None, with nothing done, where a cluster is too large
-    for the device."""
+    """Run one plan; return the tensors read and written. None if a cluster is too large for the
+    device: then nothing was done."""
     x = t.x
     t = t._replace(
         y=torch.empty_like(x),
@@ -111,7 +111,7 @@ def channel_norm_backward(
 
 
 def _backward(plan: Plan, t: Backward, needs: tuple[bool, ...]) -> Backward | None:
-    """What was read and written, by one plan; None where a cluster is too large."""
+    """Run one plan; return the tensors read and written. None if a cluster is too large."""
     x = t.x
     t = t._replace(
         dx=torch.empty_like(x) if needs[0] else None,
@@ -132,7 +132,7 @@ def _backward(plan: Plan, t: Backward, needs: tuple[bool, ...]) -> Backward | No
 
 
 def _written(buffer: Tensor | None, updated: Tensor | None) -> None:
-    """Tell autograd that a kernel wrote to the buffer; copy back what went to a contiguous copy."""
+    """Tell autograd that a kernel wrote to the buffer; copy back from a contiguous copy."""
     if buffer is None or updated is None:
         return
     if updated is buffer:

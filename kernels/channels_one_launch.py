@@ -1,7 +1,7 @@
 """A norm of (N, C, S) in one launch: a program's tile stays in registers from statistics to output.
 
 Tier "one program": the program's tile holds whole sets. Tier "cluster": the members of a unit hold
-a tile each, publish what they found, wait for one another, and merge; clusters of programs that are
+a tile each, publish their results, wait for one another, and merge. Clusters of programs that are
 on the GPU together walk over the units. The backward is below, with tiles of x and dy.
 """
 
@@ -77,7 +77,7 @@ from .sync import arrived_last, keep_packed, wait_for_members
 
 @triton.jit
 def group_and_member(s, K: tl.constexpr):
-    """(the cluster that a program belongs to, its place there)."""
+    """(a program's cluster, its place in it)."""
     program = tl.program_id(0)
     if K.CLUSTER:
         members = channel_blocks(s, K) * s.parts
@@ -88,8 +88,8 @@ def group_and_member(s, K: tl.constexpr):
 
 @triton.jit
 def end_of_turns(group, s, K: tl.constexpr):
-    """Past the last unit that a group takes, `group_step` apart: a single one, whose loop the
-    compiler does away with, where units do not outnumber programs."""
+    """The end of the units that a group takes, `group_step` apart. If there are as many programs as
+    units, a group takes only one, and the compiler removes the loop."""
     if K.CLUSTER and K.BATCH:
         return s.u_blocks
     elif K.CLUSTER:
@@ -108,7 +108,7 @@ def resident_kernel(
     t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
     K: tl.constexpr,
 ):  # fmt: skip
-    """y = act(norm(x) + residual), the statistics that backward needs, and the running ones."""
+    """y = act(norm(x) + residual), the statistics for the backward, and the running ones."""
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     group, member = group_and_member(s, K)
     for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
@@ -122,7 +122,7 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
     channels = unit_channels(at.u, at.block, s, K)
     packed = load(t.x, tile)
     lanes = tile.lanes
-    # Of a set whose parts lie in several members the first of these keeps its statistics.
+    # If several members hold parts of a set, the first of them keeps its statistics.
     first = channels.mask & (channels.local % s.D == 0) & is_first(at.part, channels.local)
     if K.BATCH:
         old = load_running(t, channels.c, first)
@@ -163,10 +163,10 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
             affine = Affine(
                 to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
             )
-    # Across sums and barriers the tile stays as it was loaded.
+    # The tile stays as loaded across sums and barriers.
     x = keep_packed(packed).to(ACC) - spread(affine.center, K)
     store_output(t, x, affine, tile, s, K)
-    # Instance norm's running statistics are averages over instances: the last one takes them.
+    # Instance norm's running statistics are averages over instances: the last instance takes them.
     if not K.BATCH and t.tickets is not None:
         if at.index == 0:
             if arrived_last(t.tickets + at.u, s.N):
@@ -175,13 +175,13 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
 
 @triton.jit
 def lane_stats(stats, K: tl.constexpr):
-    """Those of each channel, repeated for each lane's."""
+    """Each channel's statistics, repeated for each of its lanes."""
     return Stats(to_lanes(stats.center, K), to_lanes(stats.offset, K), to_lanes(stats.rstd, K))
 
 
 @triton.jit
 def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
-    """(pivot, moments of the set) of each channel, from the moments of a member's lanes."""
+    """(pivot, moments of the set) of each channel, from the moments of the member's lanes."""
     if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
         zeros = tl.zeros_like(channels.c).to(tl.int64)
         origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
@@ -226,7 +226,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
         slopes = batch_slopes(t, lane, group, tile, s, K)
     else:
         slopes = instance_slopes(t, lane, group, at, s, K)
-    packed, g = keep_packed(packed), keep_packed(g)  # as they were loaded, across the sums
+    packed, g = keep_packed(packed), keep_packed(g)  # as loaded, across the sums
     if t.dresidual is not None:
         store(t.dresidual, g, tile)
     if t.dx is not None:
@@ -234,7 +234,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
         if K.VARIANCE:
             dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
         store(t.dx, dx + spread(slopes.r, K), tile)
-    # Parameters of norms within an instance gather over instances: the last one adds them up.
+    # Parameters of norms within an instance need sums over instances: the last one adds them up.
     if K.GATHERS:
         if at.index == 0:
             if arrived_last(t.tickets + at.u, s.N):
@@ -243,7 +243,7 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
 
 @triton.jit
 def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
-    """Those of sets within an instance, whose lanes are channels."""
+    """The slopes of sets within an instance; the lanes are channels."""
     channels = unit_channels(at.u, at.block, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     if K.CLUSTER:
@@ -259,7 +259,7 @@ def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
 
 @triton.jit
 def batch_slopes(t, lane, group, tile, s, K: tl.constexpr):
-    """Those of sets that run over the batch; stores dgamma and dbeta."""
+    """The slopes of sets over the batch; stores dgamma and dbeta."""
     at = tile.at
     channels = unit_channels(at.u, at.block, s, K)
     own = lane
@@ -286,7 +286,7 @@ def batch_slopes(t, lane, group, tile, s, K: tl.constexpr):
 
 @triton.jit
 def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
-    """Those of a mixture over the batch; stores the parameters' gradients."""
+    """The slopes of a mixture over the batch; stores the parameters' gradients."""
     at, lanes = tile.at, tile.lanes
     channels = unit_channels(at.u, at.block, s, K)
     stats = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)

@@ -1,8 +1,8 @@
-"""A norm of (N, C, S) whose sets no chip holds: two launches, each of which reads the tensor.
+"""A norm of (N, C, S) whose sets are too large for the chip: two launches, which each read x.
 
-The first takes moments, backward sums of gradients; the last program of a unit to arrive merges
-them. The second applies them, walking backwards, so that it starts with what the first has left in
-the L2 cache.
+The first computes moments, or in the backward sums of gradients; the last program of a unit to
+arrive merges them. The second applies them. It walks backwards, to start with the data that the
+first has left in the L2 cache.
 """
 
 import triton
@@ -108,7 +108,7 @@ def moments_kernel(
 
 @triton.jit
 def part_of_lanes(t, pivot, at, s, K: tl.constexpr):
-    """Moments of each lane of a part: threads by themselves, and by lanes in the end."""
+    """Moments of each lane of a part: first by threads, at the end by lanes."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     SPREAD: tl.constexpr = 0 if K.CHANNELS_LAST or K.FOLDED else 1
     first, whole, end = tiles_of_part(at, s, K)
@@ -127,10 +127,10 @@ def part_of_lanes(t, pivot, at, s, K: tl.constexpr):
 
 @triton.jit
 def finish_unit(t, at, momentum, eps, s, K: tl.constexpr):
-    """Merge what the members of a unit left: its statistics and, over a batch, the running ones."""
+    """Merge the results of a unit's members: its statistics and, over a batch, the running ones."""
     channels = unit_channels(at.u, 0, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
-    # Asked for before the merge, and made use of after it.
+    # Loaded before the merge, used after it.
     pivot = load_first(t, n, channels.c, channels.mask, s, K)
     first = channels.mask & (channels.local % s.D == 0)
     if K.BATCH:
@@ -144,7 +144,7 @@ def finish_unit(t, at, momentum, eps, s, K: tl.constexpr):
 
 @triton.jit
 def mix_batch(t, u, momentum, eps, s, K: tl.constexpr):
-    """The mixture's batch statistics, from its instances' or, in eval mode, the running ones."""
+    """The mixture's batch statistics: from its instances or, in eval mode, the running ones."""
     channels = unit_channels(u, 0, s, K)
     if K.TRAINING:
         old = load_running(t, channels.c, channels.mask)
@@ -160,9 +160,9 @@ def mix_batch(t, u, momentum, eps, s, K: tl.constexpr):
 def apply_kernel(
     t, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
 ):  # fmt: skip
-    """y = act((x - center) * scale + shift + residual): centred first, exact where mean >> std.
+    """y = act((x - center) * scale + shift + residual): centred first, exact if mean >> std.
 
-    In eval mode this is all there is: the statistics are the running ones, kept for backward.
+    In eval mode this is the only launch: it keeps the running statistics for the backward.
     """
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
@@ -217,7 +217,7 @@ def gradient_sums_kernel(
 
 @triton.jit
 def finish_unit_sums(t, at, s, K: tl.constexpr):
-    """Merge what the members of a unit left: the sets' sums and, over a batch, dgamma and dbeta."""
+    """Merge the results of a unit's members: sums of sets and, over a batch, dgamma and dbeta."""
     channels = unit_channels(at.u, 0, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     if K.BATCH:
@@ -229,7 +229,7 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         sums = unit_sums(t, at, 0, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
-    if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances finds the batch's
+    if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances computes the batch's
         first = channels.mask & (channels.local % s.D == 0)
         store_sums(t, at.n, channels.c, first, sums, s, K)
 
@@ -246,7 +246,7 @@ def apply_backward_kernel(
     affine = kept_affine(t, tile.lanes, s, K)
     x, dy = load_pair(t, tile, False, K)
     if t.bits is not None:
-        tl.debug_barrier()  # the assembler asks for all of the tile, not for a vector at a time
+        tl.debug_barrier()  # makes the assembler load the whole tile, not a vector at a time
     x = x.to(ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
     if t.dresidual is not None:
@@ -263,8 +263,8 @@ def apply_backward_kernel(
 
 @triton.jit
 def kept_slopes(t, center, lanes, s, K: tl.constexpr):
-    """Those of each lane from the sums that the first launch left; where coefficients are GIVEN,
-    from what was left instead of sums."""
+    """The slopes of each lane, from the sums that the first launch left. If coefficients are GIVEN,
+    the slopes themselves were left."""
     sums = load_sums(t, lanes.n, lanes.c, lanes.mask, s, K)
     if K.GIVEN:
         return Slopes(sums.g, sums.gx)

@@ -1,4 +1,4 @@
-"""Launching the cluster tier: as many clusters as the GPU holds at once, and never more."""
+"""Launches of the cluster tier: as many clusters as the GPU holds at once, and never more."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from .row_geometry import RowGeometry
 
 # No GPU holds more: 148 SMs of 16 programs of 4 warps.
 MOST_CLUSTERS = 4096
-# The driver's words where it would not hold all programs of a launch at once: where a process has a
-# part of the GPU (MPS, green contexts) that holds fewer than the whole one.
+# The driver's message if it cannot hold all programs of a launch at once. This happens if a process
+# has only a part of the GPU (MPS, green contexts).
 TOO_LARGE = "too many blocks in cooperative launch"
 
 
 class ClusterLaunch:
-    """A cluster kernel, whose grid follows from what the compiled kernel needs of an SM.
+    """A cluster kernel; its grid follows from the resources that the compiled kernel needs.
 
-    The interpreter has no clusters: it runs one program after another, and a barrier would never
+    The interpreter has no clusters: it runs one program after another, so a barrier would never
     end.
     """
 
@@ -31,10 +31,10 @@ class ClusterLaunch:
         self._launches: dict[int, tuple[int, Launch | None]] = {}
 
     def clusters(self, tensors: Tensors, floats: tuple[float, ...]) -> int:
-        """Clusters that a launch on the first tensor's device has; 0 where it cannot hold one.
+        """Clusters in a launch on the first tensor's device; 0 if it cannot hold one.
 
-        Of the tensors only device, dtypes and alignment matter. Those not aligned to 16 bytes would
-        take another compiled kernel, of which it is not known how many fit: they get none.
+        Only device, dtypes and alignment of the tensors matter. Tensors not aligned to 16 bytes
+        would need another compiled kernel, and its number of clusters is not known: they get 0.
         """
         x = tensors[0]
         assert x is not None
@@ -49,8 +49,8 @@ class ClusterLaunch:
         return self._launches[device][0]
 
     def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> bool:
-        """Launch on the first tensor's device. False, and nothing was done, where that cannot hold
-        one whole cluster, or the driver says that it cannot hold as many as were reckoned."""
+        """Launch on the first tensor's device. False if nothing was done: the device cannot hold
+        one whole cluster, or the driver says that it cannot hold the computed number."""
         if self.clusters(tensors, floats) == 0:
             return False
         x = tensors[0]
@@ -91,6 +91,6 @@ class ClusterLaunch:
             geometry.scalars(clusters),
             {"K": self.choices},
             geometry.num_warps,
-            128,  # 16 warps an SM: a cluster is the larger, the more programs share one
+            128,  # 16 warps an SM: the more programs share one, the larger the cluster
             cooperative=True,
         )

@@ -1,6 +1,6 @@
 """Gated RMS normalisation of rows, x and the gate seen as (R, L), gamma as (A, L).
 
-Source: Mamba-2 (arXiv 2405.21060), whose blocks end with one.
+Source: Mamba-2 (arXiv 2405.21060), which has one at the end of its blocks.
 """
 
 import torch
@@ -37,7 +37,7 @@ def gated_norm_backward(
     norm_before_gate: bool,
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
-    """(dx, dgate, dweight); None where `needs` says that nobody asked."""
+    """(dx, dgate, dweight); None if `needs` says that nobody wants it."""
     spec = _planned(x, weight, norm_before_gate)
     x, dy, gate = x.contiguous(), dy.contiguous(), gate.contiguous()
     t = Backward(

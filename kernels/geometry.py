@@ -1,4 +1,4 @@
-"""Which programs read what: units, tiles and parts of a tensor seen as (N, C, S).
+"""Which programs read which elements: units, tiles and parts of a tensor seen as (N, C, S).
 
 The terms are those of `channel_tiles.py`; `tilings.py` chooses the numbers.
 """
@@ -24,15 +24,15 @@ class View(NamedTuple):
     itemsize: int
 
     def regrouped(self, depth: int) -> "View":
-        """With `depth` neighbouring channels of the contiguous layout as one."""
+        """The same with `depth` neighbouring channels of the contiguous layout as one channel."""
         return self._replace(C=self.C // depth, S=self.S * depth)
 
 
 class Sets(NamedTuple):
-    """What statistics are taken over: `depth` channels of one instance or, `batch`, of all.
+    """The values that share statistics: `depth` channels of one instance or, if `batch`, of all.
 
-    `mix` adds those of each instance to those of the batch. `samples`: weight and bias are those
-    of each (n, c).
+    `mix` adds each instance's statistics to the batch's. `samples`: weight and bias belong to each
+    (n, c).
     """
 
     depth: int
@@ -42,12 +42,12 @@ class Sets(NamedTuple):
 
     @property
     def of_batch(self) -> bool:
-        """Whether the batch's statistics are all there is: a mixture keeps each instance's too."""
+        """Whether there are only the batch's statistics: a mixture keeps each instance's too."""
         return self.batch and not self.mix
 
     @property
     def one_instance(self) -> bool:
-        """Whether the batch may be seen as one instance: nothing tells its instances apart."""
+        """Whether the batch may be seen as one instance: its instances need not be told apart."""
         return self.of_batch and not self.samples
 
 
@@ -63,11 +63,11 @@ class Geometry(NamedTuple):
     parts: int
     steps: int
     num_warps: int
-    columns: int = 0  # of a folded tile: all positions of its channels; 0 where none is folded
+    columns: int = 0  # of a folded tile: all positions of its channels; 0 if not folded
 
     @property
     def rows(self) -> bool:
-        """Whether a tile's instances are rows of its positions: its lanes are channels alone."""
+        """Whether a tile's instances are rows of its positions; then lanes are only channels."""
         return self.sets.one_instance and not (self.view.channels_last or self.columns)
 
     @property
@@ -87,15 +87,15 @@ class Geometry(NamedTuple):
         return triton.cdiv(self.W, self.BLOCK_C) * self.parts
 
     def resident_registers(self, backward: bool) -> int:
-        """A limit for kernels that keep their tile: 16 warps an SM, 12 where lanes crowd them.
+        """A limit for kernels that keep their tile: 16 warps an SM, 12 if lanes crowd them.
 
-        Without one the assembler takes up to 255 registers a thread, which leaves too few warps to
-        keep the memory busy, or spills below a limit of its own.
+        Without a limit the assembler takes up to 255 registers a thread. That leaves too few warps
+        to keep the memory busy; or it spills, under a limit of its own.
         """
         return 168 if self.crowded(backward) and self.num_warps == 4 else 128
 
     def reducing_registers(self, backward: bool) -> int:
-        """A limit for kernels that read a tile and leave it behind: 12 to 24 warps an SM."""
+        """A limit for kernels that read a tile once and do not keep it: 12 to 24 warps an SM."""
         if self._short or self.view.channels_last:
             return 168
         if self.rows and backward:
@@ -105,11 +105,11 @@ class Geometry(NamedTuple):
         return {2: 80, 4: 80, 8: 128}[self.view.itemsize]
 
     def reducing_at_once(self, backward: bool) -> int:
-        """Programs of those that an SM has at a time."""
+        """How many such programs an SM has at a time."""
         return SM_REGISTERS // (32 * self.num_warps * self.reducing_registers(backward))
 
     def pointwise_registers(self, has_residual: bool, backward: bool) -> int | None:
-        """A limit for passes without sums, which spill only with a residual, or none."""
+        """A limit for passes without sums, or None: they spill only with a residual."""
         if self.columns:
             return 128 if backward else None
         if not has_residual:
@@ -122,8 +122,8 @@ class Geometry(NamedTuple):
     def crowded(self, backward: bool) -> bool:
         """Whether a thread keeps the values of so many lanes that its elements have no room.
 
-        Channels last its lanes are 16 bytes of neighbouring channels. A forward has room for them,
-        where they are of one instance; a backward keeps five values of each lane.
+        With channels last a thread's lanes are 16 bytes of neighbouring channels. A forward has
+        room for them if they are of one instance; a backward keeps five values for each lane.
         """
         return self._short or (self.view.channels_last and (backward or self.sets.batch))
 
@@ -133,7 +133,7 @@ class Geometry(NamedTuple):
         return not self.view.channels_last and not self.columns and self.lanes >= 16
 
     def scalars(self, groups: int) -> tuple[int, ...]:
-        """The sizes, in the kernels' order, those that K has an alignment of in multiples of it."""
+        """The sizes, in the kernels' order; sizes with an alignment in K are divided by it."""
         N, C, S, _, _ = self.view
         align_c, align_s, align_w = self._alignments
         return (
@@ -149,7 +149,7 @@ class Geometry(NamedTuple):
         )
 
     def constants(self) -> dict[str, Any]:
-        """What of `channel_types.Choices` follows from the geometry."""
+        """The fields of `channel_types.Choices` that follow from the geometry."""
         align_c, align_s, align_w = self._alignments
         return {
             "CHANNELS_LAST": self.view.channels_last,
@@ -169,46 +169,47 @@ class Geometry(NamedTuple):
 
     @property
     def _inner(self) -> int:
-        """Positions of a tile's axis that is spread over threads: contiguous, what a warp loads at
-        once, or all where all warps share one lane; channels last, what a program does."""
+        """Positions of the tile's axis that is spread over threads. Contiguous: as many as a warp
+        loads at once, or all if all warps share one lane. Channels last: as many as a program
+        loads at once."""
         at_once = 512 // self.view.itemsize
         if self.view.channels_last or self.columns:
             return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
-        # The interpreter takes the steps of a reduction along this axis one by one.
+        # The interpreter reduces along this axis step by step.
         if launch.INTERPRETED or self.lanes > 1:
             return min(self._positions, at_once)
         return min(self._positions, self.num_warps * at_once if self.rows else self.BLOCK_S)
 
     @property
     def _positions(self) -> int:
-        """Of a lane of a tile, those of all its instances where they are rows."""
+        """Positions of a lane of a tile; if instances are rows, those of all instances."""
         return self.BLOCK_S * (self.BLOCK_N if self.rows else 1)
 
     @property
     def _padded_sets(self) -> int:
-        """The sets of a unit: 0 where each channel is one, else 1 or the next power of two."""
+        """The sets of a unit: 0 if each channel is one, else 1 or the next power of two."""
         depth = self.sets.depth
         return 0 if depth == 1 else triton.next_power_of_2(triton.cdiv(self.W, depth))
 
     @property
     def _alignments(self) -> tuple[int, int, int]:
-        """Of C, S and W; of C and S those that are contiguous in memory."""
+        """The alignments of C, S and W; C and S have one only if they are contiguous in memory."""
         _, C, S, channels_last, _ = self.view
         of_c = alignment(C) if channels_last or self.columns else 1
         return of_c, 1 if channels_last else alignment(S), alignment(self.W)
 
 
 def alignment(size: int) -> int:
-    """The power of two, up to 16, by which kernels get a size divided: it then fits 32 bits and is
-    multiplied again in 32 bits, or it is passed whole, in 64."""
+    """The power of two, up to 16, by which a size is divided for kernels. The quotient fits 32 bits
+    and is multiplied again in 32 bits. 1: the size is passed whole, in 64 bits."""
     return math.gcd(size, 16) if size < 2**31 else 1
 
 
 def view_of(shape: torch.Size, contiguous: bool, itemsize: int, merge_batch: bool) -> View:
     """The (N, C, S) view of a tensor of rank >= 2, contiguous or with its channels last.
 
-    Where nothing but the batch's statistics is wanted (`merge_batch`) and the channels lie last in
-    memory, N and S are one axis: (N, C) and NHWC inputs become one long instance.
+    If only the batch's statistics are wanted (`merge_batch`) and the channels lie last in memory, N
+    and S are one axis: (N, C) and NHWC inputs become one long instance.
     """
     N, C = shape[:2]
     S = math.prod(shape[2:])

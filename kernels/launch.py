@@ -1,4 +1,4 @@
-"""How a kernel is launched: compiled handles, counters that programs share, a record for tests."""
+"""How a kernel is launched: compiled handles, counters shared by programs, a record for tests."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ PLANS = 1024  # sizes whose launches are remembered
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 # Triton's interpreter keeps the running program's index in globals, and patches triton.language
-# while it runs: one launch at a time, and no fork in the middle of one.
+# while it runs: so one launch at a time, and no fork during a launch.
 _one_at_a_time: Any = threading.RLock() if INTERPRETED else contextlib.nullcontext()
 if INTERPRETED:
     os.register_at_fork(
@@ -36,12 +36,12 @@ record = RECORD.names
 
 
 class Launch:
-    """A kernel with its grid, its scalars and its constants settled: only tensors are to come.
+    """A kernel with its grid, scalars and constants fixed: only the tensors are missing.
 
-    Triton works out at each call which compiled kernel its arguments want, which takes longer than
-    all the rest of a call. Here the sizes are known beforehand: the compiled handle is kept for
-    each device and called directly, for tensors aligned to 16 bytes; others go through Triton.
-    The grid is one-dimensional throughout: its x dimension holds 2^31 - 1 programs, y and z 65,535.
+    At each call Triton works out which compiled kernel fits the arguments. That takes longer than
+    the rest of the call. Here the sizes are known before: for tensors aligned to 16 bytes the
+    compiled handle is kept for each device and called directly; others go through Triton. The grid
+    has one dimension: its x holds 2^31 - 1 programs, y and z only 65,535.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Launch:
         self.name = kernel.fn.__name__
         self.kernel, self.programs, self.scalars = kernel, programs, scalars
         names = [name for name in inspect.signature(kernel.fn).parameters if name in constants]
-        self.constants = {name: constants[name] for name in names}  # those it has, in its order
+        self.constants = {name: constants[name] for name in names}  # its own, in its order
         self.options = {
             "num_warps": num_warps,
             "maxnreg": maxnreg,
@@ -68,10 +68,10 @@ class Launch:
         self._handles: dict[int, Any] = {}
 
     def __call__(self, tensors: Tensors, floats: tuple[float, ...] = ()) -> bool:
-        """Launch on the device of the first tensor and its current stream; True, as it always does.
+        """Launch on the device of the first tensor and its current stream; always returns True.
 
-        A launch is made for one pattern of dtypes and of tensors that are None. A NamedTuple of
-        tensors is one argument of the kernel, as it is.
+        A launch serves one pattern of dtypes and of tensors that are None. A NamedTuple of tensors
+        is passed as one argument of the kernel.
         """
         x = tensors[0]
         assert x is not None
@@ -113,11 +113,11 @@ class Launch:
                     *_arguments(tensors), *floats, *self.scalars, **self.constants, **self.options
                 )
         except BaseException:
-            _counters.clear()  # some program may have arrived where the others never will
+            _counters.clear()  # some program may have counted, and others never will
             raise
 
     def is_compiled_for(self, x: torch.Tensor) -> bool:
-        """Whether aligned tensors on x's device are launched without Triton having to compile."""
+        """Whether aligned tensors on x's device are launched without a compilation by Triton."""
         return x.get_device() in self._handles
 
     def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
@@ -143,7 +143,7 @@ def _arguments(tensors: Tensors) -> tuple[Any, ...]:
 
 
 def _hooked() -> bool:
-    """Whether a profiler wants to know of launches: Triton's own way of launching tells it."""
+    """Whether a profiler wants to hear of launches: only Triton's own launch tells it."""
     runtime = triton.knobs.runtime
     hooks = (runtime.launch_enter_hook, runtime.launch_exit_hook)
     return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
@@ -163,8 +163,8 @@ _thread = _Thread()
 def own_counters() -> Iterator[None]:
     """Launches of this thread inside the `with` block share counters with no others.
 
-    For programs that others compile: what torch.compile warms up in a memory pool of its own must
-    leave nothing there that outlives the call.
+    For programs that others compile: torch.compile warms up in its own memory pool, and nothing in
+    that pool may outlive the call.
     """
     former, _thread.own_counters = _thread.own_counters, True
     try:
@@ -174,11 +174,11 @@ def own_counters() -> Iterator[None]:
 
 
 def counters(x: torch.Tensor, kind: str, count: int) -> torch.Tensor | None:
-    """`count` int32 counters, 0 before a launch, for its programs to share; None for none.
+    """`count` int32 counters, 0 before a launch, shared by its programs; None if count is 0.
 
-    Launches on a stream follow one another, so each stream has one set; a CUDA graph, which may be
-    replayed on any, brings its own. `kind` keeps tickets apart from barriers, which do not go back
-    to 0. On a CPU each thread has its own.
+    Launches on a stream follow one another, so each stream has one set. A CUDA graph may be
+    replayed on any stream, so it has its own. `kind` separates tickets from barriers, which are not
+    set back to 0. On a CPU each thread has its own.
     """
     if count == 0:
         return None
@@ -218,10 +218,10 @@ def _shared_memory(device: int) -> int:
 
 
 def shared_memory(x: torch.Tensor) -> int:
-    """Bytes that a program on x's device may have; for a CPU tensor as many as on an H200."""
+    """Bytes of shared memory for programs on x's device; for a CPU tensor those of an H200."""
     return _shared_memory(x.get_device()) if x.is_cuda else 227 * 1024
 
 
 def multiprocessors(x: torch.Tensor) -> int:
-    """Those of x's device; for a CPU tensor as many as an H200 has."""
+    """The multiprocessors of x's device; for a CPU tensor those of an H200."""
     return _multiprocessors(x.get_device()) if x.is_cuda else 132

@@ -1,7 +1,7 @@
-"""ReLU's mask on the host: its size, and its bits as booleans; both engines' are alike.
+"""ReLU's mask on the host: its size, and its bits as booleans; the same for both engines.
 
-A bit for each element says where ReLU let z through, NaN included. The bits of a run of neighbours
-in memory fill bytes of their own, eight to a byte.
+One bit for each element says whether ReLU let z through, NaN included. Each run of neighbours in
+memory starts a new byte; a byte has eight bits.
 """
 
 import torch
@@ -18,8 +18,8 @@ def mask_bytes(runs: int, length: int) -> int:
 
 
 def mask_runs(x: torch.Tensor, spec: NormSpec) -> tuple[int, int]:
-    """The runs of neighbours in a dense x that a mask has bytes of their own for: how many, and
-    their length. Where each channel has one position its channels lie last."""
+    """The number and the length of the runs of neighbours in a dense x; each run of the mask has
+    its own bytes. If each channel has one position, the channels lie last."""
     if spec.of_rows:
         return row_sizes(x, spec.groups)
     N, C, S = x.shape[0], x.shape[1], positions(x)
@@ -29,7 +29,7 @@ def mask_runs(x: torch.Tensor, spec: NormSpec) -> tuple[int, int]:
 def mask_for(
     x: torch.Tensor, has_residual: bool, spec: NormSpec, differentiable: bool
 ) -> torch.Tensor | None:
-    """Room for the mask that a forward of the dense x keeps; None where it keeps none."""
+    """Memory for the mask that a forward of the dense x keeps; None if it keeps none."""
     if not differentiable or side_input(spec.activation, has_residual) != "mask":
         return None
     return x.new_empty(mask_bytes(*mask_runs(x, spec)), dtype=torch.uint8)

@@ -14,8 +14,8 @@ from .launch import PLANS, Launch
 from .rows import like
 from .tensors import contiguous, dtypes_of, modulation_rows
 
-COLUMNS = 256  # of a program, forward
-# Of a program that adds up the samples' gradients, and samples at a time.
+COLUMNS = 256  # of one program, forward
+# Columns of a program that adds up the samples' gradients, and samples at a time.
 SUMMED_COLUMNS, SAMPLES = 64, 16
 WARPS = 4
 
@@ -68,7 +68,7 @@ def modulate_backward_kernel(
     SAMPLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradients of what modulate_kernel takes; those of weight and bias are sums of samples."""
+    """The gradients of modulate_kernel's inputs; weight's and bias's are sums over samples."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_column = column < L
     weight = load_or(weight_ptr, column, is_column, 1.0, ACC)[None, :]
@@ -138,7 +138,7 @@ def modulate_backward(
     dtype: torch.dtype,
     needs: tuple[bool, bool, bool, bool],
 ) -> Tensors:
-    """(dweight, dbias, dscale, dshift); None where `needs` says that nobody asked."""
+    """(dweight, dbias, dscale, dshift); None if `needs` says that nobody wants it."""
     rows = modulation_rows(weight, bias, scale, shift)
     dweight, dbias, dscale, dshift = map(like, (weight, bias, scale, shift), needs)
     tensors = (

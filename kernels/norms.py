@@ -1,4 +1,4 @@
-"""The engine of Triton's kernels: what `fastnorm` asks of an engine, from rows and channels."""
+"""The engine of Triton's kernels: `fastnorm.contract.Engine`, on rows and channels."""
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from .weight import weight_norm, weight_norm_backward
 
 
 class TritonEngine(RoutedEngine):
-    """Tensors on CUDA, or anywhere where Triton's interpreter runs the kernels."""
+    """For tensors on CUDA, or on any device if Triton's interpreter runs the kernels."""
 
     stages = STAGES
     channel_norm = staticmethod(channel_norm)

@@ -12,7 +12,7 @@ class Limits(NamedTuple):
     shared: int
 
 
-# In bytes of shared memory; all three have 64 warps, 32 blocks and 64 Ki registers of 32 bits.
+# Shared memory in bytes; all three have 64 warps, 32 blocks and 64 Ki registers of 32 bits.
 LIMITS = {
     80: Limits(64, 32, 65536, 164 * 1024),
     90: Limits(64, 32, 65536, 228 * 1024),
@@ -21,7 +21,7 @@ LIMITS = {
 SCHEDULERS = 4  # each has a quarter of the registers: the warps that fit are a multiple of 4
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of this
 SHARED_UNIT = 128  # bytes of shared memory are given to a block in multiples of this
-SHARED_RESERVED = 1024  # the system takes this much of every block's
+SHARED_RESERVED = 1024  # the system takes this much from every block
 
 
 class Occupancy(NamedTuple):
@@ -34,7 +34,7 @@ class Occupancy(NamedTuple):
 def occupancy(capability: int, registers: int, shared: int, warps: int) -> Occupancy:
     """Resident blocks of `warps` warps, `registers` a thread and `shared` bytes a block.
 
-    0 blocks where not even one fits. Raises KeyError for an unknown compute capability.
+    0 blocks if not even one fits. Raises KeyError for an unknown compute capability.
     """
     limits = LIMITS[capability]
     warp_registers = _round_up(registers * 32, REGISTER_UNIT)

@@ -22,18 +22,18 @@ from .clusters import ClusterLaunch
 from .geometry import Geometry, Sets, View, view_of
 from .launch import PLANS, Launch
 
-STATS_PLANES = 3  # what a forward keeps of each set: channel_stats.load_stats
-SUMS_PLANES = 2  # and what a backward's first pass adds up: channel_gradients.load_sums
+STATS_PLANES = 3  # a forward keeps these for each set: channel_stats.load_stats
+SUMS_PLANES = 2  # a backward's first pass adds these up: channel_gradients.load_sums
 OVER_BATCH = ("batch", "mean_only_batch")  # their sets run over the batch
 
 
 def planned(spec: NormSpec) -> NormSpec:
-    """The spec without its numbers, on which no plan depends."""
+    """The spec without its numbers: plans do not depend on them."""
     return NormSpec(spec.norm, spec.groups, spec.use_input_stats, 0.0, 0.0, spec.activation)
 
 
 def sets_of(spec: NormSpec, channels: int) -> Sets:
-    """What the statistics of a norm of (N, C, S) are taken over."""
+    """The sets of values over which a norm of (N, C, S) takes statistics."""
     depth = max(channels // spec.groups, 1) if spec.norm == "group" else 1
     mix = spec.norm == "batch_instance"
     over_batch = spec.norm in OVER_BATCH or (mix and spec.use_input_stats)
@@ -41,7 +41,8 @@ def sets_of(spec: NormSpec, channels: int) -> Sets:
 
 
 def choices(spec: NormSpec, geometry: Geometry, batch: bool) -> Choices:
-    """What kernels are compiled for; BATCH where what a launch merges runs over the batch."""
+    """Compile-time constants of kernels; BATCH if the sets that a launch merges run over the
+    batch."""
     name, parameter = parsed(spec.activation)
     return Choices(
         BATCH=batch,
@@ -61,8 +62,8 @@ class Plan(NamedTuple):
     """The launches of one direction of a norm at one size, and the scratch memory they share."""
 
     tier: str
-    first: Launch | ClusterLaunch | None  # None where the statistics are constants
-    second: Launch | None  # None where the first does it all
+    first: Launch | ClusterLaunch | None  # None if the statistics are constants
+    second: Launch | None  # None if the first does it all
     stats: int  # elements of the kept statistics
     sums: int  # elements of the backward's sums over sets
     table: int  # elements of the table that programs publish in, 0 for none
@@ -83,8 +84,8 @@ def forward_plan(
 ) -> Plan:
     """The forward of a norm for an x of this shape and layout, `of_samples` with parameters (N, C).
 
-    `dtypes` are those of a Forward's inputs: a launch is made for one pattern of them, and for one
-    of what is written, where `masked` ReLU's bits too.
+    `dtypes` are those of a Forward's inputs: a launch serves one pattern of them, and one pattern
+    of outputs, with ReLU's bits if `masked`.
     """
     assert dtypes[0] is not None
     plan, view, sets = _sizes(shape, contiguous, dtypes[0].itemsize, spec, of_samples)
@@ -134,7 +135,7 @@ def backward_plan(
     slopes = needs_dx and (spec.use_input_stats or sets.mix)
     has_side = dtypes[2] is not None or dtypes[3] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
-    # Parameters of samples gather nothing over instances, but for rho, which is no such one.
+    # Parameters of samples need no sums over instances; rho, which samples share, does.
     gathered = needs[4] if of_samples else parameters
     if slopes and tier != "streaming" and spec.norm != "given":
         gathers = gathered and not sets.batch
@@ -178,7 +179,7 @@ def stats_size(N: int, C: int, spec: NormSpec) -> int:
 def _sizes(
     shape: torch.Size, contiguous: bool, itemsize: int, spec: NormSpec, of_samples: bool
 ) -> tuple[Plan, View, Sets]:
-    """A plan without launches, the view that it is for and the sets in it."""
+    """A plan without launches, its view of the tensor and the sets in it."""
     sets = sets_of(spec, shape[1])._replace(samples=of_samples)
     view = view_of(shape, contiguous, itemsize, sets.one_instance)
     stats = stats_size(shape[0], shape[1], spec)
@@ -201,12 +202,12 @@ def _table(geometry: Geometry, planes: int) -> int:
 
 
 def _instances(geometry: Geometry) -> int:
-    """Elements that instances leave for the sums over them, behind the table."""
+    """Elements that instances leave, behind the table, for the sums over instances."""
     return 2 * geometry.view.N * geometry.view.C
 
 
 def _lanes(geometry: Geometry) -> int:
-    """Elements that the members of a cluster leave for the sums over positions, behind the table:
+    """Elements that the members of a cluster leave, behind the table, for the sums over positions:
     `channel_samples.lane_planes`."""
     view = geometry.view
     return 2 * triton.cdiv(view.S, geometry.BLOCK_S) * view.N * view.C

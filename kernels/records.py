@@ -1,14 +1,14 @@
-"""Which functions of an engine ran: for tests, and for whoever wants to see it."""
+"""Which functions of an engine ran: for tests and for the curious."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class Record:
-    """The names of what an engine runs, kept while somebody asks for them."""
+    """The names of an engine's functions that ran, kept while somebody asks for them."""
 
     def __init__(self) -> None:
-        self.kept: list[str] | None = None  # to which each run adds its name, where there is one
+        self.kept: list[str] | None = None  # each run adds its name, if this is a list
 
     @contextlib.contextmanager
     def names(self) -> Iterator[list[str]]:

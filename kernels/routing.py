@@ -1,7 +1,7 @@
-"""What is the same for both engines: which function serves a call, empty tensors, layouts.
+"""Shared by both engines: which function serves a call, empty tensors, layouts.
 
-An engine is a `RoutedEngine` with its functions of rows and of channels, and `LaidOutStages` with
-its functions of moments and apply, which are given dense tensors of one layout.
+An engine is a `RoutedEngine` with its functions for rows and for channels, and `LaidOutStages` with
+its functions for moments and apply, which get dense tensors of one layout.
 """
 
 from abc import ABC, abstractmethod
@@ -14,22 +14,22 @@ from fastnorm.tensors import dense, laid_out_as
 
 from .masks import mask_for, relu_mask
 
-GIVEN = NormSpec("given")  # what engines call a norm whose merge is made outside of them
+GIVEN = NormSpec("given")  # the engines' name for a norm whose merge is made outside of them
 
 
 class RoutedEngine(Engine, ABC):
-    """An engine over its functions of rows (layer and RMS norm) and of channels (the others).
+    """An engine over its functions for rows (layer and RMS norm) and for channels (the others).
 
-    Those get an x with elements; `groups` of a norm of rows is how many dimensions it has.
+    These get an x that is not empty. For a norm of rows, `groups` is its number of dimensions.
     """
 
     @abstractmethod
     def row_norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-        """`norm`, y contiguous."""
+        """`norm`, with y contiguous."""
 
     @abstractmethod
     def row_add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
-        """`add_norm`, both results contiguous and in x's dtype."""
+        """`add_norm`; both results are contiguous and in x's dtype."""
 
     @abstractmethod
     def row_norm_backward(
@@ -42,12 +42,12 @@ class RoutedEngine(Engine, ABC):
         spec: NormSpec,
         dsum: Tensor | None = None,
     ) -> Tensors:
-        """(dx, dresidual, dweight, dbias); dx has dsum, the gradient that x itself has where it is
-        a sum that was returned, added to it."""
+        """(dx, dresidual, dweight, dbias). dsum is added to dx: x's own gradient, if x is a sum
+        that was returned."""
 
     @abstractmethod
     def channel_norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-        """`norm`, y in x's memory format."""
+        """`norm`, with y in x's memory format."""
 
     @abstractmethod
     def channel_norm_backward(
@@ -63,10 +63,10 @@ class RoutedEngine(Engine, ABC):
 
     @abstractmethod
     def stats_like(self, x: Tensor, spec: NormSpec) -> Tensor:
-        """Room for the statistics that a forward of the dense x keeps; sizes may be symbolic."""
+        """Memory for the statistics that a forward of the dense x keeps; sizes may be symbolic."""
 
     def norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-        """For an x without elements nothing is computed or updated."""
+        """If x is empty, nothing is computed or updated."""
         if inputs[0].numel() == 0:
             y, mask, stats = self.like(inputs.x, inputs.residual is not None, spec, differentiable)
             return y, mask, stats.zero_()
@@ -126,11 +126,11 @@ class RoutedEngine(Engine, ABC):
 
 
 class LaidOutStages(Stages, ABC):
-    """Stages over an engine's functions, which write to tensors made here, in the layout of x."""
+    """Stages over an engine's functions, which write to tensors created here in x's layout."""
 
     @abstractmethod
     def table_dtype(self, x: Tensor) -> torch.dtype:
-        """That of the coefficients."""
+        """The dtype of the coefficients."""
 
     @abstractmethod
     def write(
@@ -142,7 +142,7 @@ class LaidOutStages(Stages, ABC):
         y: Tensor,
         mask: Tensor | None,
     ) -> None:
-        """`apply` to y, and to the mask where there is one."""
+        """`apply` to y, and to the mask if there is one."""
 
     @abstractmethod
     def sums(
@@ -169,7 +169,7 @@ class LaidOutStages(Stages, ABC):
         dx: Tensor | None,
         dresidual: Tensor | None,
     ) -> None:
-        """`apply_backward` to dx and to dresidual, whichever there is."""
+        """`apply_backward` to dx and to dresidual, if they are there."""
 
     def table(self, center: Tensor, scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
         return torch.stack((center, scale, shift)).to(self.table_dtype(x))
@@ -224,6 +224,6 @@ class LaidOutStages(Stages, ABC):
 def _sides(
     x: Tensor, side: Tensor | None, activation: str | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The residual, laid out as x, and the mask, of which `side` is one or neither."""
+    """The residual, in x's layout, and the mask: `side` is one of the two, or None."""
     masked = side_input(activation, True) == "mask"
     return (None, side) if masked else (laid_out_as(x, side), None)

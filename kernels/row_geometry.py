@@ -1,4 +1,4 @@
-"""Which programs read what of rows: tiles of BLOCK_R rows and BLOCK_L columns, and how many at a
+"""Which programs read which rows: tiles of BLOCK_R rows and BLOCK_L columns, and how many at a
 time."""
 
 import math
@@ -13,53 +13,53 @@ from . import launch, tiers, tilings
 from .geometry import alignment
 from .row_types import Choices
 
-# Elements of a row that one program keeps: forward x, backward x, dy and two sums of columns, by
-# x's bytes an element.
+# Elements of a row that one program keeps. Forward: x. Backward, by x's bytes an element: x, dy and
+# two sums of columns.
 LONGEST_ROW = 16384
 LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
 # Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
-GATED_WARP_TILE = 256  # backward, which has a third tensor
+GATED_WARP_TILE = 256  # backward; it has a third tensor
 MOST_WARPS = 16
-# Warps that an SM has, of kernels that keep their tile; fewer where threads keep 32 elements, gamma
-# and beta of 16 bits in float32.
+# Warps on an SM, for kernels that keep their tile. Fewer if threads keep 32 elements: gamma and
+# beta of 16 bits are then in float32.
 WARPS_AN_SM = 16
 FEW_WARPS_AN_SM = 12
 SM_REGISTERS = 65536
-STAGES = 3  # of loops over rows: two tiles are on their way while one is worked on
-SHARED_FOR_SUMS = 16 * 1024  # bytes beside the tiles that are on their way
-# Of passes that keep nothing: elements of a tile, in 4 warps.
+STAGES = 3  # of loops over rows: two tiles are loaded while one is worked on
+SHARED_FOR_SUMS = 16 * 1024  # bytes besides the tiles that are being loaded
+# For passes that keep nothing: elements of a tile, in 4 warps.
 TILE = 2048
-# Of passes that keep sums alone, forward in 4 warps and backward in 16.
+# For passes that keep only sums: forward in 4 warps, backward in 16.
 REDUCING_TILE = (4096, 8192)
-# A cluster's slice of a row: backward shorter, for the sums of columns that stay in registers too.
+# A cluster's slice of a row; shorter in the backward, as sums of columns stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
-# Columns whose shares of a gradient one program adds up, and how many at a time: those of all rows'
-# parameters, and of grouped ones, of which each has few.
+# Columns whose shares of a gradient one program adds up, and how many shares at a time. "shared":
+# all rows have the same parameters. "grouped": parameters are grouped, and each has few shares.
 SHARES = {"shared": (32, 128), "grouped": (128, 16)}
 
 
 class RowSpec(NamedTuple):
-    """What a plan follows from beside sizes and dtypes."""
+    """The inputs of a plan besides sizes and dtypes."""
 
     norm: str
     activation: str | None = None
-    gate: str | None = None  # as Choices has it
-    # The rows A of weight and bias, and inner: row r has those of (r // inner) % A.
+    gate: str | None = None  # as in Choices
+    # The rows A of weight and bias, and inner: row r takes row (r // inner) % A.
     parameter_rows: int = 1
     inner: int = 1
 
     @property
     def planes(self) -> int:
-        """Statistics that a row keeps, and sums that its backward takes: without a mean one."""
+        """Statistics kept for each row, and sums taken by its backward: one if there is no mean."""
         return 2 if self.norm == "layer" else 1
 
     def with_parameters(
         self, shape: Sequence[int], x_shape: Sequence[int], normalized_ndim: int
     ) -> "RowSpec":
-        """With parameters of a shape that has x's dimensions (`fastnorm.kernels.rows`)."""
+        """The same with parameters of this shape, with x's dimensions (`fastnorm.kernels.rows`)."""
         leading = shape[: len(shape) - normalized_ndim]
         several = [i for i, size in enumerate(leading) if size != 1]
         if not several:
@@ -71,14 +71,14 @@ class RowSpec(NamedTuple):
         return self._replace(parameter_rows=1, inner=1)
 
     def parameters(self, R: int) -> str:
-        """How those of R rows go with them, as Choices has it."""
+        """How the parameters go with R rows, as in Choices."""
         if self.parameter_rows == 1:
             return "shared"
         return "own" if self.parameter_rows == R else "grouped"
 
 
 class RowGeometry(NamedTuple):
-    """(R, L) as units of BLOCK_R rows, whose members take slices of BLOCK_L columns."""
+    """(R, L) as units of BLOCK_R rows; their members take slices of BLOCK_L columns."""
 
     R: int
     L: int
@@ -86,13 +86,13 @@ class RowGeometry(NamedTuple):
     BLOCK_L: int
     itemsize: int  # of x
     num_warps: int
-    at_once: int = 1  # programs that an SM has at a time, where they take rows in turns
+    at_once: int = 1  # programs that an SM has at a time, if they take rows in turns
     stages: int = 1
     grouped: tuple[int, int] | None = None  # (A, inner) of grouped parameters
 
     @property
     def units(self) -> int:
-        """Blocks of rows: those of each parameter row where parameters are grouped."""
+        """Blocks of rows; if parameters are grouped, the blocks of each parameter row."""
         A = self.parameter_rows
         return A * triton.cdiv(self.R // A, self.BLOCK_R)
 
@@ -102,17 +102,17 @@ class RowGeometry(NamedTuple):
 
     @property
     def registers(self) -> int:
-        """The most that a thread may have for so many programs to fit."""
+        """The most registers that a thread may have so that this many programs fit."""
         return min(SM_REGISTERS // (32 * self.num_warps * self.at_once) // 8 * 8, 255)
 
     def scalars(self, groups: int) -> tuple[int | None, ...]:
-        """The sizes, in the kernels' order: L in multiples of ALIGN."""
+        """The sizes, in the kernels' order; L divided by ALIGN."""
         L = self.L // alignment(self.L)
         return self.R, L, self.units, self.members, groups, *self.parameter_scalars
 
     @property
     def parameter_rows(self) -> int:
-        """Those that programs have in turns: 1 where rows share them or have their own."""
+        """Parameter rows that programs take in turns: 1 if rows share them or have their own."""
         return self.grouped[0] if self.grouped else 1
 
     @property
@@ -125,27 +125,27 @@ class RowGeometry(NamedTuple):
         return SHARES["grouped" if self.grouped else "shared"]
 
     def shares(self, groups: int) -> int:
-        """Those of the parameters' gradients that so many groups of programs leave."""
+        """The shares of the parameters' gradients that this many groups of programs leave."""
         return groups + self.grouped[0] if self.grouped else groups
 
     def for_parameters(self, spec: RowSpec) -> "RowGeometry":
-        """With blocks of rows that have the same parameters."""
+        """The same with blocks of rows that have the same parameters."""
         if spec.parameters(self.R) != "grouped":
             return self
-        most = self.R // spec.parameter_rows  # rows of a block that are there
+        most = self.R // spec.parameter_rows  # rows that a block can have
         BLOCK_R = _as_needed(self.BLOCK_R, most) if launch.INTERPRETED else self.BLOCK_R
         return self._replace(BLOCK_R=BLOCK_R, grouped=(spec.parameter_rows, spec.inner))
 
     def pipelined(self, streams: int, shared: int) -> "RowGeometry":
-        """With as many stages as the shared memory of an SM has room for: tiles of so many tensors,
-        for each program and each stage but the first."""
+        """The same with as many stages as an SM's shared memory allows. Each stage but the first
+        needs the tiles of `streams` tensors for each program."""
         tile = self.BLOCK_R * self.BLOCK_L * self.itemsize
         room = (shared - SHARED_FOR_SUMS) // self.at_once // (streams * tile)
         return self._replace(stages=min(self.stages, 1 + room))
 
     @property
     def _inner(self) -> int:
-        """Columns of a tile's inner axis: what a warp loads at once, or all of one row."""
+        """Columns of a tile's inner axis: as many as a warp loads at once, or a whole row."""
         return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
 
     def choices(self, spec: RowSpec, cluster: bool = False) -> Choices:
@@ -171,9 +171,9 @@ def choose(
 ) -> tuple[str, RowGeometry]:
     """The tier for rows of L elements and its geometry.
 
-    one_program   rows up to 16,384 elements, backward 8,192 where they have more than 16 bits;
-                  gated ones up to half as many
-    cluster       rows up to 264 slices, of 8,192 elements, backward 4,096
+    one_program   rows up to 16,384 elements; in the backward up to 8,192 if they have more than
+                  16 bits; gated rows up to half as many
+    cluster       rows up to 264 slices of 8,192 elements, in the backward 4,096
     streaming     any
     """
     return tiers.first_with_room(
@@ -188,7 +188,7 @@ def choose(
 
 
 def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
-    """For the first of two launches, which keeps sums alone, and for weight norm."""
+    """For the first of two launches, which keeps only sums, and for weight norm."""
     tile = REDUCING_TILE[backward]
     BLOCK_L = min(_padded(L), tile)
     warps, at_once = (16, 1) if backward else (4, 4)
@@ -197,7 +197,7 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
 
 
 def pointwise(R: int, L: int, itemsize: int, gated: bool) -> RowGeometry:
-    """For the second: a tile a program."""
+    """For the second launch: a tile for each program."""
     BLOCK_L = min(_padded(L), TILE)
     at_once = 4 if gated else 6
     return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, at_once)
@@ -210,7 +210,7 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> 
         return None
     gated_or_not = GATED_WARP_TILE if gated else BACKWARD_WARP_TILE
     warp_tile = gated_or_not if backward else WARP_TILE[itemsize]
-    least = 8 if backward else 1  # where rows leave shares of gradients, few programs
+    least = 8 if backward else 1  # if rows leave shares of gradients: few programs
     warps = min(max(BLOCK_L // warp_tile, least), MOST_WARPS)
     few = itemsize == 2 and not backward and warps <= 4
     at_once = (FEW_WARPS_AN_SM if few else WARPS_AN_SM) // warps
@@ -231,13 +231,13 @@ def _padded(L: int) -> int:
 
 
 def _rows(R: int, tile: int, BLOCK_L: int) -> int:
-    """Rows of a tile; in the interpreter, where a program costs more than an element, many, and for
-    few rows 2: how columns are split follows from L alone, so that no row's bits tell of R."""
+    """Rows of a tile. In the interpreter many, as a program costs more than an element; for few
+    rows 2. How columns are split depends only on L, so a row's bits do not depend on R."""
     if launch.INTERPRETED:
         return _as_needed(tilings.INTERPRETER_TILE // BLOCK_L, R)
     return max(tile // BLOCK_L, 1)
 
 
 def _as_needed(BLOCK_R: int, R: int) -> int:
-    """Rows of a tile, of which no more than R are there."""
+    """Rows of a tile: about as many as R needs, at least 2."""
     return min(BLOCK_R, max(triton.next_power_of_2(R), 2))

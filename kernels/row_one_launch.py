@@ -1,5 +1,5 @@
-"""Layer and RMS norm in one launch: a row whole in a program, or cut among the members of a
-cluster, that wait for one another. Forward above backward."""
+"""Layer and RMS norm in one launch: a program has a whole row, or the members of a cluster share it
+and wait for one another. The forward comes first, then the backward."""
 
 import triton
 import triton.language as tl
@@ -80,8 +80,8 @@ def row_norm_kernel(
 
 @triton.jit
 def backward_turns(t, affine, first, end, step, group, part, s, K: tl.constexpr):
-    """dx of every `step`-th block from `first` on; what the blocks add to dweight and dbias, for
-    each row of a block, is returned."""
+    """dx of every `step`-th block from `first` on. Returns the blocks' contributions to dweight
+    and dbias, for each row of a block."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     start = part * K.BLOCK_L
     SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)

@@ -1,4 +1,4 @@
-"""What is made of a tile of rows: the output and its mask of bits, gradients."""
+"""Results for a tile of rows: the output and its mask of bits, gradients."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ from .row_tiles import load, only_present, silu_gate, store
 
 @triton.jit
 def store_output(t, x, stats, affine, tile, s, K: tl.constexpr):
-    """y = act(x_hat * gamma + beta + residual), and ReLU's bits where they are wanted."""
+    """y = act(x_hat * gamma + beta + residual), and ReLU's bits if they are wanted."""
     ACTIVATION: tl.constexpr = K.ACTIVATION  # Triton 3.6 calls no function with a bare K.NAME
     PARAMETER: tl.constexpr = K.PARAMETER
     z = (x - stats.mean) * stats.rstd * affine.gamma + affine.beta
@@ -42,10 +42,10 @@ def bit_bytes(tile, s, K: tl.constexpr):
 
 @triton.jit
 def affine_gradient(t, dy, gate, x_hat, affine, tile, s, K: tl.constexpr):
-    """g, the gradient of x_hat gamma + beta: dy * act'(z), or dy silu(gate) where the gate comes
-    after. In dy's dtype where that is exact, so that a 16-bit tile stays packed.
+    """g, the gradient of x_hat gamma + beta: dy * act'(z), or dy silu(gate) if the gate comes
+    after. In dy's dtype if that is exact, so that a 16-bit tile stays packed.
 
-    Where ReLU's bits were kept they tell; else z is computed again.
+    ReLU's bits are used if they were kept; else z is computed again.
     """
     ACTIVATION: tl.constexpr = K.ACTIVATION
     PARAMETER: tl.constexpr = K.PARAMETER
@@ -64,7 +64,7 @@ def affine_gradient(t, dy, gate, x_hat, affine, tile, s, K: tl.constexpr):
             z += load(t.residual, tile).to(z.dtype)
         if keeps_mask(ACTIVATION):
             return masked_backward(dy, passes(z, ACTIVATION), ACTIVATION, PARAMETER)
-        else:  # act'(z) of what is not there may be NaN
+        else:  # act'(z) may be NaN for missing elements
             return only_present(smooth_backward(dy.to(z.dtype), z, ACTIVATION, PARAMETER), tile, K)
 
 
@@ -76,7 +76,7 @@ def gate_gradient(product, gate):
 
 @triton.jit
 def store_own_gradients(t, g, x_hat, tile, K: tl.constexpr):
-    """dweight = g x_hat and dbias = g of rows that have their own parameters."""
+    """dweight = g x_hat and dbias = g, for rows that have their own parameters."""
     if K.PARAMETERS == "own":
         wide = g.to(x_hat.dtype)
         store_gradient(t.dweight, tile.offsets, tile.mask, wide * x_hat)
@@ -87,7 +87,7 @@ def store_own_gradients(t, g, x_hat, tile, K: tl.constexpr):
 def store_dx(t, g, x, dy, gate, x_hat, gamma, g_mean, gx_mean, rstd, tile, K: tl.constexpr):
     """dx = rstd (gamma g - mean(gamma g) - x_hat mean(gamma g x_hat)) + dsum, and g itself.
 
-    Where the gate comes before, that is the gradient of x silu(gate).
+    If the gate comes before, it is the gradient of x silu(gate).
     """
     if t.dresidual is not None:
         store(t.dresidual, g, tile)

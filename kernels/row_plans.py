@@ -24,7 +24,7 @@ class RowPlan(NamedTuple):
     geometry: RowGeometry
     tier: str
     first: Launch | ClusterLaunch
-    second: Launch | None = None  # None where the first does it all
+    second: Launch | None = None  # None if the first does it all
     table: int = 0  # elements of the table that programs publish in
     tickets: int = 0
     groups: int = 0  # programs that leave shares of dweight and dbias; 0: as many as clusters
@@ -93,8 +93,8 @@ def backward_plan(
     shared: int,
     tier_state: tiers.State,
 ) -> RowPlan:
-    """The backward on a device of so many multiprocessors; `dtypes` are those of a Backward, of
-    which programs leave `shares` of the parameters' gradients or do not."""
+    """The backward on a device with that many multiprocessors. `dtypes` are those of a Backward.
+    `shares`: whether programs leave shares of the parameters' gradients."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, gated)
     t = Backward(*dtypes)
@@ -132,7 +132,7 @@ def backward_plan(
 
 
 def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:
-    """Of groups of so many programs, which take blocks of rows in turns."""
+    """Groups of `members` programs, which take blocks of rows in turns."""
     return Launch(
         kernel,
         groups * members,
@@ -150,8 +150,8 @@ def sum_launch(
     grouped: tuple[int, int] | None,
     _dtypes: tuple[torch.dtype | None, ...],
 ) -> Launch:
-    """Of the programs that add up what so many groups left for each parameter row; `grouped` is
-    how many blocks of rows there were, and parameter rows."""
+    """The programs that add up, for each parameter row, the shares of that many groups. `grouped`:
+    the number of blocks of rows, and of parameter rows."""
     align = alignment(L)
     columns, at_a_time = SHARES["grouped" if grouped else "shared"]
     row_blocks, A = grouped or (None, None)

@@ -1,10 +1,10 @@
-"""Who takes which blocks of rows, and the shares of dweight and dbias that they leave.
+"""Which group takes which blocks of rows, and the shares of dweight and dbias that groups leave.
 
-Groups of programs take blocks in turns. Where parameters are grouped, the blocks are in the order
-of the parameter rows a, and each group has a run of them, no two differ by more than a block. It
-loads gamma and beta for each a that it meets, and leaves one of groups + A shares for it: number
-group + a, which grows from one group to the next, and from one a to the next. So the shares of an a
-are neighbours, and are added in the order of the groups.
+Groups of programs take blocks in turns. If parameters are grouped, the blocks are in the order of
+the parameter rows a, and each group has a run of blocks; runs differ in length by at most one
+block. A group loads gamma and beta for each a in its run, and leaves a share for it, one of
+groups + A. The share's number is group + a, which grows from one group to the next, and from one a
+to the next. So the shares of an a are neighbours, and are added in the order of the groups.
 """
 
 import triton
@@ -23,22 +23,22 @@ def run_of(group, groups, row_blocks):
 
 @triton.jit
 def within(begin, stop, a, s):
-    """The part of a run, (first, end), that is of parameter row a."""
+    """The part (first, end) of a run that belongs to parameter row a."""
     return tl.maximum(begin, a * s.blocks), tl.minimum(stop, (a + 1) * s.blocks)
 
 
 @triton.jit
 def group_of(block, groups, row_blocks):
-    """The group in whose run a block is."""
+    """The group whose run contains the block."""
     return ((block + 1) * groups - 1) // row_blocks
 
 
 @triton.jit
 def add_to_shares(t, dweight, dbias, g, x_hat, K: tl.constexpr):
-    """A tile's part of dweight and dbias, for each of its rows, added to that of others.
+    """Add a tile's part of dweight and dbias, for each of its rows, to that of other tiles.
 
-    RMS norm's bias has a gradient where rows are shifted; layer norm, which mostly has a bias, is
-    not compiled anew where nobody asks for its gradient.
+    RMS norm's bias gets a gradient only if rows are shifted. Layer norm mostly has a bias: it is
+    not compiled again if nobody wants its gradient.
     """
     wide = g.to(x_hat.dtype)
     dweight += wide * x_hat
@@ -49,7 +49,7 @@ def add_to_shares(t, dweight, dbias, g, x_hat, K: tl.constexpr):
 
 @triton.jit
 def store_shares(t, dweight, dbias, start, share, shares, s, K: tl.constexpr):
-    """A share of dweight and dbias into (2, shares, L), without a bias (shares, L)."""
+    """Store a share of dweight and dbias in (2, shares, L), or without a bias (shares, L)."""
     ROWS: tl.constexpr = 0 if LANES_FIRST else 1
     column = start + tl.arange(0, K.BLOCK_L // K.INNER)[:, None] * K.INNER
     column += tl.arange(0, K.INNER)[None, :]
@@ -62,8 +62,8 @@ def store_shares(t, dweight, dbias, start, share, shares, s, K: tl.constexpr):
 
 @triton.jit
 def add_up(t, block, begin, end, shares, at, L, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr):
-    """dweight and dbias of a block of columns, the shares from `begin` to `end` added in order,
-    many at a time; to be stored from element `at` on."""
+    """Add up dweight and dbias for a block of columns: the shares from `begin` to `end` in order,
+    many at a time. The result is stored from element `at` on."""
     column = block * BLOCK_L + tl.arange(0, BLOCK_L)
     zero = tl.zeros([BLOCK_G, BLOCK_L], t.partial.dtype.element_ty)
     dweight, dbias = zero, zero
@@ -84,8 +84,8 @@ def add_up(t, block, begin, end, shares, at, L, BLOCK_L: tl.constexpr, BLOCK_G: 
 def add_shares(
     t, program, groups, L, row_blocks, A, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
-    """A program's block of columns of dweight and dbias; where they are grouped, A is not None,
-    each of their rows has such programs. `row_blocks` are those that the shares are of."""
+    """A program's block of columns of dweight and dbias. If parameters are grouped, A is not None,
+    and each parameter row has such programs. `row_blocks` are the blocks behind the shares."""
     if A is None:
         add_up(t, program, 0, groups, groups, 0, L, BLOCK_L, BLOCK_G)
     else:
@@ -101,5 +101,5 @@ def add_shares(
 def add_shares_kernel(
     t, groups, L, row_blocks, A, ALIGN: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
-    """dweight and dbias, a block of columns a program: the same bits each time."""
+    """dweight and dbias, a block of columns for each program: the same bits each time."""
     add_shares(t, tl.program_id(0), groups, L * ALIGN, row_blocks, A, BLOCK_L, BLOCK_G)

@@ -1,4 +1,4 @@
-"""Sums along rows: of a tile, and of what parts of rows leave for one another."""
+"""Sums along rows: of a tile, and of the results that parts of rows leave for one another."""
 
 import triton
 import triton.language as tl
@@ -7,8 +7,8 @@ from .arithmetic import LANES_FIRST, across, centred, chan_merge, product, sum_b
 from .row_tiles import only_present
 from .tables import part_moments, part_sums
 
-# Columns of a tile, of which each thread then has several: even of rows that are not aligned, where
-# neighbouring threads have one column each, and 16 warps 512.
+# With so many columns in a tile, each thread has several. This holds even for rows that are not
+# aligned: there neighbouring threads have one column each, and 16 warps 512.
 ENOUGH_TO_FUSE = tl.constexpr(1024)
 
 
@@ -30,7 +30,7 @@ def row_sum(a, b, K: tl.constexpr):
     """The sum of a * b along each row.
 
     A product and the first step of a sum across lanes must not become one operation (see
-    `product`). Where each thread has several columns their sum comes between.
+    `product`). If each thread has several columns, their sum comes in between.
     """
     if K.BLOCK_L >= ENOUGH_TO_FUSE:
         return sum_along(a * b)
@@ -52,8 +52,7 @@ def row_sums(x, a, b, K: tl.constexpr):
 def row_moments(x, count, tile, K: tl.constexpr):
     """(mean, M2) of each row of a tile, which has `count` columns.
 
-    Means are sums of shares: a sum would overflow where the mean
-    does not.
+    Each value is weighted first: a plain sum would overflow though the mean does not.
     """
     if K.CENTRED:
         mean = row_sum(x, tl.zeros_like(x) + 1.0 / count, K)
@@ -67,7 +66,7 @@ def row_moments(x, count, tile, K: tl.constexpr):
 
 @triton.jit
 def merge_moments(count, mean, m2, count_b, mean_b, m2_b, K: tl.constexpr):
-    """The moments of two parts of the same rows together."""
+    """The merged moments of two parts of the same rows."""
     if K.CENTRED:
         return chan_merge(count, mean, m2, count_b, mean_b, m2_b)
     else:
@@ -76,7 +75,7 @@ def merge_moments(count, mean, m2, count_b, mean_b, m2_b, K: tl.constexpr):
 
 @triton.jit
 def gradient_sums(weighted, x_hat, K: tl.constexpr):
-    """Of each row of a tile the sums of gamma g and gamma g x_hat; the first is the mean's."""
+    """Sums of gamma g and gamma g x_hat for each row of a tile; the first is for the mean."""
     if K.CENTRED:
         return row_sums(weighted, weighted, x_hat, K)
     else:
@@ -84,7 +83,7 @@ def gradient_sums(weighted, x_hat, K: tl.constexpr):
         return tl.zeros_like(gx), gx
 
 
-# --- what parts of rows leave for one another ---
+# --- results that parts of rows leave for one another ---
 
 
 @triton.jit
@@ -105,7 +104,7 @@ def publish_moments(table_ptr, count, mean, m2, part, tile, s, K: tl.constexpr):
 
 @triton.jit
 def published_moments(table_ptr, tile, s, K: tl.constexpr):
-    """(mean, M2) of whole rows from what publish_moments left of their parts, in order."""
+    """(mean, M2) of whole rows, from the published moments of their parts, in order."""
     BLOCK_R: tl.constexpr = K.BLOCK_R
     row = tl.reshape(tile.row, [BLOCK_R])
     if K.CENTRED:
@@ -128,7 +127,7 @@ def publish_sums(table_ptr, g, gx, part, tile, s, K: tl.constexpr):
 
 @triton.jit
 def published_sums(table_ptr, tile, s, K: tl.constexpr):
-    """(g, gx) of whole rows from what publish_sums left of their parts, in order."""
+    """(g, gx) of whole rows, from the published sums of their parts, in order."""
     gx = few_sums(table_ptr, tile, s, K)
     if K.CENTRED:
         return few_sums(table_ptr + s.parts * s.R.to(tl.int64), tile, s, K), gx
@@ -138,8 +137,8 @@ def published_sums(table_ptr, tile, s, K: tl.constexpr):
 
 @triton.jit
 def few_sums(table_ptr, tile, s, K: tl.constexpr):
-    """Each row's sum over its parts, in order; parts are loaded some at a time, past the L1 cache,
-    which other programs' stores do not reach."""
+    """Each row's sum over its parts, in order. Some parts are loaded at a time, past the L1 cache:
+    other programs' stores do not reach that."""
     BLOCK_P: tl.constexpr = 8
     row = tl.reshape(tile.row, [K.BLOCK_R])
     total = tl.full([BLOCK_P, K.BLOCK_R], 0.0, table_ptr.dtype.element_ty)

@@ -1,11 +1,11 @@
-"""Rows of x, seen as (R, L): where a tile lies, what is loaded to it.
+"""Rows of x, seen as (R, L): the place of a tile, and the loads into it.
 
 A *tile* is a register block of BLOCK_R rows and BLOCK_L columns. Rows longer than that have several
 *parts*. Missing elements are loaded as 0.
 
-A tile's columns are split in two axes, (outer, rows, inner), so that each warp takes rows of its
-own, where they are short enough, and sums along them cross no warps. The order of the axes is that
-of `arithmetic.py`.
+A tile's columns are split in two axes, (outer, rows, inner). So each warp takes its own rows, if
+they are short enough, and sums along them stay in a warp. The order of the axes is that of
+`arithmetic.py`.
 """
 
 import triton
@@ -15,12 +15,12 @@ from .activation import activate
 from .arithmetic import accumulation_type, across, across_lanes, split_shape
 from .row_types import Affine, Sizes, Stats, Tile
 
-# --- where a tile lies ---
+# --- the place of a tile ---
 
 
 @triton.jit
 def columns(K: tl.constexpr):
-    """The columns of a tile, counted from its first: all but the axis of the rows."""
+    """The columns of a tile, counted from its first, along all axes but that of the rows."""
     outer = tl.arange(0, K.BLOCK_L // K.INNER) * K.INNER
     return across_lanes(outer) + tl.arange(0, K.INNER)[None, None, :]
 
@@ -36,9 +36,9 @@ def sizes(R, L, parts, row_blocks, A, inner, K: tl.constexpr):
 
 @triton.jit
 def grouped_rows(block, s, K: tl.constexpr):
-    """The rows of a block, all of one parameter row a = block // blocks; R for those beyond.
+    """The rows of a block, all with parameter row a = block // blocks; R for missing ones.
 
-    Row r = (b A + a) inner + i is the one with number b inner + i among the R / A of its a.
+    Row r = (b A + a) inner + i is number b inner + i among the R / A rows of its a.
     """
     a = block // s.blocks
     number = (block - a * s.blocks) * K.BLOCK_R + tl.arange(0, K.BLOCK_R)
@@ -49,7 +49,7 @@ def grouped_rows(block, s, K: tl.constexpr):
 
 @triton.jit
 def row_tile(block, start, s, K: tl.constexpr):
-    """The tile of the rows of a block whose first column is `start`."""
+    """The tile of a block's rows whose first column is `start`."""
     if K.PARAMETERS == "grouped":
         row = across(grouped_rows(block, s, K))
     else:
@@ -76,7 +76,7 @@ def store(ptr, value, tile):
 
 @triton.jit
 def only_present(value, tile, K: tl.constexpr):
-    """0 in columns that are not there; whole rows that are not there are 0 anyway."""
+    """0 in missing columns; missing rows are 0 anyway."""
     if K.WHOLE:
         return value
     else:
@@ -85,7 +85,7 @@ def only_present(value, tile, K: tl.constexpr):
 
 @triton.jit
 def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
-    """A parameter's slice of columns, for each row of a tile; `default` where there is none."""
+    """A parameter's slice of columns, for each row of a tile; `default` if there is none."""
     SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
     column = tl.broadcast_to(columns(K), SHAPE)  # laid out as a tile is
     if ptr is None:
@@ -101,8 +101,8 @@ def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def load_affine(t, a, start, s, K: tl.constexpr):
-    """gamma and beta of a slice of columns, 1 and 0 where there are none; where they are grouped,
-    those of parameter row `a`."""
+    """gamma and beta of a slice of columns, 1 and 0 if there are none. If they are grouped, those
+    of parameter row `a`."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     gamma = load_columns(t.weight, a, start, 1.0, s, K, ACC)
     return Affine(gamma, load_columns(t.bias, a, start, 0.0, s, K, ACC))
@@ -110,7 +110,7 @@ def load_affine(t, a, start, s, K: tl.constexpr):
 
 @triton.jit
 def load_own(ptr, default, tile, s, K: tl.constexpr, ACC: tl.constexpr):
-    """A parameter of the tile's shape; `default` where there is none."""
+    """A parameter of the tile's shape; `default` if there is none."""
     if ptr is None:
         SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
         return tl.full(SHAPE, default, ACC)
@@ -137,7 +137,7 @@ def affine_of(t, block, start, tile, s, K: tl.constexpr):
         return load_affine(t, 0, start, s, K)
 
 
-# --- what is normalised ---
+# --- the norm's input ---
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def silu_gate(gate, ACC: tl.constexpr):
 
 @triton.jit
 def load_gate(t, x, tile):
-    """The gate; where there is none x, which nobody asks for then."""
+    """The gate; without one, x, which is then not used."""
     if t.gate is not None:
         return load(t.gate, tile)
     else:
@@ -156,7 +156,7 @@ def load_gate(t, x, tile):
 
 @triton.jit
 def gated_input(t, x, gate, K: tl.constexpr):
-    """What is normalised."""
+    """The norm's input, from x and the loaded gate."""
     if K.GATE == "before":
         ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
         return x.to(ACC) * silu_gate(gate, ACC)
@@ -166,7 +166,7 @@ def gated_input(t, x, gate, K: tl.constexpr):
 
 @triton.jit
 def with_gate(t, x, tile, K: tl.constexpr):
-    """What is normalised, where the gate has not been loaded."""
+    """The norm's input; loads the gate."""
     if K.GATE == "before":
         return gated_input(t, x, load(t.gate, tile), K)
     else:
@@ -175,7 +175,7 @@ def with_gate(t, x, tile, K: tl.constexpr):
 
 @triton.jit
 def load_sum(t, tile, K: tl.constexpr):
-    """What is normalised: x, x silu(gate), or x + addend, rounded as x is: that is returned."""
+    """The norm's input: x, x silu(gate), or x + addend rounded as x is; that sum is returned."""
     x = load(t.x, tile)
     if t.addend is not None:
         ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
@@ -193,7 +193,7 @@ def part_count(start, s, K: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def load_stats(stats_ptr, tile, s, K: tl.constexpr):
-    """What store_stats has left; missing rows have 0."""
+    """The values that store_stats has left; missing rows have 0."""
     rstd = tl.load(stats_ptr + tile.row, mask=tile.row < s.R, other=0.0)
     if K.CENTRED:
         return Stats(tl.load(stats_ptr + s.R + tile.row, mask=tile.row < s.R, other=0.0), rstd)

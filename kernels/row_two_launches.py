@@ -1,5 +1,5 @@
-"""Layer and RMS norm in two launches, each of which reads the tensor: the second walks backwards,
-and begins with what the first left in the L2 cache. Forward above backward."""
+"""Layer and RMS norm in two launches, which each read the tensor. The second walks backwards: it
+begins with the data that the first left in the L2 cache. The forward comes first."""
 
 import triton
 import triton.language as tl
@@ -64,7 +64,7 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
 
 @triton.jit
 def backward_walk(program, row_blocks, s, K: tl.constexpr):
-    """(block, first column) of a program, the last tile first."""
+    """(block, first column) of a program; the last tile comes first."""
     slices = tl.cdiv(s.L, K.BLOCK_L)
     turn = row_blocks * slices - 1 - program
     return turn // slices, (turn % slices).to(tl.int64) * K.BLOCK_L
@@ -72,7 +72,7 @@ def backward_walk(program, row_blocks, s, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["R", "L", "row_blocks", "A", "inner"])
 def row_apply_kernel(t, R, L, row_blocks, A, inner, K: tl.constexpr):
-    """y, a tile a program."""
+    """y, a tile for each program."""
     s = sizes(R, L, 0, row_blocks, A, inner, K)
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     block, start = backward_walk(tl.program_id(0), row_blocks, s, K)
@@ -86,8 +86,8 @@ def row_apply_kernel(t, R, L, row_blocks, A, inner, K: tl.constexpr):
 
 @triton.jit
 def sums_of_turns(t, affine, first, end, step, part, s, K: tl.constexpr):
-    """Sums along a slice of columns of each row of every `step`-th block from `first` on; those
-    down the columns, for each row of a block, are returned."""
+    """Sums along a slice of columns of each row of every `step`-th block from `first` on. Returns
+    the sums down the columns, for each row of a block."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
     start = part.to(tl.int64) * K.BLOCK_L
@@ -134,8 +134,8 @@ def row_dx_kernel(
     t, R, L, row_blocks, parts, groups, A, inner, shared_blocks,
     K: tl.constexpr, SHARES_L: tl.constexpr, SHARES_G: tl.constexpr,
 ):  # fmt: skip
-    """dx, a tile a program; the first programs add up the groups' shares instead, of which each is
-    of some of `shared_blocks`."""
+    """dx, a tile for each program. The first programs add up the groups' shares instead; each share
+    covers some of the `shared_blocks`."""
     s = sizes(R, L, parts, row_blocks, A, inner, K)
     adders = adders_of(s, K, SHARES_L) if t.partial is not None else 0
     program = tl.program_id(0) - adders

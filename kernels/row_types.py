@@ -1,31 +1,31 @@
-"""What the kernels of rows are given, what they are compiled for, and what they make of it."""
+"""Types for the kernels of rows: their arguments, their constants, and values inside them."""
 
 from typing import Any, NamedTuple
 
 
 class Choices(NamedTuple):
-    """K of every kernel of rows: what it is compiled for. Nothing here follows from R, nor from the
-    number of parameter rows."""
+    """K of every kernel of rows: its compile-time constants. None depends on R or on the number of
+    parameter rows."""
 
-    CENTRED: bool  # layer norm, which has a mean; RMS norm's is 0
+    CENTRED: bool  # layer norm: it has a mean; RMS norm's is 0
     ACTIVATION: str | None
     PARAMETER: float  # of the activation
     CLUSTER: bool  # a row's parts are programs that wait for one another
-    ALIGN: int  # divides L, which kernels are given in multiples of it
+    ALIGN: int  # divides L, which kernels are given as a multiple of it
     WHOLE: bool  # BLOCK_L divides L
     BLOCK_R: int
     BLOCK_L: int
     INNER: int  # columns of the inner axis
-    STAGES: int = 1  # 1 plus the tiles that are on their way while one is worked on
-    # How weight and bias, (A, L), go with the rows: "shared" by all, A = 1; "grouped", row r has
-    # those of (r // inner) % A, and a tile's rows have the same ones; "own" for each row, A = R.
+    STAGES: int = 1  # 1 plus the tiles that are loaded while one is worked on
+    # How weight and bias, (A, L), go with the rows. "shared" by all: A = 1. "grouped": row r takes
+    # row (r // inner) % A, and a tile's rows have the same. "own" for each row: A = R.
     PARAMETERS: str = "shared"
-    # RMS norm's gate: "before", x silu(gate) is normalised; "after", the result has that factor.
+    # RMS norm's gate: "before", x silu(gate) is normalised; "after", the result is multiplied.
     GATE: str | None = None
 
 
 class Forward(NamedTuple):
-    """What the forward kernels read and write; optional tensors are None where there are none."""
+    """The tensors that the forward kernels read and write; optional ones may be None."""
 
     x: Any  # (R, L)
     addend: Any  # (R, L) or None: x + addend is normalised instead of x
@@ -34,7 +34,7 @@ class Forward(NamedTuple):
     weight: Any  # (A, L) or None
     bias: Any  # (A, L) or None
     y: Any  # (R, L)
-    bits: Any  # (R, ceil(L / 8)) or None: where ReLU let z through
+    bits: Any  # (R, ceil(L / 8)) or None: whether ReLU let z through
     stats: Any = None  # (2, R): rstd and mean; RMS norm's (R,)
     # Scratch: moments of parts of rows (3, parts, R), RMS norm's (parts, R); barriers or tickets.
     table: Any = None
@@ -43,16 +43,16 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What the backward kernels read and write."""
+    """The tensors that the backward kernels read and write."""
 
     x: Any  # (R, L)
     dy: Any  # (R, L)
-    residual: Any  # (R, L) or None: smooth activations' alone
+    residual: Any  # (R, L) or None: only for smooth activations
     bits: Any  # (R, ceil(L / 8)) or None
     weight: Any  # (A, L) or None
     bias: Any  # (A, L) or None
     stats: Any  # (2, R); RMS norm's (R,)
-    dsum: Any  # (R, L) or None: a gradient that x has besides
+    dsum: Any  # (R, L) or None: an additional gradient of x
     dx: Any  # (R, L) or None
     dresidual: Any  # (R, L) or None
     dweight: Any  # (A, L) or None
@@ -67,7 +67,7 @@ class Backward(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What Backward has of the parameters' gradients."""
+    """The fields of Backward for the parameters' gradients."""
 
     partial: Any
     dweight: Any
@@ -78,8 +78,8 @@ class Sizes(NamedTuple):
     R: Any
     L: Any
     parts: Any  # of a row
-    # Grouped parameters': their rows, the rows that share one before the next has its turn, and the
-    # blocks of the rows that share one; else 0.
+    # For grouped parameters: the number of their rows; the rows that share one before the next has
+    # its turn; the blocks of all rows that share one. Else 0.
     A: Any
     inner: Any
     blocks: Any

@@ -1,12 +1,12 @@
 """Layer and RMS normalisation of rows: x seen as (R, L), gamma and beta as (A, L).
 
-Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0: it has no mean,
-a beta only where rows are shifted, and half of layer norm's table of sums and of what it keeps for
-the backward.
+Sources: arXiv 1607.06450 and 1910.07467. RMS norm takes its statistics about 0: it has no mean, and
+a beta only if rows are shifted. Its table of sums and its statistics for the backward have half the
+size of layer norm's.
 
-Parameters of shape `normalized_shape` are those of all rows, A = 1. Others have x's number of
-dimensions, and leading ones of x's size or 1, of which those that are not 1 are neighbours: with
-`inner` the product of x's leading sizes behind them, row r has parameter row (r // inner) % A.
+Parameters of shape `normalized_shape` serve all rows, A = 1. Others have x's number of dimensions.
+Their leading sizes are x's or 1, and the sizes that are not 1 are neighbours. With `inner` the
+product of x's leading sizes behind them, row r has parameter row (r // inner) % A.
 """
 
 import torch
@@ -25,8 +25,8 @@ from .tensors import accumulators, contiguous, dtypes_of, row_sizes
 
 
 def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
-    """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
-    statistics of each row that row_norm_backward takes, in the accumulation dtype."""
+    """y (contiguous, x's dtype), ReLU's mask if there is a residual and it is `differentiable`, and
+    the statistics of each row for row_norm_backward, in the accumulation dtype."""
     x, residual = inputs.x.contiguous(), contiguous(inputs.residual)
     weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
     bits = mask_for(x, residual is not None, spec, differentiable)
@@ -36,8 +36,7 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
 
 
 def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, what it is the norm of, x + residual (both contiguous, in x's dtype), and the
-    statistics."""
+    """The norm of x + residual, that sum (both contiguous, in x's dtype), and the statistics."""
     x, addend = inputs.x.contiguous(), contiguous(inputs.residual)
     weight, bias = contiguous(inputs.weight), contiguous(inputs.bias)
     total, y = torch.empty_like(x), torch.empty_like(x)
@@ -47,7 +46,7 @@ def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[torch.Tensor, torch.Te
 
 
 def planned(inputs: Inputs, spec: NormSpec) -> RowSpec:
-    """What plans follow from in a call's spec and the shapes of its parameters."""
+    """The inputs of plans from a call's spec and the shapes of its parameters."""
     found = RowSpec(spec.norm, spec.activation)
     parameter = inputs.bias if inputs.weight is None else inputs.weight
     if parameter is None or parameter.dim() == spec.groups:
@@ -92,9 +91,9 @@ def row_norm_backward(
     spec: NormSpec,
     dsum: torch.Tensor | None = None,
 ) -> Tensors:
-    """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked.
+    """(dx, dresidual, dweight, dbias); None if `needs` says that nobody wants it.
 
-    dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
+    dsum is added to dx: x's own gradient, if x is a sum that was returned.
     """
     weight, bias, fused = inputs.weight, inputs.bias, spec.activation is not None
     needs = (*needs[:2], needs[2] and weight is not None, needs[3] and bias is not None)
@@ -120,7 +119,7 @@ def row_norm_backward(
 
 
 def like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
-    """Room for a parameter's gradient, where it is needed."""
+    """Memory for a parameter's gradient, if it is needed."""
     if parameter is None or not needed:
         return None
     return torch.empty_like(parameter, memory_format=torch.contiguous_format)
@@ -129,7 +128,7 @@ def like(parameter: torch.Tensor | None, needed: bool) -> torch.Tensor | None:
 def backward(t: Backward, R: int, L: int, spec: RowSpec) -> None:
     """Fill t's gradients; x is contiguous."""
     x = t.x
-    # Rows that have their own parameters have their gradients too: nobody leaves shares of them.
+    # Rows with their own parameters have their own gradients too: there are no shares.
     shares = t.dweight is not None or t.dbias is not None
     shares = shares and spec.parameters(R) != "own"
     key = (R, L, dtypes_of(t), spec, shares, multiprocessors(x), shared_memory(x))
@@ -137,7 +136,7 @@ def backward(t: Backward, R: int, L: int, spec: RowSpec) -> None:
 
 
 def _backward(plan: RowPlan, t: Backward, spec: RowSpec, shares: bool) -> bool | None:
-    """Fill t's gradients by one plan; None where a cluster is too large."""
+    """Fill t's gradients by one plan; None if a cluster is too large."""
     x, geometry, groups = t.x, plan.geometry, plan.groups
     t = t._replace(table=accumulators(x, plan.table))
     if isinstance(plan.first, ClusterLaunch):

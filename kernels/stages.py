@@ -1,4 +1,4 @@
-"""The stages one by one in Triton, for merges that are made outside of the kernels."""
+"""The stages as single calls in Triton, for merges made outside of the kernels."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ INSTANCES = planned(NormSpec("instance"))
 
 
 class TritonStages(LaidOutStages):
-    """Each stage is what two launches have of it."""
+    """Each stage runs the matching kernel of the two launches."""
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = dense(x)

@@ -1,4 +1,4 @@
-"""Programs that wait for one another or count themselves, and what that takes on the host."""
+"""Programs that wait for one another or count themselves, and the host's part of it."""
 
 import triton
 import triton.language as tl
@@ -6,15 +6,15 @@ import triton.language as tl
 from .launch import INTERPRETED
 
 SIGN = tl.constexpr(-(1 << 31))
-# The interpreter knows no inline assembly, and keeps no registers that could spill.
+# The interpreter has no inline assembly, and no registers that could spill.
 COMPILED = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
 def arrived_last(counter_ptr, expected):
-    """Whether this program is the last of `expected` to call this; what the others stored before
-    is then visible to it. The counter is 0 before and after."""
-    tl.debug_barrier()  # every thread's stores, before the one atomic that announces them
+    """Whether this program is the last of `expected` to call this; it then sees the others' earlier
+    stores. The counter is 0 before and after."""
+    tl.debug_barrier()  # all threads' stores come before the one atomic that announces them
     last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == expected - 1
     if last:
         tl.store(counter_ptr, 0)
@@ -24,10 +24,10 @@ def arrived_last(counter_ptr, expected):
 
 @triton.jit
 def wait_for_members(counter_ptr, member, members):
-    """A barrier among the programs of a cluster, all of them resident: else it would never end.
+    """A barrier among the programs of a cluster. All have to be resident: else it would never end.
 
     Arrivals add up to 2^31, so the sign flips when the last one comes, and nothing is ever reset.
-    The first member's share, 2^31 - (members - 1), is written without a sum that leaves int32.
+    The first member adds 2^31 - (members - 1), written without a sum that leaves int32.
     """
     tl.debug_barrier()
     one = tl.full([], 1, tl.int32)
@@ -41,8 +41,8 @@ def wait_for_members(counter_ptr, member, members):
 
 @triton.jit
 def keep_packed(x):
-    """x itself, unknown to the compiler, which would otherwise keep the fp32 form of a 16-bit tile
-    alive across sums and barriers in twice the registers."""
+    """x itself, hidden from the compiler. Otherwise it would keep the fp32 form of a 16-bit tile
+    across sums and barriers, in twice the registers."""
     if COMPILED and x.dtype.primitive_bitwidth == 16:
         return tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2

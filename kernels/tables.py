@@ -1,7 +1,7 @@
-"""What programs leave for whoever merges: planes (n, part, column), columns being channels or rows.
+"""Results that programs leave for a merge: planes (n, part, column); columns are channels or rows.
 
-They are read in the order of the parts, so that results have the same bits each time, and past the
-L1 cache, which other programs' stores do not reach.
+They are read in the order of the parts, so that results have the same bits each time. They are read
+past the L1 cache: other programs' stores do not reach that.
 """
 
 import triton
@@ -18,7 +18,7 @@ def table_rows(columns):
 
 @triton.jit
 def part_moments(planes, n, column, mask, columns, parts, BLOCK: tl.constexpr):
-    """(count, mean, M2) of the columns of one n: their parts merged in order."""
+    """(count, mean, M2) of the columns of one n, their parts merged in order."""
     BLOCK_P: tl.constexpr = table_rows(BLOCK)
     zero = tl.zeros([BLOCK_P, BLOCK], planes[0].dtype.element_ty)
     count, mean, m2 = zero, zero, zero
@@ -49,7 +49,7 @@ def part_sums(plane, n, column, mask, columns, parts, BLOCK: tl.constexpr):
 @triton.jit
 def part_pairs(a, b, n, column, mask, columns, parts, BLOCK: tl.constexpr):
     """part_sums of two planes, read and added up together."""
-    BLOCK_P: tl.constexpr = (table_rows(BLOCK) + 1) // 2  # of each: both take registers
+    BLOCK_P: tl.constexpr = (table_rows(BLOCK) + 1) // 2  # for each: both take registers
     of_a = tl.zeros([BLOCK_P, BLOCK], a.dtype.element_ty)
     of_b = of_a
     for first in range(0, parts, BLOCK_P):

@@ -1,4 +1,4 @@
-"""Tensors as kernels are given them: sizes of rows, and room for statistics."""
+"""Tensors in the form that kernels take: sizes of rows, and memory for statistics."""
 
 import math
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from fastnorm.tensors import MaybeTensor, accumulation, dense
 
 
 def accumulators(x: torch.Tensor, elements: int) -> torch.Tensor | None:
-    """Room for so many statistics or partial sums of x, unset; None for none."""
+    """Memory for this many statistics or partial sums of x, unset; None for 0."""
     return x.new_empty(elements, dtype=accumulation(x)) if elements else None
 
 
 def contiguous(x: MaybeTensor) -> MaybeTensor:
-    """The tensor itself where it is contiguous, else a copy."""
+    """The tensor itself if it is contiguous, else a copy."""
     return None if x is None else x.contiguous()
 
 
@@ -25,14 +25,14 @@ def dtypes_of(tensors: Tensors) -> tuple[torch.dtype | None, ...]:
 
 
 def itemsize_of(dtypes: tuple[torch.dtype | None, ...]) -> int:
-    """Bytes an element of the first tensor, which is one."""
+    """Bytes an element of the first tensor; that one is never None."""
     (dtype,) = [dtype for dtype in dtypes[:1] if dtype is not None]
     return dtype.itemsize
 
 
 def row_sizes(x: torch.Tensor, normalized_ndim: int) -> tuple[int, int]:
-    """(R, L) of x, whose sizes may be symbolic: its rows are its last dimensions."""
-    if normalized_ndim == 1:  # as most are, and in half the time
+    """(R, L) of x, whose sizes may be symbolic; a row is x's last dimensions."""
+    if normalized_ndim == 1:  # the usual case, in half the time
         *others, L = x.shape
         return math.prod(others), L
     leading = x.dim() - normalized_ndim
@@ -50,7 +50,7 @@ def parameter_rows(parameter: Tensor | None, x: Tensor, normalized_ndim: int) ->
 
 
 class ModulationRows(NamedTuple):
-    """scale and shift as (A, L), their columns neighbours in memory."""
+    """scale and shift as (A, L); their columns are neighbours in memory."""
 
     scale: Tensor
     shift: Tensor | None
@@ -60,7 +60,7 @@ class ModulationRows(NamedTuple):
 def modulation_rows(
     weight: Tensor | None, bias: Tensor | None, scale: Tensor, shift: Tensor | None
 ) -> ModulationRows:
-    """Views where memory allows: a half of what one linear layer made for both is not copied."""
+    """Views if memory allows: halves of one linear layer's output are not copied."""
     parameter = bias if weight is None else weight
     L = scale.shape[-1] if parameter is None else parameter.numel()
     A = scale.numel() // L
@@ -76,13 +76,13 @@ def _columns_together(rows: Tensor) -> Tensor:
 
 
 def weight_rows(v: torch.Tensor, dim: int) -> torch.Tensor:
-    """v with what belongs to one norm together in memory, in whatever order; a copy for a dim that
-    is not the first."""
+    """v with the values of each norm together in memory, in any order; a copy if dim is not the
+    first."""
     if dim not in (-1, 0):
         return v.movedim(dim, 0).contiguous()
     return dense(v) if v.dim() > 1 else v.contiguous()
 
 
 def from_weight_rows(rows: torch.Tensor, v: torch.Tensor, dim: int) -> torch.Tensor:
-    """What `weight_rows` made of v, v's own shape and layout again."""
+    """A result of `weight_rows` in v's own shape and layout again."""
     return rows if dim in (-1, 0) else torch.empty_like(v).copy_(rows.movedim(0, dim))

@@ -1,17 +1,17 @@
-"""Which of three ways a norm takes, by the size of its reduction sets::
+"""Which of three ways a norm takes, by the size of its sets::
 
     one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
                   of two. One launch; the tensor is read once
-    cluster       programs that are on the GPU together keep a set between them, up to 264 tiles of
-                  at most 32 KB. One cooperative launch; the tensor is read once
-    streaming     any set. Two launches, the tensor is read twice, forward and backward
+    cluster       programs that are on the GPU together share a set: up to 264 tiles of at most
+                  32 KB. One cooperative launch; the tensor is read once
+    streaming     any set. Two launches; the tensor is read twice, forward and backward
 
-For rows the sizes are others: `row_geometry.choose`.
+For rows the sizes differ: `row_geometry.choose`.
 
-A cluster's programs wait for one another. That is safe only where all of them run at once, which
-the launch makes sure of; still the tier is off until asked for, because these kernels never ran on
-a GPU: what was compiled of them was executed on a CPU. Triton's interpreter runs programs one after
-another and has no such tier: there, sets that would take it stream.
+A cluster's programs wait for one another. That is safe only if all of them run at once, which the
+launch makes sure of. The tier is still off until asked for: these kernels never ran on a GPU. They
+were compiled, and the compiled code was executed on a CPU. Triton's interpreter runs programs one
+after another, so it has no such tier: there, such sets stream.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _forced: str | None = None
 def cooperative(enabled: bool) -> Iterator[None]:
     """Allow the cluster tier inside a `with` block, in all threads.
 
-    Sets that fit one program still take that, and those too large for a cluster stream.
+    Sets that fit one program still take that tier; sets too large for a cluster stream.
     """
     global _cooperative
     former, _cooperative = _cooperative, enabled
@@ -68,7 +68,7 @@ def force(tier: str) -> Iterator[None]:
 
 
 def state() -> State:
-    """What a choice depends on beside the tensor."""
+    """The settings that a choice depends on, besides the tensor."""
     return _cooperative, _forced
 
 
@@ -86,8 +86,8 @@ def first_with_room(
 
 
 def with_fallback(run: Callable[[State], Result | None]) -> Result:
-    """What `run` returns in the present state or, where it returns None, without clusters: a device
-    may turn out to be too small for the one it is asked to launch."""
+    """The result of `run` in the present state or, if that is None, without clusters: the device
+    may turn out to be too small for the launch."""
     result = run(state())
     if result is None:
         result = run(WITHOUT_CLUSTERS)

@@ -1,8 +1,8 @@
 """How large units and tiles are: a geometry for each tier, by the sizes of the tensor and its sets.
 
-Nothing that the compiler sees as a constant follows from the batch size: a tile has room for some
-instances, and a larger batch takes the next larger tile, the next tier, or more programs. But
-fewer than 16 instances may take wider rows of each: see `_row`.
+No compile-time constant depends on the batch size: a tile has room for some instances, and a larger
+batch takes the next larger tile, the next tier, or more programs. One exception: fewer than 16
+instances may take wider rows of each, see `_row`.
 """
 
 import math
@@ -12,47 +12,47 @@ import triton
 from . import launch, tiers
 from .geometry import Geometry, Sets, View, alignment
 
-# Elements of a tile that a program keeps where it holds whole sets, and its warps.
+# Elements of a tile that a program keeps if it holds whole sets, and its warps.
 ONE_PROGRAM_TILES = {2048: 4, 4096: 4, 8192: 8, 16384: 16}
-# The same for a contiguous set alone: one warp, which waits for no other and whose sums go through
-# no shared memory.
+# The same for a single contiguous set: one warp, which waits for no other; its sums need no shared
+# memory.
 ONE_WARP_TILE = 1024
-# Other warps where lanes crowd the registers, see `Geometry.crowded`. An SM has 16 warps of 128
-# registers either way; but two programs of 8,192 elements in 8 warps each spilled up to 472 bytes a
-# thread, and one in 16 warps nothing, a mixture with channels last up to 120.
+# Other warps if lanes crowd the registers, see `Geometry.crowded`. An SM has 16 warps of 128
+# registers either way. But with 8 warps, two programs of 8,192 elements each spilled up to 472
+# bytes a thread; one with 16 warps spilled nothing, or up to 120 for a channels-last mixture.
 CROWDED_TILES = {8192: 16}
-# The same where each element is loaded by an address of its own: 8 a thread.
+# The same if each element is loaded by its own address: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
-# Bytes of a tile that a member of a cluster keeps in 8 warps, two of which share an SM; half as
-# much where lanes or a residual need registers too, a quarter where the lanes differ in statistics.
+# Bytes of a tile that a member of a cluster keeps in 8 warps; two members share an SM. Half as much
+# if lanes or a residual need registers too, a quarter if the lanes differ in statistics.
 CLUSTER_TILE_BYTES = 32768
-# Lanes of a contiguous member's tile: the statistics of more would leave it no registers.
+# Lanes of a contiguous member's tile: with more, their statistics would leave it no registers.
 CLUSTER_LANES = 8
-# Members of a cluster, two for each of 132 SMs: beyond, no GPU of today holds one.
+# Members of a cluster, two for each of 132 SMs: no GPU of today holds a larger cluster.
 MOST_MEMBERS = 264
-# Elements of a tile that is read and left behind: 4 warps.
+# Elements of a tile that is read and not kept: 4 warps.
 STREAMING_TILE = 4096
-# Programs that a pass is split into when its units alone are too few, as many as run at once: 3 for
-# each of 132 SMs, more where an SM has more at a time.
+# Programs that a pass is split into if its units alone are too few. That many run at once: 3 for
+# each of 132 SMs, more if an SM has more at a time.
 ENOUGH_PROGRAMS = 396
-# Short channels of contiguous sets over the batch: warps, whose threads each take 16 bytes of an
-# instance, and instances of a tile, of passes that reduce and of those that do not.
+# Short channels of contiguous sets over the batch. Their length; warps, whose threads each take 16
+# bytes of an instance; and instances of a tile, in passes that reduce and in passes that do not.
 LONGEST_FOLDED = 255
 FOLDED_WARPS = 8
 FOLDED_STEP = 4
 FOLDED_TILE = (8, 4)  # forward, backward
-# Bytes of neighbouring channels that a pass that reduces takes, channels last: fewer channels are
-# merged by more programs, of fewer parts each.
+# Bytes of neighbouring channels in a pass that reduces, channels last. With fewer channels a unit,
+# more programs merge, each from fewer parts.
 REDUCED_LANES = 64
-MOMENTS_STAGES = 3  # of the loop over tiles: two are on their way while one is worked on
+MOMENTS_STAGES = 3  # of the loop over tiles: two are loaded while one is worked on
 # In the interpreter a program costs milliseconds and an element nanoseconds: few, large tiles.
 INTERPRETER_TILE = 1 << 18
 # Channels of units with several sets in one tile.
 MOST_LANES = 256
 # Sets that share a tile, told apart by comparing each channel with each set.
 MOST_SETS = 32
-WIDEST_ROW = 1024  # positions of a tile's row where there are several rows
-WASTED_OF_A_ROW = 1 / 12  # of the positions of rows of instances, that wider ones may waste
+WIDEST_ROW = 1024  # positions of a tile's row if there are several rows
+WASTED_OF_A_ROW = 1 / 12  # the share of positions in rows of instances that wider rows may waste
 
 Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
 
@@ -73,7 +73,7 @@ def choose(
 
 
 def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
-    """Units that one program holds whole, or None where sets are too large for it."""
+    """Units that one program holds whole, or None if sets are too large for it."""
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
     if not (launch.INTERPRETED or sets.batch or view.channels_last or _each_addressed(view)):
         blocks = _whole_sets(view, sets, ONE_WARP_TILE)
@@ -90,7 +90,7 @@ def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
 
 
 def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
-    """Units whose members hold a tile each, or None where a unit has more than MOST_MEMBERS."""
+    """Units whose members hold a tile each, or None if a unit has more than MOST_MEMBERS."""
     tile = CLUSTER_TILE_BYTES // view.itemsize
     if sets.mix or view.channels_last:
         tile //= 4
@@ -112,8 +112,8 @@ def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
 
 
 def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
-    """Units in parts, as few as keep the GPU busy; the mixture is streamed by its instances, as are
-    sums for parameters of samples."""
+    """Units in parts, as few as keep the GPU busy. A mixture, and sums for parameters of samples,
+    are streamed instance by instance."""
     sets = sets._replace(batch=sets.one_instance)
     found = _folded(view, sets, FOLDED_STEP, masked)
     if found is not None:
@@ -125,7 +125,7 @@ def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> G
 
 
 def _in_parts(whole: Geometry, tiles: int, backward: bool) -> Geometry:
-    """A unit's tiles cut into as many parts as keep the GPU busy."""
+    """A unit's tiles cut into just as many parts as keep the GPU busy."""
     at_once = ENOUGH_PROGRAMS * whole.reducing_at_once(backward) // 3
     wanted = 1 if launch.INTERPRETED else max(at_once // (whole.units * whole.members), 1)
     steps = triton.cdiv(tiles, min(wanted, tiles))
@@ -133,7 +133,7 @@ def _in_parts(whole: Geometry, tiles: int, backward: bool) -> Geometry:
 
 
 def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
-    """One tile a program, in the order of memory, whatever the sets."""
+    """One tile for each program, in the order of memory, whatever the sets."""
     found = _folded(view, sets, FOLDED_TILE[backward], masked)
     if found is not None:
         return found._replace(parts=triton.cdiv(view.N, found.BLOCK_S))
@@ -144,9 +144,9 @@ def pointwise(view: View, sets: Sets, backward: bool, masked: bool = False) -> G
 
 
 def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | None:
-    """A tile of `instances` of some channels, each with all its positions: one run of memory. For
-    contiguous sets over the batch whose channels are short; not with ReLU's bits, which each have
-    bytes of their own, nor where lanes differ between instances, whose parameters are their own."""
+    """A tile of `instances` of some channels, each with all its positions: one run of memory. It is
+    for contiguous sets over the batch with short channels. Not with ReLU's bits: each channel has
+    its own bytes of them. Not with parameters of samples: lanes would differ between instances."""
     _, C, S, channels_last, itemsize = view
     if channels_last or masked or not sets.one_instance or S > LONGEST_FOLDED or C * S >= 2**24:
         return None
@@ -154,7 +154,7 @@ def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | 
     columns = FOLDED_WARPS * 32 * vector
     if launch.INTERPRETED:
         columns = min(INTERPRETER_TILE, triton.next_power_of_2(max(C * S, vector)))
-    channels = vector // math.gcd(S, vector)  # that are a whole number of vectors
+    channels = vector // math.gcd(S, vector)  # the least number that fills whole vectors
     W = min(columns // S // channels * channels, triton.cdiv(C, channels) * channels)
     if W == 0 or C % channels:
         return None
@@ -165,7 +165,7 @@ def _folded(view: View, sets: Sets, instances: int, masked: bool) -> Geometry | 
 
 
 def _streamed_tile(view: View, sets: Sets, lanes: int) -> Blocks:
-    """A tile that is read and left behind; `lanes` with channels last."""
+    """A tile that is read and not kept; `lanes` with channels last."""
     tile = INTERPRETER_TILE if launch.INTERPRETED else STREAMING_TILE
     tile = tile // 4 if _each_addressed(view) else tile
     blocks = _parts_of_sets(view, sets, tile, lanes if view.channels_last else 64)
@@ -174,7 +174,7 @@ def _streamed_tile(view: View, sets: Sets, lanes: int) -> Blocks:
 
 
 def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
-    """A tile that holds whole sets, as many as it has room for; None where it holds none."""
+    """A tile that holds whole sets, as many as fit; None if not even one fits."""
     N, C, S, channels_last, itemsize = view
     BLOCK_S = max(triton.next_power_of_2(S), 8)
     if sets.batch:
@@ -201,7 +201,7 @@ def _whole_sets(view: View, sets: Sets, tile: int) -> Blocks | None:
 def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | None:
     """A tile of one set, or of neighbouring ones: up to about `lanes` channels.
 
-    None only for a mixture over the batch, of which a tile has to hold whole instances.
+    None only for a mixture over the batch, whose tile has to hold whole instances.
     """
     _, C, S, channels_last, _ = view
     depth, whole = sets.depth, max(triton.next_power_of_2(S), 8)
@@ -237,9 +237,9 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
 
 
 def _row(S: int, tile: int, N: int) -> int:
-    """Positions of each instance in a tile of several: the widest row of those that waste little
-    of the last one, or that waste least. Fewer than 16 instances take wider rows, of which a tile
-    has fewer: else most of it would be empty."""
+    """Positions of each instance in a tile of several: the widest row that wastes little of the
+    last row, or else the least. Fewer than 16 instances take wider rows, so that a tile has fewer
+    rows: else most of it would be empty."""
     widths = [w for w in (WIDEST_ROW >> k for k in range(4)) if 8 <= w <= tile]
     filled = [w for w in widths if tile // w <= triton.next_power_of_2(N)] or widths[:1]
     wasted = {w: (triton.cdiv(S, w) * w - S) / S for w in filled}
@@ -256,17 +256,17 @@ def _channels_at_once(view: View, tile: int, BLOCK_S: int) -> int:
 
 
 def _room(room: int, needed: int) -> int:
-    """`room`, whatever is needed of it: on a GPU a smaller one would be compiled anew."""
+    """On a GPU `room`, even if less is needed: another size would be compiled again."""
     return min(room, triton.next_power_of_2(needed)) if launch.INTERPRETED else room
 
 
 def _byte_groups(depth: int) -> int:
-    """How many sets of `depth` channels make up whole bytes of a bit for each channel."""
+    """The number of sets of `depth` channels that fill whole bytes, a bit for each channel."""
     return 8 // math.gcd(depth, 8)
 
 
 def _groups_together(C: int, depth: int, lanes: int) -> int:
-    """Channels of so many groups, at least about `lanes`, that fill lanes best; rather one group,
+    """Channels of several groups that fill lanes best, at least about `lanes`; rather one group,
     in blocks, than more than MOST_LANES."""
     together = _byte_groups(depth) * depth
     wide = [W for W in range(together, MOST_LANES + 1, together) if W >= min(lanes, C)]
@@ -277,7 +277,7 @@ def _groups_together(C: int, depth: int, lanes: int) -> int:
 
 
 def _each_addressed(view: View) -> bool:
-    """Whether elements are loaded one by one, each by an address that takes registers too."""
+    """Whether elements are loaded one by one, each by its own address, which needs registers."""
     axis = view.C if view.channels_last else view.S
     return not launch.INTERPRETED and alignment(axis) * view.itemsize < 8
 

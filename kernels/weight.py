@@ -20,12 +20,12 @@ from .tensors import contiguous, dtypes_of, from_weight_rows, itemsize_of, weigh
 
 @triton.jit
 def rooted_sums(squares, row, R):
-    """The root of each row's sum; 1 for rows that are not there, which nothing divides by 0."""
+    """The root of each row's sum; 1 for missing rows, so that nothing is divided by 0."""
     total = tl.where(row < R, sum_along(squares), 1.0)
     if total.dtype == tl.float64:
         return tl.sqrt(total)
     else:
-        return tl.sqrt_rn(total)  # sqrt.approx would cost half the digits
+        return tl.sqrt_rn(total)  # sqrt.approx would lose half the digits
 
 
 @triton.jit(do_not_specialize=["R", "L"])
@@ -38,7 +38,7 @@ def weight_norm_kernel(
     L,
     K: tl.constexpr,
 ):
-    """w = g v / ||v|| and ||v|| of each row; NaN where ||v|| is 0, as torch's.
+    """w = g v / ||v|| and ||v|| of each row; NaN if ||v|| is 0, as in torch.
 
     A row's first BLOCK_L columns stay in registers: shorter rows are read once, longer ones twice.
     """
@@ -99,7 +99,7 @@ def weight_norm_backward_kernel(
 
 @functools.lru_cache(PLANS)
 def weight_launch(R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backward: bool) -> Launch:
-    """A launch is made for one pattern of dtypes and of tensors that are None."""
+    """A launch serves one pattern of dtypes and of tensors that are None."""
     geometry = reducing(R, L, itemsize_of(dtypes), backward)
     kernel = weight_norm_backward_kernel if backward else weight_norm_kernel
     constants = {"K": geometry.choices(RowSpec("rms"))}
@@ -107,10 +107,10 @@ def weight_launch(R: int, L: int, dtypes: tuple[torch.dtype | None, ...], backwa
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """w in v's dtype and layout, and the norms that weight_norm_backward takes.
+    """w in v's dtype and layout, and the norms for weight_norm_backward.
 
-    v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1. g
-    has an element for each norm.
+    v is not empty. The norm is over all dimensions but `dim`, or over all if dim is -1. g has an
+    element for each norm.
     """
     rows = weight_rows(v, dim)
     w = torch.empty_like(rows)
@@ -128,7 +128,7 @@ def weight_norm_backward(
     dim: int,
     needs: tuple[bool, bool],
 ) -> Tensors:
-    """(dv, dg); None where `needs` says that nobody asked."""
+    """(dv, dg); None if `needs` says that nobody wants it."""
     rows = weight_rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
     dv = torch.empty_like(rows) if needs[0] else None

@@ -1,8 +1,8 @@
-"""Shared ground of the tests: the device, the backends, the one tolerance table, inputs, launches.
+"""Shared parts of the tests: the device, the backends, the one tolerance table, inputs, launches.
 
-The same files run on a GPU and, where there is none, in Triton's interpreter; that choice must be
-in the environment before any kernel is imported, hence the assignment right below the imports.
-TRITON_INTERPRET=0 keeps it from being made: compiled/, a run of its own, executes compiled kernels.
+The same files run on a GPU or, if there is none, in Triton's interpreter. That choice must be in
+the environment before any kernel is imported: so it is made right below the imports.
+TRITON_INTERPRET=0 prevents it, for the separate run of compiled/, which executes compiled kernels.
 """
 
 import collections
@@ -30,8 +30,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("triton", "cpu", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 TESTS = Path(__file__).parent
-collect_ignore = ["compiled"]  # unless named: see its conftest
-# Where a test that runs kernels without a GPU, if there is one, has "triton" in its name.
+collect_ignore = ["compiled"]  # unless named; see its conftest
+# In these files a test runs kernels, without a GPU, only if its name has "triton".
 NO_KERNELS = (
     "benchmarks/test_cpu.py",
     "benchmarks/test_plot.py",
@@ -41,24 +41,24 @@ NO_KERNELS = (
     "test_readme.py",
 )
 
-# THE tolerance table. An error is measured against the largest magnitude of the float64 truth; what
-# is allowed beside (a multiple of) torch's own error is this many units of the dtype's eps. At
-# float64 it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
+# THE tolerance table. An error is measured relative to the largest magnitude of the float64 truth.
+# Allowed are (a multiple of) torch's own error plus this many units of the dtype's eps. At float64
+# it judges formulas: 1/sqrt(eps) = 316 magnifies the rounding of sets of one or two values.
 TOLERANCE = {torch.float64: 256.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 
 # For tests with the traffic meter of kernels/traffic.py.
 metered = pytest.mark.skipif(DEVICE != "cpu", reason="the meter reads the interpreter")
 
 
-# The interpreter takes ten times as long for a case as all else does. Of a test that has more than
-# FEW, one case in SHARE runs there, chosen by its name, so that all values of all factors come up;
-# the others are slow.
+# A case takes ten times as long in the interpreter as elsewhere. If a test has more than FEW cases,
+# one in SHARE runs there, chosen by its name so that every value of every factor occurs; the others
+# are slow.
 FEW, SHARE = 6, 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what another version of Triton cannot change: `make test-matrix` leaves it out; and what
-    is one case too many for an interpreter."""
+    """Mark tests that do not depend on Triton's version (`make test-matrix` leaves them out), and
+    cases that are too many for an interpreter."""
     interpreted: dict[str, list[pytest.Item]] = collections.defaultdict(list)
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for item in items:
@@ -76,15 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def slow_unless(quick: bool) -> Any:
-    """The marks of a case that takes long without a GPU, where kernels are interpreted."""
+    """The marks of a case that is slow without a GPU, as kernels are then interpreted."""
     return () if quick or DEVICE == "cuda" else pytest.mark.slow
 
 
 def combinations(backends: Sequence[str], *factors: Any, quick: Callable[..., bool]) -> list[Any]:
     """Every backend with every combination of the factors, for `parametrize`.
 
-    Where factors do not interact, each of them with some of the others proves what all do: under
-    triton those combinations are slow for which quick(*factors) is false.
+    If factors do not interact, some of the combinations prove as much as all: under triton those
+    with a false quick(*factors) are slow.
     """
     return [
         pytest.param(*values, marks=slow_unless(values[0] != "triton" or quick(*values[1:])))
@@ -94,7 +94,7 @@ def combinations(backends: Sequence[str], *factors: Any, quick: Callable[..., bo
 
 @pytest.fixture
 def device() -> str:
-    """The device every tensor of the test lives on."""
+    """The device of every tensor in the test."""
     return DEVICE
 
 
@@ -131,7 +131,7 @@ def assert_no_worse(
 
 
 def raised_by(function: Callable[[], Any]) -> Exception:
-    """The exception that function() raises; failing if it raises none."""
+    """The exception that function() raises; the test fails if it raises none."""
     try:
         function()
     except Exception as error:
@@ -140,7 +140,7 @@ def raised_by(function: Callable[[], Any]) -> Exception:
 
 
 def with_layout(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The values of x (N, C, ...) laid out anew; rank 2 has no channels_last form of its own."""
+    """The values of x (N, C, ...) in another layout; rank 2 has no channels_last of its own."""
     if layout == "contiguous":
         return x.contiguous()
     if layout == "channels_last":
@@ -165,8 +165,8 @@ def make_input(
     """A leaf of normal values, the same ones for every layout and device.
 
     `layout`: "contiguous", "channels_last" (rank 3 and 5 too), "sliced" (non-contiguous, with NaN
-    between the values, so that a read beside them shows), or "expanded" (for dy: one value, stride
-    0 throughout).
+    between the values, so that a read of these shows), or "expanded" (for dy: one value, all
+    strides 0).
     """
     generator = torch.Generator().manual_seed(seed)
     if layout == "expanded":
@@ -178,7 +178,7 @@ def make_input(
 
 @contextlib.contextmanager
 def autocast_of_cuda() -> Iterator[None]:
-    """CUDA's autocast without a GPU, which torch.autocast would not switch on: for fake tensors."""
+    """CUDA's autocast without a GPU, for fake tensors: torch.autocast would not switch it on."""
     torch.set_autocast_enabled("cuda", True)
     try:
         yield
@@ -187,7 +187,7 @@ def autocast_of_cuda() -> Iterator[None]:
 
 
 def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` in an environment without fastnorm's variables but those given."""
+    """`python ARGUMENTS`, with only the given ones of fastnorm's environment variables."""
     from fastnorm.__main__ import VARIABLES
 
     env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
@@ -199,11 +199,11 @@ def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 @contextlib.contextmanager
 def running(backend: str, *, launches: bool = True) -> Iterator[list[str]]:
-    """Run the body under `backend` and check that what computes it is that backend alone.
+    """Run the body under `backend` and check that only that backend computes.
 
     Triton's kernels and the engine in C must run under their own names (unless `launches` is False:
-    nothing to do for an empty tensor) and under no others. A result of one that passes for
-    another's would make every other assertion hollow.
+    nothing to do for an empty tensor) and under no others. If another backend computed the result,
+    every other assertion would mean nothing.
     """
     import fastnorm
     from fastnorm.kernels import launch

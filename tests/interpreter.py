@@ -1,8 +1,8 @@
-"""Triton's interpreter without the work it repeats, which is most of the time of a launch.
+"""Triton's interpreter without its repeated work, which is most of the time of a launch.
 
-At every call of a device function, and of `tl.sum` and its like, it goes through all of
-`triton.language` to replace what it has replaced already. Here it does so where there is something
-to replace. Tests that start a process of their own have the interpreter as it comes.
+At every call of a device function, of `tl.sum` and its like, it goes through all of
+`triton.language` to patch names that are patched already. Here it does so only if there is
+something to patch. Tests that start a separate process have the interpreter unchanged.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""torch.autocast: the dtypes that torch's own norms compute and answer in, and what is refused."""
+"""torch.autocast: the dtypes of torch's own norms inside and outside, and the refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What backward promises beside values: who gets a gradient, what stays untouched, layouts."""
+"""Promises of the backward besides values: who gets a gradient, what stays unchanged, layouts."""
 
 from itertools import combinations
 

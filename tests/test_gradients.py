@@ -3,7 +3,7 @@
 gradcheck uses its fast mode (random projections of the Jacobian) except for four norms on
 contiguous x with every parameter: comparing each entry everywhere would take minutes.
 
-Slow are some of the kernels' combinations: fewer parameters in each layout, and each activation
+Some of the kernels' combinations are slow: fewer parameters in each layout, and each activation
 with and without a residual for each norm; the smooth ones with a graph and in a batch.
 """
 

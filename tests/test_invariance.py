@@ -1,6 +1,6 @@
-"""Whether results depend on the batch around a sample, or on the number of threads: to the bit.
+"""Whether results depend, to the bit, on the batch around a sample or on the number of threads.
 
-docs/limits.md says what holds.
+docs/limits.md says for which they do not.
 """
 
 import pytest

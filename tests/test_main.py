@@ -1,4 +1,4 @@
-"""`python -m fastnorm`: what it prints, its exit codes, and that its checks find what is wrong."""
+"""`python -m fastnorm`: its output and exit codes; its checks find wrong results."""
 
 import importlib.metadata
 import inspect

@@ -1,4 +1,4 @@
-"""The registered operators: torch.library's own checks, fake tensors, what they write, what not."""
+"""The registered operators: torch.library's own checks, fake tensors, and writes."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""What is published: one version, a wheel of the package alone, a source distribution of the same.
+"""The published files: one version, a wheel of only the package, a source distribution of the same.
 
-Built from a copy of the tree, so that nothing of earlier builds gets in, with the setuptools of
-this environment, so that no network is needed.
+Built from a copy of the tree, so that no file of earlier builds gets in, and with this
+environment's setuptools, so that no network is needed.
 """
 
 import os

@@ -1,16 +1,16 @@
 """Rounding errors at float32, bfloat16 and float16 against a float64 truth.
 
 Rule: our error <= 2 x torch's own error at that dtype + the tolerance table's eps-term. The truth
-sees the very values the low-precision input holds, so it has no rounding of its own. Weights and
-statistics are float32 as under autocast. Where torch has no kernel for a combination on this
-device (CUDA layer_norm and group_norm with float32 weights beside half inputs), "torch's own" is
-its float32 computation rounded to the dtype. Batch-instance norm has no torch operator:
-batch_norm and instance_norm are composed.
+sees the very values of the low-precision input, so it has no rounding of its own. Weights and
+statistics are float32 as under autocast. If torch has no kernel for a combination on this device
+(CUDA layer_norm and group_norm with float32 weights and half inputs), "torch's own" is its float32
+computation rounded to the dtype. Batch-instance norm has no torch operator: it is composed of
+batch_norm and instance_norm.
 
-relu is left out: next to its kink one rounding flips a mask, and the comparison says nothing.
+relu is left out: near its kink one rounding flips a mask, and the comparison says nothing.
 
-Slow are, of the kernels, 16-bit inputs where float32 ones say the same: they are float32 once they
-are loaded, and every test has some of each dtype that are quick.
+For the kernels, 16-bit inputs are slow if float32 ones test the same: they are float32 once they
+are loaded, and every test has some quick cases of each dtype.
 """
 
 import pytest

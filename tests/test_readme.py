@@ -1,4 +1,4 @@
-"""What the pages show is true: Python blocks run, commands parse, links lead somewhere.
+"""The pages are right: Python blocks run, commands parse, links lead somewhere.
 
 A page's Python blocks run one after the other, as a reader would type them. Commands, in shell
 blocks and between backticks, are checked as far as COMMANDS says, which also says why they are not

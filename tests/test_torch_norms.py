@@ -1,4 +1,4 @@
-"""The backend "torch": torch's own norms, and the formula where torch has none."""
+"""The backend "torch": torch's own norms, and the formula if torch has none."""
 
 import pytest
 import torch

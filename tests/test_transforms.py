@@ -1,4 +1,4 @@
-"""torch.func's transforms against torch's own norms in float64, and which of ours launched."""
+"""torch.func's transforms against torch's own norms in float64, and which of ours ran."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 """A program that uses every public name, as a user's type checker sees it.
 
-`make lint` checks it with mypy, strictly: an `assert_type` fails where a name is typed as anything
-else, untyped (Any) included, and so does a `type: ignore` of a call that should be an error but is
-not. tests/test_typing.py runs it.
+`make lint` checks it with mypy, strictly. An `assert_type` fails if a name has another type or none
+(Any); a `type: ignore` fails if the call should be an error but is not. tests/test_typing.py runs
+it.
 """
 
 from typing import assert_type

@@ -1,8 +1,8 @@
 """`python -m benchmarks.predict`: estimated time on an H100 and H200, from machine code alone.
 
-Compiles what the norms launch, for sm_90. For each case and direction: the estimated time and its
-share of the floor, which is the time that the least traffic takes; for each launch counts that are
-exact. Every time printed is an ESTIMATE that no GPU has confirmed.
+Compiles the norms' launches for sm_90. For each case and direction: the estimated time, and its
+share of the floor, which is the time for the least traffic. For each launch: exact counts. Every
+time printed is an ESTIMATE that no GPU has confirmed.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Another checkout's package under this one's program; an unbuilt one has its kernels beside.
+# Runs this program with another checkout's package; a checkout has its kernels beside that.
 ELSEWHERE = """
 import sys
 root = sys.argv.pop(1)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _of_baseline(
     checkout: Path, words: Sequence[str], gpus: Sequence[str]
 ) -> dict[tuple[str, str, str], dict[str, object]]:
-    """The rows of another checkout's package, by their keys, from a process of its own."""
+    """The rows of another checkout's package, by their keys, from a separate process."""
     if not (checkout / "fastnorm").is_dir():
         raise FileNotFoundError(f"{checkout} has no folder fastnorm: name a checkout")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""What SASS instructions do to a thread's registers, each as a line of Python.
+"""The effect of SASS instructions on a thread's registers, each as a line of Python.
 
 Integers and predicates are exact, since addresses and loops follow from them. Floating-point values
-only have to be plausible: conversions between formats give 0, as memory does that was not written.
+only have to be plausible: conversions between formats give 0, and so does memory never written.
 """
 
 import struct
@@ -31,7 +31,7 @@ def _carries(i: Instruction) -> tuple[str, list[str], list[str]]:
 
 
 def _with_carry(i: Instruction, o: Operands, value: str, carries_in: list[str]) -> str:
-    """value, plus the carries where the instruction takes them; its own carries beside."""
+    """value, plus the carries if the instruction takes them; also sets its own carries."""
     destination, carries, _ = _carries(i)
     if "X" in i.suffixes:
         value = "+".join([value, *(o.test(p) for p in carries_in)])
@@ -159,7 +159,7 @@ _COMPARISONS = {"LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": 
 
 
 def _set_both(i: Instruction, o: Operands, result: str) -> str:
-    """result into the first predicate and its opposite into the second, joined with the last."""
+    """Put result in the first predicate and its opposite in the second, joined with the last."""
     joint = next(s for s in i.suffixes if s in ("AND", "OR", "XOR"))
     sign = {"AND": " and ", "OR": " or ", "XOR": "!="}[joint]
     other = o.test(i.operands[4])

@@ -10,16 +10,16 @@ from .operands import MASK, float_bits
 from .trace import TENSORS_AT
 
 ARGUMENTS_AT = 0x210  # of sm_90
-STACK = 0x28  # where a thread finds its stack's end
+STACK = 0x28  # offset of the end of a thread's stack
 
 
 class Bank(NamedTuple):
-    words: dict[int, int]  # by their offset; Triton's own pointers, which come last, are 0
-    tensors: list[str]  # those that have addresses, in the order of these
+    words: dict[int, int]  # by offset; Triton's own pointers, which come last, are 0
+    tensors: list[str]  # those with addresses, in the order of the addresses
 
 
 def bank_of(arguments: Sequence[Argument]) -> Bank:
-    """Arguments in their order, each aligned to its size; the tensors' addresses are made up."""
+    """Arguments in their order, each aligned to its size; addresses of tensors are invented."""
     words, at = {STACK: 0xFFFD00}, ARGUMENTS_AT
     tensors: list[str] = []
     for name, form, value in arguments:

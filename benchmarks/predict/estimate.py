@@ -1,4 +1,4 @@
-"""The estimate of a launch: what its machine code does, played on a model of one multiprocessor."""
+"""The estimate of a launch: its machine code, played on a model of one multiprocessor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from .thread import Machine
 from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
 
 CAPABILITY = 90
-PARAMETERS = ("weight", "bias")  # by the fields of what a kernel is given
+PARAMETERS = ("weight", "bias")  # names of fields in a kernel's arguments
 NEAR = 65536  # bytes of parameters that stay in the L1 cache
-LONG = 4000  # instructions of a warp beyond which few blocks are played
+LONG = 4000  # instructions of a warp: beyond, only a few blocks are played
 
 
 @dataclass(frozen=True)
 class Code:
-    """A launch as the model needs it: its machine code, its grid and what it is given."""
+    """A launch in the form for the model: its machine code, its grid and its arguments."""
 
     name: str
     program: Program
@@ -59,24 +59,24 @@ class Estimate:
     programs: int
     warps: int
     registers: int
-    spilled: int  # bytes a thread; arrays of the program's own count too
+    spilled: int  # bytes a thread; the program's own arrays count too
     resident_warps: int  # on a multiprocessor at a time
     waves: float
-    peak_kb: float  # the most that a multiprocessor has asked of memory at a time
+    peak_kb: float  # the most that a multiprocessor has requested from memory at a time
     mean_kb: float
     instructions: float  # of threads, for each element of x
     issued: float  # share of the issue slots
     us: float
-    tail_us: float  # what the program that finds itself last does beside
-    moved: tuple[str, ...]  # of the tensors as large as x those that it reads or writes
+    tail_us: float  # extra time of the program that finds itself last
+    moved: tuple[str, ...]  # tensors as large as x that it reads or writes
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Estimate:
-    """Of one launch on x of so many elements; `again` names tensors that an earlier launch of the
-    same call has moved, of which a part is in the L2 cache."""
+    """The estimate of one launch on an x with that many elements. `again` names tensors that an
+    earlier launch of the same call has moved: a part of them is in the L2 cache."""
     room = occupancy(CAPABILITY, code.resources.registers, code.shared, code.warps)
     bank = bank_of(code.arguments)
     machine = Machine(code.program, bank.words)
@@ -133,7 +133,7 @@ def streams_of(code: Code, elements: int) -> list[Argument]:
 def _levels(
     tensors: Sequence[Argument], streams: Sequence[Argument], near: set[str]
 ) -> dict[int, int]:
-    """Where each tensor lies: what is as large as x in memory, small parameters in the L1 cache."""
+    """The place of each tensor: those as large as x in memory, small parameters in the L1 cache."""
     parameters = [a for a in tensors if _field(a) in PARAMETERS]
     close = L1 if sum(a.value for a in parameters) <= NEAR else L2
     found = {}
@@ -156,8 +156,8 @@ def _nobody(_k: int) -> int:
 def _traces(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], resident: int
 ) -> list[WarpTrace]:
-    """A warp of each program that a multiprocessor in the middle starts with; of launches that
-    follow in many waves, of four neighbours, whose work may differ."""
+    """A warp of each program that a multiprocessor in the middle starts with. If the launch has
+    many waves, a warp of four neighbouring programs, whose work may differ."""
     middle = code.programs // 2
     if code.programs > SMS * resident:
         chosen = range(middle, min(middle + 4, code.programs))
@@ -169,8 +169,8 @@ def _traces(
 def _uneven(
     code: Code, machine: Machine, levels: dict[int, int], trace: WarpTrace, gpu: str, resident: int
 ) -> float:
-    """Cycles that the first program, which may have a turn more, works alone when others are done,
-    with as much bandwidth as the L2 cache has."""
+    """Cycles that the first program, which may have a turn more, works alone after the others, with
+    the full bandwidth of the L2 cache."""
     if code.programs > SMS * resident:
         return 0.0
     first = trace_warp(machine, 0, levels, [], _nobody)
@@ -189,7 +189,7 @@ def _blocks(traces: list[WarpTrace], resident: int) -> int:
 def _tail(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], gpu: str
 ) -> float:
-    """us by which a program that finds itself the last of a set's works longer than the others."""
+    """The extra us of a program that finds itself the last of its set."""
     if not any(i.base == "ATOMG" for i in code.program.instructions):
         return 0.0
     alone = trace_warp(machine, code.programs // 2, levels, names, _nobody)
@@ -200,7 +200,7 @@ def _tail(
 
 
 def _last(code: Code) -> Callable[[int], int]:
-    """What tickets say to the last of a set's programs."""
+    """The values that tickets return to the last program of a set."""
     values = {a.name: int(a.value) for a in code.arguments if a.form[0] != "*"}
     if "parts" not in values:
         return _nobody

@@ -14,7 +14,7 @@ SMS = 132
 CLOCK = 1.755e9  # cycles a second
 LAUNCH = 1.2e-6  # s between kernels that follow one another in a CUDA graph
 L2_RATE = 26  # bytes a cycle that one multiprocessor gets from the L2 cache
-L2_KEEPS = 20e6  # bytes that a second launch, which walks backwards, finds in the cache
+L2_KEEPS = 20e6  # bytes that a second launch, walking backwards, finds in the cache
 BANDWIDTH = {"h100": 3.0e12, "h200": 4.3e12}  # bytes a second that a copy reaches
 
 
@@ -23,7 +23,7 @@ class NoCompilerError(RuntimeError):
 
 
 class PlayedInstruction(ctypes.Structure):
-    """As in one_sm.cpp, whose numbers of pipes, kinds and levels `trace.py` uses."""
+    """As in one_sm.cpp; `trace.py` uses its numbers of pipes, kinds and levels."""
 
     _fields_ = [
         (name, ctypes.c_int32)
@@ -51,12 +51,12 @@ class _Found(ctypes.Structure):
 
 
 class Played(NamedTuple):
-    """What the simulator says of some blocks on one multiprocessor."""
+    """The simulator's result for some blocks on one multiprocessor."""
 
     cycles: float
-    in_flight: float  # bytes asked for and not there, on average
+    in_flight: float  # bytes requested that have not arrived, on average
     issued: float  # share of the issue slots
-    cycles_a_block: float  # in the steady state; 0 where there is none
+    cycles_a_block: float  # in the steady state; 0 if there is none
 
 
 def play(
@@ -67,8 +67,8 @@ def play(
     blocks: int,
     alone: bool = False,
 ) -> Played:
-    """Blocks of so many warps, `resident` at a time, the traces in turns. `alone`, the other
-    multiprocessors take no bandwidth."""
+    """Blocks of that many warps, `resident` at a time; they take the traces in turns. `alone`: the
+    other multiprocessors take no bandwidth."""
     share = L2_RATE if alone else BANDWIDTH[gpu] / SMS / CLOCK
     machine = _Machine(share, L2_RATE, 1300, 280, 38, 250, 700, 700, 22)
     lengths = [len(trace) for trace in traces]

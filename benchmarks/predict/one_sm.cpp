@@ -1,10 +1,10 @@
 // One multiprocessor of compute capability 9.0, played with recorded instructions.
 //
-// Four schedulers issue at most one instruction a cycle each, of the oldest warp that is ready: whose
-// stall has passed, whose barriers (the scoreboard that the assembler wrote into the control bits)
-// are free, whose pipe is free. Loads and stores queue for the load/store unit, for the L2 cache
-// and for this multiprocessor's share of the memory's bandwidth. Blocks follow one another as
-// they find room. An estimate: latencies are assumed, nothing was measured.
+// Four schedulers issue at most one instruction a cycle each, from the oldest ready warp: its stall
+// has passed, and its barriers (the scoreboard that the assembler wrote into the control bits) and
+// its pipe are free. Loads and stores queue for the load/store unit, for the L2 cache and for this
+// multiprocessor's share of the memory's bandwidth. A block starts as soon as there is room. An
+// estimate: latencies are assumed, nothing was measured.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -18,7 +18,7 @@ enum Level { DRAM, L2, L1 };
 struct Instruction {
     int32_t pipe, stall, write_barrier, read_barrier, wait;
     int32_t kind, level;
-    int32_t amount;  // bytes of sectors; of FIXED and DELAYED the latency, of AWAIT groups left
+    int32_t amount;  // bytes of sectors; FIXED, DELAYED: the latency; AWAIT: groups left
     int32_t passes;  // through the load/store unit
 };
 
@@ -47,7 +47,7 @@ struct Simulation {
     const int *offsets, *lengths;
     int trace_count, warps, resident, blocks;
     const Machine &machine;
-    std::deque<Warp> all;  // whose places stay as it grows
+    std::deque<Warp> all;  // a deque: its elements do not move as it grows
     std::vector<Block> launched;
     std::vector<int> scheduler[4];
     double pipe[4][4] = {{0}}, unit = 0, l2 = 0, dram = 0, flight = 0, issued = 0, steady = -1;
@@ -86,7 +86,7 @@ struct Simulation {
         if (pipe_ == FMA_HEAVY) pipe[s][FMA] = now + 1;
     }
 
-    // When the data have passed the caches and the memory on their way.
+    // The time when the data have passed the caches and the memory.
     double transfer(const Instruction &i, double from, double now) {
         if (i.level == L1) return from + machine.l1_latency;
         double begin = std::max(from, l2);

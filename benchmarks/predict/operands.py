@@ -1,6 +1,7 @@
 """SASS operands as Python expressions over a thread's registers.
 
-R are its 32-bit registers, U the uniform ones, P and Q their predicates; numbers are unsigned.
+R are the thread's 32-bit registers, U the uniform ones, P and Q their predicates. Numbers are
+unsigned.
 """
 
 import math
@@ -41,7 +42,7 @@ def _negated(operand: str) -> bool:
 
 
 class Operands:
-    """Expressions of the operands of one program; `constants` is its bank, by offset."""
+    """Expressions for the operands of one program; `constants` is its bank, by offset."""
 
     def __init__(self, constants: Mapping[int, int]) -> None:
         self.constants = constants
@@ -113,7 +114,7 @@ class Operands:
         return f"{target} = bool({value})"
 
     def address(self, s: str) -> str:
-        """Of desc[UR4][R2.64+0x10] or [R2+UR4+0x10]: the last brackets'."""
+        """The address in desc[UR4][R2.64+0x10] or [R2+UR4+0x10]: in the last brackets."""
         terms = []
         inner = re.findall(r"\[([^\[\]]*)\]", s)[-1].replace(" ", "")
         for sign, term, suffix in _ADDRESS_TERM.findall(inner):
@@ -128,14 +129,14 @@ class Operands:
         return "".join(terms) or "0"
 
     def registers(self, s: str, count: int) -> list[str]:
-        """`count` registers from this one on; none where it is the zero register."""
+        """`count` registers from this one on; none if it is the zero register."""
         if _register(s) is None:
             return []
         return [_register(s, i) or "" for i in range(count)]
 
 
 def _register(s: str, later: int = 0) -> str | None:
-    """The register, or the one so many later; None for those that are always 0."""
+    """The register, or a later one; None for registers that are always 0."""
     bank, number = ("U", s[2:]) if s.startswith("UR") else ("R", s[1:])
     if number[0] == "Z":
         return None

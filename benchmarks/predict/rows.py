@@ -1,4 +1,4 @@
-"""A row of a report: one direction of a case, the estimates of its launches and their sum."""
+"""A row of a report: one direction of a case, with its launches' estimates and their sum."""
 
 from collections.abc import Iterable, Iterator
 from math import exp, log, prod
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def rows_of(case: Case, launches: list[Launch], gpus: Iterable[str]) -> Iterator[Row]:
-    """Of each direction on each GPU."""
+    """The rows for each direction on each GPU."""
     elements = prod(case.shape)
     for direction, made in launches_of(case, launches):
         codes = [code_of(launch) for launch in made]
@@ -50,7 +50,7 @@ def key_of(row: Row) -> tuple[str, str, str]:
 
 
 def text(row: Row, former: Row | None) -> str:
-    """A line for the row and one for each launch; `former` is the same row of another version."""
+    """A line for the row and one for each launch; `former` is the other version's row."""
     line = (
         f"{row['case']} {row['direction']} {row['gpu']}: estimated {row['estimated_us']:.1f} us, "
         f"{row['estimated_percent_of_floor']:.0f}% of the floor"

@@ -1,4 +1,4 @@
-"""Machine code of sm_90 as data: instructions, their operands and what the scheduler is told."""
+"""Machine code of sm_90 as data: instructions, their operands and their control bits."""
 
 import re
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ GLOBAL = GLOBAL_LOADS | GLOBAL_STORES | ATOMICS
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `stall` and the rest are the control bits that the assembler wrote."""
+    """One instruction; `stall` and the rest are the control bits from the assembler."""
 
     address: int
     guard: str | None  # the predicate that it runs under, "!P0"
     name: str  # with suffixes, LDG.E.128
     operands: tuple[str, ...]
     stall: int  # cycles until this warp's next
-    write_barrier: int  # the barrier (0 to 5) that its result frees; 7 for none
-    read_barrier: int  # that the reading of its operands frees
+    write_barrier: int  # the barrier (0 to 5) that is freed by its result; 7 for none
+    read_barrier: int  # the barrier that is freed when its operands were read
     wait: int  # a bit for each barrier that it waits for
 
     @property
@@ -54,7 +54,7 @@ class Instruction:
 @dataclass(frozen=True)
 class Program:
     instructions: tuple[Instruction, ...]
-    labels: dict[str, int]  # the address that each stands before
+    labels: dict[str, int]  # each label's address
 
 
 def parse(cubin: bytes) -> Program:
@@ -62,7 +62,7 @@ def parse(cubin: bytes) -> Program:
 
 
 def parse_text(text: str) -> Program:
-    """The program that `nvdisasm -c -hex` printed."""
+    """The program in the output of `nvdisasm -c -hex`."""
     found: list[Instruction] = []
     labels: dict[str, int] = {}
     waiting: list[str] = []
@@ -113,7 +113,7 @@ _KIND_OF = {base: kind for kind, bases in _KINDS.items() for base in bases}
 
 
 def kind(instruction: Instruction) -> str:
-    """What sort of work it is, "integer" where nothing else."""
+    """The kind of work; "integer" if it is no other."""
     if instruction.base == "HFMA2" and "-RZ" in instruction.operands:
-        return "integer"  # how a constant is moved
+        return "integer"  # a moved constant
     return _KIND_OF.get(instruction.base, "integer")

@@ -1,4 +1,4 @@
-"""One thread of a compiled kernel, executed: each instruction in turn, and what it touches."""
+"""One thread of a compiled kernel, executed: each instruction in turn, and its memory accesses."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from .operands import MASK, MASK64, Operands, as_float, float_bits, is_predicate
 from .sass import ATOMICS, Instruction, Program
 
 MOST_STEPS = 3_000_000
-# They change no register of this thread: fences, barriers, what holds a warp together.
+# They change no register of this thread: fences, barriers, control of a warp's convergence.
 _NOTHING = {
     "NOP", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "ERRBAR", "CGAERRBAR", "CCTL", "MEMBAR", "DEPBAR",
     "BAR", "YIELD", "FENCE", "LDGDEPBAR", "ARRIVES", "SYNCS", "ELECT", "LEPC", "EXIT",
@@ -23,27 +23,27 @@ _MEMORIES = {
 
 
 class Step(NamedTuple):
-    """One instruction executed; `at` is where it touched memory, None where it did not."""
+    """One instruction executed; `at` is the address that it touched, or None."""
 
     instruction: Instruction
-    active: bool  # False where its guard held it back
+    active: bool  # False if its guard was false
     at: int | None
 
 
 @dataclass
 class Thread:
-    """What a thread is told, and the memory that it wrote itself."""
+    """A thread's inputs, and the memory that it wrote itself."""
 
     thread: int
     program: int
     constants: Mapping[int, int]
-    index: Mapping[int, int]  # which instruction an address is
-    arrival: Callable[[int], int]  # what its k-th atomic returns
+    index: Mapping[int, int]  # address to index of an instruction
+    arrival: Callable[[int], int]  # the value returned by the k-th atomic
     atomics: int = 0
     memory: dict[int, int] = field(default_factory=dict)
     shared: dict[int, int] = field(default_factory=dict)
     stack: dict[int, int] = field(default_factory=dict)
-    returned: int | None = None  # by an atomic that another thread made for this one
+    returned: int | None = None  # by an atomic that another thread did for this one
 
     @property
     def special(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ _NAMES = {
 
 
 def _memory_line(i: Instruction, o: Operands) -> str:
-    """The source of an access to memory; it leaves the address in `at`."""
+    """The source line for an access to memory; it leaves the address in `at`."""
     words = max(1, i.bits // 32)
     if i.base == "LDGSTS":
         tests = [s for s in i.operands[2:] if is_predicate(s)]
@@ -120,7 +120,7 @@ def _memory_line(i: Instruction, o: Operands) -> str:
 
 
 class Machine:
-    """A program made executable, for one bank of constants."""
+    """A program turned into Python functions, for one bank of constants."""
 
     def __init__(self, program: Program, constants: Mapping[int, int]) -> None:
         self.constants = constants
@@ -149,7 +149,7 @@ class Machine:
             then = "-1"
         guard = "True" if i.guard is None else o.test(i.guard)
         idle = []
-        if i.base == "ATOMG":  # another thread makes it for the whole program, and hands it on
+        if i.base == "ATOMG":  # one thread does it for the whole program, and passes the value on
             idle = ["T.returned = T.atomic()"]
         elif i.base == "STS":
             at = o.address(i.operands[0])
@@ -176,7 +176,7 @@ class Machine:
         return there
 
     def run(self, program: int, thread: int, arrival: Callable[[int], int]) -> list[Step]:
-        """Every instruction that the thread executes. Raises RuntimeError where it never ends."""
+        """Every instruction that the thread executes. Raises RuntimeError if it never ends."""
         told = Thread(thread, program, self.constants, self._index, arrival)
         registers, uniform = [0] * 256, [0] * 66
         predicates, uniform_predicates = [False] * 8, [False] * 8

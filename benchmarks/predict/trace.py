@@ -1,4 +1,4 @@
-"""What one warp of a launch does: its instructions, with the sectors that each touches."""
+"""The trace of one warp of a launch: its instructions, with the sectors that each touches."""
 
 import ctypes
 import math
@@ -12,7 +12,7 @@ from .thread import Machine, Step
 
 SECTOR = 32
 WARP = 32
-TENSORS_AT = 1 << 44  # where the first of a launch's tensors lies; each has 2^40 bytes of room
+TENSORS_AT = 1 << 44  # address of a launch's first tensor; each has 2^40 bytes of room
 DRAM, L2, L1 = 0, 1, 2
 ALU, FMA, FMA_HEAVY, SPECIAL, MEMORY, OTHER = range(6)
 (
@@ -44,14 +44,14 @@ _KINDS = {"BAR": BARRIER, "EXIT": EXIT, "MEMBAR": FENCE, "LDGDEPBAR": COMMIT, "D
 
 @dataclass(frozen=True)
 class WarpTrace:
-    """The steps of a warp's first thread, and how the model plays them."""
+    """The steps of a warp's first thread, and their form for the model."""
 
     steps: list[Step]
     played: ctypes.Array[PlayedInstruction]
     sectors: Counter[tuple[str, str]]  # bytes of sectors, by load, store or atomic, and argument
 
     def peak_in_flight(self) -> int:
-        """The most bytes from the memory that a thread has asked for before it waits for some."""
+        """The most bytes that a thread has requested from memory before it waits for some."""
         most, copied = 0, 0
         loads, copies = [0] * 8, list[int]()
         for (instruction, active, at), i in zip(self.steps, self.played, strict=True):
@@ -79,7 +79,7 @@ def trace_warp(
     names: Sequence[str],
     arrival: Callable[[int], int],
 ) -> WarpTrace:
-    """The first warp of a program; `levels` says where each tensor lies, by its number."""
+    """The first warp of a program; `levels` gives the place of each tensor, by its number."""
     base = machine.run(program, 0, arrival)
     lanes = [machine.run(program, lane, arrival) for lane in (1, WARP - 1)]
     in_step = all(len(lane) == len(base) for lane in lanes)
@@ -108,7 +108,7 @@ def _regular_sectors(first: Step, last: Step) -> int:
 def _all_sectors(
     machine: Machine, program: int, base: list[Step], arrival: Callable[[int], int]
 ) -> list[int]:
-    """Sectors of each step from all lanes: the n-th time that each comes to an instruction."""
+    """Sectors of each step over all lanes; a lane's n-th visit to an instruction is one step."""
     found: dict[tuple[int, int], set[int]] = {}
     for lane in range(WARP):
         for key, step in zip(*_numbered(machine.run(program, lane, arrival)), strict=True):
@@ -155,7 +155,7 @@ def _played(
 
 
 def _describe(step: Step, out: PlayedInstruction) -> None:
-    """All that does not depend on what memory is touched."""
+    """Everything that does not depend on the memory touched."""
     i = step.instruction
     out.stall, out.write_barrier, out.read_barrier, out.wait = (
         i.stall, i.write_barrier, i.read_barrier, i.wait,

@@ -23,9 +23,9 @@ class Meta:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is in one of the archives of https://www.cs.toronto.edu/~kriz/cifar.html."""
+    """The contents of an archive of https://www.cs.toronto.edu/~kriz/cifar.html."""
 
-    key: str  # how --dataset calls it
+    key: str  # its name for --dataset
     name: str
     folder: str
     train_files: tuple[str, ...]
@@ -81,14 +81,14 @@ ARCHIVES = {archive.key: archive for archive in (CIFAR10, CIFAR100)}
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles containers, numbers, strings and NumPy arrays; any other global is refused.
 
-    A pickle names the functions that it calls, so pickle.load would run whatever a file says.
+    A pickle names the functions that it calls, so pickle.load would run anything in a file.
     """
 
     ALLOWED = frozenset(
         {
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
-            ("_codecs", "encode"),  # how protocol 2 stores bytes
+            ("_codecs", "encode"),  # protocol 2 stores bytes this way
             *(
                 (f"numpy.{core}.{module}", name)  # NumPy 2 renamed core to _core
                 for core in ("core", "_core")
@@ -122,7 +122,7 @@ def read_fields(archive: Archive, file: Path) -> dict[Any, Any]:
 def read_batch(archive: Archive, file: Path) -> Arrays:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one file, of any number of rows N >= 1.
 
-    Raises UserError if the file is missing or is anything else than such a batch.
+    Raises UserError if the file is missing or is not such a batch.
     """
     fields = read_fields(archive, file)
     images, labels = fields.get("data"), fields.get(archive.label_field)
@@ -139,7 +139,7 @@ def read_batch(archive: Archive, file: Path) -> Arrays:
 
 
 def read_class_names(archive: Archive, folder: Path) -> tuple[str, ...]:
-    """One for each label. Raises UserError if the archive's file of names is anything else."""
+    """One name for each label. Raises UserError if the archive's file of names is not valid."""
     if not isinstance(archive.class_names, Meta):
         return archive.class_names
     file, field = folder / archive.class_names.file, archive.class_names.field
@@ -154,7 +154,7 @@ def read_class_names(archive: Archive, folder: Path) -> tuple[str, ...]:
 def find_folder(archive: Archive, data_dir: Path) -> Path:
     """The archive's own folder in `data_dir`, or `data_dir` itself.
 
-    Raises UserError if `data_dir` is no folder or is that of another archive.
+    Raises UserError if `data_dir` is no folder, or the folder of another archive.
     """
     data_dir = data_dir.expanduser()
     if not data_dir.is_dir():

@@ -19,30 +19,30 @@ class Normalise:
     ) -> None:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         shape = (1, 3, 1, 1)
-        # A channel without contrast has std 0; any other divisor leaves its zeros zero.
+        # A channel without contrast has std 0; its zeros stay zero with any other divisor.
         scale = [255 * value or 1.0 for value in std]
         self.shift = torch.tensor([255 * value for value in mean], device=device).view(shape)
         self.factor = torch.tensor([1 / value for value in scale], device=device).view(shape)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 of the images' shape, in the layout asked for."""
+        """The images in float32, with the same shape, in the layout that was asked for."""
         values = images.to(torch.float32, memory_format=self.layout, copy=True)
         return values.sub_(self.shift).mul_(self.factor)
 
 
 class Batch(NamedTuple):
-    """What a process computes of a batch."""
+    """A process's part of a batch."""
 
     images: torch.Tensor  # float32 (B, 3, 32, 32), normalised
     labels: torch.Tensor  # int64 (B,)
-    whole: int  # images of all processes together
+    whole: int  # number of images in all processes together
 
 
 class TrainBatches:
     """Shuffled batches of a split; each image is cropped out of its zero-padded self and mirrored.
 
-    The random numbers are drawn on the CPU, once an epoch, from a generator of their own: the same
-    batches on every device, for every backend and norm. Of each batch a process gets its share.
+    The random numbers are drawn on the CPU, once an epoch, from a separate generator: so batches
+    are the same on every device, for every backend and norm. A process gets its share of a batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""torch.nn's norms with fastnorm's call, norm(x, residual), each step an operator of its own.
+"""torch.nn's norms with fastnorm's call, norm(x, residual); each step is a separate operator.
 
 Subclasses rather than wrappers, so that a checkpoint has the same names with either.
 """
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Unfused(nn.Module):
-    """act(norm(x) + residual) as three operators: what a model without fastnorm runs."""
+    """act(norm(x) + residual) as three operators, as in a model without fastnorm."""
 
     def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,7 +48,7 @@ class Identity(Unfused, nn.Identity):
 
 
 def convert_sync_batchnorm(model: Model) -> Model:
-    """`model` with each BatchNorm2d in it replaced; torch's own converter would drop the relu."""
+    """`model` with each BatchNorm2d replaced; torch's own converter would drop the relu."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, BatchNorm2d):

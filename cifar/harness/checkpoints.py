@@ -1,4 +1,4 @@
-"""A trained model out of its checkpoint."""
+"""Reads a trained model from its checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from harness.model import Architecture, ResNet, make_model
 
 
 def find_checkpoint(path: Path, flag: str) -> Path:
-    """`path`, or its checkpoint.pt if it is the folder of a run; `flag` is where it came from.
+    """`path`, or its checkpoint.pt if it is the folder of a run; `flag` is the flag that gave it.
 
-    Raises UserError for the folder of an unfinished run, and for any other.
+    Raises UserError for the folder of an unfinished run, and for any other folder.
     """
     if not path.is_dir():
         return path
@@ -34,9 +34,9 @@ def make_trained(
 ) -> tuple[dict[str, ResNet], Normalise]:
     """The models by the name of their weights, and their normalisation.
 
-    "" are the weights, "ema" their average where the run had --ema; in the layout of the run, so
-    that they answer as they did at its end. Raises UserError if the weights in `file` do not fit
-    its architecture.
+    "" are the weights, "ema" their average if the run had --ema. They have the run's memory layout,
+    so that they give the same answers as at its end. Raises UserError if the weights in `file` do
+    not fit its architecture.
     """
     weights = {"": checkpoint["model"]}
     if checkpoint.get("ema"):  # a run of an earlier version has no such key

@@ -1,4 +1,4 @@
-"""torch.compile's files in a folder of the run's own: a kill at any moment costs nothing."""
+"""torch.compile's files in the run's own folder: so a kill at any moment does no harm."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 @contextlib.contextmanager
 def own_cache(folder: Path) -> Iterator[None]:
-    """What is compiled in this block lies in `folder`, which goes when the block has ended well.
+    """Code compiled in this block lies in `folder`, which is removed when the block ends well.
 
-    torch 2.13 writes shared objects under their final names. One that a killed process
-    left cut short fails whoever finds it there: then the folder is cleared and the script begins
-    anew (StartAgain), once, as the folder is empty the next time. Under torchrun that is an error:
-    its processes have to be started together.
+    torch 2.13 writes shared objects under their final names. A killed process may leave one cut
+    short, and the next process that loads it fails. Then the folder is cleared and the script
+    starts again (StartAgain), once: the folder is empty the next time. Under torchrun that is an
+    error, as its processes have to be started together.
     """
     used = folder.is_dir() and any(folder.iterdir())
     before = os.environ.get(VARIABLE)
@@ -42,8 +42,8 @@ def own_cache(folder: Path) -> Iterator[None]:
 
 
 def from_compiler(error: BaseException) -> bool:
-    """Whether torch.compile, or what it has compiled, raised it."""
-    if isinstance(error, OSError | ImportError):  # what the dynamic linker says
+    """Whether the error comes from torch.compile or from its compiled code."""
+    if isinstance(error, OSError | ImportError):  # the dynamic linker's errors
         return True
     from torch._dynamo.exc import TorchDynamoException  # slow to import
     from torch._inductor.exc import CppCompileError
@@ -52,5 +52,5 @@ def from_compiler(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message."""
+    """The first line of its message."""
     return str(error).strip().partition("\n")[0]

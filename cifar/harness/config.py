@@ -1,4 +1,4 @@
-"""The command line of train.py, which is also the record saved with every run; flags as words."""
+"""The command line of train.py, which is saved with every run; and flags in words."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ MISSING = {
     "wn": "mean-only batch norm",
 }  # from torch.nn
 
-# They say where things lie on one machine or how they are shown, not what was computed.
+# They give places on one machine or the way of display, and do not affect results.
 NOT_RECORDED = ("data_dir", "output", "resume", "tensorboard", "eval_only")
-# What --eval-only goes with; all else is the checkpoint's.
+# Flags that go with --eval-only; all others come from the checkpoint.
 OF_EVALUATION = ("eval_only", "dataset", "data_dir", "dataset_label", "device", "backend")
 
 
 def flag(name: str) -> str:
-    """What a user types for a field: --batch-size for batch_size."""
+    """A field's flag as a user types it: --batch-size for batch_size."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -47,7 +47,7 @@ def flag_words(values: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs of a study have in common."""
+    """Settings that the runs of a study share."""
 
     recipe: RecipeName = "auto"
     """study (Singh and Mittal, "Normalizations in Deep Learning", 2021): plain SGD, x0.1 after 75%
@@ -55,21 +55,20 @@ class Setting:
     validation. he (arXiv 1512.03385): momentum 0.9, weight decay 1e-4, x0.1 after 50% and 75%,
     zero-padded shortcuts, a tenth for validation. fast: warm-up and half a cosine, Nesterov
     momentum 0.9, weight decay 5e-4 of weights alone, label smoothing 0.1, the study's network, a
-    tenth for validation; quickest with --amp bf16 --channels-last where the processor has
-    instructions for bfloat16.
-    digits: batches of 32, momentum 0.9, weight decay
-    1e-4, x0.1 after 60% and 90%. auto: digits for the digits, study for CIFAR."""
+    tenth for validation; quickest with --amp bf16 --channels-last if the processor has
+    instructions for bfloat16. digits: batches of 32, momentum 0.9, weight decay 1e-4, x0.1 after
+    60% and 90%. auto: digits for the digits, study for CIFAR."""
     depth_n: int = 2
     """Residual blocks per stage, n: 6n+2 layers."""
     shortcut: Shortcut | None = None
-    """Where the shape changes: 1x1 convolution + norm, or every second pixel padded with zero
+    """If the shape changes: 1x1 convolution + norm, or every second pixel padded with zero
     channels. Default: the recipe's."""
     dataset: Literal["auto", "cifar10", "cifar100", "digits"] = "auto"
     """auto: CIFAR-10 from --data-dir, else downloaded; if that fails, scikit-learn's digits."""
     data_dir: Path | None = None
     """A folder with cifar-10-batches-py or cifar-100-python in it, or that folder itself."""
     dataset_label: str | None = None
-    """What the results call the data in --data-dir, e.g. "CIFAR-10 (JPEG q75)"."""
+    """The name of the data in --data-dir for the results, e.g. "CIFAR-10 (JPEG q75)"."""
     device: Device = "auto"
     amp: Amp = "off"
     """Autocast in training; fp16 with loss scaling. Evaluation is in float32."""
@@ -81,15 +80,15 @@ class Setting:
     """Replay each step as a CUDA graph."""
 
     def settings(self) -> dict[str, Any]:
-        """These flags alone, by name."""
+        """Only these flags, by name."""
         return {field.name: getattr(self, field.name) for field in fields(Setting)}
 
     def chosen_shortcut(self) -> Shortcut:
-        """The flag's, else the recipe's."""
+        """The flag's value, or else the recipe's."""
         return self.shortcut or RECIPES[self.chosen_recipe()].shortcut
 
     def chosen_recipe(self) -> RecipeName:
-        """The flag's, else that of --dataset."""
+        """The flag's value, or else that for --dataset."""
         return choose_recipe(self.recipe, self.dataset)
 
     def require_counts(self, *names: str) -> None:
@@ -114,34 +113,34 @@ class TrainConfig(Setting):
     groups, sn is switchable, wn normalizes the convolutions' weights and has mean-only batch
     normalization after them."""
     backend: Backend = "auto"
-    """Who computes it: a fastnorm backend, but torch: that is torch.nn's modules, add and relu."""
+    """The norms' backend: one of fastnorm's; torch means torch.nn's modules, add and relu."""
     groups: int | None = None
-    """Of gn, the same number in each layer. Default: C/4, four channels a group."""
+    """Groups of gn, the same number in each layer. Default: C/4, four channels a group."""
     epochs: int | None = None
     """Default: 100 (study), 182 (he) or 30 (fast) for CIFAR, 13 for the digits, 1 for the digits in
     Triton's interpreter."""
     batch_size: int | None = None
-    """Of all processes together. Default: 128, for the recipe digits 32."""
+    """Images of all processes together. Default: 128, for the recipe digits 32."""
     lr: float | None = None
-    """The largest of the schedule. Default: 0.1, for the recipe digits 0.01; for wn 0.3 times that.
-    The rho of bin has 10 times it."""
+    """The largest rate of the schedule. Default: 0.1, for the recipe digits 0.01; for wn 0.3 times
+    that. The rho of bin has 10 times the rate."""
     ema: float | None = None
-    """Also keep, save and evaluate the exponential moving average of the weights, of this decay,
-    e.g. 0.999. Before each evaluation training images give it running statistics of its own."""
+    """Also keep, save and evaluate the exponential moving average of the weights, with this decay,
+    e.g. 0.999. Before each evaluation, training images give it its own running statistics."""
     seed: int = 0
-    """Decides the weights, the batches and their augmentation, alike for every backend."""
+    """Determines the weights, the batches and their augmentation, the same for every backend."""
     output: Path | None = None
     """Default: runs/DATASET-NORM-BACKEND-seedSEED. Replaces an earlier run's files at the end."""
     resume: bool = False
-    """Go on from the last complete epoch in OUTPUT/unfinished, to the losses of a run that was
-    never interrupted; begin where there is none; do nothing where OUTPUT holds the finished run."""
+    """Go on from the last complete epoch in OUTPUT/unfinished, with the same losses as a run that
+    was never interrupted. Begin if there is none; do nothing if OUTPUT holds the finished run."""
     tensorboard: bool = False
     """Also write the metrics to OUTPUT/tensorboard; needs the package tensorboard."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; evaluate and save all the same."""
     eval_only: Path | None = None
     """Train nothing: print the scores of this checkpoint, or of a run's folder, on the splits. The
-    network is the checkpoint's, the data set too unless --dataset names one. Writes nothing."""
+    network is the checkpoint's, and so is the data set without --dataset. Writes nothing."""
 
     def check(self) -> None:
         """Raises UserError for values that no run can have."""
@@ -174,7 +173,7 @@ class TrainConfig(Setting):
             )
 
     def require_evaluation(self) -> None:
-        """Raises UserError for a flag that --eval-only would not heed."""
+        """Raises UserError for a flag that --eval-only would ignore."""
         for field in fields(self):
             if field.name not in OF_EVALUATION and getattr(self, field.name) != field.default:
                 raise UserError(
@@ -183,7 +182,7 @@ class TrainConfig(Setting):
                 )
 
     def record(self) -> dict[str, Any]:
-        """The flags that decide what is computed, as plain values."""
+        """The flags that affect results, as plain values."""
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name not in NOT_RECORDED}
 

@@ -1,4 +1,4 @@
-"""The data sets: CIFAR-10, CIFAR-100, or scikit-learn's digits where there is no network."""
+"""The data sets: CIFAR-10, CIFAR-100, or scikit-learn's digits if there is no network."""
 
 import sys
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split the same way in every run whatever its seed."""
+    """A data set; its splits are the same in every run, whatever the seed."""
 
     key: str  # "cifar10", "cifar100" or "digits"
-    name: str  # as results call it
+    name: str  # its name in results
     class_names: tuple[str, ...]
     train: Split
     val: Split
@@ -64,7 +64,7 @@ class Dataset:
 def load_dataset(
     dataset: str, data_dir: Path | None, label: str | None, validation_share: float
 ) -> Dataset:
-    """What --dataset, --data-dir and --dataset-label ask for.
+    """The data set for --dataset, --data-dir and --dataset-label.
 
     Of CIFAR's training images the last `validation_share`, a fraction, are for validation; the
     digits have a split of their own. Raises UserError for missing or damaged files.
@@ -88,7 +88,7 @@ def load_dataset(
 def load_archive(
     archive: Archive, data_dir: Path, label: str | None, validation_share: float
 ) -> Dataset:
-    """Split as the files order the images, which is at random."""
+    """The archive's images, split in the files' order, which is random."""
     train, test, names = archives.read_folder(archive, data_dir)
     images, labels = (torch.from_numpy(array) for array in train)
     count = len(labels) - round(validation_share * len(labels))
@@ -106,9 +106,9 @@ def load_archive(
 def load_digits() -> Dataset:
     """scikit-learn's 1,797 grey 8x8 digits, interpolated to 32x32 and repeated over three channels.
 
-    1,197 for training, 300 for validation, 300 for the test, of one fixed permutation.
+    1,197 for training, 300 for validation, 300 for the test, by one fixed permutation.
     """
-    # Here because it is slow to import and CIFAR-10 does not need it.
+    # Imported here: it is slow to import, and CIFAR-10 does not need it.
     from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
 
     digits = load()
@@ -126,7 +126,7 @@ def load_digits() -> Dataset:
 
 
 def announce_digits(reason: str) -> None:
-    """Say on stderr, where it cannot be overlooked, that the run is not about CIFAR-10."""
+    """Say clearly on stderr that the run does not use CIFAR-10."""
     text = (
         "this is NOT CIFAR-10\n"
         f"CIFAR-10 could not be downloaded ({reason}), so scikit-learn's 8x8 digits, enlarged to "

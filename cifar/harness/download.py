@@ -1,4 +1,4 @@
-"""Fetch CIFAR's archives once: into a cache, with their MD5 checked."""
+"""Fetches CIFAR's archives once, into a cache, and checks their MD5."""
 
 import hashlib
 import http.client
@@ -14,7 +14,7 @@ from harness.archives import Archive
 from harness.errors import UserError, writing
 
 CACHE = Path("~/.cache/fastnorm")
-TIMEOUT = 5.0  # seconds without an answer after which the machine counts as offline
+TIMEOUT = 5.0  # seconds without an answer: then the machine counts as offline
 
 
 class Offline(Exception):
@@ -22,9 +22,9 @@ class Offline(Exception):
 
 
 def download(archive: Archive) -> Path:
-    """The folder that holds the archive's own, downloaded unless it is there already.
+    """The folder that contains the archive's own folder; downloaded if it is missing.
 
-    Raises Offline if the host does not answer, UserError if what arrives is not the archive.
+    Raises Offline if the host does not answer, UserError if another file arrives.
     """
     cache = CACHE.expanduser()
     if (cache / archive.folder).is_dir():
@@ -35,7 +35,7 @@ def download(archive: Archive) -> Path:
         raise Offline(str(getattr(error, "reason", error))) from None
     with writing(cache), response:
         cache.mkdir(parents=True, exist_ok=True)
-        # Work beside the goal: the last step is one rename, so nothing half-unpacked is ever seen.
+        # Work in the target's folder: the last step is one rename, so nothing is half-unpacked.
         with tempfile.TemporaryDirectory(dir=cache) as work:
             file = Path(work) / "archive.tar.gz"
             fetch(archive, response, file)
@@ -75,4 +75,4 @@ def fetch(archive: Archive, response: Any, file: Path) -> None:
             progress.advance(task, len(chunk))
     md5 = digest.hexdigest()
     if md5 != archive.md5:
-        raise UserError(f"what {archive.url} sent has MD5 {md5}, expected {archive.md5}; try again")
+        raise UserError(f"{archive.url} sent data of MD5 {md5}, expected {archive.md5}; try again")

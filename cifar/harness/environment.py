@@ -1,4 +1,4 @@
-"""Where a script runs: device, backend (chosen before fastnorm is imported), versions, commit."""
+"""The script's environment: device, backend (set before fastnorm is imported), versions, commit."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ from harness.errors import UserError
 
 
 def select_device(name: Device, cuda_graph: bool = False) -> torch.device:
-    """auto is the GPU where there is one. Raises UserError if what needs a GPU gets none."""
+    """auto is the GPU if there is one. Raises UserError if a GPU is needed and there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -27,8 +27,8 @@ def select_device(name: Device, cuda_graph: bool = False) -> torch.device:
 def select_backend(backend: Backend, device: torch.device) -> bool:
     """Make `backend` serve fastnorm's modules; True if its kernels run in Triton's interpreter.
 
-    To be called before anything imports triton (torch.optim does): triton reads TRITON_INTERPRET
-    when its own functions are defined. Raises UserError if fastnorm or triton is not installed.
+    Call it before anything imports triton (torch.optim does): triton reads TRITON_INTERPRET when
+    its own functions are defined. Raises UserError if fastnorm or triton is not installed.
     """
     if backend == "torch":
         return False
@@ -47,19 +47,19 @@ def select_backend(backend: Backend, device: torch.device) -> bool:
 
 
 def describe_device(device: torch.device) -> str:
-    """The name that results carry."""
+    """The device's name for results."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def versions() -> dict[str, str | None]:
-    """Of what a result depends on; None for a package that is not installed."""
+    """Versions that a result depends on; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("fastnorm-triton", "torch", "triton", "numpy", "scikit-learn"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    found["torch"] = torch.__version__  # the metadata leave out the build, +cpu or +cu130
+    found["torch"] = torch.__version__  # the metadata lack the build, +cpu or +cu130
     return found
 
 

@@ -1,4 +1,4 @@
-"""How the scripts end: one line on stderr for what the user can mend, else a traceback."""
+"""How the scripts end: one line on stderr for an error that the user can fix, else a traceback."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 class UserError(Exception):
     """A flag, file or result that the user must change; the message says how, in one line.
 
-    Where images cannot be read, one more line for each names it.
+    If images cannot be read, it has one more line for each of them.
     """
 
 
@@ -20,8 +20,8 @@ class StartAgain(Exception):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses in this block (full, forbidden, no folder ...) is a UserError that
-    names `path`: a failed write names no file, and a temporary file a name that nobody knows."""
+    """The system's errors in this block (full, forbidden, no folder ...) become a UserError that
+    names `path`: a failed write names no file, and a temporary file has an unknown name."""
     try:
         yield
     except OSError as error:
@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
 def run_script(main: Callable[[], None]) -> None:
     """Run `main`; turn UserError and OSError (unreadable, forbidden ...) into exit code 1.
 
-    A KeyboardInterrupt's own words, how to go on, are printed.
+    The message of a KeyboardInterrupt says how to go on, and is printed.
     """
     try:
         main()

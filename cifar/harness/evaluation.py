@@ -1,4 +1,4 @@
-"""The labels that a model gives to images, and their scores."""
+"""The labels that a model predicts for images, and their scores."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def infer(
 def accuracy(
     model: torch.nn.Module, split: Split, normalise: Normalise, device: torch.device
 ) -> float:
-    """Of the labels that the model in eval mode gives to the images."""
+    """The accuracy of the labels that the model in eval mode gives to the images."""
     found = infer(model, split.images, normalise, device).argmax(1)
     return (found == split.labels).double().mean().item()
 
@@ -35,7 +35,7 @@ def infer_splits(
     normalise: Normalise,
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], Scores]:
-    """Logits (N, classes) of each split's images as they are (no crop, no mirror), and scores."""
+    """Logits (N, classes) of each split's unchanged images (no crop, no mirror), and scores."""
     logits = {name: infer(model, split.images, normalise, device) for name, split in splits.items()}
     return logits, {name: scores(splits[name].labels, z.argmax(1)) for name, z in logits.items()}
 

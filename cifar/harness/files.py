@@ -1,4 +1,4 @@
-"""What a run leaves behind. A file appears under its name only when it is complete."""
+"""The files of a run. A file appears under its name only when it is complete."""
 
 import io
 import json
@@ -14,14 +14,14 @@ import torch
 from harness.config import flag
 from harness.errors import UserError, writing
 
-TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
+TEMPORARY = ".tmp"  # ending of the name of an incomplete file
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written.
 
-    Whoever is killed on the way leaves a file *.tmp and `path` as it was. Raises UserError where
-    the system refuses.
+    A process that is killed during this leaves a file *.tmp, and `path` as it was. Raises UserError
+    if the system refuses.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())  # else the rename may reach the disk before the content
-            umask = os.umask(0)  # mkstemp makes private files; give the permissions of open()
+            umask = os.umask(0)  # mkstemp makes private files: set the permissions of open()
             os.umask(umask)
             os.chmod(name, 0o666 & ~umask)
             os.replace(name, path)
@@ -41,7 +41,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def require_writable(path: Path, flag: str = "--output") -> None:
-    """Raises UserError where no file could be written under this name, before work is lost."""
+    """Raises UserError if no file can be written under this name, before work is lost."""
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder; give a file")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
@@ -59,7 +59,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add one JSON line for each row; all or, where the system refuses (UserError), none."""
+    """Add one JSON line for each row: all or, if the system refuses (UserError), none."""
     text = "".join(map(json_line, rows))
     with writing(path), path.open("ab", buffering=0) as file:
         before = file.tell()
@@ -73,7 +73,7 @@ def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_torch(path: Path, content: dict[str, Any]) -> None:
-    """Tensors and plain values only, so that load_checkpoint need not trust the file."""
+    """Only tensors and plain values, so that load_checkpoint need not trust the file."""
     buffer = io.BytesIO()  # torch.save would turn the OSError of a full disk into a RuntimeError
     torch.save(content, buffer)
     write_atomic(path, lambda file: file.write(buffer.getbuffer()))
@@ -85,13 +85,13 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON line for each row, over what was there."""
+    """One JSON line for each row; replaces the file's former contents."""
     text = "".join(map(json_line, rows))
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; [] if there is none, and without a last line cut short."""
+    """The rows of a JSON lines file, without an incomplete last line; [] if there is no file."""
     if not path.exists():
         return []
     *lines, _torn = path.read_text().split("\n")
@@ -122,13 +122,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 class RunFolder:
     """The files of one run: in OUTPUT/unfinished while it lasts, then moved to OUTPUT.
 
-    So a run that fails leaves an earlier run's files as they are, and its own to go on from.
+    So a run that fails leaves an earlier run's files as they are, and its own for a later --resume.
     """
 
     CHECKPOINT, RESULTS = "checkpoint.pt", "results.json"
     OF_EPOCHS = ("steps.jsonl", "metrics.jsonl")
     OF_THE_END = ("predictions.npz", RESULTS)
-    # In the order in which they move: results.json, the mark of a finished run, comes last.
+    # In the order of the moves: results.json, the mark of a finished run, comes last.
     NAMES = (CHECKPOINT, "config.json", *OF_EPOCHS, *OF_THE_END)
 
     def __init__(self, output: Path) -> None:
@@ -152,7 +152,7 @@ class RunFolder:
         return True
 
     def saved(self, config: dict[str, Any]) -> dict[str, Any] | None:
-        """The checkpoint to go on from, None without any. UserError if it is another run's."""
+        """The checkpoint to go on from, None if there is none. UserError if it is another run's."""
         path = self.unfinished / self.CHECKPOINT
         if not path.exists():
             return None
@@ -175,18 +175,18 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """An empty `unfinished`, but for what is not ours."""
+        """Create `unfinished`, or remove our files from it."""
         self.clear(set(self.NAMES))
 
     def go_on(self, epoch: int) -> None:
-        """Forget what was written after the checkpoint of `epoch`."""
+        """Delete everything that was written after the checkpoint of `epoch`."""
         self.clear(set(self.OF_THE_END))
         for name in self.OF_EPOCHS:
             rows = [row for row in read_rows(self.unfinished / name) if row["epoch"] <= epoch]
             write_rows(self.unfinished / name, rows)
 
     def clear(self, names: set[str]) -> None:
-        """Remove these files and those that a killed run left half-written."""
+        """Remove these files, and those that a killed run left incomplete."""
         with writing(self.unfinished):
             self.unfinished.mkdir(parents=True, exist_ok=True)
             half_written = self.unfinished.glob(f"*{TEMPORARY}")
@@ -200,7 +200,7 @@ class RunFolder:
     def finish(self) -> None:
         """Move every file up, over an earlier run's."""
         with writing(self.output):
-            (self.output / self.RESULTS).unlink(missing_ok=True)  # no mark beside a mixture
+            (self.output / self.RESULTS).unlink(missing_ok=True)  # no mark next to a mixture
             for name in self.NAMES:
                 os.replace(self.unfinished / name, self.output / name)
             self.unfinished.rmdir()

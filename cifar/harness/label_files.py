@@ -1,4 +1,4 @@
-"""Labels and probabilities of images as CSV files, a line an image."""
+"""Labels and probabilities of images as CSV files, a line for each image."""
 
 import csv
 import io
@@ -13,28 +13,28 @@ from harness.files import write_atomic
 
 
 class Table:
-    """Lines of a CSV, with the image's name first if `named`; written at the end, at once."""
+    """Lines of a CSV, with the image's name first if `named`; all are written at the end."""
 
     def __init__(self, path: Path, named: bool) -> None:
         self.path, self.named, self.text = path, named, io.StringIO()
         self.writer = csv.writer(self.text, lineterminator="\n")
 
     def add(self, names: Sequence[str], rows: Iterable[list[Any]]) -> None:
-        """A line for each image."""
+        """Add a line for each image."""
         for name, row in zip(names, rows, strict=True):
             self.writer.writerow([name, *row] if self.named else row)
 
     def write(self) -> None:
-        """The file appears whole. Raises UserError where the system refuses."""
-        content = self.text.getvalue().encode(errors="surrogateescape")  # names may be no UTF-8
+        """The file appears whole. Raises UserError if the system refuses."""
+        content = self.text.getvalue().encode(errors="surrogateescape")  # names need not be UTF-8
         write_atomic(self.path, lambda file: file.write(content))
 
 
 def read_labels(path: Path, named: bool, class_names: Sequence[str]) -> dict[str, int]:
     """The label of each image by its name in a folder or, without `named`, "row 1", "row 2" ...
 
-    A line is LABEL or NAME,LABEL, and a label an index or the name of a class. Raises UserError for
-    the first line that is neither, or names an image again.
+    A line is LABEL or NAME,LABEL; a label is an index or the name of a class. Raises UserError for
+    the first line that is neither, or that names an image a second time.
     """
     known = {str(index): index for index in range(len(class_names))}
     known |= {name: index for index, name in enumerate(class_names)}
@@ -57,7 +57,7 @@ def read_labels(path: Path, named: bool, class_names: Sequence[str]) -> dict[str
 
 
 def pick_labels(labels: dict[str, int], names: Sequence[str], path: Path) -> torch.Tensor:
-    """int64 (N,): those of the images called `names`. UserError unless they are the very same."""
+    """int64 (N,): the labels of the images `names`. UserError unless both have the same images."""
     if missing := [name for name in names if name not in labels]:
         raise UserError(
             f"--labels {path} has no label for {len(missing)} of {len(names)} images, the first is "

@@ -22,7 +22,7 @@ NormFactory = Callable[[int, str | None], nn.Module]  # (channels, activation) -
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a state_dict fits; checkpoints hold it as a dict."""
+    """The architecture that a state_dict fits; checkpoints hold it as a dict."""
 
     norm: Norm
     depth_n: int = 2
@@ -34,14 +34,14 @@ class Architecture:
 def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> NormFactory:
     """Makes the model's norms: torch.nn's for backend "torch", else fastnorm's fused ones.
 
-    All have a per-channel weight and bias, rms a weight alone, wn a bias alone. `groups` is gn's,
-    None for C/4. Raises UserError for a norm that torch.nn does not have.
+    All have a weight and a bias for each channel, but rms only a weight, wn only a bias. `groups`
+    is gn's, None for C/4. Raises UserError for a norm that torch.nn does not have.
     """
     if norm == "none":
         return lambda channels, activation: builtin_norms.Identity(activation=activation)
     modules: Any = builtin_norms
     if backend != "torch":
-        import fastnorm  # not at the top: select_backend has to come before it
+        import fastnorm  # not at the top: select_backend has to run before it
 
         modules = fastnorm
     else:
@@ -61,13 +61,13 @@ def norm_factory(norm: Norm, backend: Backend, groups: int | None = None) -> Nor
 
 def make_rms(channels: int, activation: str | None) -> nn.Module:
     """RMS norm over C, H, W."""
-    from harness.rms import RMSNorm2d  # not at the top, as fastnorm
+    from harness.rms import RMSNorm2d  # not at the top, like fastnorm
 
     return RMSNorm2d(channels, activation=activation)
 
 
 class PadShortcut(nn.Module):
-    """Every second pixel, and zeros for the channels that x lacks: option A of He et al.
+    """Every second pixel, and zeros for the missing channels: option A of He et al.
 
     (N, channels, H, W) -> (N, out_channels, H / 2, W / 2).
     """
@@ -77,7 +77,7 @@ class PadShortcut(nn.Module):
         self.missing = out_channels - channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Has no parameters."""
+        """It has no parameters."""
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.missing))
 
 
@@ -156,14 +156,14 @@ def make_model(
 def build_model(
     architecture: Architecture, backend: Backend, seed: int, he_initialisation: bool = False
 ) -> ResNet:
-    """Weights depend on the seed alone: built on the CPU, and no norm draws random numbers."""
+    """Weights depend only on the seed: built on the CPU, and no norm draws random numbers."""
     torch.manual_seed(seed)
     return make_model(architecture, backend, he_initialisation)
 
 
 def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
-    """For wn, the scales and biases of convolutions by normalised images (N, 3, 32, 32), as its
-    authors do (arXiv 1602.07868, section 3); for all others nothing."""
+    """For wn, sets the scales and biases of convolutions from normalised images (N, 3, 32, 32), as
+    its authors do (arXiv 1602.07868, section 3); does nothing for other norms."""
     if norm == "wn":
         import fastnorm
 
@@ -171,7 +171,7 @@ def initialise(model: ResNet, norm: Norm, images: torch.Tensor) -> None:
 
 
 def require_synchronised(norm: Norm, backend: Backend, device: torch.device) -> None:
-    """Raises UserError for what several processes cannot train."""
+    """Raises UserError for a norm that several processes cannot train."""
     if norm == "wn":
         raise UserError("--norm wn: mean-only batch norm is not synchronised; use one process")
     if backend == "torch" and norm == "bn" and device.type == "cpu":
@@ -179,9 +179,9 @@ def require_synchronised(norm: Norm, backend: Backend, device: torch.device) -> 
 
 
 def synchronise(model: ResNet, backend: Backend) -> ResNet:
-    """`model` where statistics of a batch are those of all processes' batches together.
+    """`model` with batch statistics taken over the batches of all processes together.
 
-    For norms that can: see require_synchronised.
+    Only for norms that can do it: see require_synchronised.
     """
     if backend != "torch":
         import fastnorm

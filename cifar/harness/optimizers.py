@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, and the average of the weights that it goes through."""
+"""A recipe's optimizer, and the moving average of the weights."""
 
 import copy
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ from torch import nn
 
 from harness.recipes import Recipe
 
-RHO_SHARE = 10  # of the learning rate
+RHO_SHARE = 10  # times the learning rate
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.SGD:
     """The recipe's SGD; BIN's rho has 10 times the learning rate and no weight decay.
 
-    The latter is the recipe of BIN's authors (arXiv 1805.07925). They also clamp rho after each
-    step; here the module itself keeps it within [0, 1].
+    That is the recipe of BIN's authors (arXiv 1805.07925). They also clamp rho after each step;
+    here the module itself keeps it within [0, 1].
     """
     undecayed: set[str] = set()
     if not recipe.decay_norms:
-        import fastnorm  # not at the top: select_backend has to come before it
+        import fastnorm  # not at the top: select_backend has to run before it
 
         undecayed = fastnorm.no_decay_parameters(model)
     kinds: dict[str, list[nn.Parameter]] = {"decayed": [], "undecayed": [], "rho": []}
@@ -40,9 +40,9 @@ class Average:
     """The exponential moving average of a model's parameters, as a model of its own.
 
     After step t it moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the parameters, so
-    that a short run is not held by its initial weights. Running statistics are not averaged: those
-    of the raw weights belong to other features. `estimate` takes them anew, as stochastic weight
-    averaging does (arXiv 1803.05407, section 3.2).
+    that a short run is not held back by its initial weights. Running statistics are not averaged:
+    the raw weights' statistics belong to other features. `estimate` takes them again, as stochastic
+    weight averaging does (arXiv 1803.05407, section 3.2).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -51,7 +51,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """After an optimizer step of `model`."""
+        """Call it after an optimizer step of `model`."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], share)
@@ -59,8 +59,8 @@ class Average:
     @torch.no_grad()
     def estimate(self, batches: Iterable[torch.Tensor]) -> None:
         """Running statistics as means over batches (N, 3, 32, 32), normalised and augmented as in
-        training: those of images as they are belong to other features again. A model without such
-        statistics is left alone."""
+        training: unaugmented images would give statistics of other features. Models without running
+        statistics stay as they are."""
         norms: list[Any] = [
             module
             for module in self.model.modules()
@@ -71,7 +71,7 @@ class Average:
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's word for the mean over all batches
+            norm.momentum = None  # in torch this means the mean over all batches
         self.model.train()
         for images in batches:
             self.model(images)
@@ -79,10 +79,10 @@ class Average:
             norm.momentum = momentum
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs."""
+        """The state for `restore`."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be what `state` was saved of."""
+        """Set everything from a saved state."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

@@ -1,4 +1,4 @@
-"""Which runs a study consists of."""
+"""The runs of a study."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ Part = Literal["variants", "builtin", "batch", "speed"]
 Variant = Literal["bn-builtin", "none", "bn", "in", "bin", "ln", "gn", "rms", "sn", "wn"]
 
 SEVEN: tuple[Variant, ...] = ("bn-builtin", "none", "bn", "in", "bin", "ln", "gn")
-BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # beside bn-builtin of the seven
+BUILTIN = ("in-builtin", "ln-builtin", "gn-builtin")  # besides bn-builtin of the variants
 BATCH_NORMS = ("bn", "gn")
 
 
 @dataclass(frozen=True)
 class StudyConfig(Setting):
-    """Run the whole study, norm against norm, into OUTPUT; call it again and it goes on.
+    """Run the whole study, norm against norm, into OUTPUT. Call it again, and it goes on.
 
-    OUTPUT/runs/NAME/seedSEED holds the files of train.py, OUTPUT/speed.jsonl what speed.py
-    measured, OUTPUT/logs what both printed. `python cifar/report.py OUTPUT` reads them, at any
+    OUTPUT/runs/NAME/seedSEED holds the files of train.py, OUTPUT/speed.jsonl the results of
+    speed.py, OUTPUT/logs the output of both. `python cifar/report.py OUTPUT` reads them, at any
     time.
     """
 
@@ -31,24 +31,24 @@ class StudyConfig(Setting):
     """The study's folder."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int | None = None
-    """Of each run; the schedule is scaled to it. Default: the recipe's 100, 182, 30 or 13."""
+    """Epochs of a run; the schedule is scaled to it. Default: the recipe's 100, 182, 30 or 13."""
     parts: tuple[Part, ...] = get_args(Part)
-    """variants: norm against norm. builtin: torch.nn's norms where ours has a twin. batch: bn
+    """variants: norm against norm. builtin: torch.nn's norms, if torch.nn has the same. batch: bn
     against gn at each batch size. speed: images/s and memory in training."""
     variants: tuple[Variant, ...] = SEVEN
-    """Of the parts variants and speed."""
+    """Norms in the parts variants and speed."""
     batch_sizes: tuple[int, ...] = (128, 32, 8, 4, 2)
-    """Of the part batch; the learning rate is in proportion to it there, as Wu and He (arXiv
-    1803.08494) have it: the recipe's at the recipe's batch size."""
+    """Batch sizes in the part batch. The learning rate is in proportion to them, as in Wu and He
+    (arXiv 1803.08494): the recipe's at the recipe's batch size."""
     batch_epochs: int | None = None
-    """Of its runs. Default: 60% of --epochs, as in the study."""
+    """Epochs of the batch part's runs. Default: 60% of --epochs, as in the study."""
     jobs: int = 1
-    """Runs at a time."""
+    """Number of runs at a time."""
     seconds: float | None = None
-    """Stop after so long, in the middle of runs; call again to go on."""
+    """Stop after this time, even in the middle of runs; call again to go on."""
 
     def check(self) -> None:
-        """Raises UserError for values that no study can have; those of runs are train.py's."""
+        """Raises UserError for values that no study can have; train.py checks those of runs."""
         self.require_counts("epochs", "batch_epochs", "jobs")
         for name in ("seeds", "parts", "variants", "batch_sizes"):
             values = getattr(self, name)
@@ -98,7 +98,7 @@ def plan_part(study: StudyConfig, part: Part, seed: int) -> Iterator[PlannedRun]
 
 
 def train_config(study: StudyConfig, name: str, seed: int, **flags: Any) -> TrainConfig:
-    """The flags of the training called `name`, nothing left open."""
+    """The flags of the training called `name`, with a value for each."""
     norm, *variant = name.split("-")
     name_of_recipe = study.chosen_recipe()
     recipe = RECIPES[name_of_recipe]

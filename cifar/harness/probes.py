@@ -1,4 +1,4 @@
-"""What is watched of a model while it trains, beside its accuracy."""
+"""Quantities of a model recorded in training, besides its accuracy."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class FeatureProbe:
     """How features spread over training: percentiles 1, 20, 80, 99 (Wu and He, arXiv 1803.08494,
     figure 6) of the last convolution's output, before norm and relu, and of the pooled features.
 
-    In eval mode, of the first IMAGES images of `split`, all values together.
+    In eval mode, for the first IMAGES images of `split`, all values together.
     """
 
     def __init__(self, split: Split, normalise: Normalise, device: torch.device) -> None:
@@ -53,11 +53,11 @@ def percentiles(values: torch.Tensor) -> list[float | None]:
 
 
 def mixing(model: torch.nn.Module) -> dict[str, Any]:
-    """What BIN's rho and SN's weights are, layer by layer; {} for models without such norms."""
+    """BIN's rho and SN's weights, layer by layer; {} for models without such norms."""
     rho, switch = {}, {}
     for name, module in model.named_modules():
         if hasattr(module, "rho"):
-            rho[name] = module.rho.detach().float()  # reading it projects it into [0, 1]
+            rho[name] = module.rho.detach().float()  # reading it clamps it to [0, 1]
         if hasattr(module, "mean_weight"):
             switch[name] = {
                 kind: getattr(module, f"{kind}_weight").detach().softmax(0).tolist()

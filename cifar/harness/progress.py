@@ -1,4 +1,4 @@
-"""What train.py shows: a progress bar in a terminal, one plain line an epoch anywhere."""
+"""train.py's display: a progress bar in a terminal, and one plain line for each epoch anywhere."""
 
 from types import TracebackType
 from typing import Any
@@ -56,11 +56,11 @@ class Progress:
         self.bar.stop()
 
     def images(self, count: int) -> None:
-        """So many more images were processed."""
+        """Count more processed images."""
         self.bar.advance(self.task, count)
 
     def at(self, stage: str) -> None:
-        """What the bar says beside itself."""
+        """Set the text next to the bar."""
         self.bar.update(self.task, description=stage)
 
     def line(self, text: str) -> None:
@@ -68,7 +68,7 @@ class Progress:
         self.bar.console.print(text)
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """One line of a row of metrics.jsonl."""
+        """Print one line for a row of metrics.jsonl."""
         text = (
             f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  "
             f"train {row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}  "
@@ -80,7 +80,7 @@ class Progress:
         self.line(text)
 
     def splits(self, results: dict[str, Scores]) -> None:
-        """The final table; `results` by the name of the weights, "" for the raw ones."""
+        """Print the final table; `results` by the name of the weights, "" for the raw ones."""
         rows = {
             f"{weights} {split}".strip(): values
             for weights, found in results.items()

@@ -1,4 +1,4 @@
-"""How a run trains where its flags leave it open."""
+"""How a run trains: values for the flags that are not given."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 Shortcut = Literal["projection", "pad"]
 RecipeName = Literal["auto", "study", "he", "fast", "digits"]
 
-WN_SHARE = 0.3  # of the learning rate: with all of it weight norm diverges
+WN_SHARE = 0.3  # times the learning rate: with the full rate weight norm diverges
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Drops:
         return [-(-epochs * percent // 100) for percent in self.percents]
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """Of the rate in `epoch`, which counts from 0."""
+        """The factor of the rate in `epoch`, which counts from 0."""
         return 0.1 ** sum(epoch >= milestone for milestone in self.milestones(epochs))
 
     def __str__(self) -> str:
@@ -34,13 +34,13 @@ class Cosine:
     """The learning rate rises by equal steps in the first `warm_up` percent of the epochs, rounded
     up, then falls along half a cosine to nearly 0 (SGDR without restarts, arXiv 1608.03983).
 
-    It is constant within an epoch, so that a CUDA graph, of which it is a constant, serves one.
+    It is constant within an epoch: it is a constant of a CUDA graph, which then serves one epoch.
     """
 
     warm_up: int
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """Of the rate in `epoch`, which counts from 0; 1 in the last one of the warm-up."""
+        """The factor of the rate in `epoch`, which counts from 0; 1 in the warm-up's last epoch."""
         rising = -(-epochs * self.warm_up // 100)
         if epoch < rising:
             return (epoch + 1) / rising
@@ -52,30 +52,30 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD, cross entropy, crops after padding by 4, mirror images (not of digits); and:"""
+    """SGD, cross entropy, crops after padding by 4, mirrored images (not for digits); and:"""
 
     source: str
-    """Whose it is; goes on after "the recipe"."""
+    """Its origin; the text goes on after "the recipe"."""
     epochs: int
     lr: float
-    """The largest of the schedule, at batches of `batch_size`."""
+    """The largest rate of the schedule, at batches of `batch_size`."""
     batch_size: int
     schedule: Drops | Cosine
     momentum: float
     weight_decay: float
-    """Never of BIN's rho."""
+    """Never applied to BIN's rho."""
     shortcut: Shortcut
     he_initialisation: bool
-    """Of the convolutions; else torch.nn's own."""
+    """Initialisation of the convolutions; else torch.nn's own."""
     validation_share: float
-    """Of the training images; the last ones. The digits have a split of their own."""
+    """The share of the training images, the last ones. The digits have their own split."""
     expectation: str | None
-    """Of a run of so many epochs, for whoever starts it; None where none has been measured."""
+    """What to expect of a run with that many epochs; None if it was never measured."""
     nesterov: bool = False
     decay_norms: bool = True
-    """Weight decay also of what norms have and of biases."""
+    """Whether weight decay also applies to norms' parameters and to biases."""
     label_smoothing: float = 0.0
-    """Of the loss in training (arXiv 1512.00567, section 7)."""
+    """In the training loss (arXiv 1512.00567, section 7)."""
 
     def rate(self, norm: str) -> float:
         """The largest learning rate, at batches of `batch_size`."""
@@ -105,8 +105,8 @@ RECIPES = {
         expectation="0.85 to 0.88 on CIFAR-10's test images, by norm (the published study), in "
         "an hour or more of a CPU",
     ),
-    # He et al., arXiv 1512.03385, section 4.2: 64,000 steps, of which 182 epochs of 45,000 images
-    # make 64,064, and drops after 32,000 and 48,000.
+    # He et al., arXiv 1512.03385, section 4.2: 64,000 steps, drops after 32,000 and 48,000; 182
+    # epochs of 45,000 images make 64,064.
     "he": Recipe(
         source="of He et al. (arXiv 1512.03385)",
         epochs=182,
@@ -120,8 +120,8 @@ RECIPES = {
         validation_share=0.1,
         expectation="0.91 on CIFAR-10's test images with bn and --depth-n 3 (He et al.)",
     ),
-    # Our own: what is customary for a short training, on the study's network. 30 epochs are about
-    # what one core with bfloat16 instructions does in half an hour.
+    # Our own: usual choices for a short training, on the study's network. 30 epochs take one core
+    # with bfloat16 instructions about half an hour.
     "fast": Recipe(
         source="of this harness for half an hour of a CPU",
         epochs=30,
@@ -138,8 +138,8 @@ RECIPES = {
         validation_share=0.1,
         expectation=None,
     ),
-    # Our own, for a first try: the study's 0.1 without momentum, in the 100 steps that 10 epochs of
-    # the digits have at batches of 128, ends between 0.1 and 0.7.
+    # Our own, for a first try. The study's 0.1 without momentum would end between 0.1 and 0.7: 10
+    # epochs of the digits have only 100 steps at batches of 128.
     "digits": Recipe(
         source="of this harness for the digits",
         epochs=13,
@@ -158,14 +158,14 @@ INTERPRETED_DIGITS_EPOCHS = 1
 
 
 def choose_recipe(name: RecipeName, dataset: str) -> RecipeName:
-    """`name`; for auto that of the data set, "digits" or one of CIFAR."""
+    """`name`; for auto the recipe of the data set: "digits", or "study" for CIFAR."""
     if name != "auto":
         return name
     return "digits" if dataset == "digits" else "study"
 
 
 def default_epochs(recipe: str, dataset: str, interpreted: bool) -> int:
-    """The recipe's for CIFAR, few for the digits, fewest for them in Triton's interpreter."""
+    """The recipe's for CIFAR, few for the digits, fewest for digits in Triton's interpreter."""
     if dataset != "digits":
         return RECIPES[recipe].epochs
     return INTERPRETED_DIGITS_EPOCHS if interpreted else RECIPES["digits"].epochs

@@ -1,4 +1,4 @@
-"""RMS norm for images, which fastnorm has for rows alone: a norm of one's own as a merge."""
+"""RMS norm for images, as a user's merge: fastnorm has RMS norm only for rows."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from fastnorm import Coefficients
 
 
 class RMSNorm2d(fastnorm.MomentNorm):
-    """y = weight x / sqrt(mean of squares + eps) over C, H, W (arXiv 1910.07467), as layer norm in
-    a CNN is over C, H, W; weight has one value a channel, and there is no bias."""
+    """y = weight x / sqrt(mean of squares + eps) over C, H, W (arXiv 1910.07467), like a CNN's
+    layer norm; weight has one value for each channel, and there is no bias."""
 
     def __init__(self, channels: int, eps: float = 1e-5, *, activation: str | None = None) -> None:
         super().__init__(activation=activation)

@@ -15,14 +15,14 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Outcome(NamedTuple):
-    """Of a step, on the device. Summed over all processes they are the whole batch's."""
+    """A step's results, on the device. The sums over all processes are the whole batch's."""
 
     loss: torch.Tensor  # float32 (), the share of these images in the batch's mean cross entropy
-    hits: torch.Tensor  # int64 (), images whose label was found
+    hits: torch.Tensor  # int64 (), images with a correct prediction
 
 
 class EagerStep:
-    """Forward, cross entropy, backward and update, each an operator at a time."""
+    """Forward, cross entropy, backward and update, one operator at a time."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class EagerStep:
 
 
 class GraphedStep:
-    """The same step as a CUDA graph for batches of one size; others, the last of an epoch, eager.
+    """The same step as a CUDA graph, for batches of one size; others, an epoch's last, are eager.
 
-    The first WARM_UP steps run eagerly on the stream that captures: libraries allocate and choose
-    their kernels there. They train like any other. The learning rate is a constant of a graph, so
-    each rate has its own.
+    The first WARM_UP steps run eagerly on the capturing stream: there libraries allocate and choose
+    their kernels. They train like any other. The learning rate is a constant of a graph, so each
+    rate has its own graph.
     """
 
     WARM_UP = 3

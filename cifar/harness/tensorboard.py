@@ -11,7 +11,7 @@ class Curves:
         self.writer = writer
 
     def add(self, row: dict[str, Any]) -> None:
-        """Each number of the row, at its epoch."""
+        """Write each number of the row, at its epoch."""
         for name, value in row.items():
             if isinstance(value, int | float) and name != "epoch":
                 self.writer.add_scalar(name, value, row["epoch"])
@@ -20,6 +20,6 @@ class Curves:
 
 def open_curves(output: Path, epoch: int) -> Curves:
     """Curves in OUTPUT/tensorboard that go on after `epoch`."""
-    from torch.utils.tensorboard import SummaryWriter  # needs a package that few runs do
+    from torch.utils.tensorboard import SummaryWriter  # needs a package that few runs need
 
     return Curves(SummaryWriter(str(output / "tensorboard"), purge_step=epoch + 1))

@@ -22,13 +22,13 @@ from harness.recipes import RECIPES, Recipe
 from harness.steps import EagerStep, GraphedStep, Outcome
 from harness.world import World
 
-STATISTICS_IMAGES = 8 * EVAL_BATCH  # of the training split, for the average of the weights
+STATISTICS_IMAGES = 8 * EVAL_BATCH  # of the training split, for the averaged weights
 
 Row = dict[str, Any]
 
 
 class Training:
-    """One run: what it trains, on what, and how far it is."""
+    """One run: its model, its data, and its progress."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Training:
         world: World,
         most_evaluated: int | None = None,
     ) -> None:
-        """Of each split at most the first `most_evaluated` images are evaluated; None for all."""
+        """At most the first `most_evaluated` images of each split are evaluated; None for all."""
         assert config.epochs is not None and config.shortcut is not None
         assert config.batch_size is not None and config.lr is not None
         self.batch_size = config.batch_size
@@ -78,7 +78,7 @@ class Training:
         self.step = self.epoch = 0
 
     def build(self, recipe: Recipe) -> ResNet:
-        """The model whose weights are trained, saved and evaluated."""
+        """The model that is trained, saved and evaluated."""
         config = self.config
         model = build_model(
             self.architecture, config.backend, config.seed, recipe.he_initialisation
@@ -91,7 +91,7 @@ class Training:
         return synchronise(model, config.backend) if self.world.size > 1 else model
 
     def evaluated_counts(self) -> dict[str, int]:
-        """Images of each split that are evaluated."""
+        """The number of evaluated images of each split."""
         return {name: len(split) for name, split in self.evaluated.items()}
 
     def trained(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -102,14 +102,14 @@ class Training:
         return torch.compile(called) if self.config.compile else called
 
     def total_images(self) -> int:
-        """What all steps process."""
+        """The number of images that all steps process."""
         epochs, rest = divmod(self.steps, len(self.batches))
         return epochs * len(self.dataset.train) + rest * self.batch_size
 
     def train_epoch(self, progress: Progress) -> tuple[torch.Tensor, float, int]:
         """Losses (steps,) in float32, accuracy on the augmented batches, number of images.
 
-        Nothing in the loop waits for the device: what is measured is collected when the epoch ends.
+        Nothing in the loop waits for the device: its results are read when the epoch ends.
         """
         self.model.train()
         losses, hits, images = [], [], 0
@@ -128,7 +128,7 @@ class Training:
         return found, self.world.sum(torch.stack(hits).sum()).item() / images, images
 
     def set_rates(self) -> float:
-        """The learning rates of the epoch that comes; the first group's is returned."""
+        """Set the learning rates of the next epoch; returns that of the first group."""
         assert self.config.epochs is not None
         schedule = RECIPES[self.config.recipe].schedule
         factor = schedule.factor(self.epoch, self.config.epochs)
@@ -138,8 +138,8 @@ class Training:
         return groups[0]["lr"]
 
     def some_batches(self) -> Iterator[Batch]:
-        """The same few images each time, cropped and mirrored as in training, with random numbers
-        of their own: on every process all."""
+        """The same few images each time, cropped and mirrored as in training, with separate random
+        numbers; every process gets all of them."""
         return TrainBatches(
             self.dataset.train.first(STATISTICS_IMAGES),
             self.normalise,
@@ -190,7 +190,7 @@ class Training:
         return row, steps
 
     def state(self) -> dict[str, Any]:
-        """All that test.py needs, and all that `restore` does."""
+        """The data for test.py and for `restore`."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -209,7 +209,7 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be where the run was that saved `state`."""
+        """Continue from the point at which the run saved `state`."""
         if (state["mean"], state["std"]) != (self.mean, self.std):
             raise UserError(
                 "--resume: the images are not those that the run began with; "

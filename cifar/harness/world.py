@@ -11,29 +11,29 @@ from harness.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """This process among all of them."""
 
     rank: int
     size: int
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def share(self, start: int, count: int) -> slice:
-        """Which of `count` rows from `start` on are this process's; sizes differ by at most 1."""
+        """This process's share of `count` rows from `start` on; sizes differ by at most 1."""
         first, last = (start + count * rank // self.size for rank in (self.rank, self.rank + 1))
         return slice(first, last)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all processes, for each of them."""
+        """The sum over all processes, returned in each of them."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
@@ -58,6 +58,6 @@ def join(device: torch.device) -> World:
 
 
 def leave() -> None:
-    """The end of what join began."""
+    """End what join began."""
     if dist.is_initialized():
         dist.destroy_process_group()

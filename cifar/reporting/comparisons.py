@@ -1,4 +1,4 @@
-"""Which finished runs are compared with which, and by what tests; Missing where there are none."""
+"""Which finished runs are compared, and by which tests; Missing if there are none."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ LEVEL = 0.05
 
 
 def finished_variants(study: Study) -> dict[str, list[Run]]:
-    """The variants that have a finished run, in the published table's order."""
+    """The variants with a finished run, in the published table's order."""
     return {name: runs for name in study.variants if (runs := study.finished(name))}
 
 
 def best_of(found: dict[str, list[Run]]) -> str:
-    """By mean validation accuracy, so that the test split has no part in the choice.
+    """The best by mean validation accuracy: the test split must not affect the choice.
 
-    Raises Missing where none of several is better than chance.
+    Raises Missing if none of several is better than chance.
     """
     if len(found) > 1 and not any(run.learnt() for runs in found.values() for run in runs):
         raise Missing("No variant is better than chance on the validation split: none is the best.")
@@ -31,7 +31,7 @@ def best_of(found: dict[str, list[Run]]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of variants, the more accurate first; p values corrected by Holm's rule."""
+    """All pairs of variants, the more accurate one first; p values corrected by Holm's rule."""
 
     names: list[str]  # by falling test accuracy
     accuracies: dict[str, float]
@@ -83,7 +83,7 @@ def by_seed(runs: Sequence[Run]) -> dict[int, Run]:
 def pooled_counts(
     first: dict[int, Run], second: dict[int, Run], seeds: Sequence[int]
 ) -> tuple[int, int]:
-    """Discordant test images of two variants, seed by seed, added up."""
+    """Test images that only one of two variants gets right, seed by seed, added up."""
     total = np.zeros(2, dtype=np.int64)
     for seed in seeds:
         mine, other = first[seed].answers, second[seed].answers
@@ -97,7 +97,7 @@ def pooled_counts(
 
 @dataclass(frozen=True)
 class BuiltinPair:
-    """Test accuracies of one norm by ours and by torch's modules, seed by seed."""
+    """Test accuracies of one norm with our modules and with torch's, seed by seed."""
 
     norm: str
     ours: list[float]
@@ -105,12 +105,12 @@ class BuiltinPair:
     p: float  # McNemar's, over all seeds
 
     def ahead(self) -> float:
-        """Mean accuracy of ours less that of torch's, in points of %."""
+        """Our mean accuracy minus torch's, in points of %."""
         return 100 * float(np.mean(self.ours) - np.mean(self.theirs))
 
 
 def builtin_pairs(study: Study) -> list[BuiltinPair]:
-    """Each norm that has finished a seed with both. Raises Missing if there is none."""
+    """Each norm with a finished seed in both. Raises Missing if there is none."""
     pairs = []
     for norm in TWINS:
         ours, theirs = (by_seed(study.finished(name)) for name in (norm, f"{norm}-builtin"))

@@ -1,4 +1,4 @@
-"""Figures of the scores and speeds; each function raises Missing where its data are not there."""
+"""Figures of the scores and speeds; each function raises Missing if its data are missing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ from reporting.wording import (
     unfinished_note,
 )
 
-ENLARGED = 8  # epochs, from which on the last quarter is worth a panel
+ENLARGED = 8  # with this many epochs the last quarter gets its own panel
 SPLITS = {"val_accuracy": "validation accuracy", "train_accuracy": "training accuracy"}
 
 
@@ -43,7 +43,7 @@ def draw_mean(panel: Axes, runs: Sequence[Run], key: str, first: int = 1, **styl
     epochs = runs[0].epochs()[: len(mean)]
     shown = epochs >= first
     name = runs[0].name
-    marker = "." if shown.sum() == 1 else ""  # of one epoch there is no line
+    marker = "." if shown.sum() == 1 else ""  # with one epoch there is no line
     look = {**line_style(name), "marker": marker, **style}
     panel.plot(epochs[shown], mean[shown], label=label(name), **look)
     if len(runs) > 1:
@@ -53,14 +53,14 @@ def draw_mean(panel: Axes, runs: Sequence[Run], key: str, first: int = 1, **styl
 
 
 def band_note(runs: Sequence[Run]) -> str:
-    """What lines and bands mean where several seeds were run."""
+    """The meaning of lines and bands, if there are several seeds."""
     if not several_seeds(runs):
         return ""
     return " A line is the mean over seeds, its band reaches from the lowest to the highest."
 
 
 def last_accuracy(runs: Sequence[Run]) -> float:
-    """On the validation split after the last epoch, mean over runs."""
+    """The accuracy on the validation split after the last epoch, mean over runs."""
     return float(np.mean([run.rows[-1]["val_accuracy"] for run in runs]))
 
 

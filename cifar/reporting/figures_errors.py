@@ -1,4 +1,4 @@
-"""Figures of what the networks get wrong: confusion matrices and misclassified images."""
+"""Figures of the networks' errors: confusion matrices and misclassified images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ from reporting.study_files import Missing, Run, Study
 from reporting.wording import NO_NORM, conditions, escape, label
 
 SHOWN, COLUMNS = 24, 8  # misclassified images
-CLASSES = 20  # of a matrix, at most, for its numbers to be read
+CLASSES = 20  # in a matrix, at most, so that its numbers are readable
 
 
 def answered(study: Study, name: str) -> list[Run]:
-    """The finished runs of `name` that have their predictions."""
+    """The finished runs of `name` that kept their predictions."""
     return [run for run in study.finished(name) if run.answers is not None]
 
 
 def best_variant(study: Study) -> str:
-    """Of those that have their predictions; see best_of."""
+    """The best of the variants that kept their predictions; see best_of."""
     found = {name: runs for name in study.variants if (runs := answered(study, name))}
     if not found:
         raise Missing("No variant has finished with its predictions yet.")
@@ -47,7 +47,7 @@ def confusion(runs: Sequence[Run]) -> np.ndarray:
 
 
 def hardest(values: np.ndarray) -> np.ndarray:
-    """The classes, at most CLASSES, that a confusion matrix is least right about; in order."""
+    """At most CLASSES classes, those with the most errors in a confusion matrix; in order."""
     return np.sort(values.diagonal().argsort(kind="stable")[:CLASSES])
 
 
@@ -58,7 +58,7 @@ def draw_matrix(
     names: Sequence[str],
     colours: ScalarMappable,
 ) -> None:
-    """(classes, classes) of values to colour and of texts; rows are true, columns predicted."""
+    """Draw (classes, classes) values as colours and texts; rows are true, columns predicted."""
     pixels = colours.to_rgba(np.ma.masked_invalid(shades))
     panel.imshow(pixels)
     for (i, j), text in np.ndenumerate(texts):
@@ -83,7 +83,7 @@ def draw_confusion(study: Study) -> Picture:
     names = [runs[0].class_names()[k] for k in kept]
     figure = new_figure(2.0 + 0.36 * len(names))
     shades = np.where(np.eye(len(names), dtype=bool), np.nan, values)
-    shading = colormaps["YlOrBr"].with_extremes(bad="0.93")  # the diagonal, which is no error
+    shading = colormaps["YlOrBr"].with_extremes(bad="0.93")  # the diagonal: it shows no errors
     colours = ScalarMappable(Normalize(0, np.nanmax(shades)), shading)
     texts = np.vectorize(lambda value: f"{value:.0f}" if value > 0.5 else "")(values)
     draw_matrix(figure.subplots(), shades, texts, names, colours)
@@ -103,14 +103,14 @@ def draw_confusion(study: Study) -> Picture:
 
 
 def kept_note(kept: np.ndarray, whole: np.ndarray) -> str:
-    """A sentence where not all classes are shown."""
+    """A sentence if not all classes are shown."""
     if len(kept) == len(whole):
         return ""
     return f" Of {len(whole)} classes the {len(kept)} hardest."
 
 
 def draw_confusion_change(study: Study) -> Picture:
-    """What the best variant confuses less, and more, than the network without norm."""
+    """The confusions of the best variant, compared with the network without norm."""
     name = best_variant(study)
     runs, plain = answered(study, name), answered(study, "none")
     if not plain:
@@ -138,7 +138,7 @@ def draw_confusion_change(study: Study) -> Picture:
 
 
 def read_test_split(run: Run, data_dir: Path | None) -> Split:
-    """What `run` was tested on: of --data-dir, or the digits, which need none."""
+    """The test split of `run`: from --data-dir, or the digits, which need none."""
     if run.dataset == DIGITS_NAME:
         return load_digits().test
     if data_dir is None:
@@ -148,13 +148,13 @@ def read_test_split(run: Run, data_dir: Path | None) -> Split:
 
 
 def draw_misclassified(study: Study, data_dir: Path | None) -> Picture:
-    """The test images that the best variant is surest of and gets wrong; how many variants do."""
+    """The best variant's surest errors among the test images, and how many variants share each."""
     name = best_variant(study)
     run = answered(study, name)[0]
     split = read_test_split(run, data_dir)
     assert run.answers is not None
     labels, predictions = run.answers
-    # Of a run in Triton's interpreter, which evaluates fewer, the first ones.
+    # A run in Triton's interpreter evaluates fewer, the first ones.
     if not np.array_equal(split.labels.numpy()[: len(labels)], labels):
         raise UserError(f"--data-dir {data_dir}: its test labels are not those of {run.folder}")
     others = [found[0] for variant in study.variants if (found := answered(study, variant))]

@@ -1,4 +1,4 @@
-"""Figures of what happens inside the networks: features, rho of BIN, weights of SN."""
+"""Figures of the networks' inside: features, rho of BIN, weights of SN."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PLACES = {
     "last_conv": "output of the last convolution, before its norm and ReLU",
     "pooled": "features after global average pooling, which the linear layer reads",
 }
-DIVERGED = 8.0  # times the narrower fan, from which on a linear axis would show one of them alone
+DIVERGED = 8.0  # times the narrower fan: beyond, a linear axis would show only one of them
 
 
 def draw_features(study: Study, place: str) -> Picture:
@@ -89,7 +89,7 @@ def draw_fan(panel: Axes, run: Run, values: np.ndarray, fill: str) -> None:
 
 
 def scale_to(panels: Sequence[Axes], fans: Sequence[np.ndarray]) -> bool:
-    """Whether the y axis was made asinh, so that the narrowest fan is seen beside the widest."""
+    """Whether the y axis was made asinh, so that the narrowest and the widest fan are both seen."""
     ends = [float(np.nanmax(np.abs(fan))) for fan in fans]
     narrow, wide = min(ends), max(ends)
     if narrow == 0 or wide <= DIVERGED * narrow:
@@ -114,7 +114,7 @@ def round_values(low: float, high: float) -> list[float]:
 
 
 def draw_rho(study: Study) -> Picture:
-    """How BIN's rho are distributed over the channels of each layer, epoch by epoch."""
+    """The distribution of BIN's rho over the channels of each layer, epoch by epoch."""
     run = first_run_with(study, "bin", "rho")
     if run is None:
         raise Missing("No run of BIN has histograms of rho in metrics.jsonl yet.")
@@ -151,7 +151,7 @@ def draw_rho(study: Study) -> Picture:
 
 
 def draw_switch(study: Study) -> Picture:
-    """How SN weighs the statistics of IN, LN and BN in each layer, epoch by epoch."""
+    """SN's weights for the statistics of IN, LN and BN in each layer, epoch by epoch."""
     run = first_run_with(study, "sn", "switch")
     if run is None:
         raise Missing("No run of SN has its weights in metrics.jsonl.")

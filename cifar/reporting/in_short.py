@@ -1,4 +1,4 @@
-"""The report's first lines: each question that the data answer, in a sentence."""
+"""The report's first lines: one sentence for each question that the data can answer."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def in_short(study: Study) -> list[str]:
 
 
 def accuracies(runs: Sequence[Run]) -> str:
-    """On the validation and the test split."""
+    """The accuracies on the validation and the test split."""
     val, test = (spread([run.accuracy(split) for run in runs]) for split in ("val", "test"))
     return f"{val} (test {test})"
 
@@ -38,7 +38,7 @@ def alone(study: Study) -> str:
 
 
 def best_and_worst(study: Study) -> str:
-    """By validation accuracy: the test split is to choose nothing."""
+    """The best and the worst by validation accuracy: the test split must not choose."""
     found = finished_variants(study)
     if len(found) < 2:
         raise Missing("fewer than two variants")
@@ -55,7 +55,7 @@ def best_and_worst(study: Study) -> str:
 
 
 def indistinct(study: Study) -> str:
-    """Which variants the test predictions do not tell apart."""
+    """The variants that the test predictions cannot tell apart."""
     comparison = compare(study)
     tests = {"McNemar's test of the predictions": comparison.mcnemar}
     if comparison.welch:
@@ -69,7 +69,7 @@ def indistinct(study: Study) -> str:
 
 
 def against_torch(study: Study) -> str:
-    """How far ours and torch's modules are apart."""
+    """The difference between our modules and torch's."""
     pairs = builtin_pairs(study)
     widest = max(pairs, key=lambda pair: abs(pair.ahead()))
     norms = listing([label(pair.norm) for pair in pairs])

@@ -1,4 +1,4 @@
-"""What ran under which conditions, what is missing, and what numbers must not be compared with."""
+"""The runs and their conditions, missing runs, and cautions about comparisons."""
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ PARTS = {
     "builtin": "fastnorm against torch.nn",
     "batch": "batch sizes",
 }
-# By other rows of the table, or by a run's name.
+# Flags that other rows of the table, or a run's name, show.
 SHOWN_FLAGS = (
     *("norm", "backend", "seed", "depth_n", "recipe", "lr", "epochs", "batch_size"),
     *("dataset", "dataset_label", "device"),
@@ -62,7 +62,7 @@ def not_begun(keys: Sequence[tuple[str, int]]) -> str:
 
 
 def conditions_table(study: Study) -> str:
-    """What the runs share, and every value of what they do not."""
+    """The conditions that all runs share, and every value of those that differ."""
     runs = study.runs
     if not runs:
         raise Missing("There is no run yet.")
@@ -92,7 +92,7 @@ def conditions_table(study: Study) -> str:
 
 
 def command(study: Study) -> str:
-    """What made study.json, but for paths, defaults and what is seen of no result."""
+    """The command for study.json, without paths, defaults and flags that do not affect results."""
     given = {
         field.name: study.plan[field.name]
         for field in fields(StudyConfig)
@@ -104,7 +104,7 @@ def command(study: Study) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """The value that a JSON file gives back."""
+    """The value as it comes back from a JSON file."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -141,7 +141,7 @@ def _versions(run: Run) -> str:
 
 
 def cautions(study: Study) -> list[str]:
-    """What a reader must know before comparing a number of this report with another."""
+    """Cautions for a reader who compares this report's numbers with others."""
     runs, lines = study.runs, []
     for name in dict.fromkeys(run.flags["recipe"] for run in runs):
         recipe = RECIPES[name]
@@ -169,7 +169,7 @@ def cautions(study: Study) -> list[str]:
 
 
 def unlike(variants: dict[str, list[Run]]) -> list[str]:
-    """The flags, beside the norm and who computes it, in which the variants differ."""
+    """The flags in which variants differ, besides the norm and its backend."""
     runs = [run for found in variants.values() for run in found]
     texts = []
     for flag in dict.fromkeys(flag for run in runs for flag in run.flags):

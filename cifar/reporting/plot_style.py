@@ -1,4 +1,4 @@
-"""How every figure of the report looks: one colour a norm, solid for ours, dashed for torch's."""
+"""The look of the report's figures: one colour for each norm; solid is ours, dashed torch's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; Paul Tol's wine takes the place of
-# their yellow, too pale for a line on white, and his olive is a ninth.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Paul Tol's wine replaces their
+# yellow, which is too pale for a line on white; his olive is a ninth.
 COLOURS = {
     "none": "#000000",
     "bn": "#0072B2",
@@ -60,17 +60,17 @@ def new_figure(height: float) -> Figure:
 
 
 def colour(name: str) -> str:
-    """Of a run's or a norm's name."""
+    """The colour for a run's or a norm's name."""
     return COLOURS[name.partition("-")[0]]
 
 
 def line_style(name: str) -> dict[str, Any]:
-    """Keyword arguments of plot() for a run."""
+    """Keyword arguments of plot() for a run's line."""
     return {"color": colour(name), "linestyle": "--" if name.endswith("-builtin") else "-"}
 
 
 def grid_of_panels(figure: Figure, count: int, columns: int) -> list[Axes]:
-    """`count` panels with common axes, row by row; what is left of the last row stays empty."""
+    """`count` panels with common axes, row by row; the rest of the last row stays empty."""
     lines = -(-count // columns)
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for panel in axes[count:]:

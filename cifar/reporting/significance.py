@@ -10,13 +10,13 @@ Pair = tuple[str, str]
 
 
 def discordant(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
-    """How many of the (N,) labels only the first predictions hit, and how many only the second."""
+    """How many of the (N,) labels only the first predictions get right, and how many the second."""
     hit, other = first == labels, second == labels
     return int((hit & ~other).sum()), int((other & ~hit).sum())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's exact test, two-sided: p of so uneven a split if both were right equally often."""
+    """McNemar's exact test, two-sided: p of such an uneven split if both are equally accurate."""
     count = only_first + only_second
     return float(stats.binomtest(only_first, count, 0.5).pvalue) if count else 1.0
 

@@ -1,4 +1,4 @@
-"""The rows of speed.jsonl, grouped by what makes them comparable."""
+"""The rows of speed.jsonl, grouped by the conditions that make them comparable."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ PROVIDERS = {
 
 
 def provider_name(row: Row) -> str:
-    """Whose norms they are, and whether the model was compiled."""
+    """The provider of the norms, and whether the model was compiled."""
     return PROVIDERS[row["provider"]]
 
 

@@ -1,4 +1,4 @@
-"""A study's folder as its runs left it: the plan, the runs, finished or not, and the timings."""
+"""Reads a study's folder: the plan, the runs, finished or not, and the timings."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from harness.plan import BATCH_NORMS, BUILTIN, Variant
 
 Row = dict[str, Any]
 
-# What config.json must hold.
+# The keys that config.json must have.
 CONDITIONS = (
     *("config", "dataset", "class_names", "images", "parameters", "device", "threads"),
     *("interpreter", "versions", "commit"),
@@ -29,12 +29,12 @@ BATCH_NAME = re.compile(rf"(?:{'|'.join(BATCH_NORMS)})-batch(\d+)")
 
 
 class Missing(Exception):
-    """What a section of the report lacks; the message is the line that it shows instead."""
+    """A section of the report lacks data; the message is the line that it shows instead."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; `rows` are those of metrics.jsonl, `results` is {} while it lasts."""
+    """One training run; `rows` are those of metrics.jsonl; `results` is {} until it ends."""
 
     folder: Path
     name: str
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The train flags that decide what is computed."""
+        """The train flags that affect results."""
         return self.description["config"]
 
     @property
@@ -55,11 +55,11 @@ class Run:
         return self.description["dataset"]
 
     def class_names(self) -> list[str]:
-        """Of the labels 0, 1, ..."""
+        """The names of the labels 0, 1, ..."""
         return self.description["class_names"]
 
     def column(self, key: str) -> np.ndarray:
-        """float64 (epochs,) of metrics.jsonl; NaN where a row lacks the key."""
+        """A column of metrics.jsonl as float64 (epochs,); NaN if a row lacks the key."""
         return np.array([row.get(key) for row in self.rows], dtype=np.float64)
 
     def epochs(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class Run:
         return np.array([row["epoch"] for row in self.rows], dtype=np.int64)
 
     def accuracy(self, split: str) -> float:
-        """Of the last weights on "train", "val" or "test"; of a finished run."""
+        """The accuracy of a finished run's last weights on "train", "val" or "test"."""
         return self.results[split]["accuracy"]
 
     def learnt(self) -> bool:
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def confidences(self) -> np.ndarray | None:
-        """float32 (N,): the probability of each prediction; None of runs that did not keep it."""
+        """float32 (N,): the probability of each prediction; None if the run did not keep it."""
         return None if self.arrays is None else self.arrays.get("confidences")
 
     @cached_property
@@ -106,13 +106,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """All that lies in a study's folder; a part not yet written is empty."""
+    """The contents of a study's folder; parts not yet written are empty."""
 
     folder: Path
     plan: dict[str, Any]  # study.json
     runs: list[Run]  # by name and seed
     speed: list[Row]  # speed.jsonl
-    variants: tuple[str, ...] = VARIANTS  # the names of what is compared; of a single run its own
+    variants: tuple[str, ...] = VARIANTS  # the names that are compared; for a single run its own
     alone: bool = False  # a single run's folder
 
     def finished(self, name: str) -> list[Run]:
@@ -133,7 +133,7 @@ class Study:
         )
 
     def batch_sizes(self) -> list[int]:
-        """Of the runs of the batch part, finished or not, in increasing order."""
+        """The batch sizes in the batch part, of finished and unfinished runs, in rising order."""
         matches = (BATCH_NAME.fullmatch(run.name) for run in self.runs)
         return sorted({int(match[1]) for match in matches if match})
 
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON lines file, without a torn last line; [] if there is none.
+    """The rows of a JSON lines file, without an incomplete last line; [] if there is none.
 
     Raises UserError for any other line that is not JSON.
     """
@@ -203,7 +203,7 @@ def nothing_in(folder: Path) -> UserError:
 
 
 def read_study(folder: Path) -> Study:
-    """Whatever of a study is there, or a single run.
+    """The study, as far as it is there, or a single run.
 
     Raises UserError if there is no such folder, or neither in it.
     """

@@ -1,4 +1,4 @@
-"""The report's tables, with what explains them; Missing where there are no data."""
+"""The report's tables and their explanations; Missing if there are no data."""
 
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ def score(runs: Sequence[Run], split: str, metric: str = "accuracy") -> str:
 
 
 def scores_table(study: Study) -> str:
-    """Accuracies and F1 of each variant, of CIFAR-10 beside the published accuracies."""
+    """Accuracies and F1 of each variant; for CIFAR-10 with the published accuracies."""
     found = finished_variants(study)
     if not found:
         raise Missing("No run of a variant has finished yet: no scores.")
@@ -73,7 +73,7 @@ def scores_table(study: Study) -> str:
 
 
 def mcnemar_matrix(comparison: Comparison) -> str:
-    """Below the diagonal p values, above it what the row is ahead, in points of %."""
+    """p values below the diagonal; above it the row's lead, in points of %."""
     rows = []
     for i, first in enumerate(comparison.names):
         cells = []
@@ -88,7 +88,7 @@ def mcnemar_matrix(comparison: Comparison) -> str:
 
 
 def welch_matrix(comparison: Comparison) -> str:
-    """p values below the diagonal; a dash where no accuracy varies with the seed."""
+    """p values below the diagonal; a dash if no accuracy varies with the seed."""
     rows = []
     for i, first in enumerate(comparison.names[1:], start=1):
         ps = [comparison.welch.get((second, first)) for second in comparison.names[:i]]
@@ -144,7 +144,7 @@ UNCORRECTED = "p is of McNemar's exact test, over all seeds together, not correc
 
 
 def builtin_table(study: Study) -> str:
-    """Test accuracy with ours and with torch's modules, and whether they differ."""
+    """Test accuracy with our modules and with torch's, and whether they differ."""
     rows = [
         [
             label(pair.norm),

@@ -1,4 +1,4 @@
-"""The report's words: names of runs, the conditions they ran under, numbers, Markdown."""
+"""The report's words: names of runs, their conditions, numbers, Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ NO_NORM = "no norm"
 
 
 def label(name: str) -> str:
-    """How the report calls a run or a norm: BN, BN (torch), BN batch 8, no norm."""
+    """The report's name for a run or a norm: BN, BN (torch), BN batch 8, no norm."""
     norm, _, rest = name.partition("-")
     text = NO_NORM if norm == "none" else norm.upper()
     if rest == "builtin":
@@ -19,7 +19,7 @@ def label(name: str) -> str:
 
 
 def conditions(runs: Sequence[Run]) -> str:
-    """Data set, length, batch size and seeds of runs that share them, else every value of each."""
+    """Data set, length, batch size and seeds of the runs; every value of each, if they differ."""
     return ", ".join(
         [
             _values((escape(run.dataset) for run in runs), "{}"),
@@ -31,7 +31,7 @@ def conditions(runs: Sequence[Run]) -> str:
 
 
 def lengths(runs: Iterable[Run]) -> str:
-    """1 epoch, 8 epochs, or every length that there is."""
+    """1 epoch, 8 epochs, or all lengths."""
     found = [run.flags["epochs"] for run in runs]
     return _values(found, "{} epoch" if max(found) == 1 else "{} epochs")
 
@@ -43,7 +43,7 @@ def seeds(runs: Iterable[Run]) -> str:
 
 
 def learning_rates(runs: Sequence[Run]) -> str:
-    """learning rate 0.1, or each rate with the batch sizes that have it."""
+    """learning rate 0.1, or each rate with its batch sizes."""
     sizes: dict[float, set[int]] = {}
     for run in runs:
         sizes.setdefault(run.flags["lr"], set()).add(run.flags["batch_size"])
@@ -63,7 +63,7 @@ def device_name(device: str, threads: int | None) -> str:
 
 
 def several_seeds(runs: Iterable[Run]) -> bool:
-    """Whether a mean over seeds is one of more than one value."""
+    """Whether there is more than one seed."""
     return len({run.seed for run in runs}) > 1
 
 
@@ -72,7 +72,7 @@ def _values(values: Iterable[object], form: str) -> str:
 
 
 def unfinished_note(runs: Iterable[Run]) -> str:
-    """A sentence about the runs that a figure shows before their end; "" without such."""
+    """A sentence about the unfinished runs that a figure shows; "" if there are none."""
     parts = [
         f"{label(run.name)} at epoch {len(run.rows)} of {run.flags['epochs']}"
         for run in runs
@@ -82,7 +82,7 @@ def unfinished_note(runs: Iterable[Run]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation (n-1), which no line break parts; of one value the value alone."""
+    """Mean ± standard deviation (n-1), without a line break; for one value only that."""
     text = f"{mean(values):.3f}"
     return f"{text}\u00a0±\u00a0{stdev(values):.3f}" if len(values) > 1 else text
 
@@ -99,7 +99,7 @@ def listing(items: Sequence[str]) -> str:
 
 
 def escape(text: object) -> str:
-    """Text of a file or flag, so that Markdown and HTML take every character as it is."""
+    """Text of a file or flag with all of Markdown's and HTML's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|~&!#])", r"\\\1", " ".join(str(text).split()))
 
 

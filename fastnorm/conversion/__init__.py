@@ -1,19 +1,19 @@
-"""Models converted: norms exchanged, fused with what follows, folded, and the way back.
+"""Conversion of models: exchanges norms, fuses and folds them, and undoes it.
 
-    converting          torch.nn's and libraries' norms for ours, batch norms for others, in place
-    libraries           the norms of libraries by the names of their classes
-    adaptive            those of diffusers whose modulation goes into the norm's call
+    converting          torch.nn's and libraries' norms become ours, batch norms others, in place
+    libraries           finds the norms of libraries by the names of their classes
+    adaptive            diffusers' norms, with the modulation inside the norm's call
     trial               whether a library's norm and ours compute the same
-    origin              what a module keeps of its library's class
+    origin              the data of its library's class that a module keeps
     reverting           the way back
-    synchronising       batch norms with the statistics of a process group, in place
+    synchronising       gives batch norms the statistics of a process group, in place
     fusing              norm and activation in one call, batch norms folded into convolutions
-    sequential_fusion   in a Sequential, in place
-    traced_fusion       in the graph that torch.fx traces
-    fusion              what can be fused or folded at all
+    sequential_fusion   the same in a Sequential, in place
+    traced_fusion       the same in the graph that torch.fx traces
+    fusion              which modules can be fused or folded
     activations         activation modules and their names
-    tracing             that graph, or an error that says why it were another model
-    report              what was changed, what was kept and why
+    tracing             makes that graph, or says why it would be another model
+    report              the changes, and the modules kept, with reasons
 
 Everything is checked before anything is written.
 """

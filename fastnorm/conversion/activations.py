@@ -1,4 +1,4 @@
-"""Activation modules, the names under which our norms compute them, and whether one has hooks."""
+"""Activation modules, our norms' names for them, and whether a module has hooks."""
 
 from torch import nn
 
@@ -16,7 +16,7 @@ HOOKS = (
 
 
 def activation_of(module: nn.Module) -> str | None:
-    """The name under which our norms know this activation module, if they do."""
+    """Our norms' name for this activation module, or None."""
     if "forward" in vars(module):
         return None
     match module:

@@ -1,8 +1,8 @@
-"""What libraries' modules become where none of fastnorm's own computes the same.
+"""Modules that replace a library's class if none of fastnorm's own computes the same.
 
-The adaptive norms of diffusers, with the modulation inside the norm's call: each takes the place of
-the class of its name, and computes what it did with the same children and attributes. `linear`
-makes scale and shift of an embedding, and the norm applies them.
+They are the adaptive norms of diffusers, with the modulation inside the norm's call. Each replaces
+the class of its name, and computes the same with the same children and attributes. `linear` makes
+scale and shift from an embedding, and the norm applies them.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Draw = Callable[..., Tensor]  # a random tensor of these sizes
 
 
 class RMSNormInWeightDtype(ours.RMSNorm):
-    """RMS norm that answers in its weight's dtype where that is half precision; T5's.
+    """RMS norm whose output has the weight's dtype if that is half precision; for T5.
 
     T5 holds some layers in float32, and the next layer in half precision takes the norm's output.
     """
@@ -49,7 +49,7 @@ class Adaptive(nn.Module):
         emb: nn.Module | None
 
     def trial_arguments(self, draw: Draw) -> tuple[Any, ...]:
-        """What to call it with to see whether it computes the same as the library's class."""
+        """Arguments of a call that shows whether it computes the same as the library's class."""
         raise NotImplementedError
 
 

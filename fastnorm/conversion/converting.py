@@ -1,8 +1,8 @@
-"""A model's norms exchanged in place: torch.nn's and libraries' for ours, batch norms for others.
+"""Exchanges a model's norms in place: torch.nn's and libraries' for ours, batch norms for others.
 
-A norm that is exchanged stays the same object: it gets another class. So whatever refers to it or
-to its tensors goes on to do so: optimizers, hooks and their handles, modules that appear twice,
-lists that a model keeps beside its tree. Everything is checked before anything is written.
+A norm that is exchanged stays the same object: only its class changes. So everything that refers to
+it or to its tensors stays valid: optimizers, hooks and their handles, modules that appear twice,
+lists that a model keeps besides its tree. Everything is checked before anything is written.
 """
 
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ BATCH_NORMS = {
     nn.BatchNorm1d: (ours.InstanceNorm1d, ours.BatchInstanceNorm1d),
     nn.BatchNorm2d: (ours.InstanceNorm2d, ours.BatchInstanceNorm2d),
     nn.BatchNorm3d: (ours.InstanceNorm3d, ours.BatchInstanceNorm3d),
-    nn.SyncBatchNorm: None,  # any rank: which instance norm it would be is unknown
+    nn.SyncBatchNorm: None,  # any rank: so the rank of the instance norm is unknown
 }
 TARGETS = ("bn", "in", "gn", "ln", "bin")
-# What torch's batch norms hold beside the state of every nn.Module.
+# The attributes of torch's batch norms besides those of every nn.Module.
 SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats", "process_group")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -50,30 +50,30 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def convert(model: nn.Module, to: str | None = None, groups: int | None = None) -> Conversion:
     """Make a model's norms fastnorm's, in place; with `to` change the kind of its batch norms.
 
-    Converted are the modules whose type is exactly torch.nn's BatchNorm, InstanceNorm (1d, 2d, 3d),
-    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm, and those of a class that transformers,
-    diffusers, timm or torchvision has for a norm of fastnorm's (`conversion/libraries.py`). Of
-    such a class both are run on small random inputs, and a module is kept where they differ. Each
+    It converts modules whose type is exactly torch.nn's BatchNorm, InstanceNorm (1d, 2d, 3d),
+    LayerNorm, RMSNorm, GroupNorm or SyncBatchNorm. It also converts the classes of transformers,
+    diffusers, timm and torchvision for norms that fastnorm has (`conversion/libraries.py`): there
+    it runs both norms on small random inputs, and keeps the module if they differ. Each module
     remains the same object with the same parameters, buffers, hooks, attributes, training flag and
-    `state_dict`; the model's results are as before but for rounding. Whatever else looks like a
-    norm is left alone and listed, with the reason.
+    `state_dict`; the model's results change only by rounding. Anything else that looks like a norm
+    is left alone and listed, with the reason.
 
     With `to` every batch norm becomes another norm over the same channels::
 
         "bn"    a batch norm, as without `to`
         "in"    an instance norm without running statistics
         "gn"    a group norm of `groups` groups (default 32)
-        "ln"    a group norm of one group, which is layer norm over (C, ...) of each image
-        "bin"   a batch-instance norm, running statistics kept, its new parameter rho 1
+        "ln"    a group norm of one group: layer norm over (C, ...) of each image
+        "bin"   a batch-instance norm that keeps the running statistics, and a new parameter rho = 1
 
-    weight, bias, eps and the activation are kept; running statistics go, but for "bin". The model
-    computes something else then and its `state_dict` has other keys: build the optimizer afterwards
-    where rho is to be trained. BatchNorm1d of (N, C) has no such exchange for "in" and "bin", which
-    need positions: InstanceNorm1d takes (N, C) for one instance without a batch.
+    weight, bias, eps and the activation are kept; running statistics are dropped, except for "bin".
+    The model then computes something else, and its `state_dict` has other keys. To train rho, build
+    the optimizer afterwards. "in" and "bin" need positions, so they do not exchange BatchNorm1d of
+    (N, C): InstanceNorm1d takes (N, C) for one instance without a batch.
 
-    Raises ValueError, the model untouched: an unknown `to`, `groups` without "gn" or below 1,
-    channels that `groups` does not divide, SyncBatchNorm with "in" or "bin". TypeError where
-    `model` is no module.
+    Raises ValueError and leaves the model as it was: for an unknown `to`, `groups` without "gn" or
+    below 1, channels that `groups` does not divide, SyncBatchNorm with "in" or "bin". Raises
+    TypeError if `model` is no module.
     """
     check_model("convert", model)
     if to is not None and to not in TARGETS:
@@ -103,9 +103,9 @@ Plan = tuple[str, nn.Module, nn.Module, bool]
 def _plan(
     model: nn.Module, to: str | None, groups: int
 ) -> tuple[list[Plan], list[Kept], list[tuple[type, Rounding]]]:
-    """(name, module, the norm it becomes, whether that is of another kind) of each norm; the rest.
+    """For each norm (name, module, the norm it becomes, whether its kind changes); and the rest.
 
-    The model is as it was.
+    Does not change the model.
     """
     planned: list[Plan] = []
     kept: list[Kept] = []
@@ -126,12 +126,12 @@ def _plan(
 
 
 def _changes_kind(kind: type, to: str | None) -> bool:
-    """Whether `to` makes a norm of class `kind`, torch's or ours, another norm."""
+    """Whether `to` makes another kind of norm of class `kind`, which is torch's or ours."""
     return TORCHS.get(kind, kind) in BATCH_NORMS and to not in (None, "bn")
 
 
 def _recognise(module: nn.Module, to: str | None) -> libraries.Taken | str | None:
-    """The norm to convert that the module is, or why it is kept; None where it is of no concern."""
+    """The norm that the module is, to convert; or the reason to keep it; None if it is no norm."""
     kind = type(module)
     if libraries.readers_of(kind):
         return overridden(module) or libraries.read(module)
@@ -141,7 +141,7 @@ def _recognise(module: nn.Module, to: str | None) -> libraries.Taken | str | Non
 
 
 def reason_to_keep(module: nn.Module) -> str | None:
-    """Why a module whose class is not known, yet looks like a norm, is not converted."""
+    """Why a module is not converted: it looks like a norm, but its class is not known."""
     if isinstance(module, _Activated):
         return None if is_known(module) else subclass_of(module)
     if isinstance(module, LazyModuleMixin) and isinstance(module, _NormBase):
@@ -158,16 +158,16 @@ def reason_to_keep(module: nn.Module) -> str | None:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether what it does is known: a norm of ours, or one by a merge of one's own."""
+    """Whether it is known what the module does: it is a norm of ours, or a user's MomentNorm."""
     return type(module).__module__.startswith("fastnorm.") or isinstance(module, ours.MomentNorm)
 
 
 def subclass_of(module: nn.Module) -> str:
-    return f"a subclass of {type_name(type(module).__mro__[1])}, which may have ways of its own"
+    return f"a subclass of {type_name(type(module).__mro__[1])}, which may behave differently"
 
 
 def own_ways(module: nn.Module) -> str | None:
-    """What makes an instance of the very class differ from it."""
+    """Why this instance differs from its class, or None."""
     if reason := overridden(module):
         return reason
     if not isinstance(module, _Activated) and hasattr(module, "activation"):
@@ -201,8 +201,8 @@ def _exchange(
     ranked = BATCH_NORMS[TORCHS.get(type(norm), type(norm))]
     if ranked is None:
         raise ValueError(
-            f"{label(name)} is a SyncBatchNorm, which does not say whether {to!r} were 1d, 2d or "
-            "3d: make it a BatchNorm first, or choose gn or ln"
+            f"{label(name)} is a SyncBatchNorm, which may be 1d, 2d or 3d, so {to!r} is not "
+            "clear: make it a BatchNorm first, or choose gn or ln"
         )
     instance, batch_instance = ranked
     if to == "in":
@@ -226,7 +226,7 @@ def _first(*tensors: Tensor | None) -> Tensor | None:
 
 
 def _become(norm: nn.Module, other: nn.Module) -> None:
-    """Give the batch norm the class, settings and tensors of `other`, and leave it all the rest."""
+    """Give the batch norm the class, settings and tensors of `other`; keep everything else."""
     buffers = {k: v for k, v in norm._buffers.items() if k not in STATISTICS} | other._buffers
     state = {k: v for k, v in vars(norm).items() if k not in (*SETTINGS, ATTRIBUTE)}
     state |= settings_of(other)

@@ -1,4 +1,4 @@
-"""Norm and activation in one call, batch norms folded: the two ways to it."""
+"""`fuse`: norm and activation in one call, batch norms folded. There are two ways to do it."""
 
 from typing import Any
 
@@ -15,28 +15,28 @@ def fuse(
 ) -> Conversion:
     """Let fastnorm's norms compute the activations that follow them; results stay the same.
 
-    Without `example`: in place, and in `torch.nn.Sequential` alone (subclasses with its forward
-    too). Where a norm of fastnorm's is followed by ReLU, SiLU or the exact GELU, the norm gets
-    `activation=` and the activation's place a `FusedActivation`, an identity: indices and
-    `state_dict` stay, and `revert` restores it. A model that reads between the two (by index, or by
-    iterating over the Sequential) reads the activation's output there.
+    Without `example`: in place, and only in `torch.nn.Sequential` (or subclasses with its forward).
+    If ReLU, SiLU or the exact GELU follows a norm of fastnorm's, the norm gets `activation=`, and
+    a `FusedActivation`, an identity, replaces the activation. So indices and `state_dict` stay, and
+    `revert` can restore it. A model that reads the tensor between the two (by index, or by
+    iterating over the Sequential) then reads the activation's output.
 
     With `example`, the positional inputs (one tensor or a tuple): `torch.fx` traces the model, and
-    norm -> activation and norm -> add -> activation are fused wherever they stand, as modules or
-    as functions. The report's model is a GraphModule that shares parameters and buffers with the
-    given one, which stays as it was. It is compared with it on `example`. Only so is it known what
-    follows a norm that a forward calls: without an example the report lists such norms as kept.
+    norm -> activation and norm -> add -> activation are fused everywhere, as modules or as
+    functions. The report's model is a GraphModule that shares parameters and buffers with the given
+    model, which stays as it was; the two are compared on `example`. If a forward calls a norm, only
+    a trace shows what follows it: without an example the report lists such norms as kept.
 
-    With `fold`, batch norms, torch's or ours, also disappear into the convolution before them (with
-    an example: a linear layer too); an activation of theirs stays. This is for inference: the model
-    has to be in eval mode and cannot be trained as before; results are the same within rounding.
+    With `fold`, batch norms, torch's or ours, are also folded into the convolution before them
+    (with an example: a linear layer too); their activation stays. This is for inference: the model
+    has to be in eval mode, and cannot be trained as before. Results are the same within rounding.
 
-    Norms of torch.nn are not fused: `convert` them first. The report lists what was fused and which
+    Norms of torch.nn are not fused: `convert` them first. The report lists the fused norms and the
     neighbours were not, with the reason.
 
-    Raises ValueError, the model untouched: `fold` in training mode; a model that torch.fx cannot
-    trace faithfully (see the message), or whose traced form answers otherwise on `example`.
-    TypeError where `model` is no module.
+    Raises ValueError and leaves the model as it was: for `fold` in training mode, for a model that
+    torch.fx cannot trace faithfully (see the message), and for one whose traced form gives another
+    result on `example`. Raises TypeError if `model` is no module.
     """
     check_model("fuse", model)
     training = [name or "the model" for name, m in model.named_modules() if m.training]

@@ -1,4 +1,4 @@
-"""Which modules can be fused or folded, and into what, wherever they stand."""
+"""Which modules can be fused or folded, and into which; the same for both ways."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def is_plain_norm(module: nn.Module | None) -> bool:
-    """A norm of ours, of no subclass and with no activation yet."""
+    """Whether it is exactly a norm of ours, no subclass, with no activation yet."""
     known = *TORCHS, *BATCH_INSTANCE_NORMS, ours.LayerNorm2d, RMSNormInWeightDtype
     if type(module) not in known or not isinstance(module, _Activated):
         return False
@@ -26,7 +26,7 @@ def is_plain_norm(module: nn.Module | None) -> bool:
 
 
 def reason_not_to_fold(conv: nn.Module, norm: nn.Module) -> str | None:
-    """Why batch norm `norm` cannot go into `conv`, which alone feeds it."""
+    """Why batch norm `norm` cannot go into `conv`, the only layer that feeds it."""
     assert isinstance(norm, _BatchNorm), "is_batch_norm has been asked"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
@@ -48,7 +48,7 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def folded(conv: Any, norm: Any) -> tuple[nn.Module, nn.Module]:
-    """A new layer that does both, and the module for norm's place: its activation or identity."""
+    """A new layer that does both, and the module that replaces norm: its activation or identity."""
     activation = getattr(norm, "activation", None)
     after = module_of(activation) if activation else nn.Identity()
     return fuse_conv_bn_eval(conv, norm, type(conv) in TRANSPOSED), after.eval()

@@ -1,7 +1,7 @@
-"""The norms of libraries by the names of their classes: nothing is imported, each is tried out.
+"""Finds the norms of libraries by the names of their classes. Imports nothing, and tries each norm.
 
-A class's name says which of our norms it may be. Its attributes say the rest; and whether the two
-compute the same is seen by running both, for a library may change what is behind a name.
+The name of a class says which of our norms it may be, and its attributes give the settings. Both
+norms are then run to see whether they compute the same: a library may change a class's code.
 """
 
 import re
@@ -21,7 +21,7 @@ from .trial import Differs, check_dtype, check_formula
 Reader = Callable[[Any], nn.Module]
 EPS = ("eps", "variance_epsilon", "epsilon")
 SHAPE = ("normalized_shape", "dim")
-# Of timm, which has classes of its own for what torch.nn has too.
+# timm has its own classes for some activations of torch.nn.
 ACTIVATIONS = {
     "timm.layers.activations.GELU": "gelu",
     "timm.layers.activations.GELUTanh": "gelu_tanh",
@@ -32,15 +32,15 @@ ACTIVATIONS = {
 
 
 class Unreadable(Exception):
-    """Its message is the reason to keep a module."""
+    """Its message is the reason why a module is kept."""
 
 
 class NoNorm(Exception):
-    """A module with a norm's name that is made of others."""
+    """A module with a norm's name that is built from other modules."""
 
 
 class Taken(NamedTuple):
-    """What a module is of ours: itself, or for a library's a norm with the module's tensors."""
+    """Our norm for a module: itself, or for a library's module a norm with its tensors."""
 
     norm: nn.Module
     rounding: Rounding | None
@@ -55,7 +55,7 @@ def layer_norm_2d(module: Any) -> _Activated:
 
 
 def zero_centered_layer_norm(module: Any) -> _Activated:
-    """Of VideoPrism: the factor is 1 + weight."""
+    """VideoPrism's: the factor is 1 + weight."""
     return _of_rows(module, ours.LayerNorm, zero_centered=True)
 
 
@@ -64,17 +64,17 @@ def rms_norm(module: Any) -> _Activated:
 
 
 def rms_norm_in_weight_dtype(module: Any) -> nn.Module:
-    """Of T5 and diffusers."""
+    """For T5 and diffusers."""
     return _of_rows(module, RMSNormInWeightDtype)
 
 
 def zero_centered_rms_norm(module: Any) -> _Activated:
-    """Of Gemma: the factor is 1 + weight."""
+    """Gemma's: the factor is 1 + weight."""
     return _of_rows(module, ours.RMSNorm, zero_centered=True)
 
 
 def gated_rms_norm(module: Any, norm_before_gate: bool = False) -> nn.Module:
-    """Of Mamba-2; in transformers the size of a group is said, or the number of groups."""
+    """Mamba-2's; in transformers an attribute gives the size or the number of groups."""
     (width,) = module.weight.shape
     group_size = getattr(module, "group_size", None)
     if hasattr(module, "n_groups"):
@@ -85,7 +85,7 @@ def gated_rms_norm(module: Any, norm_before_gate: bool = False) -> nn.Module:
 
 
 def norm_before_gate(module: Any) -> nn.Module:
-    """Of Qwen3-Next."""
+    """For Qwen3-Next."""
     return gated_rms_norm(module, norm_before_gate=True)
 
 
@@ -105,7 +105,7 @@ def batch_norm_2d(module: Any) -> _Activated:
 
 
 def adaptive(kind: type[Adaptive]) -> Reader:
-    """A reader of the module as `kind`, with a norm of ours for its child `norm`."""
+    """A reader that takes the module as `kind`, with a norm of ours for its child `norm`."""
 
     def read_as(module: Any) -> nn.Module:
         twin = object.__new__(kind)
@@ -119,7 +119,7 @@ def adaptive(kind: type[Adaptive]) -> Reader:
 
 
 def _norm_inside(child: nn.Module) -> nn.Module:
-    """The layer or RMS norm that a module's child will be; it is converted on its own."""
+    """Our layer or RMS norm for a module's child; the child is converted on its own."""
     if "forward" in vars(child) or has_hooks(child):
         raise Unreadable("its norm has hooks or another forward")
     if type(child) in (ours.LayerNorm, ours.RMSNorm, RMSNormInWeightDtype):
@@ -136,8 +136,8 @@ def _norm_inside(child: nn.Module) -> nn.Module:
 
 RMS_NORMS = (rms_norm, rms_norm_in_weight_dtype, zero_centered_rms_norm)
 TRANSFORMERS = r"transformers\.models\.\w+\.modeling_\w+\.\w*"
-# A pattern of the class's qualified name, and our norms that it may be: the first that computes the
-# same.
+# A pattern for the qualified names of classes, and our norms that may fit. The first one that
+# computes the same is taken.
 LIBRARIES: dict[str, tuple[Reader, ...]] = {
     rf"{TRANSFORMERS}(RMSNorm|RmsNorm)": RMS_NORMS,
     rf"{TRANSFORMERS}RMSNormGated": (gated_rms_norm, norm_before_gate),
@@ -167,13 +167,13 @@ LIBRARIES: dict[str, tuple[Reader, ...]] = {
 
 
 def readers_of(kind: type) -> tuple[Reader, ...]:
-    """Our norms that a class may be by its name; none for a class of no library known."""
+    """The norms of ours that a class may be, by its name; none for an unknown class."""
     name = f"{kind.__module__}.{kind.__qualname__}"
     return next((r for pattern, r in LIBRARIES.items() if re.fullmatch(pattern, name)), ())
 
 
 def read(module: nn.Module) -> Taken | str | None:
-    """What the module is of ours, or the reason to keep it; None where its class is not known."""
+    """Our norm for the module, or the reason to keep it; None if its class is not known."""
     reasons = []
     for reader in readers_of(type(module)):
         try:
@@ -183,7 +183,7 @@ def read(module: nn.Module) -> Taken | str | None:
         except NoNorm:
             return None
         except AttributeError as error:
-            reasons.append(f"it lacks what fastnorm reads of such a class: {error}")
+            reasons.append(f"it lacks an attribute that fastnorm reads: {error}")
         except (Unreadable, Differs) as error:
             reasons.append(str(error))
         else:
@@ -212,12 +212,12 @@ def _of_rows(module: nn.Module, kind: type[Any], **options: Any) -> ours.LayerNo
 
 
 def _eps(module: nn.Module) -> float:
-    """Its attribute; a class without one has most often torch's default."""
+    """The module's eps; a class without that attribute mostly has torch's default."""
     return next((getattr(module, name) for name in EPS if hasattr(module, name)), 1e-5)
 
 
 def _shape(module: nn.Module) -> Sequence[int]:
-    """The sizes that a norm of rows normalises over."""
+    """The sizes of the dimensions that a norm of rows normalises."""
     weight = module._parameters.get("weight")
     if weight is not None:
         return weight.shape
@@ -229,7 +229,7 @@ def _shape(module: nn.Module) -> Sequence[int]:
 
 
 def _activation(module: nn.Module) -> str | None:
-    """The activation that a norm of timm's holds as its child `act`."""
+    """The activation in the child `act` of a norm of timm's."""
     children = {name: child for name, child in module._modules.items() if child is not None}
     for name, child in children.items():
         if has_hooks(child):
@@ -247,7 +247,7 @@ def _activation(module: nn.Module) -> str | None:
 
 
 def _check_state(module: nn.Module, norm: nn.Module) -> None:
-    """Give `norm` the module's tensors; they have to be those of its class, and settings agree."""
+    """Give `norm` the module's tensors; shapes and settings have to agree with the norm's class."""
     pairs: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("parameters", norm._parameters, module._parameters),
         ("buffers", norm._buffers, module._buffers),

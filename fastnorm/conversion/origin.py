@@ -1,4 +1,4 @@
-"""A library's norm made one of ours and back: the same object, with all that it had."""
+"""Turns a library's norm into one of ours and back: the same object, with all its attributes."""
 
 from typing import Any, NamedTuple
 
@@ -11,21 +11,21 @@ EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class Origin(NamedTuple):
-    """What an adopted module keeps for the way back."""
+    """The data that an adopted module keeps for the way back."""
 
     kind: type[nn.Module]  # the library's
     norm: type[nn.Module]  # ours
-    settings: dict[str, Any]  # the attributes that it got
-    parameters: tuple[str, ...]  # the names that it got, each of them None
+    settings: dict[str, Any]  # attributes that were added
+    parameters: tuple[str, ...]  # names of parameters that were added, each None
 
 
 def settings_of(norm: nn.Module) -> dict[str, Any]:
-    """What a norm holds beside the state of every nn.Module."""
+    """A norm's attributes besides those of every nn.Module."""
     return {key: value for key, value in vars(norm).items() if key not in EVERY_MODULE}
 
 
 def adopt(module: nn.Module, norm: nn.Module) -> None:
-    """Make `module` a norm of norm's class, which computes with module's own tensors."""
+    """Make `module` a norm of norm's class that computes with module's own tensors."""
     own = vars(module)
     settings = {key: value for key, value in settings_of(norm).items() if key not in own}
     named = {*own, *module._parameters}
@@ -37,13 +37,13 @@ def adopt(module: nn.Module, norm: nn.Module) -> None:
 
 
 def origin_of(module: nn.Module) -> Origin | None:
-    """Where an adopted module came from, unless its class was changed since."""
+    """The origin of an adopted module, unless its class was changed since."""
     origin: Origin | None = vars(module).get(ATTRIBUTE)
     return origin if origin is not None and type(module) is origin.norm else None
 
 
 def reason_not_to_release(module: nn.Module, origin: Origin, fused: bool) -> str | None:
-    """Why it would not compute the same as its library's class; `fused`: its activation goes."""
+    """Why the library's class would compute something else; `fused`: the activation is dropped."""
     for key, value in origin.settings.items():
         if vars(module).get(key, value) != value and not (fused and key == "activation"):
             return f"its {key} was {value!r} when it was a {type_name(origin.kind)}; set it back"

@@ -1,4 +1,4 @@
-"""What a conversion did to a model: which modules changed, which stayed and why."""
+"""The report of a conversion: which modules changed, which stayed and why."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ ADAPTIVE = "fastnorm.conversion.adaptive"
 
 
 class Change(NamedTuple):
-    """A module of qualified `name` that was `old` and is `new` now."""
+    """A module of qualified `name` that was an `old` and is now a `new`."""
 
     name: str
     old: str
@@ -19,7 +19,7 @@ class Change(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A module of qualified `name` that looked like a candidate and stayed a `type`."""
+    """A module of qualified `name` that looked like a candidate but stayed a `type`."""
 
     name: str
     type: str
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How far two norms are from float64 in half precision: root mean squares of the outputs."""
+    """How far two norms are from float64 in half precision: root mean square of the difference."""
 
     dtype: torch.dtype
     theirs: float
@@ -36,11 +36,11 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """The model that `convert`, `fuse` or `revert` answers, and a line for each module of concern.
+    """The result of `convert`, `fuse` or `revert`: the model, and a line for each module concerned.
 
     `str()` of it is a table. A module that appears several times in the model has one line, under
-    its first name; the model itself is called "(model)". `notes` says how results in half precision
-    were rounded before and are now, for each class of a library.
+    its first name; the model itself is called "(model)". For each class of a library, `notes` says
+    how results in half precision were rounded before and how they are now.
     """
 
     model: nn.Module = field(repr=False)
@@ -58,7 +58,7 @@ class Conversion:
 
 
 def check_model(function: str, model: object) -> None:
-    """Raises TypeError where `model` is no module."""
+    """Raises TypeError if `model` is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{function} got {model!r} of {type(model)}: it needs a torch.nn.Module, and changes "
@@ -67,12 +67,12 @@ def check_model(function: str, model: object) -> None:
 
 
 def label(name: str) -> str:
-    """A qualified name to print: the model's own is empty."""
+    """A qualified name for printing; the model's own name is empty."""
     return name or "(model)"
 
 
 def type_name(cls: type) -> str:
-    """The class as its users spell it, or by its module where it is not theirs to make."""
+    """The class as users write it, or with its module if users do not create it."""
     module = cls.__module__
     for package in ("torch.nn", "fastnorm"):
         if module.startswith(f"{package}.") and module != ADAPTIVE:
@@ -81,10 +81,10 @@ def type_name(cls: type) -> str:
 
 
 def notes(roundings: Iterable[tuple[type, Rounding]]) -> list[str]:
-    """A sentence for each class and half-precision dtype that ours rounds otherwise.
+    """A sentence for each class and half-precision dtype that our norm rounds differently.
 
-    It tells of the module that was farthest from float64. A twentieth is no difference: that much
-    two samples have.
+    It describes the module that was farthest from float64. Differences up to a twentieth do not
+    count: two random samples differ as much.
     """
     worst: dict[tuple[type, torch.dtype], Rounding] = {}
     for kind, rounding in roundings:

@@ -15,15 +15,14 @@ def revert(model: nn.Module) -> Conversion:
 
     Norms that `convert` took from a library return to the library's class with all their
     attributes. Norms stay the same objects, as in `convert`. Activations that `fuse` took out of a
-    Sequential return to their places. What else cannot be undone is not: norms that
-    `convert(to=...)` made become torch's of their new kind, convolutions that `fuse(fold=True)`
-    changed stay. Norms that torch.nn lacks and `convert` never makes, SwitchableNorm for one, stay
-    and are listed.
+    Sequential return to their places. Other changes are not undone: norms that `convert(to=...)`
+    made become torch's norms of the new kind, and convolutions that `fuse(fold=True)` changed stay.
+    Norms that torch.nn lacks and `convert` never makes (SwitchableNorm, say) stay and are listed.
 
-    Raises ValueError, the model untouched, where torch.nn cannot express a norm: batch-instance
-    norm, a weight that counts from 1, and an activation that `fuse` did not put there (or did in a
-    traced model: go back to the model that it was made from); or a library's class one whose
-    settings were changed. TypeError where `model` is no module.
+    Raises ValueError and leaves the model as it was if torch.nn cannot express a norm:
+    batch-instance norm, a weight that counts from 1, or an activation that `fuse` did not put there
+    (after `fuse` with an example, go back to the original model). Also if a library's class cannot
+    express it because settings were changed. Raises TypeError if `model` is no module.
     """
     check_model("revert", model)
     placeholders = fused_activations(model)
@@ -67,7 +66,7 @@ def revert(model: nn.Module) -> Conversion:
             release(module, origin)
         else:
             del vars(module)["activation"]
-            for key in ("zero_centered", ATTRIBUTE):  # the latter where its class was changed since
+            for key in ("zero_centered", ATTRIBUTE):  # the latter if its class was changed since
                 vars(module).pop(key, None)
             module.__class__ = TORCHS[type(module)]
         changed.append(Change(name, old, type_name(type(module))))

@@ -1,4 +1,4 @@
-"""`fuse` in place, on `torch.nn.Sequential` alone, where the order of calls is known."""
+"""`fuse` in place, only in `torch.nn.Sequential`: there the order of calls is known."""
 
 import itertools
 from collections import Counter
@@ -22,7 +22,7 @@ from .report import Change, Conversion, Kept, type_name
 
 
 class FusedActivation(nn.Identity):
-    """Stands in a Sequential for an activation that the norm before it computes now."""
+    """Replaces, in a Sequential, an activation that the norm before it now computes."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def fuse_sequentials(model: nn.Module, fold: bool) -> Conversion:
 
 
 def _called_from_a_forward(model: nn.Module) -> Iterator[Kept]:
-    """A line for each norm of which no Sequential says what comes after it."""
+    """A line for each norm whose successor no Sequential shows."""
     plain = {path for path, _ in _sequentials(model)}
     for name, norm in model.named_modules():
         if not (type(norm) in OURS or is_plain_norm(norm)) or not name:
@@ -98,7 +98,7 @@ def _fuse_pair(
     path: str, sequential: nn.Sequential, first: str, second: str, uses: Counter[int],
     changed: list[Change], kept: list[Kept],
 ) -> None:  # fmt: skip
-    """Fuse sequential[first] with sequential[second] where they are norm and activation."""
+    """Fuse sequential[first] with sequential[second] if they are norm and activation."""
     norm, after = sequential._modules[first], sequential._modules[second]
     assert norm is not None and after is not None, "Sequential calls all its modules"
     activation = activation_of(after)
@@ -125,7 +125,7 @@ def _fold_pair(
     path: str, sequential: nn.Sequential, first: str, second: str, uses: Counter[int],
     changed: list[Change], kept: list[Kept],
 ) -> None:  # fmt: skip
-    """Fold sequential[second] into sequential[first] where they are batch norm and convolution."""
+    """Fold sequential[second] into sequential[first] if they are batch norm and convolution."""
     conv, norm = sequential._modules[first], sequential._modules[second]
     assert conv is not None and norm is not None, "Sequential calls all its modules"
     if type(conv) not in (*CONVS, *TRANSPOSED, nn.Linear) or not is_batch_norm(norm):

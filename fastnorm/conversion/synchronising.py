@@ -1,4 +1,4 @@
-"""Batch norms given the statistics of a process group, in place, as `convert` exchanges norms."""
+"""Gives batch norms the statistics of a process group, in place, as `convert` exchanges norms."""
 
 import warnings
 from typing import Any
@@ -20,7 +20,7 @@ SYNCHRONISED: dict[type[nn.Module], type[_Synchronised]] = {
     **dict.fromkeys((OURS[kind] for kind in BATCH_NORMS), ours.SyncBatchNorm),
     **dict.fromkeys(BATCH_INSTANCE_NORMS, ours.SyncBatchInstanceNorm),
 }
-# What a class that only constructs its norm otherwise may hold beside its constructor.
+# A subclass that only adds a constructor may have these attributes besides it.
 UNSAID = ("__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__")
 
 
@@ -29,12 +29,12 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
     Batch-instance norms become `SyncBatchInstanceNorm`, and switchable norms synchronise their
     batch's part. Each remains the same object with the same parameters, buffers, hooks (pruning's
-    too), attributes and training flag, and ours keep their activation. A subclass that adds nothing
-    but a constructor is converted as well. Norms without statistics of the batch stay as they are.
+    too), attributes and training flag; our norms keep their activation. A subclass that adds only
+    a constructor is converted as well. Norms without statistics of the batch stay as they are.
 
-    Batch norms that have ways of their own (a subclass with methods, a forward of the instance's, a
-    parametrized or lazy one) stay too, and their statistics those of each process: a UserWarning
-    names them and the reasons. Answers `module`.
+    Some batch norms differ from their class: a subclass with methods, an instance with its own
+    forward, a parametrized or lazy norm. They stay as they are, with each process's statistics;
+    a UserWarning names them and the reasons. Returns `module`.
     """
     planned: list[tuple[nn.Module, type[nn.Module]]] = []
     kept: list[Kept] = []
@@ -65,7 +65,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
 
 def plain_kind(kind: type[nn.Module]) -> type[nn.Module]:
-    """The norm that `kind` is, or from which it differs by a constructor alone."""
+    """The norm class that `kind` is, or that it extends by only a constructor."""
     while kind not in SYNCHRONISED and not issubclass(kind, LazyModuleMixin):
         added = [name for name in vars(kind) if name not in (*UNSAID, "__init__")]
         if added or len(kind.__bases__) != 1:

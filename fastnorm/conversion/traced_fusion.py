@@ -48,7 +48,7 @@ def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conve
 
 
 def _skip_identities(traced: fx.GraphModule) -> None:
-    """Models have nn.Identity for a choice not made; it must not part a norm from what follows."""
+    """Models use nn.Identity for an option not chosen; it must not part a norm from the next."""
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(node.args[0], fx.Node):
             module = traced.get_submodule(node.target)
@@ -68,7 +68,7 @@ class _Pattern(NamedTuple):
 
 
 def _fuse(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change | Kept | None:
-    """Fuse the pattern that starts with the norm that `node` calls, if one does."""
+    """Fuse the pattern that starts with the norm that `node` calls, if there is one."""
     name = str(node.target)
     norm = traced.get_submodule(name)
     if not (fusion.is_plain_norm(norm) or type(norm) in OURS):
@@ -78,7 +78,7 @@ def _fuse(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change 
         return None
     if reason := _reason_to_keep(traced, pattern, norm, calls):
         return Kept(name, type_name(type(norm)), reason)
-    fused = copy.copy(norm)  # the model's own, which shares its tensors, stays as it is
+    fused = copy.copy(norm)  # the model's own norm stays as it is; the copy shares its tensors
     vars(fused)["activation"] = pattern.activation
     traced.set_submodule(name, fused)
     added = pattern.add is not None
@@ -116,14 +116,14 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
-    """Which of our activations the node is."""
+    """Our name for the activation that the node computes, or None."""
     if node.op == "call_module":
         return activation_of(traced.get_submodule(str(node.target)))
     if node.op not in ("call_function", "call_method") or node.target not in ACTIVATIONS:
         return None
     name = ACTIVATIONS[node.target]
     option = dict(zip((OPTIONS.get(name),), node.args[1:2], strict=False)) | dict(node.kwargs)
-    value = option.get(OPTIONS.get(name))  # inplace or not is the same for the one user
+    value = option.get(OPTIONS.get(name))  # inplace or not makes no difference if there is one user
     match value:
         case None:
             return canonical(name, "fuse")
@@ -150,10 +150,10 @@ def _reason_to_keep(
     if add is None or residual is None:
         return None
     mine, other = node.meta["tensor_meta"], residual.meta["tensor_meta"]
-    # Not a tensor, or several: no shape.
+    # Something that is no tensor, or several tensors, has no shape.
     shapes = [(getattr(m, "shape", None), getattr(m, "dtype", None)) for m in (mine, other)]
     if shapes[0] != shapes[1]:
-        return "what is added to it has another shape or dtype"
+        return "the tensor added to it has another shape or dtype"
     nodes = list(traced.graph.nodes)
     if any(_may_write(traced, n) for n in nodes[nodes.index(node) + 1 : nodes.index(add)]):
         return "between it and the addition something may change its input in place"
@@ -161,7 +161,7 @@ def _reason_to_keep(
 
 
 def _may_write(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's call may change a tensor that exists already, as far as can be seen."""
+    """Whether the node's call may change an existing tensor, as far as can be seen."""
     if node.op == "call_module":
         module = traced.get_submodule(str(node.target))
         known = type_name(type(module)).startswith(("torch.nn.", "fastnorm."))
@@ -174,7 +174,7 @@ def _may_write(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _fold(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change | Kept | None:
-    """Fold the batch norm that `node` calls into the layer that alone feeds it, if one does."""
+    """Fold the batch norm that `node` calls into the only layer that feeds it, if it can."""
     norm, before = traced.get_submodule(str(node.target)), (*node.args, None)[0]
     if not fusion.is_batch_norm(norm) or not isinstance(before, fx.Node):
         return None

@@ -1,8 +1,8 @@
 """A model as a torch.fx graph, or an error that says why that would not be the same model.
 
-What Python decided while a model was traced is decided for good. So a model is refused where a
-decision is seen to depend on the training flag or to leave a constant behind, and what was traced
-is to be compared with the model on an example.
+Tracing fixes the decisions that Python makes in the forward. So a model is refused if a decision
+visibly depends on the training flag or leaves a constant behind; and the traced model should be
+compared with the original on an example.
 """
 
 import copy
@@ -21,9 +21,10 @@ from .report import type_name
 
 
 class _Tracer(fx.Tracer):
-    """Sees what modules with norms do between their norms; all other modules are called whole.
+    """Looks into modules that contain norms, up to the norms; all other modules are called whole.
 
-    So are torch.nn's own, but for Sequential: a TransformerEncoderLayer decides much in Python.
+    torch.nn's own are called whole too, except Sequential: TransformerEncoderLayer decides much in
+    Python.
     """
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -43,13 +44,13 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     if optional := [p.name for p in parameters if p.default is not p.empty or p.kind in variadic]:
         raise ValueError(
             f"fuse cannot trace a forward with optional arguments ({', '.join(optional)}): wrap it "
-            "in a module that takes those of the example alone, or fuse its parts"
+            "in a module that takes only the example's, or fuse its parts"
         )
     modes = {module: module.training for module in model.modules()}
     graphs = _graphs(model, modes)
     used = {n.target for graph in graphs.values() for n in graph.nodes if n.op == "get_attr"}
     if constants := sorted(used - _tensor_names(model)):
-        # It may be random, or made of weights that will change.
+        # The tensor may be random, or made of weights that will change.
         raise ValueError(f"fuse cannot trace a forward that makes tensors: {constants}")
     if str(graphs[False]) != str(graphs[True]):
         raise ValueError(
@@ -58,16 +59,16 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
         )
     traced = fx.GraphModule(model, graphs[model.training], type(model).__name__)
     for module in traced.modules():
-        if module not in modes:  # one that GraphModule made
+        if module not in modes:  # GraphModule made it
             module.training = model.training
     if lost := sorted(_tensor_names(model) - _tensor_names(traced)):
-        raise ValueError(f"fuse would lose what the model's forward does not use: {lost}")
+        raise ValueError(f"fuse would lose tensors that the model's forward does not use: {lost}")
     _propagate_shapes(traced, example)
     return traced
 
 
 def _graphs(model: nn.Module, modes: dict[nn.Module, bool]) -> dict[bool, fx.Graph]:
-    """Its graph in evaluation and in training; flags and attributes are then as before."""
+    """Its graphs in evaluation and in training; flags and attributes are restored."""
     attributes = vars(model).copy()
     try:
         return {mode: _Tracer().trace(model.train(mode)) for mode in (False, True)}
@@ -87,7 +88,7 @@ def _tensor_names(module: nn.Module) -> set[str]:
 
 
 def _propagate_shapes(traced: fx.GraphModule, example: tuple[Any, ...]) -> None:
-    """Run a copy, so that running statistics stay, and take its nodes' shapes over."""
+    """Run a copy, so that running statistics stay, and take over the shapes of its nodes."""
     twin = copy.deepcopy(traced)
     with torch.random.fork_rng(), torch.no_grad():
         ShapeProp(twin).propagate(*_copies(example))
@@ -96,7 +97,7 @@ def _propagate_shapes(traced: fx.GraphModule, example: tuple[Any, ...]) -> None:
 
 
 def compare(model: nn.Module, traced: fx.GraphModule, example: tuple[Any, ...]) -> None:
-    """Raise where the two, from one random state, disagree by more than rounding could explain."""
+    """Raise if the two, from one random state, differ by more than rounding can explain."""
     outputs = []
     for module in (model, traced):
         with torch.random.fork_rng(), torch.no_grad():
@@ -109,8 +110,8 @@ def compare(model: nn.Module, traced: fx.GraphModule, example: tuple[Any, ...]) 
     )
     if not same:
         raise ValueError(
-            "the traced model answers otherwise than the model on the example: its forward decides "
-            "by something that torch.fx cannot see. Fuse its parts"
+            "the traced model answers otherwise than the model on the example: its forward makes a "
+            "decision that torch.fx cannot see. Fuse its parts"
         )
 
 
@@ -119,5 +120,5 @@ def _magnitude(tensor: Tensor) -> float:
 
 
 def _copies(example: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example once more: a model may write into its inputs."""
+    """A copy of the example: a model may write to its inputs."""
     return tree_map_only(Tensor, lambda t: t.detach().clone(), example)

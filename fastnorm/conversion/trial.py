@@ -1,8 +1,8 @@
-"""A library's norm and ours tried on small random inputs: whether they compute the same.
+"""Tries a library's norm and ours on small random inputs: do they compute the same?
 
-Both run as they would in the model, on the module's device, the one by its class's forward and the
-other by the backend in use; both on stand-ins that have random parameters and buffers. So hooks do
-not run, and nothing of the model is written.
+Both run as they would in the model, on the module's device: the library's by its class's forward,
+ours by the backend in use. Both run on stand-ins with random parameters and buffers, so hooks do
+not run and nothing in the model is written.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from ..tensors import HALF
 from .adaptive import Adaptive, Draw
 from .report import Rounding, type_name
 
-TOLERANCE = 1e-5  # of float32 and float64, in which some libraries compute in float32
-ULPS = 4  # of halves, which some libraries round twice
+TOLERANCE = 1e-5  # for float32 and float64: some libraries compute float64 in float32
+ULPS = 4  # for half precision: some libraries round twice
 
 
 class Differs(Exception):
-    """Its message is the reason to keep a module."""
+    """Its message is the reason why a module is kept."""
 
 
 def check_formula(module: nn.Module, norm: nn.Module) -> None:
-    """Raises Differs where `module` and `norm` compute different things, or cannot be compared.
+    """Raises Differs if `module` and `norm` compute different things, or cannot be compared.
 
-    Compared are outputs, all gradients and buffers in float32: once of values of about 1, and once
-    of so small ones that eps matters; batch norms in training too, where others would differ by
-    what is random alone. So are the dtypes of outputs in mixed precision.
+    It compares outputs, all gradients and buffers in float32: once for values of about 1, and once
+    for values so small that eps matters. Batch norms are compared in training too; other modules
+    could differ there by dropout. It also compares the dtypes of outputs in mixed precision.
     """
     _check_signature(type(module), norm)
     modes = (True, False) if isinstance(norm, _BatchNorm) else (False,)
@@ -50,9 +50,9 @@ def check_formula(module: nn.Module, norm: nn.Module) -> None:
 
 
 def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
-    """The same in the dtype of module's parameters, where that is another than float32.
+    """The same in the dtype of module's parameters, if that is not float32.
 
-    Answers how the two round where that is half precision. Raises Differs as above.
+    Returns how the two round if that is half precision. Raises Differs as above.
     """
     with _comparing(module, norm) as (dtype, device):
         if dtype == torch.float32:
@@ -66,7 +66,7 @@ def check_dtype(module: nn.Module, norm: nn.Module) -> Rounding | None:
 
 @contextlib.contextmanager
 def _comparing(module: nn.Module, norm: nn.Module) -> Iterator[tuple[torch.dtype, torch.device]]:
-    """The dtype and device to compare them on; whatever a forward raises becomes Differs."""
+    """The dtype and device for the comparison; any exception of a forward becomes Differs."""
     own = next(module.parameters(), None)
     dtype = torch.float32 if own is None else own.dtype
     device = torch.device("cpu") if own is None or own.is_meta else own.device
@@ -88,7 +88,7 @@ def _comparing(module: nn.Module, norm: nn.Module) -> Iterator[tuple[torch.dtype
 
 
 def small(norm: Any) -> float:
-    """The size of values whose variance is about eps."""
+    """A scale for values: their variance is then about eps."""
     eps: float = norm.eps if hasattr(norm, "eps") else norm.norm.eps
     return (eps or 1e-6) ** 0.5
 
@@ -108,7 +108,7 @@ def arguments_of(norm: Any, draw: Draw) -> tuple[Any, ...]:
 
 
 def _check_signature(kind: type[nn.Module], norm: nn.Module) -> None:
-    """A norm's forward takes one input; a gated or adaptive one's what ours takes beside it."""
+    """A norm's forward has to take one input; a gated or adaptive one also our norm's others."""
     found, mine = (
         list(inspect.signature(k.forward).parameters.values())[1:] for k in (kind, type(norm))
     )
@@ -143,7 +143,7 @@ class _Sample:
         return values.to(**self._place)
 
     def _like(self, tensor: Tensor) -> Tensor:
-        """Positive vectors of about 1, as weights and variances; matrices that keep a size."""
+        """Positive vectors of about 1, as weights and variances; matrices that keep the scale."""
         if not tensor.is_floating_point():
             return torch.zeros(tensor.shape, dtype=tensor.dtype, device=self._place["device"])
         if tensor.dim() > 1:
@@ -164,14 +164,14 @@ def _is_floating(value: Any) -> bool:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor of this dtype where it is a floating-point one, this dtype where it is a dtype."""
+    """A tensor in this dtype if `value` is a floating-point one; the dtype if it is a dtype."""
     if isinstance(value, torch.dtype):
         return dtype
     return value.to(dtype) if _is_floating(value) else value
 
 
 def _stand_in(module: nn.Module, sample: _Sample, prefix: str = "") -> nn.Module:
-    """A module like it, with the sample's tensors for its own."""
+    """A module like it, with the sample's tensors instead of its own."""
     twin = object.__new__(type(module))
     vars(twin).update(vars(module))
     parameters, buffers = (
@@ -194,7 +194,7 @@ def _stand_in(module: nn.Module, sample: _Sample, prefix: str = "") -> nn.Module
 
 
 def _outputs(module: nn.Module, sample: _Sample, arguments: Sequence[Any]) -> list[Tensor]:
-    """What the stand-in answers, without hooks."""
+    """The stand-in's outputs, without hooks."""
     y = type(module).forward(module, *arguments)
     outputs = list(y) if isinstance(y, tuple) else [y]
     if not all(isinstance(output, Tensor) for output in outputs):
@@ -257,13 +257,13 @@ def _compare_without_gate(module: nn.Module, norm: nn.Module, sample: _Sample) -
 
 
 def _compare_dtypes(module: nn.Module, norm: nn.Module, sample: _Sample) -> None:
-    """Of parameters in half precision and a float32 input, as they meet in mixed precision."""
+    """With parameters in half precision and a float32 input, as happens in mixed precision."""
     arguments = [x.float() for x in sample.arguments]
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's RMS norm warns of the pair
+        warnings.simplefilter("ignore")  # torch's RMS norm warns about mixed dtypes
         try:
             theirs = _outputs(_stand_in(module, sample), sample, arguments)
-        except RuntimeError:  # torch's norms take no such pair
+        except RuntimeError:  # torch's norms do not take mixed dtypes
             return
         mine = _outputs(_stand_in(norm, sample), sample, arguments)
     if theirs[0].dtype != mine[0].dtype:

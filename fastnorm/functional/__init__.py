@@ -1,15 +1,15 @@
 """The norms as functions: torch.nn.functional's signatures, plus a fused activation and residual.
 
-Every function of channels or rows, but for the two that add, takes two keyword-only extras::
+Every function of channels or rows, except the two that add, takes two keyword-only extras::
 
     activation   y = act(norm(x) + residual) for None, "relu", "silu", "gelu" (the exact one),
                  "gelu_tanh", "hardswish", "mish", ("leaky_relu", slope), ("elu", alpha): see
                  `fastnorm.activations`
     residual     a tensor of input's shape, dtype and device, added before the activation
 
-Inputs are float16, bfloat16, float32 or float64; parameters may be of another floating dtype, their
-gradients come in their own. Output and gradient have the input's dtype and, channels last included,
-its memory format (layer norm, as in torch, and RMS norm always answer contiguously). A call that
+Inputs are float16, bfloat16, float32 or float64. Parameters may have another floating dtype; their
+gradients have it too. Output and gradient have the input's dtype and memory format, channels last
+included. (The output of RMS norm and, as in torch, layer norm is always contiguous.) A call that
 raises has written nothing: running statistics are as before.
 """
 

@@ -37,8 +37,8 @@ def batch_norm(
     """Batch normalisation of input (N, C, ...), statistics of each channel (arXiv 1502.03167).
 
     running_mean, running_var, weight and bias have shape (C,) or are None. With `training` the
-    batch's statistics normalise and the running ones, where given, move towards them by `momentum`
-    (the variance unbiased); without it the running ones, then required, normalise.
+    batch's statistics normalise, and the running ones, if given, move towards them by `momentum`
+    (the variance unbiased). Without it the running ones normalise, and have to be given.
 
     scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
     residual), with the sources in `fastnorm.modulation`.
@@ -107,8 +107,8 @@ def mean_only_batch_norm(
     """input - mean + bias, the mean of each channel of input (N, C, ...) (arXiv 1602.07868, 4).
 
     running_mean and bias have shape (C,) or are None. With `training` the batch's mean is taken and
-    the running one, where given, moves towards it by `momentum`; without it the running one, then
-    required, is taken. One value per channel is its own mean, and y is bias.
+    the running one, if given, moves towards it by `momentum`; without it the running one is taken,
+    and has to be given. One value per channel is its own mean, and y is then the bias.
 
     scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
     residual), with the sources in `fastnorm.modulation`.
@@ -165,8 +165,8 @@ def instance_norm(
     """Instance normalisation of input (N, C, ...), statistics of each (n, c) (arXiv 1607.08022).
 
     Parameters and running statistics have shape (C,) or are None. With `use_input_stats` the
-    running statistics, where given, move towards the batch's average of the instances'; without it
-    they, then required, normalise.
+    running statistics, if given, move towards the batch's average of the instances'; without it
+    they normalise, and have to be given.
 
     scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
     residual), with the sources in `fastnorm.modulation`.
@@ -294,7 +294,7 @@ def group_norm(
     scale and shift, (N, C) or None, modulate each sample: act(norm(x) (1 + scale) + shift +
     residual), with the sources in `fastnorm.modulation`.
 
-    Raises RuntimeError where num_groups does not divide C or a parameter has another shape,
+    Raises RuntimeError if num_groups does not divide C or a parameter has another shape,
     ValueError for a single value per group, NotImplementedError for dtypes without kernels.
     """
     tensors = (input, weight, bias, residual, scale, shift)

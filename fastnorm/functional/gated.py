@@ -22,11 +22,11 @@ def gated_rms_norm(
     rms(input * silu(gate)) * weight or, with `norm_before_gate`, rms(input) * weight * silu(gate),
     where rms(v) = v / sqrt(mean(v^2) + eps). The mean is over `group_size` neighbours in the last
     dimension D, which it has to divide, or over all D. gate has input's shape, dtype and device;
-    weight has shape (D,) or is None. Without a gate, None, it is RMS norm of the groups. y has
-    input's shape and dtype and is contiguous. input and gate may be nested tensors.
+    weight has shape (D,) or is None. If gate is None, it is RMS norm of the groups. y has input's
+    shape and dtype and is contiguous. input and gate may be nested tensors.
 
-    Compiled, exported or transformed (torch.compile, torch.func) it is the formula in PyTorch's own
-    operators, which Inductor fuses.
+    Under torch.compile, torch.export and torch.func it is the formula in PyTorch's own operators,
+    which Inductor fuses.
 
     Raises RuntimeError for a gate or weight of another shape and for a group_size that does not
     divide D, NotImplementedError for dtypes without kernels.

@@ -29,22 +29,22 @@ def moment_norm(
     """act((x - center) * scale + shift + residual) of input (N, C, ...), by a merge of your own.
 
     `merge(mean, var, count)` gets the mean and the biased variance of each (n, c), float64 tensors
-    of shape (N, C), and the number of positions that they are over; it returns (scale, center,
-    shift), each a number or a tensor that broadcasts to (N, C). It is called once a forward and
-    autograd runs through it, so parameters, statistics over other sets (`merge_moments`),
-    collectives and buffers may be used as in any module. float64 keeps it simple: differences of
-    means cost no digits, and the tensors are tiny.
+    of shape (N, C), and the number of positions in each. It returns (scale, center, shift), each a
+    number or a tensor that broadcasts to (N, C). It is called once in a forward, and autograd runs
+    through it. So it may use parameters, statistics over other sets (`merge_moments`), collectives
+    and buffers, as any module. float64 keeps it simple: differences of means lose no digits, and
+    the tensors are tiny.
 
     x is read once for its moments and once more to be normalised: 3 S forward and 5 S backward, S
-    the bytes of x (with a residual and an activation 4 S and 6 S). Derivatives of second order run
-    through plain PyTorch, forward-mode ones and traced programs from the start.
+    the bytes of x (with a residual and an activation 4 S and 6 S). Second derivatives run through
+    plain PyTorch. Forward-mode derivatives and traced programs use plain PyTorch for all of it.
 
-    scale and shift, (N, C) or None, modulate each sample: z (1 + scale) + shift of what the merge
-    makes of x, before the residual is added. See `fastnorm.modulation`.
+    scale and shift, (N, C) or None, modulate each sample: z (1 + scale) + shift, where z is x after
+    the merge, before the residual is added. See `fastnorm.modulation`.
 
     Raises RuntimeError for an input of less than 2 dimensions or a residual unlike it,
-    NotImplementedError for dtypes without kernels, ValueError for an unknown activation. Of a merge
-    TypeError for what is not three numbers or tensors, RuntimeError for another shape.
+    NotImplementedError for dtypes without kernels, ValueError for an unknown activation. For a
+    merge: TypeError if it does not return three numbers or tensors, RuntimeError for another shape.
     """
     tensors = (input, residual, scale, shift)
     if has_torch_function_variadic(*tensors):
@@ -63,14 +63,14 @@ def moment_norm(
     call = Call(stages, after)
     mean, var, link = Moments.apply(input, residual, call)
     factor, center, level = _expanded(merge(mean, var, positions(input)), mean)
-    # Relative to the instance's own mean, a constant here: it cancels, and no digits are lost.
+    # Relative to the instance's own mean, here a constant: it cancels, and no digits are lost.
     origin = mean.detach()
     level = level + factor * (origin - center)
     return Apply.apply(link, input, residual, origin, factor, level, call)
 
 
 def _modulated(x: Tensor, merge: Merge, scale: Tensor | None, shift: Tensor | None) -> Merge:
-    """The merge whose factors and levels are those of the samples."""
+    """A merge that also applies scale and shift, one for each sample and channel."""
 
     gamma, beta = modulated_channels("moment_norm", x, None, None, scale, shift)
 
@@ -84,9 +84,9 @@ def _modulated(x: Tensor, merge: Merge, scale: Tensor | None, shift: Tensor | No
 
 
 def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor | None) -> Tensor:
-    """moment_norm in plain PyTorch; in the dtype of statistics, the merge alone in float64.
+    """moment_norm in plain PyTorch, in the dtype of statistics; only the merge is in float64.
 
-    In ONNX, where sums are what runtimes make of them, the moments are float64 as well.
+    For ONNX the moments are float64 as well: runtimes differ in how they sum.
     """
     wide, dims = x.to(accumulation(x)), tuple(range(2, x.dim()))
     averaged = wide.double() if torch.onnx.is_in_onnx_export() else wide
@@ -106,7 +106,7 @@ def _formula(x: Tensor, merge: Merge, activation: str | None, residual: Tensor |
 
 
 def _expanded(found: Coefficients, mean: Tensor) -> tuple[Tensor, ...]:
-    """The merge's coefficients as tensors like mean; an error where they are none."""
+    """The merge's coefficients as tensors like mean; raises if they are anything else."""
     names = ("scale", "center", "shift")
     if not isinstance(found, tuple | list) or len(found) != len(names):
         count = f" of length {len(found)}" if isinstance(found, tuple | list) else ""

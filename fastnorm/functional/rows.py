@@ -1,7 +1,7 @@
-"""Norms of rows, the last dimensions: of an input, or of the sum that a residual stream becomes.
+"""Norms of rows, the last dimensions: of an input, or of the sum in a residual stream.
 
-The adding ones return (y, s), s = input + residual and y the norm of s. Both are differentiable:
-input and residual have one gradient between them, that of s through y and its own added up.
+add_layer_norm and add_rms_norm return (y, s): s = input + residual, and y is the norm of s. Both
+are differentiable. input and residual have the same gradient: s's own plus the one through y.
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ def layer_norm(
     `zero_centered` the factor is 1 + weight: see `counted_from_one`.
 
     scale and shift, which broadcast to input, modulate its rows: act(norm(x) (1 + scale) + shift +
-    residual). One of shape (N, 1, L) serves all rows of a sample, as DiT's: `fastnorm.modulation`.
+    residual). One of shape (N, 1, L) serves all rows of a sample, as in DiT: `fastnorm.modulation`.
 
-    Raises RuntimeError where normalized_shape does not end input's shape or a parameter has
-    another, NotImplementedError for dtypes without kernels.
+    Raises RuntimeError if input's shape does not end in normalized_shape or a parameter has another
+    shape, NotImplementedError for dtypes without kernels.
     """
     after = canonical(activation, "layer_norm")
     tensors = (input, weight, bias, residual, scale, shift)
@@ -98,15 +98,15 @@ def rms_norm(
 ) -> Tensor:
     """input / sqrt(mean(input^2) + eps) * weight over the last len(normalized_shape) dimensions.
 
-    weight has shape `normalized_shape` or is None. input may be a nested tensor. Without eps it is
-    torch's: the machine epsilon of what the statistics are computed in, float64's for float64 and
+    weight has shape `normalized_shape` or is None. input may be a nested tensor. The default eps is
+    torch's: the machine epsilon of the dtype of the statistics, float64's for float64 and
     float32's for all others. With `zero_centered` the factor is 1 + weight: see `counted_from_one`.
     Source: arXiv 1910.07467, equation 4.
 
     scale and shift, which broadcast to input, modulate its rows: see layer_norm.
 
-    Raises RuntimeError where normalized_shape does not end input's shape or weight has another,
-    ValueError where input has fewer dimensions, NotImplementedError for dtypes without kernels.
+    Raises RuntimeError if input's shape does not end in normalized_shape or weight has another
+    shape, ValueError if input has fewer dimensions, NotImplementedError for dtypes without kernels.
     """
     after = canonical(activation, "rms_norm")
     tensors = (input, weight, residual, scale, shift)
@@ -165,7 +165,7 @@ def add_layer_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(layer_norm(s), s) of s = input + residual, s rounded to the input's dtype first.
+    """(layer_norm(s), s) of s = input + residual; s is first rounded to the input's dtype.
 
     residual has the input's shape, dtype and device; weight and bias have shape `normalized_shape`
     or are None. Both results are contiguous and of the input's dtype. scale and shift modulate the
@@ -243,21 +243,21 @@ def _add_norm(
         shape = tuple(normalized_shape)
         weight, bias = modulated_rows(op, x, shape, weight, bias, scale, shift)
     if x.dtype != input.dtype == residual.dtype:
-        # Autocast adds in half precision, and normalises in float32 what the sum was rounded to.
+        # Autocast adds in half precision; that rounded sum is then normalised in float32.
         total = input + residual
         return normalise(Inputs(total.to(x.dtype), None, weight, bias), spec), total
     return add_normalise(Inputs(x, shortcut, weight, bias), spec)
 
 
 def _ends_in(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the shape, of a dimension at least, is that of the last dimensions."""
+    """Whether `sizes` ends in `shape`, which has at least one dimension."""
     return len(shape) > 0 and sizes[-len(shape) :] == shape
 
 
 def counted_from_one(weight: Tensor | None) -> Tensor | None:
     """1 + weight in float32 or wider: a 16-bit sum would keep two or three digits of the weight.
 
-    So Gemma (arXiv 2403.08295) and Transformer Engine (zero_centered_gamma) have it: a weight of 0
+    Gemma (arXiv 2403.08295) and Transformer Engine (zero_centered_gamma) do the same: a weight of 0
     changes nothing, and weight decay pulls the factor to 1.
     """
     if weight is None:
@@ -271,6 +271,6 @@ EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
 def _rms_spec(
     input: Tensor, shape: Sequence[int], eps: float | None, activation: str | None
 ) -> NormSpec:
-    """Without an eps it is torch's: the machine epsilon of what the statistics are computed in."""
+    """The default eps is torch's: the machine epsilon of the dtype of the statistics."""
     eps = EPS[input.dtype == torch.float64] if eps is None else eps
     return NormSpec("rms", len(shape), True, 0.0, eps, activation)

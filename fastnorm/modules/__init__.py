@@ -1,7 +1,7 @@
 """The norms as torch.nn modules with a fused activation and residual.
 
-Where torch.nn has the norm, a class takes its arguments and a keyword-only `activation`,
-None or one of `fastnorm.activations`. `forward(input, residual=None)` returns
+If torch.nn has the norm, the class takes the same arguments and a keyword-only `activation`, None
+or one of `fastnorm.activations`. `forward(input, residual=None)` returns
 act(norm(input) + residual). repr, parameters, buffers and state_dict are torch.nn's: a checkpoint
 of either loads into the other.
 """

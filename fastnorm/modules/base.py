@@ -1,11 +1,11 @@
-"""What norm modules share: the fused activation, running statistics, the forward of batch norms."""
+"""Shared parts of norm modules: the fused activation, running statistics, batch norms' forward."""
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, fx, nn
 
-# What ends the recomputation of a checkpointed block inside its last operator: a forward as good as
-# done, whose batch counts as torch.nn's norms count it.
+# Raised inside the last operator of a checkpointed block to end its recomputation. The forward is
+# then as good as done, and counts the batch as torch.nn's norms do.
 from torch.utils.checkpoint import _StopRecomputationError as StopRecomputation
 
 from ..activations import ActivationLike, canonical
@@ -13,16 +13,16 @@ from .distributed import keep_residual
 
 
 def is_proxy(input: object) -> bool:
-    """Whether a tracer of torch.fx calls a module with `input`, to see what it does with it."""
+    """Whether torch.fx calls a module with `input` to trace it."""
     return (
-        type(input) is not Tensor  # the quickest way to know
+        type(input) is not Tensor  # the quickest test
         and isinstance(input, fx.Proxy)
         and isinstance(input.tracer, fx.Tracer)
     )
 
 
 def affine_of(module: Any) -> tuple[Any, Any]:
-    """module.weight and module.bias, without torch's slow way to a parameter: 0.5 us each."""
+    """module.weight and module.bias, not by torch's slow way to a parameter: 0.5 us each."""
     own = module._parameters
     if "weight" in own and "bias" in own:
         return own["weight"], own["bias"]
@@ -38,13 +38,13 @@ def running_of(module: Any) -> tuple[Any, Any]:
 
 
 class _Norm(nn.Module):
-    """A norm, to tracers and compilers."""
+    """A norm as tracers and compilers see it."""
 
     def _as_leaf(self, *inputs: Any, **options: Any) -> Any:
         """The call of this module in the graph that torch.fx is tracing, whatever its tracer.
 
-        Tracers take torch.nn's modules for leaves by the name of their Python module, and look into
-        all others: a forward that meets a proxy of theirs answers this. What is None is left out.
+        Tracers know torch.nn's modules as leaves by the name of their Python module, and look into
+        all others. So a forward that meets a tracer's proxy returns this. None is left out.
         """
         tracer = inputs[0].tracer
         given = tuple(value for value in inputs if value is not None)
@@ -52,7 +52,7 @@ class _Norm(nn.Module):
         return tracer.create_proxy("call_module", tracer.path_of_module(self), given, named)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What torch.jit.script asks each module for."""
+        """torch.jit.script calls this on each module."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__}, whose forward chooses among "
             "backends in Python: give it a model with torch.nn's norms (fastnorm.revert(model)), "
@@ -67,7 +67,7 @@ class _Activated(_Norm):
 
     @property
     def _distribute_module_applied(self) -> bool:
-        """What torch.distributed.tensor.distribute_module sets once it has registered its hooks."""
+        """torch.distributed.tensor.distribute_module sets this once it has registered its hooks."""
         return vars(self).get("_distribute_module_applied", False)
 
     @_distribute_module_applied.setter
@@ -82,7 +82,7 @@ class _Activated(_Norm):
         return self._with_activation(super().extra_repr())
 
     def _with_activation(self, own: str) -> str:
-        """The representation `own`, and the activation where there is one."""
+        """The representation `own`, plus the activation if there is one."""
         fused = "" if self.activation is None else f"activation={self.activation!r}"
         return ", ".join(part for part in (own, fused) if part)
 
@@ -90,13 +90,13 @@ class _Activated(_Norm):
 class _Tracking(_Activated):
     """A norm with running statistics, to be mixed into one of torch.nn's."""
 
-    if TYPE_CHECKING:  # what torch.nn's class brings
+    if TYPE_CHECKING:  # from torch.nn's class
         num_features: int
         eps: float
         momentum: float | None
         affine: bool
         track_running_stats: bool
-        weight: nn.Parameter  # so torch types it, though without affine it is None
+        weight: nn.Parameter  # as torch types it, though it is None without affine
         bias: nn.Parameter
         running_mean: Tensor | None
         running_var: Tensor | None
@@ -129,7 +129,7 @@ class _OverBatch(_Tracking):
         momentum = 0.0 if self.momentum is None else self.momentum
         running = (mean, var)
         if tracked and self.momentum is None and mean is not None:
-            # Copies, which a batch without values leaves as they are.
+            # Copies: a batch without values does not change them.
             mean, var, momentum = mean.clone(), None if var is None else var.clone(), 1.0
         try:
             y = self._norm(
@@ -139,13 +139,13 @@ class _OverBatch(_Tracking):
         except StopRecomputation:
             self._track(tracked, running, (mean, var))
             raise
-        self._track(tracked, running, (mean, var))  # last: a call that fails has counted nothing
+        self._track(tracked, running, (mean, var))  # last: a call that fails does not count
         return y
 
     def _track(
         self, tracked: bool, running: tuple[Tensor | None, ...], batch: tuple[Tensor | None, ...]
     ) -> None:
-        """Count a batch; where its statistics are apart, move the cumulative average by them.
+        """Count a batch; if its statistics are separate, move the cumulative average towards them.
 
         Its factor stays on the device: reading num_batches_tracked would wait for the GPU.
         """
@@ -177,5 +177,5 @@ class _OverBatch(_Tracking):
 
 
 def bias_argument(bias: bool) -> dict[str, bool]:
-    """torch 2.11 knows no `bias` here: named only where it says something, any version works."""
+    """torch 2.11 has no `bias` here: it is passed only if False, so any version works."""
     return {} if bias else {"bias": False}

@@ -54,9 +54,9 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
     See `fastnorm.functional.batch_norm` (arXiv 1502.03167).
 
-    forward takes a boolean `mask`, (N,) or (N, L), that is False for padding: such positions are in
-    no statistic, their output and gradient are 0, whatever they hold. The others are computed as
-    one batch without padding, gathered and put back. Raises RuntimeError for a mask of another
+    forward takes a boolean `mask`, (N,) or (N, L), that is False for padding. Padding enters no
+    statistic; its output and gradient are 0, whatever it holds. The other positions are gathered,
+    computed as one batch without padding, and put back. Raises RuntimeError for a mask of another
     shape, dtype or device.
     """
 
@@ -89,7 +89,7 @@ class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
 
 
 def _of_positions(given: Tensor | None, mask: Tensor) -> Tensor | None:
-    """A scale or a shift (N, C) of the positions that a mask (N,) or (N, L) keeps: (M, C)."""
+    """A scale or a shift (N, C) for the positions that a mask (N,) or (N, L) keeps: (M, C)."""
     if given is None or mask.dim() == 1:
         return None if given is None else given[mask]
     return given.unsqueeze(1).expand(-1, mask.shape[1], -1)[mask]

@@ -14,17 +14,17 @@ from .batch import _BatchNorm
 class _BatchInstanceNorm(_BatchNorm):
     """y = act(weight * (rho * x_bn + (1 - rho) * x_in) + bias + residual), arXiv 1805.07925.
 
-    Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank; a batch norm's
-    checkpoint loads with strict=False and, with rho at its initial 1, computes the same. It is no
-    torch.nn.BatchNorm itself: what looks for those to replace or fold them must pass it by. In eval
-    mode the batch part uses the running statistics, the instance part the input's own. Inputs with
-    one value per instance raise ValueError.
+    Arguments, buffers and errors are those of torch.nn's BatchNorm of the same rank. A batch norm's
+    checkpoint loads with strict=False and, with rho at its initial 1, gives the same results. It is
+    not a torch.nn.BatchNorm: code that replaces or folds those must not touch it. In eval mode the
+    batch part uses the running statistics, the instance part the input's own. Inputs with one value
+    per instance raise ValueError.
 
-    `rho`, shape (C,), is a leaf parameter that any optimizer trains. An optimizer's step may carry
-    it out of [0, 1]; whatever reads it next - `module.rho`, `forward`, `state_dict` - first clamps
-    it there in place. This is the projection its authors apply after each step, and no training
-    loop has to know of it. (A tensor taken from `parameters()` beforehand sees the step's raw
-    result until then.) The authors give rho 10 times the learning rate and no weight decay.
+    `rho`, shape (C,), is a leaf parameter that any optimizer trains. An optimizer's step may move
+    it out of [0, 1]. The next read of it by `module.rho`, `forward` or `state_dict` first clamps it
+    in place. This is the projection that the authors apply after each step, and the training loop
+    need not know of it. (A tensor taken from `parameters()` before shows the step's raw result
+    until then.) The authors give rho 10 times the learning rate and no weight decay.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class _BatchInstanceNorm(_BatchNorm):
 
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
-        # Only the module's own parameter: what functional_call or FSDP put in its place is not ours
-        # to write to, and an exported program writes to no parameter. _norm projects those.
+        # Only the module's own parameter: a tensor that functional_call or FSDP put there must not
+        # be written, and an exported program writes to no parameter. _norm projects those.
         if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
@@ -57,12 +57,12 @@ class _BatchInstanceNorm(_BatchNorm):
         return value
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if "rho" in self._parameters:  # a parametrized one is computed: it has no entry to project
+        if "rho" in self._parameters:  # a parametrized rho is computed: there is no entry to clamp
             _ = self.rho
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _mixing_rho(self) -> Tensor:
-        """rho in [0, 1], projected here where reading it does not."""
+        """rho in [0, 1]; clamped here if reading it does not clamp it."""
         rho: Tensor = self.rho
         own = isinstance(rho, nn.Parameter) and not torch.compiler.is_exporting()
         return rho if own else _projected(rho)
@@ -106,7 +106,7 @@ class BatchInstanceNorm3d(_BatchInstanceNorm, _NormBase):
 def _projected(rho: Tensor) -> Tensor:
     """rho clamped to [0, 1] for a rho that must not be written to.
 
-    Its gradient passes unchanged, as it does where a parameter was clamped in place: clamp's own is
-    0 outside the interval, and an optimizer's step out of it would freeze rho there.
+    Its gradient passes unchanged, as for a parameter that was clamped in place. clamp's own
+    gradient is 0 outside the interval: a step that left it would freeze rho there.
     """
     return rho.detach().clamp(0.0, 1.0) + (rho - rho.detach())

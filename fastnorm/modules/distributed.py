@@ -1,8 +1,8 @@
-"""Residuals beside torch.distributed.tensor.parallel, whose SequenceParallel knows one input alone.
+"""Residuals with torch.distributed.tensor.parallel, whose SequenceParallel knows only one input.
 
-Its hook hands on the first positional input as a DTensor and drops the others. Two hooks around it
-see to the residual: the first passes it by keyword as well, the second keeps it where the
-positional one is gone, a DTensor as the input is.
+Its hook passes on the first positional input as a DTensor and drops the others. Two hooks around it
+keep the residual: the first also passes it by keyword; the second, if the positional one is gone,
+makes it a DTensor like the input.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def _as_the_input_is(
     from torch.distributed.tensor import DTensor
 
     residual = kwargs.get("residual")
-    if len(args) == 2 or residual is None:  # an input_fn that knows of two kept both
+    if len(args) == 2 or residual is None:  # an input_fn that knows both inputs kept both
         return args, {key: value for key, value in kwargs.items() if key != "residual"}
     x = args[0] if args else kwargs.get("input", kwargs.get("x"))
     if isinstance(x, DTensor) and isinstance(residual, Tensor):

@@ -1,4 +1,4 @@
-"""RMS norm with a gate, as Mamba-2's blocks end."""
+"""RMS norm with a gate, the end of Mamba-2's blocks."""
 
 from typing import Any
 

@@ -12,8 +12,8 @@ from .base import _Tracking, affine_of, bias_argument, is_proxy, running_of
 
 
 class _InstanceNorm(_Tracking):
-    """Constructor and forward of InstanceNorm1d, 2d and 3d; an input may lack the batch dim, and
-    so may its scale and shift."""
+    """Constructor and forward of InstanceNorm1d, 2d and 3d. The input may lack the batch dimension;
+    then so do its scale and shift."""
 
     if TYPE_CHECKING:
 
@@ -48,8 +48,8 @@ class _InstanceNorm(_Tracking):
     ) -> Tensor:
         if is_proxy(input):
             return self._as_leaf(input, residual, scale=scale, shift=shift)
-        # torch's forward checks the input, then calls _apply_instance_norm on a batch: the residual
-        # takes the same way beside it.
+        # torch's forward checks the input, then calls _apply_instance_norm on a batch. The residual
+        # is handled in the same way.
         self._check_input_dim(input)
         unbatched = input.dim() == self._get_no_batch_dim()
         channels = input.shape[0 if unbatched else 1]

@@ -1,4 +1,4 @@
-"""Mean-only batch norm as modules: what weight normalisation leaves to be done by the data."""
+"""Mean-only batch norm as modules: weight normalisation sets the scale, this centres the data."""
 
 from typing import Any
 
@@ -13,16 +13,17 @@ from .base import _OverBatch
 class _MeanOnlyBatchNorm(_OverBatch):
     """y = act(input - mean + bias + residual) of (N, C, ...), the mean of each channel.
 
-    Source: arXiv 1602.07868, section 4, where it stands behind layers that weight normalisation
-    gives their scale: see `fastnorm.weight_norm`.
+    Source: arXiv 1602.07868, section 4: it follows layers whose scale weight normalisation sets.
+    See `fastnorm.weight_norm`.
 
     Arguments are those of torch.nn.BatchNorm without eps and weight; `bias` (C,) starts as 0. In
-    training mode the batch's mean is subtracted and `running_mean` moves towards it by `momentum`
-    (None: the cumulative average); in eval mode, or always without `track_running_stats`, what
-    torch.nn.BatchNorm would take. One value per channel is legal: it is its own mean.
+    training mode it subtracts the batch's mean, and `running_mean` moves towards that by `momentum`
+    (None: the cumulative average). In eval mode it subtracts `running_mean`; without
+    `track_running_stats` always the batch's mean. One value per channel is legal: it is its own
+    mean.
     """
 
-    # What code for batch norms looks for, and this one has not: initialisers, weight-decay filters.
+    # Code for batch norms (initialisers, weight-decay filters) looks for these; this has none.
     running_var = None
     weight = None  # type: ignore[assignment]
     eps = None  # type: ignore[assignment]

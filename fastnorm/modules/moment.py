@@ -32,8 +32,8 @@ class MomentNorm(_Activated):
     def merge(self, mean: Tensor, var: Tensor, count: int) -> Coefficients:
         """(scale, center, shift) from the moments over `count` positions each.
 
-        mean and the biased var are float64 tensors of shape (N, C); what is returned are numbers or
-        tensors that broadcast to that. Raises NotImplementedError where a subclass has no `merge`.
+        mean and the biased var are float64 tensors of shape (N, C); the results are numbers or
+        tensors that broadcast to that. Raises NotImplementedError if a subclass has no `merge`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method `merge`: see MomentNorm")
 
@@ -45,7 +45,7 @@ class MomentNorm(_Activated):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """act(z (1 + scale) + shift + residual) of z, the input (N, C, ...) by the merge."""
+        """act(z (1 + scale) + shift + residual); z is the input (N, C, ...) after the merge."""
         if is_proxy(input):
             return self._as_leaf(input, residual, scale=scale, shift=shift)
         return F.moment_norm(

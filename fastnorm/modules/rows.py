@@ -12,9 +12,9 @@ from .base import _Activated, affine_of, is_proxy
 
 
 class _OfRows(_Activated):
-    """A norm whose weight may count from 1: `zero_centered`, where it starts as 0."""
+    """A norm whose weight may count from 1 (`zero_centered`); it then starts as 0."""
 
-    zero_centered = False  # of those that were converted from torch.nn's
+    zero_centered = False  # for norms that were converted from torch.nn's
 
     if TYPE_CHECKING:
         weight: nn.Parameter
@@ -47,7 +47,7 @@ class LayerNorm(_OfRows, nn.LayerNorm):
         activation: ActivationLike = None,
         zero_centered: bool = False,
     ) -> None:
-        self.zero_centered = zero_centered  # reset_parameters, which torch calls, asks
+        self.zero_centered = zero_centered  # first: torch's constructor calls reset_parameters
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
 
@@ -72,9 +72,9 @@ class LayerNorm(_OfRows, nn.LayerNorm):
 class LayerNorm2d(LayerNorm):
     """Layer norm over the channels of images (N, C, H, W), at each position; ConvNeXt's.
 
-    It is `LayerNorm` of `input.permute(0, 2, 3, 1)`, permuted back, as torchvision's and timm's
-    classes of this name are; the residual has the input's shape, scale and shift are (N, C). The
-    output is channels last in memory: an input that is so too is read in place, any other is
+    It is `LayerNorm` of `input.permute(0, 2, 3, 1)`, permuted back, like the classes of this name
+    in torchvision and timm. The residual has the input's shape; scale and shift are (N, C). The
+    output is channels last in memory. An input that is channels last is read in place, any other is
     copied. Its state_dict is LayerNorm's. See `fastnorm.functional.layer_norm` (arXiv 2201.03545).
 
     Raises RuntimeError for an input, residual, scale or shift of another shape.
@@ -153,7 +153,7 @@ class RMSNorm(_OfRows, nn.RMSNorm):
 
     def forward(
         self,
-        x: Tensor,  # torch calls it so
+        x: Tensor,  # torch's name for the input
         residual: Tensor | None = None,
         *,
         scale: Tensor | None = None,
@@ -201,7 +201,7 @@ class AddLayerNorm(LayerNorm):
         shift: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(y, s), both contiguous and of the input's shape and dtype."""
-        if is_proxy(input):  # of the tuple, then
+        if is_proxy(input):  # then the proxy is of the tuple
             return self._as_leaf(input, residual, scale=scale, shift=shift)
         return F.add_layer_norm(
             input, residual, self.normalized_shape, self.weight, self.bias, self.eps,

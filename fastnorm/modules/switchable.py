@@ -22,12 +22,12 @@ class _SwitchableNorm(MomentNorm):
     layer (all of a sample) and batch statistics, variances biased. mean_weight and var_weight have
     shape (3,), or (2,) with using_bn=False, which leaves the batch out; they start at 1.
 
-    In eval mode the batch's part are running_mean and running_var (C,), the latter unbiased as in
-    torch.nn.BatchNorm. They move by `momentum` in training, or, with momentum=None, hold the
+    In eval mode the batch's part is running_mean and running_var (C,), the latter unbiased as in
+    torch.nn.BatchNorm. They move by `momentum` in training. With momentum=None they hold the
     average over all training batches since `reset_running_stats`: the paper's batch average. To
-    take it, reset them after training and run some batches through in training mode.
+    compute that, reset them after training and run some batches in training mode.
 
-    convert_sync_batchnorm makes the batch's part that of a process group.
+    convert_sync_batchnorm takes the batch's part over a process group.
 
     Raises ValueError for an input of another rank and for one value per channel in training,
     RuntimeError for another number of channels.
@@ -70,7 +70,7 @@ class _SwitchableNorm(MomentNorm):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Everything as constructed."""
+        """All parameters and buffers as constructed."""
         for name in ("mean_weight", "var_weight", "weight"):
             if getattr(self, name) is not None:
                 nn.init.ones_(getattr(self, name))
@@ -118,7 +118,7 @@ class _SwitchableNorm(MomentNorm):
             batch_mean, batch_var = self._batch(mean, var, count)
             means.append(batch_mean.expand_as(mean))
             variances.append(batch_var.expand_as(var))
-        # The dtype of the moments: a float32 sum of means would cost their digits.
+        # In the dtype of the moments: a float32 sum of means would lose digits.
         mean_share = self.mean_weight.to(mean.dtype).softmax(0)
         var_share = self.var_weight.to(mean.dtype).softmax(0)
         center = (mean_share[:, None, None] * torch.stack(means)).sum(0)
@@ -147,7 +147,7 @@ class _SwitchableNorm(MomentNorm):
         return self.synchronised and is_distributed(self.process_group)
 
     def _track(self, mean: Tensor, var: Tensor, n: Tensor) -> None:
-        """Move the running statistics towards those of a batch of n values a channel."""
+        """Move the running statistics towards those of a batch with n values in each channel."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share: Tensor | float

@@ -1,7 +1,7 @@
 """Batch and batch-instance norm with statistics over the processes of a group.
 
-Each process takes the moments of its own batch in one pass; one all-reduce merges them, and one in
-the backward their gradients. Any backend, any device that the process group serves.
+Each process takes the moments of its own batch in one pass. One all-reduce merges them, and one
+merges the gradients in the backward. Works on any backend and any device of the process group.
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ class _Synchronised(_BatchNorm):
         found: list[Tensor],
         momentum: float,
     ) -> None:
-        """Last, and by what every process knows alike: their statistics stay the same."""
+        """Runs last, and from values that all processes share: their statistics stay the same."""
         if found and running_mean is not None and running_var is not None:
             mean, var, n = found
             update_running(running_mean, running_var, mean, var, n, momentum)
@@ -75,18 +75,18 @@ class _Synchronised(_BatchNorm):
     def _merged(
         self, mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """scale, center and shift before weight and bias."""
+        """scale, center and shift, without weight and bias."""
         return (batch_var + self.eps).rsqrt(), batch_mean, torch.zeros_like(batch_mean)
 
 
 class SyncBatchNorm(_Synchronised, TorchBatchNorm):
     """torch.nn.SyncBatchNorm over (N, C, ...), with an activation and a residual.
 
-    In training, in a process group of several, statistics are those of all processes' batches,
-    which may differ in size and be empty; all have to take part in each call, forward and backward.
-    In evaluation, and alone, it computes what fastnorm.BatchNorm2d does. Unlike torch's it runs on
-    CPUs too; so it is a batch norm but no torch.nn.SyncBatchNorm, any of which
-    DistributedDataParallel refuses there.
+    In training, in a group of several processes, statistics are those of all processes' batches,
+    which may differ in size and be empty. All processes have to take part in each call, forward and
+    backward. In evaluation, and with one process, it computes the same as fastnorm.BatchNorm2d.
+    Unlike torch's it runs on CPUs too. So it is a batch norm, but no torch.nn.SyncBatchNorm:
+    DistributedDataParallel refuses any of those on a CPU.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """`fastnorm.convert_sync_batchnorm`, where torch.nn has it."""
+        """`fastnorm.convert_sync_batchnorm`, in the place where torch.nn has it."""
         from ..conversion import convert_sync_batchnorm  # it imports the modules
 
         return convert_sync_batchnorm(module, process_group)
@@ -124,7 +124,7 @@ class SyncBatchNorm(_Synchronised, TorchBatchNorm):
 
 class SyncBatchInstanceNorm(_Synchronised, _BatchInstanceNorm, _NormBase):
     """fastnorm.BatchInstanceNorm over (N, C, ...) whose batch part is that of a process group, as
-    SyncBatchNorm's is."""
+    in SyncBatchNorm."""
 
     def __init__(
         self,

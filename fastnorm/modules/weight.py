@@ -22,14 +22,14 @@ class _WeightNorm(parametrizations._WeightNorm):
 def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Module:
     """Make module's parameter `name` w = g v / ||v||, trained by g and v; returns module.
 
-    torch.nn.utils.parametrizations.weight_norm with the norm from fastnorm's backends: g and v are
-    `parametrizations.NAME.original0` and `.original1`, so that a checkpoint of either loads into
-    the other, and those of torch's older weight_norm into both. The norm is over all dimensions
-    but `dim`, of the whole tensor where that is None or -1. w starts as the parameter was.
+    torch.nn.utils.parametrizations.weight_norm, with the norm from fastnorm's backends. g and v are
+    `parametrizations.NAME.original0` and `.original1`. So a checkpoint of either loads into the
+    other, and one of torch's older weight_norm into both. The norm is over all dimensions but
+    `dim`, or of the whole tensor if dim is None or -1. w starts as the parameter was.
 
     torch.nn.utils.parametrize.remove_parametrizations(module, name) undoes it. Errors are torch's.
     """
-    parametrizations.weight_norm(module, name, dim)  # type: ignore[arg-type]  # None is its too
+    parametrizations.weight_norm(module, name, dim)  # type: ignore[arg-type]  # None is torch's too
     stack: Any = module.parametrizations
     stack[name][len(stack[name]) - 1] = _WeightNorm(dim)
     return module
@@ -40,14 +40,14 @@ def initialise_weight_norm(model: nn.Module, batch: Any) -> None:
     """Scale and shift weight-normalised layers to outputs of mean 0 and variance 1 on `batch`.
 
     One forward pass, model(batch), sets g and bias of each convolution and linear layer whose
-    weight is weight-normalised, ours or torch's, before what follows sees its output: with t the
+    weight is weight-normalised, ours or torch's, before the next layer sees its output. With t the
     output before, g /= std(t) and bias = (bias - mean(t)) / std(t) for each output channel (arXiv
     1602.07868, section 3, which begins with g = 1 and bias = 0). A layer without bias keeps its
-    mean, a channel whose output is constant its g; a layer that runs several times is initialised
-    by the first. The pass is otherwise a usual one: in training mode it updates running statistics.
+    mean; a channel with constant output keeps its g; a layer that runs several times is initialised
+    by the first. Otherwise the pass is usual: in training mode it updates running statistics.
 
-    Raises ValueError where model has no such layer or one whose norms are not those of its output
-    channels (`dim` has to be 0, of transposed convolutions, without groups, 1).
+    Raises ValueError if model has no such layer, or one whose norms are not those of its output
+    channels: `dim` has to be 0 or, for transposed convolutions, which may have no groups, 1.
     """
     layers = [module for module in model.modules() if _weight_norm_of(module) is not None]
     if not layers:
@@ -69,7 +69,7 @@ def initialise_weight_norm(model: nn.Module, batch: Any) -> None:
 
 
 def _weight_norm_of(module: nn.Module) -> parametrizations._WeightNorm | None:
-    """The weight normalisation of a convolution's or linear layer's weight, None without one."""
+    """The weight normalisation of a convolution's or linear layer's weight, or None."""
     layers = isinstance(module, (nn.Linear, _ConvNd))
     if not layers or not parametrize.is_parametrized(module, "weight"):
         return None
@@ -78,8 +78,8 @@ def _weight_norm_of(module: nn.Module) -> parametrizations._WeightNorm | None:
 
 
 def _standardise(layer: Any, output: Tensor) -> Tensor:
-    """The output standardised channel by channel, g and bias set to yield that."""
-    channel_dim = output.dim() - (layer.weight.dim() - 1)  # whether or not there is a batch
+    """The output standardised channel by channel; sets g and bias so that they yield it."""
+    channel_dim = output.dim() - (layer.weight.dim() - 1)  # with or without a batch
     g, bias = layer.parametrizations.weight.original0, layer.bias
     found = _weight_norm_of(layer)
     wanted = 1 if getattr(layer, "transposed", False) else 0

@@ -1,4 +1,4 @@
-"""Each norm's formula in plain PyTorch: the definition that every backend is held to.
+"""Each norm's formula in plain PyTorch: the definition that every backend has to match.
 
 Signatures and meaning are those of `fastnorm.functional`. Any device, any floating dtype, any order
 of derivative. float16 and bfloat16 are computed in float32 and rounded once, at the end.

@@ -1,7 +1,7 @@
 """The formulas of norms of (N, C, ...): statistics and parameters of channels.
 
-weight and bias are (C,) or, where each sample has its own, (N, C). scale and shift, (N, C), come
-after them: y (1 + scale) + shift, before the residual and the activation.
+weight and bias are (C,), or (N, C) if each sample has its own. scale and shift, (N, C), come after
+them: y (1 + scale) + shift, before the residual and the activation.
 """
 
 from torch import Tensor
@@ -170,7 +170,8 @@ def _update_running(
 ) -> None:
     """running = (1 - momentum) running + momentum new, var unbiased: times count / (count - 1).
 
-    No values leave no average. detach, not no_grad, which lets forward-mode tangents through.
+    A batch without values changes nothing. detach, not no_grad: that lets forward-mode tangents
+    through.
     """
     if count == 0:
         return

@@ -1,4 +1,4 @@
-"""What the formulas are made of: float32 or float64, moments, gamma and beta."""
+"""Parts of the formulas: float32 or float64, moments, gamma and beta."""
 
 from collections.abc import Iterable
 
@@ -28,7 +28,7 @@ def moments(x: Tensor, dims: Iterable[int]) -> tuple[Tensor, Tensor, Tensor]:
 def centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     """x - mean and the mean over `dims`, kept as size 1.
 
-    Centred twice: the second mean is the first one's rounding error, felt where mean >> std.
+    Centred twice: the second mean is the first one's rounding error, which matters if mean >> std.
     """
     first = x.mean(dims, keepdim=True)
     deviation = x - first
@@ -37,7 +37,7 @@ def centre(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """A parameter (C,) or (N, C), to go with x."""
+    """A parameter (C,) or (N, C), shaped to broadcast with x."""
     N, C = (1, *parameter.shape)[-2:]
     return parameter.to(x.dtype).reshape(N, C, *[1] * (x.dim() - 2))
 

@@ -1,7 +1,7 @@
 """The formulas of norms of rows, the last dimensions, and of weight normalisation.
 
-weight and bias have the rows' shape or, where rows differ in theirs, one that broadcasts to x, as
-scale and shift do, which come after them: y (1 + scale) + shift.
+weight and bias have the rows' shape, or one that broadcasts to x if rows have different ones. scale
+and shift broadcast to x too, and come after them: y (1 + scale) + shift.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def add_rms_norm(
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """w = g v / ||v||, the norm over all dimensions but `dim`, over all where that is -1.
+    """w = g v / ||v||, the norm over all dimensions but `dim`, or over all if dim is -1.
 
     Source: arXiv 1602.07868, equation 2.
     """

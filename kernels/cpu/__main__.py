@@ -1,4 +1,4 @@
-"""`python -m fastnorm.kernels.cpu`: compile the engine of CPUs before it is needed."""
+"""`python -m fastnorm.kernels.cpu`: compile the engine for CPUs before it is needed."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from .build import BuildError, compile_all, folder
 def main() -> None:
     argparse.ArgumentParser(
         prog="python -m fastnorm.kernels.cpu",
-        description="Compile fastnorm's engine for CPUs, for all dtypes, where it is not yet. Exit "
-        "code 1 where it cannot be compiled.",
+        description="Compile fastnorm's engine for CPUs, for all dtypes that are not compiled yet. "
+        "Exit code 1 if it cannot be compiled.",
     ).parse_args()
     try:
         compiled = compile_all()

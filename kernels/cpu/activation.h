@@ -1,8 +1,8 @@
-/* What follows a norm: act(z), and g = dy act'(z), by vectors. */
+/* The activation of a norm, by vectors: act(z), and g = dy act'(z). */
 
 enum { NONE, RELU, SILU, GELU, GELU_TANH, HARDSWISH, MISH, LEAKY_RELU, ELU };
 
-/* Below: which one it is is a constant where code is compiled, but for those from GELU_TANH on. The
+/* Below, an activation before GELU_TANH is a constant in compiled code, the others are not. The
    parameter is leaky_relu's slope or elu's alpha. */
 
 #if DTYPE == FLOAT64
@@ -14,9 +14,9 @@ static INLINE vec vec_exp(vec x) { return each(exp, x); }
 static INLINE vec vec_erf(vec x) { return each(erf, x); }
 static INLINE vec vec_expm1(vec x) { return each(expm1, x); }
 #else
-/* Not above `most`, not below `least`; NaN goes through. */
+/* At most `most`, at least `least`; NaN goes through. */
 static INLINE vec between(acc least, vec x, acc most) {
-#if WIDE /* of NaN and a number these are their second operand */
+#if WIDE /* with a NaN these return their second operand */
     return (vec)_mm512_max_ps((__m512)splat(least), _mm512_min_ps((__m512)splat(most), (__m512)x));
 #else
     x = blend(greater(x, splat(most)), splat(most), x);
@@ -24,7 +24,7 @@ static INLINE vec between(acc least, vec x, acc most) {
 #endif
 }
 
-/* v 2^n of whole n, where v is about 1 and n within [-150, 128]. */
+/* v 2^n for whole n, with v about 1 and n within [-150, 128]. */
 static INLINE vec scaled(vec v, vec n) {
 #if WIDE
     return (vec)_mm512_scalef_ps((__m512)v, (__m512)n);
@@ -34,11 +34,11 @@ static INLINE vec scaled(vec v, vec n) {
     ivec half = whole >> 1;
     vec low = (vec)((bits)(half + 127) << 23);
     vec high = (vec)((bits)(whole - half + 127) << 23);
-    return v * low * high; /* in two steps: 2^128 and subnormal results are out of reach of one */
+    return v * low * high; /* two steps reach 2^128 and subnormal results */
 #endif
 }
 
-/* exp of x, or of `most` where that is less, to 1 ulp: 2^n times the polynomial of Cephes' expf on
+/* exp of x, or of `most` if that is less, to 1 ulp: 2^n times the polynomial of Cephes' expf on
    [-ln 2 / 2, ln 2 / 2]. */
 static INLINE vec vec_exp_to(vec x, acc most) {
     x = between(-104.0f, x, most);
@@ -74,7 +74,7 @@ static INLINE vec vec_erf(vec x) {
     return x * p / q;
 }
 
-/* exp(x) - 1 of x <= 0: near 0 by Taylor's series, for exp alone would lose the digits. */
+/* exp(x) - 1 for x <= 0. Near 0 by Taylor's series: exp alone would lose the digits. */
 static INLINE vec vec_expm1(vec x) {
     const mask is_near = greater(x, splat(-0.5f));
     const vec near = keep(is_near, x);
@@ -86,8 +86,8 @@ static INLINE vec vec_expm1(vec x) {
 
 /* 1 / (1 + exp(-z)). */
 static INLINE vec sigmoid_of(vec z) {
-#if WIDE && VL == 16 /* a step of Newton's from 14 bits: a division takes four times as long */
-    const vec d = 1 + vec_exp_to(-z, 88.0f); /* finite: with an infinite one 1 - d near is NaN */
+#if WIDE && VL == 16 /* one Newton step from 14 bits: a division takes four times as long */
+    const vec d = 1 + vec_exp_to(-z, 88.0f); /* finite: for an infinite d, 1 - d near is NaN */
     const vec near = (vec)_mm512_rcp14_ps((__m512)d);
     return keep(above(z + 88.0f), near + near * (1 - d * near));
 #else
@@ -95,8 +95,9 @@ static INLINE vec sigmoid_of(vec z) {
 #endif
 }
 
-/* silu(z) and its derivative. 16 bits keep a 2^-12 of a value at best: there the exponential is
-   short, and of the reciprocal 14 bits do. The derivative is summed up, and has all its digits. */
+/* silu(z) and its derivative. Results of 16 bits have at best a precision of 2^-12: so a short
+   exponential and 14 bits of the reciprocal are enough. The derivative goes into sums, and
+   has all its digits. */
 #if WIDE && VL == 16 && DTYPE != FLOAT32
 static INLINE vec power_of_two(vec t) {
     const vec n = (vec)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT);
@@ -110,13 +111,13 @@ static INLINE vec power_of_two(vec t) {
 
 #define LOG2E 1.44269504f
 
-static INLINE vec silu_of(vec z) { /* where the power is infinite, z 0 */
+static INLINE vec silu_of(vec z) { /* if the power is infinite, z times 0 */
     const __m512 t = _mm512_max_ps((__m512)splat(-126), (__m512)(z * -LOG2E));
     return z * (vec)_mm512_rcp14_ps((__m512)(1 + power_of_two((vec)t)));
 }
 
 static INLINE vec silu_slope(vec z) {
-    z = between(-88, z, 88); /* beyond it is 0 and 1; all is finite */
+    z = between(-88, z, 88); /* beyond, the slope is 0 or 1; all stays finite */
     const vec d = 1 + power_of_two(z * -LOG2E), near = (vec)_mm512_rcp14_ps((__m512)d);
     const vec sigmoid = near + near * (1 - d * near);
     return sigmoid * (1 + z * (1 - sigmoid));
@@ -130,17 +131,17 @@ static INLINE vec silu_slope(vec z) {
 }
 #endif
 
-/* Where mish and the approximation of gelu are z, or 0, to the last bit. */
+/* Beyond FLAT, mish and gelu's approximation are z or 0, to the last bit. */
 #define FLAT 20
 
 static INLINE vec at_most(vec z, acc most) { return blend(greater(z, splat(most)), splat(most), z); }
 
-/* 2 u of 0.5 z (1 + tanh(u)) = z sigmoid(2 u). */
+/* 2 u, for 0.5 z (1 + tanh(u)) = z sigmoid(2 u). */
 static INLINE vec twice_inner(vec z) {
     return z * (acc)1.5957691216057308 * (1 + z * z * (acc)0.044715);
 }
 
-/* tanh(softplus(z)) = n / (n + 2), n = e (e + 2), of e = exp(z). */
+/* tanh(softplus(z)) = n / (n + 2) with n = e (e + 2), e = exp(z). */
 static INLINE vec tanh_of_softplus(vec e) {
     vec n = e * (e + 2);
     return n / (n + 2);
@@ -153,12 +154,12 @@ static INLINE int keeps_mask(int activation) {
 /* Whether its gradient takes long to compute. */
 static INLINE int is_smooth(int activation) { return activation != NONE && !keeps_mask(activation); }
 
-/* Where z goes through as it is: ReLU lets NaN through, and torch's leaky one scales it. */
+/* Whether z passes unchanged: ReLU lets NaN through, and torch's leaky_relu scales it. */
 static INLINE mask passes(vec z, int activation) {
     return activation == LEAKY_RELU ? greater(z, splat(0)) : above(z);
 }
 
-/* Those that no code is specialised for: compiled once, not inlined a hundred times. */
+/* Activations without specialised code: compiled once, not inlined a hundred times. */
 static __attribute__((noinline)) vec rarely_activated(vec z, int activation, acc parameter) {
     if (activation == GELU_TANH) return z * sigmoid_of(twice_inner(z));
     if (activation == HARDSWISH) {

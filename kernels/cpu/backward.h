@@ -1,7 +1,7 @@
 /* A norm of channels, backward: sums of gradients, merge, apply. */
 
-/* Whatever the sums of (n, c) are kept under, they are of g and, relative to the rounded center,
-   of g (x - center). */
+/* Sums of (n, c) are always of g and of g (x - center), relative to the rounded center; their place
+   differs. */
 
 /* Sums of the i-th piece of positions, channels last. */
 static void positions_sums(struct call *k, size i) {
@@ -14,7 +14,7 @@ static void positions_sums(struct call *k, size i) {
     SPECIALISED(stretch_sums, k->job->activation, added, &k->t, &k->a, s, g, gx)
 }
 
-/* Sums of a piece, whose rows are (n, c) or runs of them. */
+/* Sums of a piece; its rows are (n, c) or runs of them. */
 static INLINE void blocks_sums(const struct call *k, const struct piece *p, struct sums *found,
                                int activation, int added) {
     const struct tensors t = k->t; /* copies: no store can change them */
@@ -63,7 +63,7 @@ static void unit_sums(struct call *k, size u) {
 static struct sums sums_of(const struct call *k, size n, size c) {
     struct sums all = {0, 0};
     size pieces = k->last ? k->pieces : k->sets.pieces;
-    size set = n * k->C + c; /* the place of a set in the order of units */
+    size set = n * k->C + c; /* the index of a set in the order of units */
     if (of_channels(k->kind)) set = c * k->samples + n;
     if (of_batch(k->kind) && shared(k) && !k->last) pieces *= k->sets.per_unit;
     for (size p = 0; p < pieces; p++) {
@@ -76,12 +76,12 @@ static struct sums sums_of(const struct call *k, size n, size c) {
     return all;
 }
 
-/* The exact mean of (n, c)'s set, as the distance from the rounded center. */
+/* The distance from the rounded center to the exact mean of (n, c)'s set. */
 static INLINE double offset_of(const struct call *k, size n, size c, size set) {
     return *mean_of(k, set) - (double)k->a.center[slot(k, n, c)];
 }
 
-/* dx = p g + q (x - mean) + r of (n, c), made relative to the rounded center. */
+/* dx = p g + q (x - mean) + r for (n, c), made relative to the rounded center. */
 static INLINE void set_slopes(struct call *k, size n, size c, size set, double p, double q,
                               double r) {
     const size i = slot(k, n, c);
@@ -90,7 +90,7 @@ static INLINE void set_slopes(struct call *k, size n, size c, size set, double p
     k->a.r[i] = (acc)(r - q * offset_of(k, n, c, set));
 }
 
-/* Read the sums of (n, c), about the exact mean. */
+/* Read the sums of (n, c), relative to the exact mean. */
 static INLINE struct sums take_sums(struct call *k, size n, size c, size set) {
     struct sums found = sums_of(k, n, c);
     found.gx -= offset_of(k, n, c, set) * found.g;
@@ -99,7 +99,7 @@ static INLINE struct sums take_sums(struct call *k, size n, size c, size set) {
     return found;
 }
 
-/* dx where statistics are constants. */
+/* dx if statistics are constants. */
 static void set_constant_slopes(struct call *k, size c) {
     for (size n = 0; n < k->samples; n++)
         set_slopes(k, n, c, c, k->gamma[parameter(k, n, c)] * *rstd_of(k, c), 0, 0);
@@ -124,7 +124,7 @@ static void merge_channel_backward(struct call *k, size c) {
         set_slopes(k, n, c, c, k->gamma[parameter(k, n, c)] * rstd, q, -rstd * sum_g / count);
 }
 
-/* A group's channels of one instance; instance norm's groups are of one. */
+/* The channels of a group in one instance; instance norm's groups have one channel. */
 static void merge_group_backward(struct call *k, size n, size g) {
     const size D = k->D, first = g * D;
     const double count = (double)(D * k->S);
@@ -142,12 +142,12 @@ static void merge_group_backward(struct call *k, size n, size g) {
         set_slopes(k, n, c, set, k->gamma[parameter(k, n, c)] * rstd, q, r);
 }
 
-/* Batch-instance norm's channel c; rho's gradient goes where the sum of n = 0 is. */
+/* Batch-instance norm's channel c; rho's gradient replaces the sum of n = 0. */
 static void merge_mixed_backward(struct call *k, size c) {
     const size N = k->N, C = k->C;
     const double rho = k->rho[c], mean = *batch_mean(k, c);
     const double rstd = *batch_rstd(k, c), count = (double)k->S;
-    double total_g = 0, batch_gx = 0, drho = 0; /* of gamma g */
+    double total_g = 0, batch_gx = 0, drho = 0; /* sums of gamma g */
     for (size n = 0; n < N; n++) {
         struct sums s = take_sums(k, n, c, n * C + c);
         const double gamma = k->gamma[parameter(k, n, c)];
@@ -159,7 +159,7 @@ static void merge_mixed_backward(struct call *k, size c) {
         drho += gamma * (batch - instance);
     }
     const double share = -rho * rstd / (count * (double)N);
-    double slope = 0, level = 0; /* by way of the batch's statistics, where they are x's own */
+    double slope = 0, level = 0; /* through the batch's statistics, if they are x's own */
     if (k->job->own_stats) slope = share * rstd * batch_gx, level = share * total_g;
     for (size n = 0; n < N; n++) {
         const double m = *mean_of(k, n * C + c), own = *rstd_of(k, n * C + c);
@@ -186,7 +186,7 @@ static void merge_item_backward(void *context, size i) {
 
 static void gradient_positions(const struct call *k, size first, size end) {
     const int added = k->t.residual || k->t.bits;
-    struct stretch s = stretch_of(k, first, end); /* of one instance, or of what all share */
+    struct stretch s = stretch_of(k, first, end); /* of one instance, or of all that share */
     SPECIALISED(stretch_backward, k->job->activation, added, &k->t, &k->a, s)
 }
 
@@ -223,8 +223,8 @@ static void gradient_item(void *context, size i) {
                   MIN(first + BLOCK * BLOCKS, k->S));
 }
 
-/* All stages of some units. A smooth activation's g, which takes long to compute, is kept between
-   them, to the bit: in dx, which is computed last, or beside it where dx is of 16 bits. */
+/* All stages of some units. The g of a smooth activation is slow to compute, so it is kept between
+   stages, to the bit: in dx, which is computed last, or in extra memory if dx has 16 bits. */
 static void backward_units(void *context, size i) {
     struct call own = *(struct call *)context, *k = &own;
     const size first = i * k->together, end = MIN(first + k->together, k->units);
@@ -247,8 +247,8 @@ static void backward_units(void *context, size i) {
     free(beside);
 }
 
-/* Gradients of weight, bias and rho. Those that instances share are sums over n in its order, added
-   up where those of n = 0 are. */
+/* Gradients of weight, bias and rho. If instances share them, they are sums over n in order; the
+   sum replaces the values of n = 0. */
 static void parameter_gradients(const struct call *k) {
     const struct job *j = k->job;
     const size C = k->C, count = j->per_sample ? k->samples * C : C;
@@ -262,7 +262,7 @@ static void parameter_gradients(const struct call *k) {
     store_all(j->drho, j->parameter_type, 0, C, k->sum_gx);
 }
 
-/* The sums of a merge made elsewhere, about the given centers. */
+/* The sums for a merge made elsewhere, relative to the given centers. */
 static void return_sums(struct call *k) {
     const size sets = k->N * k->C;
     for (size n = 0; n < k->N; n++)
@@ -273,7 +273,7 @@ static void return_sums(struct call *k) {
         }
 }
 
-/* Slope and level of such a merge, dx = scale g + slope (x - center) + level. */
+/* Slope and level from such a merge: dx = scale g + slope (x - center) + level. */
 static void given_slopes(struct call *k) {
     const size sets = k->N * k->C;
     const double *slope = k->job->slopes;

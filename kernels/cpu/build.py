@@ -1,8 +1,8 @@
-"""The engine's C compiled for this CPU, when a dtype is first needed, and kept for the next time.
+"""Compiles the engine's C for this CPU when a dtype is first needed, and keeps the library.
 
-It is kept under XDG_CACHE_HOME or ~/.cache, in a folder fastnorm that nobody else may write to,
-under a name made of the sources, the compiler, its flags and the CPU. A library is written under
-another name and moved to its own: processes that compile it at once do not meet.
+Libraries are in the folder fastnorm of XDG_CACHE_HOME or ~/.cache; nobody else may write to it. A
+library's name depends on the sources, the compiler, its flags and the CPU. It is written under
+another name and then renamed: so processes may compile it at the same time.
 """
 
 import ctypes
@@ -28,9 +28,9 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}  # as common.h has them
+NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}  # the same as in common.h
 SOURCES = Path(__file__).parent
-# Values keep IEEE's meaning: NaN, Inf and -0 go through. Only traps and errno are given up.
+# Values keep their IEEE meaning: NaN, Inf and -0 go through. Only traps and errno are given up.
 FLAGS = (
     "-std=gnu11",
     "-O2",
@@ -52,13 +52,13 @@ REMEDY = (
 
 
 class BuildError(RuntimeError):
-    """The engine cannot be compiled here; the message says why, and what to do."""
+    """The engine cannot be compiled here; the message says why, and gives a remedy."""
 
 
 class Functions(SimpleNamespace):
-    """The engine's FUNCTIONS for one dtype, each of one argument: a struct of job.h, packed.
+    """The engine's FUNCTIONS for one dtype. Each has one argument: a struct of job.h, packed.
 
-    `quick` has the same ones, called without letting go of the interpreter's lock.
+    `quick` has the same functions, called without releasing the interpreter's lock.
     """
 
     quick: SimpleNamespace
@@ -77,11 +77,11 @@ def _open(path: Path, name: str) -> Functions:
 
 
 _one_at_a_time = threading.Lock()
-LOADED: dict[torch.dtype, Functions] = {}  # what `functions` has opened
+LOADED: dict[torch.dtype, Functions] = {}  # opened by `functions`
 
 
 def functions(dtype: torch.dtype) -> Functions:
-    """The engine for tensors of a dtype. Raises BuildError where it cannot be compiled."""
+    """The engine for tensors of a dtype. Raises BuildError if it cannot be compiled."""
     found = LOADED.get(dtype)
     if found is None:
         with _one_at_a_time:
@@ -91,7 +91,7 @@ def functions(dtype: torch.dtype) -> Functions:
 
 
 def library(name: str) -> Path:
-    """The shared library for tensors of a dtype, compiled if it is not there yet."""
+    """The shared library for tensors of a dtype; compiled if it is missing."""
     path = path_of(name)
     if not path.exists():
         compile_library(name, path)
@@ -99,21 +99,21 @@ def library(name: str) -> Path:
 
 
 def path_of(name: str) -> Path:
-    """Where the library of a dtype is or will be."""
+    """The path of a dtype's library, whether it exists or not."""
     return folder() / f"{name}-{_key()}.so"
 
 
 def flags() -> tuple[str, ...]:
-    """What the compiler is told."""
+    """The flags for the compiler."""
     return (*FLAGS, OPENMP["clang" in _compiler()[1]])
 
 
 def compile_all() -> list[tuple[str, float]]:
-    """Compile what is not there yet, as many at once as there are cores: each one's name, seconds.
+    """Compile the missing libraries, one for each core at once: each one's name and seconds.
 
     Raises BuildError.
     """
-    _compiler()  # asked once, before threads do
+    _compiler()  # once, before the threads need it
 
     def timed(name: str) -> tuple[str, float, bool]:
         start = time.perf_counter()
@@ -127,7 +127,7 @@ def compile_all() -> list[tuple[str, float]]:
 
 
 def compile_library(name: str, path: Path, *more: str) -> None:
-    """Compile one dtype's engine to `path`, which is whole or not there; `more` flags for tests."""
+    """Compile one dtype's engine to `path`, whole or not at all; `more` flags for tests."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     sources = [str(SOURCES / file) for file in (f"{name}.c", "common.c")]
     command = [*_compiler()[0].split(), *flags(), *more, "-shared", "-o", str(unfinished)]
@@ -146,7 +146,7 @@ def compile_library(name: str, path: Path, *more: str) -> None:
 
 @functools.cache
 def _compiler() -> tuple[str, str]:
-    """The command, and what it says of its version."""
+    """The command, and the text of its version."""
     for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
         if command and shutil.which(command.split()[0]):
             asked = subprocess.run([*command.split(), "--version"], capture_output=True, text=True)
@@ -163,7 +163,7 @@ def _key() -> str:
 
 
 def _cpu() -> str:
-    """What the compiler may take the CPU to be: its model and its instructions."""
+    """The CPU as the compiler may see it: its model and its instructions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
@@ -173,13 +173,13 @@ def _cpu() -> str:
 
 @functools.cache
 def folder() -> Path:
-    """Where libraries are kept: a temporary folder where the user's is not theirs alone."""
+    """The folder of libraries; a temporary folder if others can write to the user's."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = Path(home, "fastnorm")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
-        # What lies there is executed: a folder that another user may write to is none to trust.
+        # Files in it are executed: a folder that another user may write to cannot be trusted.
         if status.st_uid == os.getuid() and not status.st_mode & 0o022 and path.is_dir():
             return path
     except OSError:
@@ -189,5 +189,5 @@ def folder() -> Path:
 
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """Of this process; removed when it ends."""
+    """A folder of this process, removed when it ends."""
     return tempfile.TemporaryDirectory(prefix="fastnorm-")

@@ -1,4 +1,4 @@
-/* A norm of channels while it is computed: sizes, scratch memory, coefficients. */
+/* The state of a norm of channels during a call: sizes, scratch memory, coefficients. */
 
 struct call {
     const struct job *job;
@@ -7,49 +7,49 @@ struct call {
     struct sets sets;                /* of contiguous tensors */
     size N, C, S, last, kind;
     size G, D;                      /* sets of one instance, and the channels of each */
-    size units, items;              /* units share nothing; items of each stage one of a unit */
+    size units, items;              /* units are independent; items of each stage one of a unit */
     size together;                  /* units whose stages are run together */
     size rows;                      /* contiguous: (n, c) of an item of the stage that writes */
     size pieces, piece;             /* channels last: pieces of an instance, their positions */
     size stat_sets;
-    size samples, span;              /* instances with coefficients of their own; their positions */
+    size samples, span;              /* instances with their own coefficients; their positions */
     double *gamma, *beta, *rho;
     struct moments *pieces_found;    /* contiguous: of each piece, and of each set */
     struct moments *found;
     double *lanes_a, *lanes_b;       /* channels last: (N, pieces, C) of mean and M2, or sums */
     struct sums *sums_found;
     double *sum_g, *sum_gx;          /* of each (n, c), or each c */
-    double *of_gamma;                /* what each (n, c) adds to weight's gradient */
+    double *of_gamma;                /* the share of each (n, c) in weight's gradient */
     char *memory, *aligned;
     size used;
 };
 
 static int of_batch(size kind) { return kind == BATCH || kind == MEAN_ONLY; }
 
-/* Whether what is merged together is a channel, of all instances. */
+/* Whether a merge covers one channel of all instances. */
 static int of_channels(size kind) { return kind == MIXED || of_batch(kind); }
 
 /* Whether all instances have the same coefficients. */
 static INLINE int shared(const struct call *k) { return k->samples == 1; }
 
-/* Where the coefficients of (n, c) are. */
+/* The index of (n, c)'s coefficients. */
 static INLINE size slot(const struct call *k, size n, size c) {
     return shared(k) ? c : n * k->C + c;
 }
 
-/* Where its gamma and beta are. */
+/* The index of its gamma and beta. */
 static INLINE size parameter(const struct call *k, size n, size c) {
     return k->job->per_sample ? n * k->C + c : c;
 }
 
-/* `bytes` of the call's scratch memory, which is cut up after it was measured: see `room`. */
+/* `bytes` of the call's scratch memory; it is cut up after its size is known, see `room`. */
 static void *cut(struct call *k, size bytes) {
     size start = k->used;
     k->used += (bytes + 63) & ~(size)63;
     return k->aligned ? k->aligned + start : NULL;
 }
 
-/* Point at every piece of scratch memory; the first time only to find out how much it is. */
+/* Set the pointers to all scratch memory; the first time only to find its size. */
 static void room(struct call *k, int backward) {
     const size sets = k->samples * k->C, number = sizeof(double);
     const size parameters = k->job->per_sample ? sets : k->C;
@@ -75,15 +75,15 @@ static void room(struct call *k, int backward) {
     k->of_gamma = cut(k, sets * number);
 }
 
-/* Elements of (n, c) from which on each is a set of its own, whatever is merged: a stage then reads
-   in the order of memory. Several shorter ones make up a block. */
+/* If (n, c) has at least so many elements, each (n, c) is a set of its own, whatever is merged: a
+   stage then reads in the order of memory. Several shorter ones make up a block. */
 #define LONG_ROW (BLOCK / 16)
 
-/* The sets over which moments are taken, forward, or sums of gradients. */
+/* The sets for moments (forward) or for sums of gradients (backward). */
 static struct sets sets_of(const struct call *k, int backward) {
     const size N = k->N, C = k->C, S = k->S, D = k->D;
     struct sets s = {.rows = 1, .length = S, .per_unit = 1};
-    const int merged = shared(k) || !backward; /* not each instance's by itself */
+    const int merged = shared(k) || !backward; /* not each instance separately */
     if (of_batch(k->kind) && S < LONG_ROW && merged) {
         s.units = C, s.unit_stride = S, s.rows = N, s.row_stride = C * S;
     } else if (of_channels(k->kind)) {
@@ -98,7 +98,7 @@ static struct sets sets_of(const struct call *k, int backward) {
     return with_blocks(s);
 }
 
-/* 0, or -1 where there is no memory. */
+/* 0, or -1 if there is no memory. */
 static int begin(struct call *k, const struct job *j, int backward) {
     memset(k, 0, sizeof *k);
     k->job = j;
@@ -108,7 +108,7 @@ static int begin(struct call *k, const struct job *j, int backward) {
     k->samples = of_batch(k->kind) && !j->per_sample ? 1 : k->N;
     k->span = k->N * k->S / k->samples;
     if (k->last && of_batch(k->kind) && !(backward && j->per_sample))
-        k->N = 1, k->S = j->N * j->S; /* one instance, as it lies in memory */
+        k->N = 1, k->S = j->N * j->S; /* as one instance, the order of memory */
     k->G = k->kind == GROUP ? j->groups : k->C;
     k->D = k->C / k->G;
     const size C = k->C;
@@ -148,7 +148,7 @@ static INLINE double *rstd_of(const struct call *k, size set) {
     return k->job->stats + k->stat_sets + set;
 }
 
-/* MIXED keeps those of the batch after those of the instances. */
+/* MIXED keeps the batch's after the instances'. */
 static INLINE double *batch_mean(const struct call *k, size c) {
     return k->job->stats + 2 * k->stat_sets + c;
 }
@@ -156,8 +156,8 @@ static INLINE double *batch_rstd(const struct call *k, size c) {
     return k->job->stats + 2 * k->stat_sets + k->C + c;
 }
 
-/* y = (x - center) scale + shift, the center rounded to what vectors hold, shift making up for it.
-   The backward calls it too: z is recomputed to the bit. (n, c) is of the given set. */
+/* y = (x - center) scale + shift. center is rounded to the type of vectors; shift corrects that.
+   The backward calls it too: z is recomputed to the bit. (n, c) belongs to the given set. */
 static void set_coefficients(const struct call *k, size n, size c, size set) {
     const size i = slot(k, n, c);
     const double mean = *mean_of(k, set), rstd = *rstd_of(k, set);
@@ -178,7 +178,7 @@ static void set_coefficients(const struct call *k, size n, size c, size set) {
     k->a.shift[i] = (acc)shift;
 }
 
-/* Those of an instance, or of all that have the same. */
+/* The coefficients of an instance, or of all instances that share them. */
 static void instance_coefficients(void *context, size n) {
     const struct call *k = context;
     const size first = of_batch(k->kind) ? 0 : n * k->G;

@@ -1,4 +1,4 @@
-"""The structs of job.h: a call of the engine is one of them, packed into bytes."""
+"""The structs of job.h: a call of the engine passes one of them, packed into bytes."""
 
 import functools
 import struct
@@ -18,7 +18,7 @@ NORMS = {
         ("batch", "instance", "group", "batch_instance", "mean_only_batch", "given", "moments")
     )
 }
-# As activation.h numbers them.
+# The numbers in activation.h.
 ACTIVATIONS = {
     name: number
     for number, name in enumerate(
@@ -26,7 +26,7 @@ ACTIVATIONS = {
     )
 }
 pack_job = struct.Struct("29q3d").pack
-# Of a norm forward and backward, without the members that are 0 there.
+# For a norm, forward and backward; members that are 0 there are left out.
 pack_norm = struct.Struct("q8x9q48x12q3d").pack
 pack_norm_backward = struct.Struct("7q16x6q16x10q8xq16xd").pack
 pack_rows = struct.Struct("2q16x7q24x8q2d").pack
@@ -34,7 +34,7 @@ pack_rows_backward = struct.Struct("q8x8q8x11q8xd").pack
 pack_gated = struct.Struct("15qd").pack
 pack_modulation = struct.Struct("19q").pack
 pack_weight = struct.Struct("10q").pack
-# Below so many elements a call takes less time than the interpreter's lock handed to and fro.
+# With fewer elements a call takes less time than releasing the interpreter's lock.
 QUICK = 1 << 14
 
 RECORD = Record()
@@ -42,13 +42,13 @@ record = RECORD.names
 
 
 def run(function: str, x: torch.Tensor, job: bytes) -> None:
-    """Call the engine for x. Raises MemoryError where it finds no memory to work in."""
+    """Call the engine for x. Raises MemoryError if it finds no memory to work in."""
     if call(function, x.dtype, x.numel(), job):
-        raise MemoryError(f"no memory left beside a tensor of shape {tuple(x.shape)}, {x.dtype}")
+        raise MemoryError(f"no memory to work on a tensor of shape {tuple(x.shape)}, {x.dtype}")
 
 
 def call(function: str, dtype: torch.dtype, elements: int, job: bytes) -> int:
-    """Call the engine of a dtype with so much to do: 0, or another number where that failed."""
+    """Call the engine of a dtype on so many elements; returns 0, or another number if it failed."""
     if RECORD.kept is not None:
         RECORD.kept.append(function)
     found = build.LOADED.get(dtype) or build.functions(dtype)
@@ -68,8 +68,8 @@ def pointer(tensor: torch.Tensor | None) -> int:
 
 
 def of_one_dtype(tensors: Tensors) -> tuple[Tensors, int]:
-    """The tensors contiguous, and of one of the engine's dtypes, float64 where they differ; that
-    dtype's number. `tensors` themselves where they are so."""
+    """The tensors, contiguous and in one dtype of the engine (float64 if theirs differ), and that
+    dtype's number. Tensors that already are so are not copied."""
     dtype = None
     for tensor in tensors:
         if tensor is not None:

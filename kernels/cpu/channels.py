@@ -1,4 +1,4 @@
-"""Norms of (N, C, S) tensors, forward and backward: a call of the engine each."""
+"""Norms of (N, C, S) tensors, forward and backward: one call of the engine each."""
 
 from torch import Tensor, empty, empty_like, float64, get_num_threads
 from torch.autograd.graph import increment_version
@@ -24,10 +24,10 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     """y = act(norm(x) + residual) for norm in batch, instance, batch_instance, mean_only_batch,
     group.
 
-    x is (N, C, ...), not empty; rho and the running statistics are (C,), weight and bias as well or
-    both (N, C). Running statistics are updated in place where `use_input_stats`. Returns y in x's
-    dtype and memory format, ReLU's mask beside a residual where `differentiable`, and the float64
-    statistics that channel_norm_backward takes.
+    x is (N, C, ...), not empty; rho and the running statistics are (C,). weight and bias are (C,)
+    or both (N, C). Running statistics are updated in place if `use_input_stats`. Returns y in x's
+    dtype and memory format, ReLU's mask if there is a residual and it is `differentiable`, and the
+    float64 statistics for channel_norm_backward.
     """
     x, residual, weight, bias, rho, running_mean, running_var = inputs
     norm, groups, use_input_stats, momentum, eps, activation = spec
@@ -57,7 +57,7 @@ def channel_norm(inputs: Inputs, spec: NormSpec, differentiable: bool) -> Output
     )  # fmt: skip
     run("norm", x, job)
     if use_input_stats and running_mean is not None:
-        # Autograd has to know that the engine wrote to them; what it wrote to copies goes back.
+        # Tell autograd that the engine wrote to them; copies are copied back.
         if running is not given:
             _write_back(given, running)
         elif running_var is None:
@@ -75,7 +75,7 @@ def channel_norm_backward(
     needs: tuple[bool, ...],
     spec: NormSpec,
 ) -> Tensors:
-    """(dx, dresidual, dweight, dbias, drho); None where `needs` says that nobody asked."""
+    """(dx, dresidual, dweight, dbias, drho); None if `needs` says that nobody wants it."""
     x, residual, weight, bias, rho, _, _ = inputs
     fused = spec.activation is not None
     x, N, C, S, last = seen(x)
@@ -116,7 +116,7 @@ def channel_norm_backward(
 
 
 def seen(x: Tensor) -> tuple[Tensor, int, int, int, bool]:
-    """x, dense, its N, C and S, and whether its channels lie last; where S is 1 they do."""
+    """x, dense, its N, C and S, and whether its channels lie last (always, if S is 1)."""
     shape = x.shape
     N, C = shape[0], shape[1]
     S = x.numel() // (N * C)
@@ -135,7 +135,7 @@ def stats_size(spec: NormSpec, N: int, C: int) -> int:
 
 
 def _write_back(buffers: Tensors, updated: Tensors) -> None:
-    """Copy to each buffer what went to a copy of it."""
+    """Copy updated copies back to their buffers."""
     for buffer, new in zip(buffers, updated, strict=True):
         if buffer is not None and new is not None:
             if new is buffer:

@@ -55,7 +55,7 @@ void store_value(void *p, int64_t type, size i, double value) {
     if (p) store_as(p, type, i, value);
 }
 
-/* STATEMENT with TYPE as a constant: its loop is then of vectors. */
+/* STATEMENT with TYPE as a constant, so that its loop is vectorised. */
 #define WITH_TYPE(type, STATEMENT)                                      \
     switch (type) {                                                     \
     case FLOAT32: { enum { TYPE = FLOAT32 }; STATEMENT; } break;        \
@@ -80,7 +80,7 @@ void store_all(void *p, int64_t type, size first, size n, const double *values) 
     WITH_TYPE(type, for (size i = 0; i < n; i++) store_as(p, TYPE, first + i, values[i]))
 }
 
-/* The threads of OpenMP do not survive a fork: a child computes with its own one alone. */
+/* OpenMP's threads do not survive a fork: a child computes with one thread. */
 static int forked;
 static void after_fork(void) { forked = 1; }
 __attribute__((constructor)) static void watch_forks(void) {
@@ -101,7 +101,7 @@ void share_out(void (*task)(void *, size), void *context, size items, int thread
     }
 }
 
-/* Bytes. */
+/* Bytes of a tensor; smaller ones take one thread. */
 #define SHARED 65536
 
 int threads_for(size bytes, size threads) {

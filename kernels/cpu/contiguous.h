@@ -1,13 +1,13 @@
-/* Runs of neighbours in memory that share their coefficients: (N, C, S) tensors. */
+/* Runs of memory that share their coefficients: (N, C, S) tensors. */
 
-/* Where a norm's sets of values lie: set k of unit u is `rows` runs of `length` elements. */
+/* The place of a norm's sets of values: set k of unit u is `rows` runs of `length` elements. */
 struct sets {
     size units, per_unit, unit_stride, set_stride, rows, row_stride, length;
-    size block_rows, blocks, pieces; /* blocks that sit in L1; pieces of BLOCKS blocks */
+    size block_rows, blocks, pieces; /* blocks fit L1; pieces have BLOCKS blocks */
 };
 
 #define BLOCK (16384 / (size)sizeof(elem)) /* elements: half of a small L1 */
-#define BLOCKS 8                           /* of a piece, the unit of work of one thread */
+#define BLOCKS 8                           /* in a piece, the unit of work of one thread */
 
 struct moments {
     double count, mean, m2;
@@ -20,8 +20,8 @@ static struct sets with_blocks(struct sets s) {
     return s;
 }
 
-/* Rows of a set that make up a block, or columns of one. Divisions take longer than a short set's
-   values: most sets are one block, and do without. */
+/* Some rows of a set, or some columns of one row. Divisions take longer than the values of a short
+   set: most sets are one block, and need none. */
 struct block {
     size row, rows, column, length;
 };
@@ -47,8 +47,8 @@ static INLINE struct moments merged(struct moments a, struct moments b) {
 }
 
 /* The exact mean, then the squares of the deviations from it. The sum of the deviations is the
-   mean's own rounding error, to the last bit if all values are equal. Means are sums of shares: a
-   sum would overflow where they do not. */
+   mean's own rounding error, to the last bit if all values are equal. Each value is weighted before
+   it is added: a plain sum would overflow though the mean does not. */
 static INLINE struct moments block_moments(const elem *x, struct block b, size row_stride) {
     x += b.row * row_stride + b.column;
     const acc share = (acc)1 / (acc)(b.rows * b.length);
@@ -91,13 +91,13 @@ static INLINE struct moments block_moments(const elem *x, struct block b, size r
     return found;
 }
 
-/* A piece of a set: its unit, the set in it, the piece of that, where its results go. */
+/* A piece of a set: its unit, the set's index in it, the piece's index, its results' index. */
 struct piece {
     size unit, set, index, at;
 };
 
-/* The i-th item of a stage. Sets of neighbouring rows are taken in the order of units, those of one
-   channel of each instance in the order of memory. */
+/* The i-th item of a stage. If a unit's sets are neighbouring rows, items are in order of units.
+   If they are one channel of each instance, in order of memory. */
 static struct piece piece_at(const struct sets *s, size i) {
     struct piece p = {i, 0, 0, i};
     if (s->pieces > 1) p.unit = i / s->pieces, p.index = i % s->pieces;
@@ -129,7 +129,7 @@ static struct moments piece_moments(const elem *x, const struct sets *s, const s
     return all;
 }
 
-/* A run of a row: elements [first, end) of the S that start at `start`, with its bytes of bits. */
+/* A run of a row: elements [first, end) of the S that start at `start`; `row` gives its bits. */
 struct run {
     size start, first, end, S, row;
 };
@@ -152,7 +152,7 @@ struct sums {
     double g, gx;
 };
 
-/* The same while they grow: in two chains each. */
+/* The same sums while they grow, in two chains each. */
 struct chains {
     vec g[2], gx[2];
 };

@@ -18,7 +18,7 @@ static void moments_item(void *context, size i) {
     k->pieces_found[p.at] = piece_moments(k->t.x, &k->sets, &p);
 }
 
-/* Those of a unit, one after the other. */
+/* Moments of a unit's pieces, one after the other. */
 static void unit_moments(struct call *k, size u) {
     if (k->last) {
         for (size i = 0; i < k->items; i++) positions_item(k, u * k->items + i);
@@ -39,7 +39,7 @@ static struct moments lanes_found(const struct call *k, size n, size c) {
     return all;
 }
 
-/* Moments of `count` sets, neighbours in the order of units. */
+/* Moments of `count` sets, neighbours in the order of units, merged. */
 static struct moments sets_found(const struct call *k, size set, size count) {
     struct moments all = {0, 0, 0};
     for (size p = 0; p < count * k->sets.pieces; p++)
@@ -58,7 +58,7 @@ static void set_stats(const struct call *k, size set, struct moments m) {
     *rstd_of(k, set) = k->kind == MEAN_ONLY ? 1 : 1 / sqrt(m.m2 / m.count + k->job->eps);
 }
 
-/* Batch statistics of channel c, which has `m`. */
+/* Store the batch statistics of channel c, whose moments are `m`. */
 static void set_batch(struct call *k, size c, struct moments m) {
     const struct job *j = k->job;
     update(j->running_mean, j, c, m.mean);
@@ -71,7 +71,7 @@ static void set_batch(struct call *k, size c, struct moments m) {
     *batch_rstd(k, c) = 1 / sqrt(m.m2 / m.count + j->eps);
 }
 
-/* Statistics and coefficients of channel c of all instances, for sets that are one channel's. */
+/* Statistics and coefficients of channel c in all instances, if a unit is one channel. */
 static void merge_channel(struct call *k, size c) {
     const size own = k->job->own_stats;
     struct moments all = {0, 0, 0};
@@ -89,7 +89,7 @@ static void merge_channel(struct call *k, size c) {
         all.count += m.count, all.mean += m.mean - first, all.m2 += m.m2;
     }
     if (own) {
-        /* Chan's merge of sets of one size; off the first, equal means are theirs to the bit. */
+        /* Chan's merge for sets of one size. Relative to the first, so equal means stay exact. */
         all.mean = first + all.mean / (double)k->N;
         for (size n = 0; n < k->N; n++) {
             const double delta = *mean_of(k, n * k->C + c) - all.mean;
@@ -100,7 +100,7 @@ static void merge_channel(struct call *k, size c) {
     for (size n = 0; n < k->N; n++) set_coefficients(k, n, c, n * k->C + c);
 }
 
-/* The same of the channels of a group, of which instance norm's have one. */
+/* The same for the channels of a group; instance norm's groups have one. */
 static void merge_group(struct call *k, size n, size g) {
     const size D = k->D, first = g * D, set = n * k->G + g;
     struct moments m = {0, 0, 0};
@@ -114,14 +114,15 @@ static void merge_group(struct call *k, size n, size g) {
     for (size c = first; c < first + D; c++) set_coefficients(k, n, c, set);
 }
 
-/* Merges are shared out by units or, of channels that lie last and are one unit, by some of them. */
+/* An item of a merge is a unit. If channels lie last and are merged over instances, it is some of
+   them. */
 #define MERGED 8
 
 static size merge_items(const struct call *k) {
     return k->last && of_channels(k->kind) ? ceil_div(k->C, MERGED) : k->units;
 }
 
-/* The i-th of them, forward or backward: `channel` or `group` merges one set. */
+/* The i-th item, forward or backward: `channel` or `group` merges one set. */
 static INLINE void merge_sets(struct call *k, size i, void (*channel)(struct call *, size),
                               void (*group)(struct call *, size, size)) {
     if (k->last && of_channels(k->kind)) {
@@ -139,7 +140,7 @@ static void merge_item(void *context, size i) {
     merge_sets(context, i, merge_channel, merge_group);
 }
 
-/* All of a unit. */
+/* All items of a unit. */
 static void merge_unit(struct call *k, size u, void (*item)(void *, size)) {
     if (k->last && of_channels(k->kind))
         for (size i = 0; i < merge_items(k); i++) item(k, i);
@@ -147,14 +148,14 @@ static void merge_unit(struct call *k, size u, void (*item)(void *, size)) {
         item(k, u);
 }
 
-/* Positions from `first` on, not beyond `end`, that share coefficients. */
+/* Positions from `first` on, up to `end`, that share coefficients. */
 static INLINE struct stretch stretch_of(const struct call *k, size first, size end) {
     const size sample = first / k->span;
     struct stretch s = {first, MIN(end, (sample + 1) * k->span), k->C, sample * k->C};
     return s;
 }
 
-/* y of positions [first, end) of all. */
+/* y of positions [first, end), counted over all instances. */
 static void apply_positions(const struct call *k, size first, size end) {
     for (struct stretch s; first < end; first = s.end) {
         s = stretch_of(k, first, end);
@@ -187,7 +188,7 @@ static void apply_rows(const struct call *k, size row, size rows, size first, si
 }
 
 /* How a stage that writes is shared out: in the order of memory, and in runs of many elements.
-   Items are taken from the last to the first, and what is ahead of a run is fetched in time. */
+   Items are taken from the last to the first, and data ahead of a run is fetched in time. */
 static size apply_items(const struct call *k) {
     if (k->last) return k->N * k->pieces;
     return ceil_div(k->N * k->C, k->rows) * ceil_div(k->S, BLOCK * BLOCKS);
@@ -205,8 +206,8 @@ static void apply_item(void *context, size i) {
     apply_rows(k, row, MIN(rows, k->N * k->C - row), first, MIN(first + BLOCK * BLOCKS, k->S));
 }
 
-/* All stages of some units, which stay in a core's own cache: of short ones as many as L1 has room
-   for, so that what one waits for is done while another's is computed. */
+/* All stages of some units, which stay in a core's own cache. Short units are taken together: as
+   many as fit L1. While one waits, another is computed. */
 static void forward_units(void *context, size i) {
     struct call *k = context;
     const size first = i * k->together, end = MIN(first + k->together, k->units);
@@ -218,16 +219,16 @@ static void forward_units(void *context, size i) {
         apply_rows(k, first * k->D, (end - first) * k->D, 0, k->S);
 }
 
-/* Whether each unit is to run through all stages: it fits, and there is one for every thread. One
-   that is a channel of each instance is not: its runs lie far apart, and take longer than a second
-   read of the tensor in its order. */
+/* Whether each unit runs through all stages: if it fits the cache and there are enough for every
+   thread. Not if a unit is one channel of each instance: its runs lie far apart, and take longer
+   than a second read of the tensor in its order. */
 static int by_units(const struct call *k, size tensors, int threads) {
     if (!k->last && of_channels(k->kind)) return 0;
     size bytes = k->N * k->C * k->S / k->units * (size)sizeof(elem) * tensors;
     return bytes <= second_level_cache() / 4 * 3 && (threads == 1 || k->units >= 4 * threads);
 }
 
-/* Coefficients where there is nothing to merge. */
+/* Coefficients if there is nothing to merge. */
 static void given_coefficients(struct call *k, int threads) {
     const struct job *j = k->job;
     for (size c = 0; of_batch(k->kind) && c < k->C; c++) {

@@ -1,4 +1,4 @@
-/* RMS norm of rows with a gate: y = x_hat gamma silu(gate), or of x silu(gate), y = x_hat gamma. */
+/* RMS norm of rows with a gate: y = x_hat gamma silu(gate), or y = x_hat gamma of x silu(gate). */
 
 struct gated {
     const struct gated_job *job;
@@ -7,10 +7,10 @@ struct gated {
     const acc *gamma; /* (A, L) or NULL */
     struct parameter_rows parameters;
     struct chunks chunks;
-    size L, rows; /* rows of an item of the forward */
+    size L, rows; /* `rows`: in an item of the forward */
 };
 
-/* A copy for loops, at a row and with its gamma. */
+/* A copy for loops, at one row and with its gamma. */
 static INLINE struct gated at_row(const struct gated *shared, size a, size row) {
     struct gated w = *shared;
     const size at = row * w.L;
@@ -22,7 +22,7 @@ static INLINE struct gated at_row(const struct gated *shared, size a, size row) 
     return w;
 }
 
-static INLINE vec silu(vec z) { return z * sigmoid_of(z); } /* with all its digits: it is a factor */
+static INLINE vec silu(vec z) { return z * sigmoid_of(z); } /* all digits: it is a factor */
 
 /* silu(z), and its slope. */
 static INLINE vec silu_and_slope(vec z, vec *slope) {
@@ -31,7 +31,7 @@ static INLINE vec silu_and_slope(vec z, vec *slope) {
     return value;
 }
 
-/* The square of what is normalised, k neighbours. */
+/* The square of the norm's input, for k neighbours. */
 static INLINE vec gated_square(const struct gated *w, size i, int k, int first) {
     vec v = get(w->x + i, k);
     if (!first) v *= silu(get(w->gate + i, k));
@@ -76,11 +76,11 @@ static void gated_item(void *context, size item) {
     }
 }
 
-/* Whether what the first pass computes lies in dx and dgate, without a rounding, for the second. */
+/* Whether the first pass keeps its results for the second in dx and dgate, without rounding. */
 #define KEPT (sizeof(elem) == sizeof(acc))
 
-/* k columns of a row: g x_hat, of g = dL / dx_hat, and what they add to weight's gradient. dgate is
-   written here where the norm comes first: it does not wait for the sum. Else the gate is kept. */
+/* k columns of a row: g x_hat, with g = dL / dx_hat, and their share in weight's gradient. If the
+   norm comes first, dgate is written here: it does not need the sum. Else the gate is kept. */
 static INLINE vec gated_sums_step(const struct gated *w, size i, int k, vec rstd, acc *of_gamma,
                                   int first) {
     vec slope, x_hat = get(w->x + i, k) * rstd, dy = get(w->dy + i, k);
@@ -93,7 +93,7 @@ static INLINE vec gated_sums_step(const struct gated *w, size i, int k, vec rstd
     return gated * gamma;
 }
 
-/* k columns of dx, and of dgate where the gate comes first. */
+/* k columns of dx, and of dgate if the gate comes first. */
 static INLINE void gated_slopes_step(const struct gated *w, size i, int k, vec rstd, acc mean,
                                      int first) {
     const vec x = get(w->x + i, k);
@@ -157,7 +157,7 @@ static void add_gated_partials(void *context, size item) {
     add_plane(&w->chunks, 0, item, w->job->dweight, w->job->parameter_type);
 }
 
-/* 0, or -1 where there is no memory. */
+/* 0, or -1 if there is no memory. */
 static int begin_gated(struct gated *w, const struct gated_job *j, acc **memory) {
     struct gated seen = {.job = j, .x = j->x, .gate = j->gate, .dy = j->dy, .y = j->y,
                          .dgate = j->dgate, .parameters = {j->R, j->L, j->A, j->inner}, .L = j->L};

@@ -1,4 +1,4 @@
-"""RMS normalisation of rows with a gate, as Mamba-2 has it (arXiv 2405.21060)."""
+"""RMS normalisation of rows with a gate, as in Mamba-2 (arXiv 2405.21060)."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from .calls import in_dtypes_of, of_one_dtype, pack_gated, pointer, run
 def gated_norm(
     x: Tensor, gate: Tensor, weight: Tensor | None, norm_before_gate: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """rms_norm(x) weight silu(gate), or where not `norm_before_gate` rms_norm(x silu(gate)) weight.
+    """rms_norm(x) weight silu(gate) or, if not `norm_before_gate`, rms_norm(x silu(gate)) weight.
 
-    x and gate (..., L) have one shape, dtype and device, and elements; weight is (L,) or has x's
-    number of dimensions, as parameters of rows have it. Returns y, contiguous, in x's dtype, and
+    x and gate (..., L) have the same shape, dtype and device, and are not empty. weight is (L,) or
+    has x's number of dimensions, as parameters of rows. Returns y, contiguous, in x's dtype, and
     1 / rms of each row, in the dtype of statistics.
     """
     x, gate = x.contiguous(), gate.contiguous()
@@ -41,7 +41,7 @@ def gated_norm_backward(
     norm_before_gate: bool,
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
-    """(dx, dgate, dweight); None where `needs` says that nobody asked."""
+    """(dx, dgate, dweight); None if `needs` says that nobody wants it."""
     x, gate, dy = x.contiguous(), gate.contiguous(), dy.contiguous()
     R, L = row_sizes(x, 1)
     A, inner = parameter_rows(weight, x, 1)

@@ -2,7 +2,7 @@
 
 #define COLUMNS 256
 
-/* Element i of those of a type at p; NULL where p is. */
+/* The address of element i in an array of a type at p; NULL if p is NULL. */
 static INLINE char *element(const void *p, int64_t type, size i) {
     const size bytes = type == FLOAT64 ? 8 : type == FLOAT32 ? 4 : 2;
     return p ? (char *)p + i * bytes : NULL;

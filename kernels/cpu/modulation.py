@@ -38,7 +38,7 @@ def modulate_backward(
     dtype: torch.dtype,
     needs: tuple[bool, bool, bool, bool],
 ) -> Tensors:
-    """(dweight, dbias, dscale, dshift); None where `needs` says that nobody asked."""
+    """(dweight, dbias, dscale, dshift); None if `needs` says that nobody wants it."""
     rows = modulation_rows(weight, bias, scale, shift)
     given: Tensors = (weight, bias)
     parameters, parameter_type = of_one_dtype(given)

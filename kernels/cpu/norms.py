@@ -1,4 +1,4 @@
-"""The engine in C: what `fastnorm` asks of an engine, from rows and channels."""
+"""The engine in C: the functions of `fastnorm.contract.Engine`, on rows and channels."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,5 @@
-/* Rows and their parameters: row r has row (r / inner) % A of weight and bias, (A, L); A is 1 where
-   all rows have the same. And how gradients are added up, in an order that follows from sizes. */
+/* Rows and their parameters: row r takes row (r / inner) % A of weight and bias, (A, L); A is 1 if
+   all rows have the same. Also the sums of gradients, in an order that depends only on sizes. */
 
 struct parameter_rows {
     size R, L, A, inner;
@@ -17,16 +17,16 @@ static INLINE size row_with(const struct parameter_rows *p, size a, size i) {
 }
 
 #define SUMMED 128       /* rows added up at once, at most */
-#define SEPARATE 16      /* rows of one parameter row after another that make up a good run */
-#define ACCUMULATED 4096 /* elements of parameter rows of one chunk: they stay in a first cache */
+#define SEPARATE 16      /* neighbouring rows of one parameter row that make a good run */
+#define ACCUMULATED 4096 /* elements of a chunk's parameter rows: they stay in L1 */
 
-/* Chunks of rows, the work of one thread each: `rows` rows of each of `width` neighbouring
-   parameter rows, which are read in the order of memory where one's own runs of rows are short. */
+/* Chunks of rows, each one thread's work: `rows` rows of each of `width` neighbouring parameter
+   rows. If the runs of a parameter row are short, width > 1, to read in the order of memory. */
 struct chunks {
     struct parameter_rows of;
-    size width, rows, run;      /* rows of one parameter row before those of the next */
-    size across, down, planes;  /* chunks of all parameter rows; of the rows of each */
-    acc *partial;               /* (down, planes, A, L): what each adds to gradients, or NULL */
+    size width, rows, run;      /* rows of a parameter row before the next one's */
+    size across, down, planes;  /* chunks across all parameter rows, and down the rows of each */
+    acc *partial;               /* (down, planes, A, L): each chunk's share in gradients, or NULL */
 };
 
 static struct chunks chunked(struct parameter_rows of, size together, int by_columns) {
@@ -41,7 +41,7 @@ static struct chunks chunked(struct parameter_rows of, size together, int by_col
     return c;
 }
 
-/* Parameter rows [first_a, end_a), of each of them rows [first, end), the index-th such. */
+/* Rows [first, end) of each of the parameter rows [first_a, end_a); `index` counts such runs. */
 struct chunk {
     size first_a, end_a, first, end, index;
 };
@@ -53,13 +53,13 @@ static INLINE struct chunk chunk_at(const struct chunks *c, size i) {
     return found;
 }
 
-/* Where what a chunk adds to plane 0 for parameter row a goes; the next plane is A L further. */
+/* A chunk's share in plane 0 for parameter row a; the next plane is A L further. */
 static INLINE acc *partial_of(const struct chunks *c, struct chunk chunk, size a) {
     if (!c->partial) return NULL;
     return c->partial + (chunk.index * c->planes * c->of.A + a) * c->of.L;
 }
 
-/* Set columns [first, end) of all of a chunk to 0. */
+/* Set columns [first, end) of a chunk's shares to 0. */
 static void clear_partials(const struct chunks *c, struct chunk chunk, size first, size end) {
     for (size plane = 0; c->partial && plane < c->planes; plane++)
         for (size a = chunk.first_a; a < chunk.end_a; a++)
@@ -67,16 +67,16 @@ static void clear_partials(const struct chunks *c, struct chunk chunk, size firs
                    (end - first) * sizeof(acc));
 }
 
-/* Steps over a chunk: from the i-th row of parameter row a on, `together` or those before stop. */
+/* Steps over a chunk: rows i, ... of parameter row a, `together` at a time, fewer before stop. */
 #define FOR_ROWS(c, chunk, together, a, i, stop)                                                 \
     for (size from = (chunk).first; from < (chunk).end; from += (c)->run)                        \
         for (size a = (chunk).first_a, stop = MIN(from + (c)->run, (chunk).end);                 \
              a < (chunk).end_a; a++)                                                             \
             for (size i = from; i < stop; i += together)
 
-#define COLUMNS 256 /* of the parameters' gradients, added up by one thread */
+#define COLUMNS 256 /* of the gradients of parameters, added up by one thread */
 
-/* The item-th COLUMNS of a plane, the sum over chunks in their order. */
+/* The item-th COLUMNS of a plane: the sum over chunks in their order. */
 static void add_plane(const struct chunks *c, size plane, size item, void *gradient, int64_t type) {
     const size width = c->of.A * c->of.L, first = item * COLUMNS;
     const size count = MIN(COLUMNS, width - first);
@@ -89,7 +89,7 @@ static void add_plane(const struct chunks *c, size plane, size item, void *gradi
 
 static int is_acc(int64_t type) { return type == (sizeof(acc) == 8 ? FLOAT64 : FLOAT32); }
 
-/* n parameters as `acc`, in memory after `at`, where they are not so already. */
+/* n parameters as `acc`: p itself, or a copy at `at` if they have another type. */
 static const acc *as_acc(const void *p, int64_t type, size n, acc *at) {
     if (!p || is_acc(type)) return p;
 #if DTYPE == FLOAT64

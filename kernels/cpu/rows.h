@@ -1,7 +1,7 @@
 /* Layer and RMS norm of rows of L neighbours: y = act(x_hat gamma + beta + residual). */
 
-/* A row is cut into pieces, which are merged in their order: one of them, or whole rows, are the
-   work of one thread, and values do not depend on which. */
+/* A row is cut into pieces, which are merged in their order. A thread's work is one piece, or whole
+   rows; values do not depend on which. */
 struct rows {
     const struct rows_job *job;
     struct tensors t;
@@ -9,15 +9,15 @@ struct rows {
     const acc *gamma, *beta; /* (A, L) or NULL */
     const elem *dsum;        /* or NULL */
     size L;
-    size rows, piece, pieces; /* of an item: its rows, its columns, how many of these a row has */
-    struct moments *found;    /* of each piece of each row, where these are items; RMS norm's M2 */
-    struct chunks chunks;     /* of the backward, */
-    size together;            /* and how many rows of it are summed at once */
-    struct sums *sums;        /* of gamma g and of gamma g x_hat, of each piece of each row */
+    size rows, piece, pieces; /* an item's rows and columns; the pieces of a row */
+    struct moments *found;    /* of each piece of each row, if these are items; for RMS norm M2 */
+    struct chunks chunks;     /* of the backward */
+    size together;            /* rows of a chunk that are summed at once */
+    struct sums *sums;        /* of gamma g and gamma g x_hat, for each piece of each row */
 };
 
-/* A copy for loops, with gamma and beta those of parameter row a: what they store could else be the
-   struct itself, to be read again. */
+/* A copy for loops, with the gamma and beta of parameter row a. With a pointer to the struct, every
+   store in a loop could change the struct, and it would be read again. */
 static INLINE struct rows with_parameters(const struct rows *shared, size a) {
     struct rows w = *shared;
     if (w.gamma) w.gamma += a * w.L;
@@ -25,7 +25,7 @@ static INLINE struct rows with_parameters(const struct rows *shared, size a) {
     return w;
 }
 
-/* What makes x_hat of x: (x - center) rstd + shift; of RMS norm center and shift are 0. */
+/* The coefficients of x_hat = (x - center) rstd + shift; for RMS norm center and shift are 0. */
 static INLINE struct coefficients row_coefficients(const struct rows_job *j, size row) {
     const double mean = j->stats[row], rstd = j->stats[j->R + row];
     const acc center = (acc)mean;
@@ -40,7 +40,7 @@ static INLINE vec factor(const acc *p, size i, int k, acc otherwise) {
 
 static INLINE int lanes_left(size i, size end) { return end - i < VL ? (int)(end - i) : VL; }
 
-/* total = x + addend, rounded as the tensor that is handed on. */
+/* total = x + addend, rounded to the type of the tensor that is returned. */
 static void add_columns(const struct rows_job *j, size row, size first, size end) {
     const elem *x = (const elem *)j->x + row * j->L, *addend = (const elem *)j->addend + row * j->L;
     elem *total = (elem *)j->total + row * j->L;
@@ -132,7 +132,7 @@ static void rows_forward_item(void *context, size item) {
     }
 }
 
-/* The same of rows that are too few for the threads, by stages. */
+/* The same by stages, for rows that are too few for the threads. */
 static void row_moments_item(void *context, size i) {
     struct rows *w = context;
     size first = i % w->pieces * w->piece;
@@ -166,7 +166,7 @@ static int threads_of(const struct rows_job *j) {
     return threads_for(j->R * j->L * (size)sizeof(elem), j->threads);
 }
 
-/* Elements of memory that parameters of another type take; not 0, for malloc. */
+/* Elements of memory for parameters of another type; not 0, for malloc. */
 static size room_for_parameters(const struct rows_job *j) {
     return is_acc(j->parameter_type) ? 1 : 2 * j->A * j->L;
 }

@@ -18,10 +18,10 @@ from .calls import (
 
 
 def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool = False) -> Outputs:
-    """y (contiguous, x's dtype), ReLU's mask beside a residual where `differentiable`, and the
-    statistics of each row that row_norm_backward takes, in float64.
+    """y (contiguous, x's dtype), ReLU's mask if there is a residual and it is `differentiable`, and
+    the statistics of each row for row_norm_backward, in float64.
 
-    `adding` makes y the norm of x + residual, rounded, and that sum the second result.
+    With `adding`, y is the norm of x + residual, rounded, and the second result is that sum.
     """
     x, other, weight, bias, _, _, _ = inputs
     x, written = x.contiguous(), None
@@ -46,7 +46,7 @@ def row_norm(inputs: Inputs, spec: NormSpec, differentiable: bool, adding: bool 
 
 
 def row_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """The norm of x + residual, rounded, that sum (both contiguous), and the statistics."""
+    """The norm of x + residual (rounded), that sum, and the statistics. Both are contiguous."""
     y, total, stats = row_norm(inputs, spec, False, adding=True)
     assert total is not None, "there is a residual"
     return y, total, stats
@@ -61,9 +61,9 @@ def row_norm_backward(
     spec: NormSpec,
     dsum: Tensor | None = None,
 ) -> Tensors:
-    """(dx, dresidual, dweight, dbias); None where `needs` says that nobody asked.
+    """(dx, dresidual, dweight, dbias); None if `needs` says that nobody wants it.
 
-    dx has dsum, the gradient that x itself has where it is a sum that was returned, added to it.
+    dsum is added to dx: x's own gradient, if x is a sum that was returned.
     """
     fused, given = spec.activation is not None, (inputs.weight, inputs.bias)
     x, dy, residual = inputs.x.contiguous(), dy.contiguous(), inputs.residual

@@ -1,7 +1,7 @@
 /* Layer and RMS norm of rows, backward: sums over each row, then dx. */
 
 #define TOGETHER 4
-#define RANGE 1024 /* columns of a piece of parameters' gradients: they stay in L1 */
+#define RANGE 1024 /* columns of a piece of the parameters' gradients: they stay in L1 */
 #define RUN 16     /* pieces that are written as one run */
 
 /* g = dy act'(z) and x_hat of k neighbours. */
@@ -19,7 +19,7 @@ static INLINE vec row_gradient(const struct rows *w, size row, size i, int k,
     return activation_gradient(g, z, activation, w->t.parameter);
 }
 
-/* k columns of `rows` rows: their sums, and what they add to the parameters' gradients. */
+/* k columns of `rows` rows: their sums, and their shares in the parameters' gradients. */
 static INLINE void sums_step(const struct rows *w, const struct coefficients *a, const size *row,
                              const int rows, size i, int k, vec *g, vec *gx, acc *of_gamma,
                              acc *of_beta, int activation, int added) {
@@ -40,8 +40,8 @@ static INLINE void sums_step(const struct rows *w, const struct coefficients *a,
     put_acc(of_beta + i, get_acc(of_beta + i, k) + dbeta, k);
 }
 
-/* The first pass over columns [first, end) of `rows` rows, which have the same parameters: *found of
-   each of them. */
+/* The first pass over columns [first, end) of `rows` rows with the same parameters; *found gets the
+   sums of each row. */
 static INLINE void together_sums(const struct rows *w, const size *row, const int rows, size first,
                                  size end, acc *of_gamma, struct sums *found, int activation,
                                  int added) {
@@ -88,7 +88,7 @@ static INLINE void row_slope_step(const struct rows *w, size row, size i, int k,
     if (w->t.dresidual) put(w->t.dresidual + at, g, k);
 }
 
-/* The second: dx and dresidual of columns [first, end) of a row, whose sums are `all`. */
+/* The second pass: dx and dresidual of columns [first, end) of a row, whose sums are `all`. */
 static INLINE void row_slopes(const struct rows *shared, size parameters, size row, size first,
                               size end, struct sums all, int activation, int added) {
     const struct rows own = with_parameters(shared, parameters), *w = &own;
@@ -102,7 +102,7 @@ static INLINE void row_slopes(const struct rows *shared, size parameters, size r
         row_slope_step(w, row, i, (int)(end - i), a, mean_g, mean_gx, activation, added);
 }
 
-/* Either pass, compiled once for all that take it. */
+/* Each of the two passes, compiled once for all its callers. */
 static __attribute__((noinline)) void sum_rows(const struct rows *w, size a, const size *row,
                                                size count, size first, size end, acc *of_gamma,
                                                struct sums *found) {
@@ -153,7 +153,7 @@ static void row_sums_item(void *context, size i) {
     }
 }
 
-/* The second over a run of pieces of a row. */
+/* The second pass over a run of pieces of a row. */
 static void row_slopes_item(void *context, size i) {
     struct rows *w = context;
     const struct rows_job *j = w->job;
@@ -173,9 +173,9 @@ static void add_partials(void *context, size item) {
     add_plane(&w->chunks, 1, item, j->dbias, j->parameter_type);
 }
 
-/* Whether the backward is shared out by pieces of columns, a pass at a time: TOGETHER rows leave no
-   room in a core's own cache, or there are few. Gradients are added up in another order then, so
-   this follows from the sizes alone. */
+/* Whether the backward is shared out by pieces of columns, one pass at a time: if a core's cache
+   has no room for TOGETHER rows, or there are few rows. Gradients are then added up in another
+   order, so this depends only on the sizes. */
 static int by_columns(const struct rows_job *j) {
     const size bytes = TOGETHER * 2 * j->L * (size)sizeof(elem);
     return bytes > (512 << 10) || (j->R < 128 && j->L >= 4 * RANGE);
@@ -185,7 +185,7 @@ int NAME(rows_backward)(const struct rows_job *j) {
     struct rows w = seen_as_rows(j, RANGE);
     const int columns = by_columns(j), threads = threads_of(j);
     const int parameters = j->dweight || j->dbias, writes = j->y || j->dresidual;
-    /* Of short rows, one after the other: several are not ahead of what the memory fetches. */
+    /* Short rows are taken one by one: several at once do not beat the memory's prefetching. */
     w.together = sizeof(elem) >= 4 && j->L <= RANGE && !columns ? 1 : TOGETHER;
     w.chunks = chunked(w.parameters, w.together, columns);
     w.chunks.planes = 2;

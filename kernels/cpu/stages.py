@@ -1,4 +1,4 @@
-"""The stages one by one in C, for merges that are made outside of the engine."""
+"""The stages as single calls in C, for merges made outside of the engine."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from .channels import seen
 
 
 class CpuStages(LaidOutStages):
-    """Each stage is a call of the engine; tables, slopes and sums are of float64."""
+    """Each stage is one call of the engine; tables, slopes and sums are float64."""
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, N, C, S, last = seen(x)

@@ -1,22 +1,22 @@
-/* One vector of a tensor: what every layout does to it, forward and backward. */
+/* The steps for one vector of a tensor, the same in every layout, forward and backward. */
 
 /* The coefficients of y = act((x - center) scale + shift + residual). */
 struct coefficients {
     vec center, scale, shift;
 };
 
-/* The tensors of a call, x's neighbours in memory. */
+/* The tensors of a call, with x's neighbours in memory. */
 struct tensors {
     const elem *x, *dy, *residual;
     elem *y, *dresidual;
     uint8_t *bits;
     acc parameter; /* of the activation */
-    int constant;  /* statistics are, and dx does not depend on x, which may be infinite */
-    acc *g;        /* where the first pass of a backward leaves dy act'(z), if it does, */
-    size g_start;  /* from this element on */
+    int constant;  /* statistics are constants: dx does not depend on x, which may be infinite */
+    acc *g;        /* memory in which a backward's first pass keeps dy act'(z), or NULL */
+    size g_start;  /* the element that it starts at */
 };
 
-/* y of k neighbours, at `i`; bits is where theirs go. */
+/* y of k neighbours, from `i` on; `bits` gets their bits. */
 static INLINE void forward_step(const struct tensors *t, size i, uint8_t *bits, int k,
                                 struct coefficients a, int activation, int added) {
     vec z = (get(t->x + i, k) - a.center) * a.scale + a.shift;
@@ -40,7 +40,7 @@ static INLINE vec gradient_step(const struct tensors *t, size i, const uint8_t *
     return activation_gradient(g, z, activation, t->parameter);
 }
 
-/* The same in the first pass. */
+/* The same, for the first pass. */
 static INLINE vec summed_step(const struct tensors *t, size i, const uint8_t *bits, int k,
                               struct coefficients a, int activation, int added, vec *deviation) {
     vec g = gradient_step(t, i, bits, k, a, activation, added, deviation);
@@ -48,7 +48,7 @@ static INLINE vec summed_step(const struct tensors *t, size i, const uint8_t *bi
     return g;
 }
 
-/* Run FUNCTION(..., activation, added), both constants inside of it for the usual ones. */
+/* Run FUNCTION(..., activation, added); for the usual values both are constants in it. */
 #define SPECIALISED(FUNCTION, activation, added, ...)                        \
     switch ((activation) * 2 + (added)) {                                    \
     case NONE * 2: FUNCTION(__VA_ARGS__, NONE, 0); break;                    \
@@ -68,7 +68,7 @@ struct slopes {
     vec p, q, r;
 };
 
-/* dx = p g + q (x - center) + r and dresidual = g, each where it is asked for. */
+/* dx = p g + q (x - center) + r and dresidual = g, each if it is wanted. */
 static INLINE void backward_step(const struct tensors *t, size i, const uint8_t *bits, int k,
                                  struct coefficients a, struct slopes d, int activation,
                                  int added) {

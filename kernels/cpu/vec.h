@@ -1,9 +1,9 @@
 /* Vectors of VL elements, in the type of statistics (acc: double for float64, float for the rest).
 
-   elem is what tensors hold. get and put read and write the first k <= VL elements at a pointer;
-   where k is VL at compile time they are plain loads and stores. What is not there reads as 0. A
-   partial vector goes through the same operations as a whole one: a value does not depend on where
-   in its tensor it lies. Without -ffast-math sums keep the order in which they are written. */
+   elem is the type of tensors. get and put read and write the first k <= VL elements at a pointer;
+   if k is VL at compile time they are plain loads and stores. Missing elements read as 0. A partial
+   vector goes through the same operations as a whole one: so no value depends on its place in
+   the tensor. Without -ffast-math sums keep the order in which they are written. */
 
 #include <math.h>
 #include <stdint.h>
@@ -140,7 +140,7 @@ static INLINE void put_raw(elem *p, raw v, int k) {
 }
 
 static INLINE vec widen(raw v) {
-#if DTYPE == BFLOAT16 && WIDE /* gcc makes five instructions of the conversion below */
+#if DTYPE == BFLOAT16 && WIDE /* gcc needs five instructions for the conversion below */
     return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)v), 16);
 #elif DTYPE == BFLOAT16
     typedef uint32_t bits __attribute__((vector_size(VL * 4)));
@@ -165,13 +165,13 @@ static INLINE raw narrow(vec v) {
     const __m512i b = (__m512i)v, quiet = _mm512_set1_epi32(0x00400000);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    rounded = _mm512_mask_or_epi32(rounded, is_nan(v), b, quiet); /* not carried to -0 */
+    rounded = _mm512_mask_or_epi32(rounded, is_nan(v), b, quiet); /* no carry to -0 */
     return (raw)_mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 #elif DTYPE == BFLOAT16
     typedef uint32_t bits __attribute__((vector_size(VL * 4)));
     bits b = (bits)v;
     bits rounded = b + 0x7fff + ((b >> 16) & 1);
-    rounded = (bits)blend(is_nan(v), (vec)(b | 0x00400000), (vec)rounded); /* not carried to -0 */
+    rounded = (bits)blend(is_nan(v), (vec)(b | 0x00400000), (vec)rounded); /* no carry to -0 */
     return __builtin_convertvector(rounded >> 16, raw);
 #elif DTYPE == FLOAT16 && WIDE
     return (raw)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

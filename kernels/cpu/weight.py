@@ -10,10 +10,10 @@ from .calls import in_dtypes_of, of_one_dtype, pack_weight, pointer, run
 
 
 def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """w in v's dtype and layout, and the float64 norms that weight_norm_backward takes.
+    """w in v's dtype and layout, and the float64 norms for weight_norm_backward.
 
-    v has elements; its norm is taken over all dimensions but `dim`, over all where that is -1. g
-    has an element for each norm.
+    v is not empty. The norm is over all dimensions but `dim`, or over all if dim is -1. g has an
+    element for each norm.
     """
     rows = weight_rows(v, dim)
     (given,), parameter_type = of_one_dtype((g,))
@@ -35,7 +35,7 @@ def weight_norm_backward(
     dim: int,
     needs: tuple[bool, bool],
 ) -> Tensors:
-    """(dv, dg); None where `needs` says that nobody asked."""
+    """(dv, dg); None if `needs` says that nobody wants it."""
     rows = weight_rows(v, dim)
     dw = laid_out_as(rows, dw if dim in (-1, 0) else dw.movedim(dim, 0))
     (given,), parameter_type = of_one_dtype((g,))

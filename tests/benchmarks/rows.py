@@ -1,4 +1,4 @@
-"""Rows as `benchmarks.run` writes them, made up for the tests of what reads them."""
+"""Made-up rows in the form of `benchmarks.run`, for tests of the programs that read them."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""`python -m tests.benchmarks.smoke_on_a_gpu`: what the smoke's cases would launch on a GPU.
+"""`python -m tests.benchmarks.smoke_on_a_gpu`: the launches of the smoke's cases on a GPU.
 
 Nothing is launched or compiled: sizes and tiers are those of a GPU, results are garbage. Prints,
-as JSON, the kernels of each case, "cluster" before those of a cluster.
+as JSON, the kernels of each case, with "cluster" before those of a cluster.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""What is read from compiled kernels, on kernels whose code is known; then fastnorm's own, judged.
+"""The readings of compiled kernels, on kernels with known code; then fastnorm's own, judged.
 
-Kernels are compiled in processes of their own, because this one's may be interpreted.
+Kernels are compiled in separate processes, because this one's may be interpreted.
 """
 
 import json

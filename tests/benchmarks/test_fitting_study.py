@@ -1,4 +1,4 @@
-"""How many epochs fit, and what cifar/study.py is called with."""
+"""How many epochs fit, and the arguments for cifar/study.py."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The goals against rows: what a verdict is taken over, and what it says."""
+"""The goals against rows: the rows of a verdict, and its words."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What benchmarks.memory counts."""
+"""The counts of benchmarks.memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What reads the rows: the figures, the tables, and the refusal of CPU rows."""
+"""The readers of the rows: the figures, the tables, and the refusal of CPU rows."""
 
 import json
 from dataclasses import replace

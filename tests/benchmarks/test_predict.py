@@ -1,5 +1,5 @@
-"""The estimate from machine code: on that of three launches of version 0.1.0, made by Triton 3.9.0,
-whose figures another program of the same model gave; then the command on a case of fastnorm's.
+"""The estimate from machine code: on three launches of version 0.1.0, made by Triton 3.9.0, with
+figures from another program of the same model; then the command on a case of fastnorm's.
 
 `launches.json.gz` holds the disassembly of these launches, their grids and arguments.
 """

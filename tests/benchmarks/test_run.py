@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run --tiny` end to end on this machine, and what it does with failures."""
+"""`python -m benchmarks.run --tiny` end to end on this machine, and its way with failures."""
 
 import importlib
 import types

@@ -1,4 +1,4 @@
-"""The benchmark's cases as data: their least traffic, and what the lists hold."""
+"""The benchmark's cases as data: their least traffic, and the contents of the lists."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The smoke's table: what it covers, that a GPU has room for it, that wrong results are seen."""
+"""The smoke's table: it covers enough, a GPU has room for it, and wrong results are seen."""
 
 import json
 import os

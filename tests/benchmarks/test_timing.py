@@ -1,6 +1,6 @@
-"""The GPU's clock, driven through a stand-in for torch.cuda: which calls it makes, in which order.
+"""The GPU's clock with a stand-in for torch.cuda: which calls it makes, in which order.
 
-What a GPU does with them shows on a GPU alone.
+The effect of these calls on a GPU is not tested here.
 """
 
 import contextlib

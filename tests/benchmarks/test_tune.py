@@ -1,4 +1,4 @@
-"""Which goals are tuned, what is forced meanwhile, and what is advised."""
+"""Which goals are tuned, which constants are forced meanwhile, and the advice."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The plans that a GPU's minutes go to: limits are kept, whatever a part does, and all is told."""
+"""The plans for a GPU's minutes: limits are kept, whatever a part does, and all is reported."""
 
 import json
 import os

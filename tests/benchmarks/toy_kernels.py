@@ -1,6 +1,6 @@
-"""Kernels whose code is known: `python -m tests.benchmarks.toy_kernels FILE` pickles what is read.
+"""Kernels with known code: `python -m tests.benchmarks.toy_kernels FILE` pickles the readings.
 
-In a process of its own, where Triton's interpreter is off. FILE gets a dict from names to Codes.
+In a separate process, with Triton's interpreter off. FILE gets a dict from names to Codes.
 """
 
 import pickle

@@ -1,4 +1,4 @@
-"""cifar/ on sys.path, as its scripts have it; tiny data sets, and what runs a script on them."""
+"""cifar/ on sys.path, as its scripts have it; tiny data sets, and a function to run a script."""
 
 import importlib.util
 import os

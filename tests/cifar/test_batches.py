@@ -1,4 +1,4 @@
-"""Augmentation against a plain loop, and what must not depend on it."""
+"""Augmentation against a plain loop, and its independence of device, backend and norm."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a model answers, and how good that is."""
+"""A model's predictions and their scores."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The network: its size, and that a norm's backend changes nothing but who computes it."""
+"""The network: its size, and the same results with every backend of a norm."""
 
 import pytest
 import torch

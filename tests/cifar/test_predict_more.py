@@ -1,4 +1,4 @@
-"""What test.py writes and prints beside labels: probabilities, names of classes, the accuracy."""
+"""test.py's output besides labels: probabilities, names of classes, the accuracy."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is watched while a model trains."""
+"""The quantities recorded while a model trains."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Runs that were interrupted, wherever, end as runs that were not."""
+"""Runs that were interrupted, at any point, end like runs that were not."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The tests of differences, each against another way to the same number."""
+"""The tests of differences, each against another way to compute the same number."""
 
 import math
 from statistics import mean, variance

@@ -1,4 +1,4 @@
-"""What speed.py measures, and that it does not measure twice."""
+"""The measurements of speed.py; it does not measure twice."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""--tensorboard, with a stand-in for the package: what it is given, at which steps, and where."""
+"""--tensorboard, with a stand-in for the package: which values it gets, at which steps, where."""
 
 import sys
 from collections.abc import Callable

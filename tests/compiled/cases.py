@@ -1,7 +1,7 @@
-"""What compiled kernels are tried on: operators, tiers, layouts, dtypes, fusions, sizes, pairwise.
+"""The cases for compiled kernels: operators, tiers, layouts, dtypes, fusions, sizes, in pairs.
 
-A case is one combination of the factors below. Not all go together (`allowed`); every pair of
-values that may occur together does so in one of `covering_cases()`.
+A case is one combination of the factors below. Not all combinations are `allowed`; every pair of
+values that may occur together does occur in one of `covering_cases()`.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""Tests of compiled kernels, executed without a GPU: a run of their own, without the interpreter.
+"""Tests of compiled kernels, executed without a GPU: a separate run, without the interpreter.
 
     TRITON_INTERPRET=0 python -m pytest tests/compiled --capability 80
 
-Kernels are interpreted or compiled as the environment says when they are imported, so these tests
-cannot share a process with the others, which leave this folder out. What Triton compiles it keeps
-in ~/.triton/cache (or TRITON_CACHE_DIR) between runs: the first run takes minutes longer.
+Kernels are interpreted or compiled as the environment says when they are imported. So these tests
+cannot share a process with the others, which leave this folder out. Triton keeps compiled code in
+~/.triton/cache (or TRITON_CACHE_DIR) between runs: the first run takes minutes longer.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A few combinations of many factors in which every pair of values occurs that may."""
+"""A few combinations of many factors; every allowed pair of values occurs in one of them."""
 
 import itertools
 import random

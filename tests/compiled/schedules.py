@@ -1,7 +1,6 @@
-"""Orders in which programs and warps may run, and those in which a case is tried.
+"""Orders in which programs and warps may run, and the orders that are tried for a case.
 
-A GPU promises none of them. Results must have the same bits in each: sums are taken in an order of
-their own.
+A GPU promises none of them. Results must have the same bits in each: the order of sums is fixed.
 """
 
 from tests.compiled.cases import OF_ROWS, WITHOUT_TIERS, Case

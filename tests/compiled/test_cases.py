@@ -1,6 +1,6 @@
 """Every operator as Triton compiled it, executed: values, gradients, statistics against float64.
 
-`cases.py` says what is varied; each case runs in two orders of its programs and warps.
+`cases.py` gives the factors; each case runs in two orders of its programs and warps.
 """
 
 import pytest

@@ -1,7 +1,7 @@
-"""What our compiled kernels execute is what the committed table says, count by count.
+"""Our compiled kernels execute exactly the counts in the committed table.
 
-`python -m benchmarks.compiled` made the table. A count that rises is a loss that no test of values
-sees; one that falls has to be written down, or it could rise again unseen.
+`python -m benchmarks.compiled` made the table. A higher count is a loss that no test of values
+sees. A lower one has to be written down, or it could rise again unseen.
 """
 
 from math import prod

@@ -1,4 +1,4 @@
-"""Asynchronous copies to shared memory: what is read before a wait, beyond it, and by others."""
+"""Asynchronous copies to shared memory: reads before a wait, after it, and by others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Instructions by class, sectors, bank conflicts: counts that can be told beforehand."""
+"""Instructions by class, sectors, bank conflicts: counts that are known in advance."""
 
 import numpy as np
 import pytest

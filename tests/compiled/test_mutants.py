@@ -1,7 +1,7 @@
 """Compiled kernels with a fault in them: the executor must find each.
 
-Those are faults of programs that wait for, or count, one another, and what comes of a hint that is
-false. They are made in the PTX, by `Emulator.edit`, of small kernels and of fastnorm's.
+The faults are in programs that wait for, or count, one another; and hints that are false. They are
+made in the PTX, by `Emulator.edit`, of small kernels and of fastnorm's.
 """
 
 import functools

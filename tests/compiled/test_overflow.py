@@ -1,4 +1,4 @@
-"""TRITON_DEBUG=1, which has integer arithmetic checked: none of the kernels' leaves its range."""
+"""TRITON_DEBUG=1, which checks integer arithmetic: none of the kernels' overflows."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""The memory that compiled kernels touch: of tensors as large as x, each once or twice.
+"""The memory that compiled kernels touch: tensors as large as x are touched once or twice.
 
-Counted as executed, thread by thread; `kernels/test_traffic.py` counts what the source asks for, in
-the tiers that the interpreter has.
+It is counted in the execution, thread by thread; `kernels/test_traffic.py` counts the requests in
+the source, in the interpreter's tiers.
 """
 
 import math

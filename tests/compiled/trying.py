@@ -1,7 +1,7 @@
 """One case: its tensors, its results from the compiled kernels, and the truth in float64.
 
-The truth is `fastnorm.reference` in float64 on the same, rounded, inputs. Memory that nothing has
-written is NaN, so what no kernel wrote shows.
+The truth is `fastnorm.reference` in float64 on the same, rounded, inputs. Memory starts as NaN, so
+elements that no kernel wrote are visible.
 """
 
 import contextlib

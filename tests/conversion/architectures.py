@@ -1,7 +1,7 @@
 """Real architectures of transformers, diffusers, timm, torchvision and monai, random weights.
 
-`python -m tests.conversion.architectures` prints the table of docs/converting.md: each model's
-norms converted, and how far outputs and gradients are then from those of the model as it was.
+`python -m tests.conversion.architectures` prints the table of docs/converting.md: the converted
+norms of each model, and how far its outputs and gradients are then from the original model's.
 """
 
 import argparse

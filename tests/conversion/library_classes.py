@@ -1,6 +1,6 @@
 """Stand-ins for classes of libraries: their names, attributes, signatures and formulas.
 
-The libraries are not needed so. `tests.conversion.architectures` has the real ones.
+So the libraries are not needed. `tests.conversion.architectures` has the real ones.
 """
 
 import torch

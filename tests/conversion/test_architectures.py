@@ -1,7 +1,7 @@
 """convert and fuse on real architectures, small and with random weights: `pip install .[models]`.
 
-Each library that is missing leaves its models out. The models are float64: what a norm rounds
-otherwise than torch's must not be amplified into the tolerance.
+A missing library leaves its models out. The models are float64, so that differences in a norm's
+rounding are not amplified beyond the tolerance.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""convert, and revert after it: what is shared, what is left alone; results stay the same."""
+"""convert, and revert after it: tensors are shared, other modules stay, results are the same."""
 
 import copy
 

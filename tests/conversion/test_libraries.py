@@ -1,4 +1,4 @@
-"""convert of libraries' classes: taken where they compute the same, kept where not, and back."""
+"""convert of libraries' classes: taken if they compute the same, kept if not, and back."""
 
 import copy
 import operator

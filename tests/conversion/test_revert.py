@@ -1,4 +1,4 @@
-"""revert: what torch cannot say is refused, what it lacks is kept."""
+"""revert: norms that torch cannot express are refused, norms that it lacks are kept."""
 
 import pytest
 from torch import nn

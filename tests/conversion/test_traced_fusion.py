@@ -1,4 +1,4 @@
-"""fuse with an example: the model is traced, every pattern found, and what was given stays."""
+"""fuse with an example: the model is traced, every pattern found, the given model stays."""
 
 import copy
 

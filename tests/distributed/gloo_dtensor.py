@@ -1,4 +1,4 @@
-"""Two processes with DTensors; test_dtensor.py judges what they wrote.
+"""Two processes with DTensors; test_dtensor.py judges their results.
 
 `python -m tests.distributed.gloo_dtensor RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each
 case the whole output, gradients and buffers, and the placements of the output.

@@ -1,8 +1,8 @@
 """Two processes that train one model under each of torch's wrappers; test_wrappers.py judges them.
 
 `python -m tests.distributed.gloo_wrappers RANK RANKS PORT FOLDER` writes FOLDER/RANK.pt: for each
-case the parameters and buffers after training. An exception ends the process, and with it its
-partner's collective call: neither waits for the other longer than processes.TIMEOUT.
+case the parameters and buffers after training. An exception ends the process and its partner's
+collective call: neither waits for the other longer than processes.TIMEOUT.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Synchronised norms under torch.compile: what one process computes of the whole batch, eagerly.
+"""Synchronised norms under torch.compile, against one process on the whole batch, eagerly.
 
-torch (2.13, 2.15) has two faults that they once fell for, silently. A buffer that a compiled
-forward reads and then overwrites is read again by the backward: gradients show it where the
-statistics have moved far, by a momentum of 1 from a mean of 3. And inductor mistook the all-reduces
-of several norms for one another, from the second norm on.
+torch (2.13, 2.15) has two faults that once made them silently wrong. A compiled forward may read a
+buffer and then overwrite it; the backward reads it again. Gradients show this if the statistics
+have moved far: by a momentum of 1 from a mean of 3. And from the second norm on, inductor confused
+the all-reduces of several norms.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """DTensors in two processes: the values of one process with the whole tensors.
 
-One pair of gloo processes runs all cases (gloo_dtensor.py); the tests here judge what it wrote.
+One pair of gloo processes runs all cases (gloo_dtensor.py); the tests here judge its results.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""SequenceParallel, whose hook hands on the first positional input alone: the residual stays."""
+"""SequenceParallel, whose hook passes on only the first positional input: the residual stays."""
 
 import torch
 

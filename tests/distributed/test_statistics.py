@@ -1,6 +1,6 @@
-"""Statistics of a process group: what one process computes of the whole batch, with 2 and 4 ranks.
+"""Statistics of a process group, with 2 and 4 ranks, against one process on the whole batch.
 
-gloo_statistics.py is what each rank runs; the truth is the unsynchronised norm by its formula.
+Each rank runs gloo_statistics.py; the truth is the unsynchronised norm by its formula.
 """
 
 import pytest

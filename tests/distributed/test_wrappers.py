@@ -1,6 +1,6 @@
 """Models under torch's wrappers, DDP and FSDP, in two processes.
 
-One pair of gloo processes runs all cases (gloo_wrappers.py); the tests here judge what it wrote.
+One pair of gloo processes runs all cases (gloo_wrappers.py); the tests here judge its results.
 The truth is one process that plays both ranks with the formulas, without any wrapper.
 """
 

@@ -1,4 +1,4 @@
-"""NaN and Inf: they spoil what they spoil in torch, and not the next batch."""
+"""NaN and Inf: they spoil the same results as in torch, and not the next batch."""
 
 import pytest
 import torch

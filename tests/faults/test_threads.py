@@ -1,4 +1,4 @@
-"""Threads that share a module, and forks of a process that uses one: nothing corrupted, no hang."""
+"""Threads that share a module, and forks of a process that uses one: no corruption, no hang."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""add_layer_norm and add_rms_norm as tests call them, and torch's two steps, their truth."""
+"""Calls of add_layer_norm and add_rms_norm for tests, and their truth: torch's two steps."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every activation: how it is named, its values and gradients, and what a backward keeps for it."""
+"""Every activation: its name, values and gradients, and the data kept for its backward."""
 
 import copy
 import pickle

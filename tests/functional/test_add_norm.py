@@ -1,4 +1,4 @@
-"""add_layer_norm and add_rms_norm: a sum and its norm, against torch's two steps one by one."""
+"""add_layer_norm and add_rms_norm: a sum and its norm, against torch's two separate steps."""
 
 import copy
 

@@ -1,8 +1,8 @@
 """Refusals: torch's own exception class for the same call, a text that helps, and nothing written.
 
-Each case is called on torch.nn.functional first; the class it raises is the one expected. Where
-torch cannot be asked: batch-instance norm (its parts, batch_norm and instance_norm, are asked
-instead) and the arguments torch does not have (activation, residual).
+Each case is called on torch.nn.functional first; its exception class is expected of ours. torch
+cannot be asked about batch-instance norm (instead its parts are, batch_norm and instance_norm) or
+about arguments that torch does not have (activation, residual).
 """
 
 import pytest

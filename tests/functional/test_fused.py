@@ -1,4 +1,4 @@
-"""Residual and activation inside the norm against the same steps one after another."""
+"""Residual and activation inside the norm, against the same steps one after another."""
 
 import pytest
 import torch

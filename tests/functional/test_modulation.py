@@ -1,4 +1,4 @@
-"""scale and shift of each sample against the norm, the factor and the sum one after another."""
+"""scale and shift of each sample, against the norm, the factor and the sum one after another."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Layer and RMS norm of nested tensors: what each sample's own norm is, by float64."""
+"""Layer and RMS norm of nested tensors, against each sample's own norm in float64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Ordinary calls, which go straight to autograd: when a call is one, and that all else is alike."""
+"""Ordinary calls go straight to autograd: which calls are ordinary; the rest does not change."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""What RMS norm has of its own: its default eps, its shapes, squares that float16 cannot hold."""
+"""Special to RMS norm: its default eps, its shapes, squares too large for float16."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Weight normalisation as a function: values, gradients and launches.
 
-Truth is torch's own operator in float64, which computes in another way (saved norms, their
+The truth is torch's own operator in float64, which computes in another way (saved norms, their
 inverse's third power), and the definition in numpy.
 """
 

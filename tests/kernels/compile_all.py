@@ -1,7 +1,7 @@
-"""Compile the kernels that the norms launch: `python -m tests.kernels.compile_all 90 [quick]`.
+"""Compiles the kernels that the norms launch: `python -m tests.kernels.compile_all 90 [quick]`.
 
-For a GPU of that compute capability, without one, in every tier. Prints one line a kernel: its name
-(with "+cluster" where its programs wait for one another), registers, bytes of stack.
+For a GPU of that compute capability, without one, in every tier. Prints a line for each kernel: its
+name (with "+cluster" if its programs wait for one another), registers, bytes of stack.
 """
 
 import sys

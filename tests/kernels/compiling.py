@@ -1,4 +1,4 @@
-"""Scripts in processes of their own: kernels are compiled there even if interpreted here."""
+"""Scripts in separate processes: kernels are compiled there even if interpreted here."""
 
 import os
 import subprocess

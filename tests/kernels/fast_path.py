@@ -1,8 +1,8 @@
-"""What Triton hands a compiled kernel, and what `Launch` does: `python -m tests.kernels.fast_path`.
+"""Triton's arguments for a compiled kernel, and `Launch`'s: `python -m tests.kernels.fast_path`.
 
-The first launch of every kernel is made twice with recorders in the place of compiled ones: one
-goes through Triton, the other is the fast path. Prints JSON, for each the kernel's name and both
-argument lists. In a process of its own, where the interpreter is off; nothing needs a GPU.
+The first launch of every kernel is made twice, with recorders instead of compiled kernels: once
+through Triton, once by the fast path. Prints JSON, for each the kernel's name and both argument
+lists. It runs in a separate process with the interpreter off; nothing needs a GPU.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Norms whose weight and bias are those of each sample, (N, C), at the level of an engine.
+"""Norms whose weight and bias belong to each sample, (N, C), at the level of an engine.
 
 The truth is the definition in float64: moments by torch, gradients by its autograd. It shares no
 code with fastnorm.

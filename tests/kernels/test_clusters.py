@@ -1,7 +1,7 @@
-"""A barrier among programs ends only if all of them run at once: what the launch makes sure of.
+"""A barrier among programs ends only if all of them run at once: the launch makes sure of that.
 
-A cluster kernel's grid follows from the device and from what the compiled kernel needs; here both
-are made up, so that clusters fit or do not. The kernels themselves are executed by ../compiled.
+A cluster kernel's grid follows from the device and from the compiled kernel's needs. Here both are
+made up, so that clusters fit or do not. The kernels themselves are executed by ../compiled.
 """
 
 import contextlib

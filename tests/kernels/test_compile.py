@@ -1,7 +1,7 @@
 """Every kernel compiles to machine code for a GPU, with or without one here.
 
-The interpreter accepts much that the compiler does not; this is where a machine without a GPU finds
-out. It runs in a process of its own, because this one's kernels may be interpreted.
+The interpreter accepts much that the compiler does not: so this test finds such code without a GPU.
+It runs in a separate process, because this one's kernels may be interpreted.
 """
 
 import pytest

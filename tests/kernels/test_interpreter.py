@@ -1,4 +1,4 @@
-"""tests/interpreter.py changes how long a launch takes, and nothing else."""
+"""tests/interpreter.py changes only the time of a launch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Parameters of each sample, made and differentiated by a launch each."""
+"""Parameters of each sample, made and differentiated by one launch each."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Parameters that rows have in groups, or each its own: the engine against float64 formulas."""
+"""Rows with grouped or own parameters: the engine against float64 formulas."""
 
 import contextlib
 from typing import NamedTuple

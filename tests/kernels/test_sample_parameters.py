@@ -1,6 +1,6 @@
 """Weight and bias of each sample, (N, C), in every norm of channels, tier and layout: interpreted.
 
-`compiled/test_sample_parameters.py` runs what Triton compiles of the same kernels.
+`compiled/test_sample_parameters.py` runs the same kernels as Triton compiles them.
 """
 
 import contextlib

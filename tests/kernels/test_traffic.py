@@ -1,7 +1,7 @@
-"""Each norm moves the bytes that it has to move and no others, in as few launches as it can.
+"""Each norm moves only the bytes that it has to move, in as few launches as it can.
 
 Floors are counted in S, the bytes of x, and M, those of a mask of one bit an element, at sizes
-where parameters and tables of statistics are next to nothing.
+with negligible parameters and tables of statistics.
 """
 
 from collections.abc import Iterator

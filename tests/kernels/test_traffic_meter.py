@@ -1,4 +1,4 @@
-"""The traffic meter itself, on kernels whose traffic can be counted on one's fingers."""
+"""The traffic meter itself, on kernels whose traffic is easily counted by hand."""
 
 import gc
 import weakref

@@ -1,7 +1,7 @@
 """The interpreter with a GPU's tilings, tiny: many units, members, pieces and tiles in each tier.
 
-The interpreter's own tilings are as large as they can be, for speed, so that the merges of tiles
-and of programs would otherwise never run without a GPU. On a GPU every test runs them.
+The interpreter's own tilings are as large as possible, for speed. So without this the merges of
+tiles and of programs would never run without a GPU. On a GPU every test runs them.
 """
 
 import contextlib

@@ -4,9 +4,9 @@
         y = F.batch_norm(x, ...)
     assert t.total == t.bytes_of(x) + t.bytes_of(y) + ...
 
-What counts is the distinct bytes of each executed instruction of each program: a masked-off lane
-counts nothing, a parameter broadcast over a tile counts once per program, a second pass over x
-counts again. That is the traffic of a machine without caches, and a property of the kernels alone.
+It counts the distinct bytes of each executed instruction of each program: a masked-off lane counts
+nothing, a parameter broadcast over a tile counts once per program, a second pass over x counts
+again. That is the traffic of a machine without caches, and depends only on the kernels.
 """
 
 import contextlib

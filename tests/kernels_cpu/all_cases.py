@@ -1,5 +1,5 @@
-"""`python -m tests.kernels_cpu.all_cases FOLDER FLAG...`: all calls that are checked, of an engine
-compiled with more flags into FOLDER, for the tests that run it in a process of its own."""
+"""`python -m tests.kernels_cpu.all_cases FOLDER FLAG...`: runs all checked calls of an engine that
+is compiled with more flags into FOLDER; for tests that need this in a separate process."""
 
 import os
 import sys

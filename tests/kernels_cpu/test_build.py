@@ -1,4 +1,4 @@
-"""How the engine is compiled and kept: whose folder, what name, many at once, or not at all."""
+"""How the engine is compiled and kept: its folder and name, many at once, or not at all."""
 
 import os
 import stat

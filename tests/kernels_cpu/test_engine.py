@@ -1,4 +1,4 @@
-"""The engine of CPUs by itself: every loop, values that need care, how it is compiled otherwise."""
+"""The engine for CPUs by itself: every loop, values that need care, and other ways to compile."""
 
 import functools
 import os

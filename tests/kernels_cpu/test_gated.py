@@ -1,4 +1,4 @@
-"""The engine of CPUs: RMS norm with a gate before or behind it."""
+"""The engine for CPUs: RMS norm with a gate before or after it."""
 
 import pytest
 import torch

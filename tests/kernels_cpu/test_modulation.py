@@ -1,4 +1,4 @@
-"""The engine of CPUs: parameters of each sample."""
+"""The engine for CPUs: parameters of each sample."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Rows of the engine of CPUs that are long, or few: each way of sharing them out."""
+"""The engine for CPUs on long rows, or few rows: each way of sharing them out."""
 
 import pytest
 import torch

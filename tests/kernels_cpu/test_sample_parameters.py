@@ -1,4 +1,4 @@
-"""The engine of CPUs with parameters of each sample: (N, C), or rows of several parameter rows."""
+"""The engine for CPUs with parameters of each sample: (N, C), or several parameter rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The modules with torch.nn's constructors: how each is made, called and filled with values."""
+"""The modules with torch.nn's constructors: construction, calls, and values for them."""
 
 import torch
 

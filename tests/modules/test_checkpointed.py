@@ -1,6 +1,6 @@
-"""Norms in blocks of torch.utils.checkpoint: a recomputation counts as torch.nn's norms count it.
+"""Norms in blocks of torch.utils.checkpoint: a recomputation counts as it does for torch.nn's.
 
-torch's norms move their statistics in every forward, the recomputation's too, even where that stops
+torch's norms move their statistics in every forward, the recomputation's too, even if that stops
 early, inside the norm. So the truth is two plain forwards of the same input.
 """
 

@@ -1,4 +1,4 @@
-"""no_decay_parameters: what weight decay leaves alone."""
+"""no_decay_parameters: the parameters without weight decay."""
 
 import pytest
 import torch

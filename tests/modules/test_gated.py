@@ -1,4 +1,4 @@
-"""GatedRMSNorm: its parameters, its calls, and what else a module is asked for."""
+"""GatedRMSNorm: its parameters, its calls, and other duties of a module."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Hooks: they see what those of torch's modules see, and may change it."""
+"""Hooks: they see the same as hooks of torch's modules, and may change it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""BatchNorm1d(mask=...): padding is in no statistic, whatever it holds."""
+"""BatchNorm1d(mask=...): padding enters no statistic, whatever it holds."""
 
 import copy
 

@@ -1,6 +1,6 @@
-"""What mean-only batch norm has of its own: its modules, one value a channel, what it refuses.
+"""Special to mean-only batch norm: its modules, one value a channel, its refusals.
 
-Its values and gradients are held to the truth beside those of all norms (tests/norms.py).
+Its values and gradients are compared with the truth together with all norms' (tests/norms.py).
 """
 
 import copy

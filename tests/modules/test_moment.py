@@ -1,4 +1,4 @@
-"""MomentNorm: merges of one's own against their definitions, under every backend and derivative."""
+"""MomentNorm: users' merges against their definitions, under every backend and derivative."""
 
 import copy
 import math

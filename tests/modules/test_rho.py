@@ -1,7 +1,7 @@
 """Batch-instance norm's rho trains under any optimizer loop and never leaves [0, 1].
 
-The published implementations that rebind the parameter in forward freeze it at 1; the loops below
-would all show that.
+The published implementations that rebind the parameter in forward freeze it at 1. All loops below
+would show that.
 """
 
 import copy

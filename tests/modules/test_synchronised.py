@@ -1,6 +1,6 @@
-"""Modules with a process group's statistics, and their converter: what one process can tell.
+"""Modules with a process group's statistics, and their converter: tests with one process.
 
-tests/distributed/ has what several compute.
+tests/distributed/ has the tests with several.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""fastnorm.weight_norm beside torch's parametrisation, and the data-dependent initialisation."""
+"""fastnorm.weight_norm and torch's parametrisation, and the data-dependent initialisation."""
 
 import copy
 import pickle

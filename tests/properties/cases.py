@@ -1,7 +1,7 @@
-"""A call of a norm as plain data, and the tensors and calls that it stands for.
+"""A call of a norm as plain data, and the tensors and calls that follow from it.
 
-Hypothesis prints a failing `Case` whole; pasted into a test it is the failure again: tensors follow
-from its seed.
+Hypothesis prints a failing `Case` whole. Pasted into a test it fails again: the tensors follow from
+its seed.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Hypothesis' two profiles: "ci", always the same few examples, and "fuzz", many new ones.
 
-Only "fuzz" shrinks what it finds, for minutes where kernels are interpreted.
+Only "fuzz" shrinks its failures: that takes minutes if kernels are interpreted.
 
 `make fuzz` sets HYPOTHESIS_PROFILE=fuzz and FUZZ_EXAMPLES, the examples of each test.
 """

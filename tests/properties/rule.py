@@ -1,8 +1,8 @@
-"""The rule that results are held to: at most twice torch's own error, and a term of rounding.
+"""The rule for results: at most twice torch's own error, plus a term for rounding.
 
-The term is the tolerance table's (tests/conftest.py) plus what a few roundings of the arguments
-would change: of sums that cancel, such as dx of a set of two values, the table's share of the
-largest result says nothing.
+The term is the tolerance table's (tests/conftest.py) plus the effect of a few roundings of the
+arguments. For sums that cancel, such as dx of a set of two values, the table's share of the largest
+result says nothing.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tensors without elements: as torch, which takes some and refuses others."""
+"""Tensors without elements: like torch, which takes some and refuses others."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Forward: values, dtype, strides, and that nothing else is written."""
+"""Forward: values, dtype, strides; nothing else is written."""
 
 from dataclasses import replace
 

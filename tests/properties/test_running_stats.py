@@ -1,4 +1,4 @@
-"""Running statistics: their values, and that a refused call has not touched them."""
+"""Running statistics: their values; a refused call does not touch them."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,8 +1,8 @@
-"""What a norm and its gradients are, spelled out in numpy's longest floating type.
+"""A norm and its gradients, written out in numpy's longest floating type.
 
-Another route than anything in fastnorm or torch: no autograd, no merge of moments, and on x86 64
-bits of mantissa, so that float64 results can be judged too. x is seen as (N, G, D, S), G sets of D
-channels, layer and RMS norm as (R, 1, L, 1): every norm is then a choice of axes.
+It shares no route with fastnorm or torch: no autograd, no merge of moments, and on x86 64 bits of
+mantissa, so that float64 results can be judged too. x is seen as (N, G, D, S), G sets of D
+channels; for layer and RMS norm as (R, 1, L, 1). Every norm is then a choice of axes.
 """
 
 import math

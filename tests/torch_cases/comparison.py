@@ -1,4 +1,4 @@
-"""One call of a norm and of its backward, and how its results are held against torch's."""
+"""One call of a norm and of its backward, and the comparison of its results with torch's."""
 
 from typing import Any, NamedTuple
 

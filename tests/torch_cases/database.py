@@ -1,4 +1,4 @@
-"""What PyTorch tests its own norms with: the samples of `op_db` and `module_db`, by name.
+"""PyTorch's tests of its own norms: the samples of `op_db` and `module_db`, by name.
 
 Samples are drawn from a fixed seed, so that every backend and every run sees the same values.
 """

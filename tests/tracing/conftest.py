@@ -1,4 +1,4 @@
-"""Nothing that was compiled for one test serves another."""
+"""Code compiled for one test serves no other."""
 
 import pytest
 import torch

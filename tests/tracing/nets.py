@@ -1,4 +1,4 @@
-"""What is traced: each norm, a model of all, and how two of their results are compared."""
+"""The traced models: each norm, a model of all; and the comparison of two of their results."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""torch.compile's first training step of a converted model, beside torch.nn's own."""
+"""torch.compile's first training step of a converted model, compared with torch.nn's own."""
 
 from pathlib import Path
 

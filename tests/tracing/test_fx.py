@@ -1,4 +1,4 @@
-"""torch.fx: every norm is a leaf, as torch.nn's are, for whatever traces or matches by it."""
+"""torch.fx: every norm is a leaf, as torch.nn's are, for tools that trace or match."""
 
 import copy
 import pickle

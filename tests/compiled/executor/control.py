@@ -1,10 +1,10 @@
 """How a CTA goes through its blocks: all threads at once, or one warp after another.
 
-Both are generators that stop before those blocks which the scheduler may want to delay. Threads
-that part each have a number of the block where they go on; the smallest is executed first, so that
-those who went less far catch up. They are together again where the numbers are the same. A barrier
-that a part of the threads comes to holds them until all others that have not ended come; so does an
-instruction that a whole warp executes together (shfl.sync and its like), for those of their warp.
+Both are generators that stop before blocks that the scheduler may want to delay. If threads
+diverge, each has the number of its next block. The smallest number is executed first, so that the
+threads behind catch up; threads with the same number are together again. If some threads reach a
+barrier, it holds them until all others that have not ended come. An instruction that a whole warp
+executes together (shfl.sync and its like) does the same for the threads of a warp.
 """
 
 import random

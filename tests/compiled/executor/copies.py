@@ -1,7 +1,7 @@
 """Asynchronous copies from global to shared memory: read at once, written as late as they may be.
 
-A copy may write at any time from its own instruction until a wait for its group: a thread that
-reads too early finds what was there before, and a copy to what others still read is a race.
+A copy may write at any time from its own instruction until a wait for its group. A thread that
+reads too early finds the old contents, and a copy over data that others still read is a race.
 """
 
 from dataclasses import dataclass

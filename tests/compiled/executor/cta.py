@@ -1,4 +1,4 @@
-"""A CTA: registers of its threads, its memories, and what its threads ask of one another."""
+"""A CTA: its threads' registers, its memories, and the services that its threads call."""
 
 from typing import TYPE_CHECKING, NoReturn
 

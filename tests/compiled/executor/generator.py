@@ -11,6 +11,7 @@ the Python of
                                                return Branch(guarded, 5, 4)
 
 A function returns where the threads that executed it go on.
+A function returns the place where the threads that executed it go on.
 """
 
 import functools

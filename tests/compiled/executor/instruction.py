@@ -1,4 +1,4 @@
-"""What a kernel consists of: instructions, in basic blocks."""
+"""The parts of a kernel: instructions, in basic blocks."""
 
 from collections import Counter
 from dataclasses import dataclass, field

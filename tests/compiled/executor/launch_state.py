@@ -1,4 +1,4 @@
-"""What the CTAs of one launch share."""
+"""State shared by the CTAs of one launch."""
 
 from dataclasses import dataclass, field
 

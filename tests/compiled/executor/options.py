@@ -1,4 +1,4 @@
-"""How a launch is executed, and what is found out about it."""
+"""Options for executing a launch, and the findings about it."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields

@@ -1,6 +1,6 @@
 """PTX text -> Kernel: parameters, registers, and instructions in basic blocks.
 
-Only what Triton's compiler writes is read: one entry a module, dynamic shared memory named
+It reads only code from Triton's compiler: one entry a module, dynamic shared memory named
 `global_smem`, a fixed number of threads (.reqntid), no calls.
 """
 

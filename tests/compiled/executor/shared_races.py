@@ -1,7 +1,7 @@
 """Options.races, shared memory: warps of a CTA that access one byte without a barrier between.
 
-Threads of a warp are taken to be in step: Triton orders them by the warp's own instructions. Values
-that several warps store to one place are no race where they are the same: replicated layouts do so.
+Threads of a warp count as in step: Triton orders them by the warp's own instructions. Several warps
+may store the same value to one place without a race: replicated layouts do so.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
 """Triton's launches of this process, executed here: from kernel[grid](...) to scheduler.launch.
 
-Triton compiles as ever, for the GPU that HostDriver says there is, and keeps what it has compiled
-in its cache (~/.triton/cache, or TRITON_CACHE_DIR); ptxas, which comes with it, runs too. In place
-of the GPU the PTX is executed, on CPU tensors.
+Triton compiles as always, for the GPU that HostDriver reports, and keeps the compiled code in its
+cache (~/.triton/cache, or TRITON_CACHE_DIR). It also runs its ptxas. Then the PTX is executed here,
+on CPU tensors, instead of on a GPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping

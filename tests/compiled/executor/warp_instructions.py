@@ -1,4 +1,4 @@
-"""The Python of what threads of a warp do together, and of order: shuffles, votes, fences."""
+"""The Python for joint operations of a warp's threads, and for order: shuffles, votes, fences."""
 
 from collections.abc import Callable
 

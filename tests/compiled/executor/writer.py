@@ -1,4 +1,4 @@
-"""What the instructions write their Python with: operands, results, constants of one block.
+"""Used to write the Python of instructions: operands, results, constants of one block.
 
 In the Python of a block `R` is the list of registers, each an array of one value a thread (a
 register's array may have any type of its width: `.view(f32)` reads its bits as another), `cta` the
