@@ -20,7 +20,7 @@ A call goes down this list, and imports go down it too:
     batching            torch.func.vmap
     backend             the choice: auto, triton, cpu, torch or reference
     kernels             Triton, and C in kernels.cpu; their docstrings have the maps
-    torch_norms         torch's own norms: the backend torch, and traced programs on CPUs
+    torch_norms         torch's own norms: the backend torch, and programs exported on CPUs
     reference           each norm in plain PyTorch: the definition, and every higher derivative
 
 contract holds the types that all of this and the kernels share: a call's tensors and norm, and the

@@ -97,10 +97,22 @@ def load_kernels() -> ModuleType:
 
 
 def engine_for(x: torch.Tensor) -> Engine | None:
-    """The engine of `fastnorm.kernels.cpu` for x's dtype; None if `auto` cannot compile it.
+    """`compiled_engine`; None if it cannot be compiled and the backend is `auto`."""
+    cpu = load_engine()
+    try:
+        return compiled_engine(x)
+    except cpu.build.BuildError as error:
+        if _current != "auto":
+            raise
+        _warn_once(str(error))
+        return None
 
-    Raises RuntimeError for a tensor that is not on the CPU, and under backend "cpu" if the
-    engine cannot be compiled.
+
+def compiled_engine(x: torch.Tensor) -> Engine:
+    """The engine of `fastnorm.kernels.cpu`, compiled for x's dtype.
+
+    Raises RuntimeError for a tensor that is not on the CPU, and if the engine cannot be
+    compiled.
     """
     cpu = load_engine()
     if not x.is_cpu:
@@ -108,13 +120,7 @@ def engine_for(x: torch.Tensor) -> Engine | None:
             f"backend 'cpu' got a tensor of shape {tuple(x.shape)} on device '{x.device}': move it "
             "to the CPU, or choose another backend: fastnorm.set_backend('auto')"
         )
-    try:
-        cpu.build.functions(x.dtype)
-    except cpu.build.BuildError as error:
-        if _current != "auto":
-            raise
-        _warn_once(str(error))
-        return None
+    cpu.build.functions(x.dtype)
     engine: Engine = cpu.ENGINE
     return engine
 

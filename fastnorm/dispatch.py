@@ -1,8 +1,8 @@
 """From a checked call to its computation: which backend, and which way.
 
 An ordinary call is one autograd Function over a backend. A traced program gets the registered
-operator instead or, if the backend is cpu or torch, torch's own. Forward-mode derivatives come from
-the formula under every backend.
+operator instead. It gets torch's own norm under the backend torch, and under cpu if it is exported.
+Forward-mode derivatives come from the formula under every backend.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
         return onnx.norm(inputs, spec)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(inputs, spec)
-    if name == "triton" and traced:
-        return ops.differentiable_norm(inputs, spec)
+    if traced and (engine := _operators_engine(name, x)):
+        return ops.differentiable_norm(inputs, spec, engine)
     # First ask whether x is traced: asking for its sizes would fix them in the traced program.
     if traced:
         return formula(inputs, spec) if _is_empty(x) else torch_norms.norm(inputs, spec)
@@ -61,12 +61,29 @@ def _engine(name: str, x: Tensor) -> Engine | None:
     return engine_for(x) if name == "cpu" else None
 
 
+def _operators_engine(name: str, x: Tensor) -> str | None:
+    """The engine whose operators a traced program holds; None: torch's own norms.
+
+    Programs of torch.compile run in this process, so they may hold the engine in C. An exported
+    program may run where that engine is not.
+    """
+    if name == "triton":
+        return name
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return name if compiled and name == "cpu" and x.is_cpu and _has_engine(x.dtype) else None
+
+
+@torch.compiler.assume_constant_result
+def _has_engine(dtype: torch.dtype) -> bool:
+    return engine_for(torch.empty(0, dtype=dtype)) is not None
+
+
 def _route(name: str, x: Tensor) -> Route | None:
     """That engine, and the backend of its traced backward."""
     engine = _engine(name, x)
     if engine is None:
         return None
-    route = Route(engine, ops.TRACED.backend if name == "triton" else None, engine)
+    route = Route(engine, ops.TRACED[name].backend, engine)
     if x.is_cpu or x.is_cuda:
         READY[get_backend(), x.dtype, x.is_cpu] = route
     return route
@@ -85,8 +102,9 @@ def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
         return whole
     name, traced = backend_for(x), is_traced(x)
     if forward_ad._current_level < 0 and not transformed():
-        if traced and name == "triton" and not torch.onnx.is_in_onnx_export():
-            return ops.differentiable_add_norm(inputs, spec)
+        exported = torch.onnx.is_in_onnx_export()
+        if traced and not exported and (operators := _operators_engine(name, x)):
+            return ops.differentiable_add_norm(inputs, spec, operators)
         route = None if traced else _route(name, x)
         if route is not None:
             return apply_add_norm(x, residual, weight, bias, spec, route)

@@ -1,7 +1,7 @@
 """Backend "torch": the norms of torch.nn.functional, with their own autograd.
 
-Every traced program holds them, unless its backend is `triton` or `reference`: compilers and
-exporters know torch's norms. Batch-instance norm is a blend of torch's batch and instance norm.
+Exported programs hold them, unless their backend is `triton` or `reference`: exporters know torch's
+norms. Batch-instance norm is a blend of torch's batch and instance norm.
 torch has no mean-only batch norm: that is the formula.
 """
 

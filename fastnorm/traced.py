@@ -1,22 +1,25 @@
-"""The backend of traced programs: `fastnorm.ops`, which defines the operators and imports this."""
+"""The backends of traced programs: `fastnorm.ops`, which defines the operators and imports this."""
 
 import torch
 from torch import Tensor
 
 from .autograd import Route
-from .backend import load_kernels
-from .contract import Backend, Inputs, NormSpec, Outputs, Tensors, side_input
+from .backend import load_engine, load_kernels
+from .contract import Backend, Engine, Inputs, NormSpec, Outputs, Tensors, side_input
 
 _ops = torch.ops.fastnorm
 
 
 class Operators:
-    """The kernels' backend as operators of a traced program."""
+    """An engine's backend as operators of a traced program; the engine is "triton" or "cpu"."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
 
     def norm(self, inputs: Inputs, spec: NormSpec, differentiable: bool) -> Outputs:
         update = _updates(inputs, spec)
         forward = _ops.norm_forward_update if update else _ops.norm_forward
-        y, mask, stats = forward.default(*inputs, *spec, differentiable)
+        y, mask, stats = forward.default(*inputs, *spec, differentiable, self.engine)
         masked = side_input(spec.activation, inputs.residual is not None) == "mask"
         return y, mask if differentiable and masked else None, stats
 
@@ -35,7 +38,7 @@ class Operators:
         asked = [needs[0], needs[1] and spec.activation is not None, *needs[2:]]
         grads = _ops.norm_backward.default(
             dy, x, side, *parameters, stats, asked, spec.norm, spec.groups, spec.use_input_stats,
-            spec.activation,
+            spec.activation, self.engine,
         )  # fmt: skip
         there = (True, True, *(parameter is not None for parameter in parameters))
         found = [g if a and t else None for g, a, t in zip(grads, asked, there, strict=True)]
@@ -45,7 +48,7 @@ class Operators:
     def add_norm(self, inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor, Tensor]:
         forward = _ops.add_norm_forward.default
         found: tuple[Tensor, Tensor, Tensor]
-        found = forward(*inputs[:4], spec.norm, spec.groups, spec.eps)
+        found = forward(*inputs[:4], spec.norm, spec.groups, spec.eps, self.engine)
         return found
 
     def add_norm_backward(
@@ -59,31 +62,36 @@ class Operators:
     ) -> Tensors:
         total, _, *parameters = inputs[:4]
         grads = _ops.add_norm_backward.default(
-            dy, dsum, total, *parameters, stats, [*needs], spec.norm, spec.groups
+            dy, dsum, total, *parameters, stats, [*needs], spec.norm, spec.groups, self.engine
         )
         there = (True, *(parameter is not None for parameter in parameters))
         return tuple(g if n and t else None for g, n, t in zip(grads, needs, there, strict=True))
 
     def relu_mask(self, mask: Tensor, x: Tensor, spec: NormSpec) -> Tensor:
-        found: Tensor = load_kernels().ENGINE.relu_mask(mask, x, spec)
-        return found
+        return engine_named(self.engine).relu_mask(mask, x, spec)
 
 
-OPERATORS: Backend = Operators()
-TRACED = Route(OPERATORS, OPERATORS, None)
+OPERATORS: dict[str, Backend] = {name: Operators(name) for name in ("triton", "cpu")}
+TRACED = {name: Route(operators, operators, None) for name, operators in OPERATORS.items()}
 
 
-def differentiable_norm(inputs: Inputs, spec: NormSpec) -> Tensor:
-    """act(norm(x) + residual) of a traced program."""
+def engine_named(name: str) -> Engine:
+    """The engine "triton" or "cpu", which may have no device to run on."""
+    engine: Engine = (load_kernels() if name == "triton" else load_engine()).ENGINE
+    return engine
+
+
+def differentiable_norm(inputs: Inputs, spec: NormSpec, engine: str) -> Tensor:
+    """act(norm(x) + residual) of a traced program, computed by that engine."""
     op = _ops.norm_update if _updates(inputs, spec) else _ops.norm
-    y: Tensor = op.default(*inputs, *spec)
+    y: Tensor = op.default(*inputs, *spec, engine)
     return y
 
 
-def differentiable_add_norm(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual) of a traced program."""
+def differentiable_add_norm(inputs: Inputs, spec: NormSpec, engine: str) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual) of a traced program, computed by that engine."""
     found: tuple[Tensor, Tensor]
-    found = _ops.add_norm.default(*inputs[:4], spec.norm, spec.groups, spec.eps)
+    found = _ops.add_norm.default(*inputs[:4], spec.norm, spec.groups, spec.eps, engine)
     return found
 
 
