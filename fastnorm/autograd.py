@@ -33,12 +33,12 @@ class Route(NamedTuple):
 
     backend: Backend
     # For two cases: compiled autograd traces the backward of an eager call, and is_grads_batched
-    # gives a dy that no kernel can read. None: the formula.
-    traced: Backend | None
+    # gives a dy that no kernel can read.
+    traced: Backend
     # The backend that reads and writes memory; traced tensors have none.
     engine: Engine | None
 
-    def for_backward(self, dy: Tensor) -> Backend | None:
+    def for_backward(self, dy: Tensor) -> Backend:
         return self.traced if is_compiling() or batched(dy) else self.backend
 
 
@@ -77,7 +77,7 @@ class Norm(torch.autograd.Function):
         inputs = Inputs(x, residual, weight, bias, rho, mean, var)
         (spec, route), needs = ctx.call, ctx.needs_input_grad[:5]
         backend = route.traced if is_compiling() or is_legacy_batchedtensor(dy) else route.backend
-        if backend is None or is_grad_enabled() or transformed():
+        if is_grad_enabled() or transformed():
             if mask is not None:
                 # A constant, which is exact: ReLU's second derivative is 0.
                 dy = masked(dy, route.backend.relu_mask(mask, x, spec), spec.activation)
@@ -165,10 +165,7 @@ class NormGradients(torch.autograd.Function):
     ) -> Tensors:
         inputs = Inputs(x, residual, weight, bias, rho, mean, var)
         backend = route.for_backward(dy)
-        if backend is None:  # a gradient may be dy itself, and no Function may return its input
-            grads = formula_gradients(dy, inputs, spec, needs)
-            return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
-        _, mask, stats = route.backend.norm(inputs, spec, True)
+        _, mask, stats = backend.norm(inputs, spec, True)
         kept = residual if side_input(spec.activation, residual is not None) == "residual" else None
         return backend.norm_backward(dy, inputs._replace(residual=kept), mask, stats, needs, spec)
 
@@ -227,14 +224,14 @@ class AddNorm(torch.autograd.Function):
         inputs = Inputs(total, None, weight, bias)
         spec, route, of = ctx.spec, ctx.route, ctx.needs_input_grad
         needs = (of[0] or of[1], of[2], of[3])
-        backend = None if dy is None else route.for_backward(dy)
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif backend is None or is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
+        elif is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, route)
             dx = dx + dsum if dx is not None and dsum is not None else dx
         else:
+            backend = route.for_backward(dy)
             dx, dweight, dbias = backend.add_norm_backward(dy, dsum, inputs, stats, needs, spec)
         return dx if of[0] else None, dx if of[1] else None, dweight, dbias, None, None
 

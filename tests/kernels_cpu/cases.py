@@ -12,7 +12,7 @@ from fastnorm.reference.specs import add_formula, formula
 from fastnorm.weight_autograd import WeightNorm
 from tests.conftest import with_layout
 
-ROUTE = Route(ENGINE, None, ENGINE)
+ROUTE = Route(ENGINE, ENGINE, ENGINE)
 # Half a vector, vectors and a rest, several pieces of 8 blocks of 16 KiB, in one row and in many.
 SHAPES = ((3, 6, 5, 7), (2, 17, 3), (4, 8, 16, 16), (5, 4), (1, 3, 33, 2500), (70, 64, 2, 2),
           (2, 128, 9, 9), (600, 16, 8, 8))  # fmt: skip
