@@ -40,7 +40,7 @@ def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
         return onnx.norm(inputs, spec)
     if name == "reference" or forward_ad._current_level >= 0:
         return formula(inputs, spec)
-    if traced and (engine := _operators_engine(name, x)):
+    if traced and (engine := _operators_engine(name, x, spec)):
         return ops.differentiable_norm(inputs, spec, engine)
     # First ask whether x is traced: asking for its sizes would fix them in the traced program.
     if traced:
@@ -61,7 +61,7 @@ def _engine(name: str, x: Tensor) -> Engine | None:
     return engine_for(x) if name == "cpu" else None
 
 
-def _operators_engine(name: str, x: Tensor) -> str | None:
+def _operators_engine(name: str, x: Tensor, spec: NormSpec) -> str | None:
     """The engine whose operators a traced program holds; None: torch's own norms.
 
     Programs of torch.compile run in this process, so they may hold the engine in C. An exported
@@ -70,7 +70,13 @@ def _operators_engine(name: str, x: Tensor) -> str | None:
     if name == "triton":
         return name
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return name if compiled and name == "cpu" and x.is_cpu and _has_engine(x.dtype) else None
+    if not compiled or name != "cpu" or not x.is_cpu:
+        return None
+    # Inductor gives convolutions of contiguous images channels last. An operator would bind it to
+    # the layout of the eager call, and the copies cost more than its norm: see docs/benchmarks.md.
+    if not spec.of_rows and x.dim() > 3 and x.is_contiguous():
+        return None
+    return name if _has_engine(x.dtype) else None
 
 
 @torch.compiler.assume_constant_result
@@ -103,7 +109,7 @@ def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
     name, traced = backend_for(x), is_traced(x)
     if forward_ad._current_level < 0 and not transformed():
         exported = torch.onnx.is_in_onnx_export()
-        if traced and not exported and (operators := _operators_engine(name, x)):
+        if traced and not exported and (operators := _operators_engine(name, x, spec)):
             return ops.differentiable_add_norm(inputs, spec, operators)
         route = None if traced else _route(name, x)
         if route is not None:

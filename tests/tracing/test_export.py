@@ -12,7 +12,7 @@ import fastnorm
 import fastnorm.functional as F
 from fastnorm.kernels import launch
 from tests.conftest import DEVICE, make_input, running
-from tests.tracing.nets import EXPORTED, MODULES, SHAPE, Net, difference, image
+from tests.tracing.nets import DIFFERENCE, MODULES, SHAPE, Net, difference, image
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -37,7 +37,7 @@ def test_export(backend, train, strict):
         found = loaded(image(7))
     with fastnorm.use_backend(backend):
         expected = model(image(7))
-    assert difference([found], [expected]) <= EXPORTED[backend]
+    assert difference([found], [expected]) <= DIFFERENCE[backend]
     if train:
         named = dict(loaded.named_buffers())
         for name, buffer in model.named_buffers():
@@ -98,7 +98,7 @@ def test_make_fx(backend, mode):
         found = traced(other, weight)
     assert bool(launched) == (backend == "triton")
     scale = max(t.abs().max().item() for t in expected)
-    assert difference(found, expected) <= scale * EXPORTED[backend]
+    assert difference(found, expected) <= scale * DIFFERENCE[backend]
 
 
 @pytest.mark.parametrize("backend", ["triton", "cpu"])
@@ -107,7 +107,7 @@ def test_jit_trace(backend):
     model = Net().to(DEVICE).eval()
     with fastnorm.use_backend(backend):
         traced = torch.jit.trace(model, image(4))
-        assert difference([traced(image(5))], [model(image(5))]) <= EXPORTED[backend]
+        assert difference([traced(image(5))], [model(image(5))]) <= DIFFERENCE[backend]
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "cpu", "reference"])
