@@ -18,6 +18,7 @@ from torch import Tensor
 import fastnorm
 import fastnorm.functional as F
 from fastnorm import reference
+from fastnorm.activations import parsed
 from fastnorm.kernels import INTERPRETED, launch, tiers
 from fastnorm.merges import Coefficients, merge_moments
 
@@ -43,7 +44,8 @@ class SmokeCase:
 
     `unaligned` tensors begin one element after an aligned address. `modulated` ones have a scale
     and a shift of each sample. "gated" is RMS norm after its gate, in groups of a quarter of the
-    row; "gated_after" is RMS norm before its gate.
+    row; "gated_after" is RMS norm before its gate. "in_running" is instance norm that keeps running
+    statistics.
     """
 
     op: str
@@ -96,8 +98,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FUSIONS: tuple[dict[str, Any], ...] = (
     {}, {"activation": "relu", "residual": True}, {"activation": "gelu"},
     {"activation": "relu"}, {"activation": "silu", "residual": True}, {"residual": True},
-    {"activation": "gelu", "residual": True}, {"activation": "silu"},
+    {"activation": "gelu", "residual": True}, {"activation": "silu"}, {"activation": "mish"},
+    {"activation": "leaky_relu(0.2)", "residual": True}, {"activation": "gelu_tanh"},
+    {"activation": "hardswish", "residual": True}, {"activation": "elu(1.5)"},
 )  # fmt: skip
+# Where the slope of an activation jumps; elu's does where its parameter is not 1.
+KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "elu": (0.0,), "hardswish": (-3.0, 3.0)}
 LAYOUTS = ("contiguous", "channels_last")
 
 
@@ -127,6 +133,8 @@ def cases() -> list[SmokeCase]:
     for op in EVALUATION:
         fused = next(fusions)
         found.append(SmokeCase(op, sizes["one_program"], next(dtypes), next_layout(found), **fused))
+    for tier, layout in (("one_program", "contiguous"), ("streaming", "channels_last")):
+        found.append(SmokeCase("in_running", sizes[tier], next(dtypes), layout, tier))
     found += [SmokeCase("moment", sizes["streaming"], next(dtypes), layout) for layout in LAYOUTS]
     found += [SmokeCase("weight", sizes[name], next(dtypes)) for name in ("rows", "long_rows")]
     found += modulated_cases(dtypes)
@@ -213,8 +221,8 @@ def call(functions: Any, case: SmokeCase, t: Tensors) -> Any:
         fused |= {"scale": t["scale"], "shift": t["shift"]}
     if op == "bn":
         return functions.batch_norm(t["x"], *running, *affine, training, eps=EPS, **fused)
-    if op == "in":
-        kept = (None, None) if training else running
+    if op.startswith("in"):
+        kept = running if op == "in_running" or not training else (None, None)
         return functions.instance_norm(t["x"], *kept, *affine, training, eps=EPS, **fused)
     if op == "bin":
         return functions.batch_instance_norm(
@@ -295,12 +303,14 @@ def copied(t: Tensors, double: bool = False) -> Tensors:
 
 
 def away_from_the_kink(case: SmokeCase, t: Tensors) -> Tensors:
-    """dy is 0 if ReLU's argument is so near 0 that rounding decides its sign."""
-    if case.activation != "relu":
+    """dy is 0 if an activation's argument is so near a kink that rounding decides its side."""
+    kinks = KINKS.get(parsed(case.activation).name, ())
+    if not kinks:
         return t
     z = call(reference, replace(case, activation=None), copied(t, double=True))
-    far = z.abs() > 8 * torch.finfo(case.dtype).eps * z.abs().max()
-    t["dy"].mul_(far)
+    near = 8 * torch.finfo(case.dtype).eps * z.abs().max()
+    for kink in kinks:
+        t["dy"].mul_((z - kink).abs() > near)
     return t
 
 

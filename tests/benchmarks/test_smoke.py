@@ -14,6 +14,7 @@ import kernels
 from benchmarks import smoke
 from benchmarks.smoke import SmokeCase
 from fastnorm import reference
+from fastnorm.activations import NAMES, parsed
 from fastnorm.kernels import tiers
 
 CASES = (*smoke.cases(), *smoke.cluster_cases())
@@ -38,7 +39,11 @@ def test_every_value_of_each_factor_comes_with_several_of_the_others() -> None:
         mine = [case for case in CASES if case.tier == tier]
         assert {case.dtype for case in mine} >= set(smoke.DTYPES)
     fusions = {(case.activation, case.residual) for case in CASES}
-    assert fusions == {(a, r) for a in (None, "relu", "silu", "gelu") for r in (False, True)}
+    assert fusions >= {(a, r) for a in (None, "relu", "silu", "gelu") for r in (False, True)}
+    activations = {parsed(case.activation).name for case in smoke.cases()}
+    assert activations == {"", *NAMES}
+    running = [case for case in CASES if case.op == "in_running"]
+    assert {"one_program", "streaming"} <= {case.tier for case in running}
     assert len({case.name for case in CASES}) == len(CASES)
     assert any(case.shape[-1] % 2 for case in CASES) and any(case.unaligned for case in CASES)
 
@@ -64,6 +69,13 @@ def test_a_gpu_has_room_for_each_case_in_its_tier(on_a_gpu: dict[str, list[str]]
         names = [kernel.removeprefix("cluster ") for kernel in launched]
         if "streaming" in name or "one_program" in name:
             assert smoke.in_one_launch(names) == ("one_program" in name), name
+
+
+def test_the_page_has_the_numbers(on_a_gpu: dict[str, list[str]]) -> None:
+    page = " ".join((Path(smoke.__file__).parent / "README.md").read_text().split())
+    cases = len(smoke.cases())
+    launches = sum(map(len, list(on_a_gpu.values())[:cases]))
+    assert f"The smoke's {cases} cases make {launches} launches" in page
 
 
 def test_every_kernel_is_launched(on_a_gpu: dict[str, list[str]]) -> None:
@@ -101,11 +113,16 @@ def test_nan_is_wrong() -> None:
     assert error > allowed
 
 
-def test_dy_is_0_where_rounding_decides() -> None:
-    t = smoke.tensors(SMALL, "cpu")
+@pytest.mark.parametrize(
+    ("activation", "kink"),
+    [("relu", 0), ("leaky_relu(0.2)", 0), ("elu(1.5)", 0), ("hardswish", -3), ("hardswish", 3)],
+)
+def test_dy_is_0_where_rounding_decides(activation: str, kink: float) -> None:
+    case = SmokeCase("gn", SMALL.shape, activation=activation, residual=True)
+    t = smoke.tensors(case, "cpu")
     z = smoke.call(reference, SmokeCase("gn", SMALL.shape, residual=True), smoke.copied(t, True))
-    t["residual"][0, 0, 0, 0] -= z[0, 0, 0, 0].float()  # relu(0 or so)
-    assert smoke.away_from_the_kink(SMALL, t)["dy"][0, 0, 0, 0] == 0
+    t["residual"][0, 0, 0, 0] += kink - z[0, 0, 0, 0].float()  # the kink or so
+    assert smoke.away_from_the_kink(case, t)["dy"][0, 0, 0, 0] == 0
     assert (t["dy"] != 0).float().mean() > 0.9
 
 

@@ -1,6 +1,6 @@
 """The cases for compiled kernels: operators, tiers, layouts, dtypes, fusions, sizes, in pairs.
 
-A case is one combination of the factors below. Not all combinations are `allowed`; every pair of
+A case is one combination of the factors below. Not all combinations are allowed (`RULES`); every pair of
 values that may occur together does occur in one of `covering_cases()`.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.compiled.pairs import Row, covering
+from tests.compiled.pairs import covering
 
 OF_ROWS = ("layer", "rms", "add_layer", "add_rms")
 ADDING = ("add_layer", "add_rms")
@@ -169,28 +169,55 @@ class Case:
         return " ".join(parts)
 
 
-def allowed(row: Row) -> bool:
-    """Whether the combination means something that no other one means too."""
-    case = Case(**row)
-    op, rows = case.op, case.op in OF_ROWS
-    if case.size not in case.shapes or (case.layout != "contiguous" and (rows or op == "weight")):
-        return False
-    if op in WITHOUT_TIERS and case.tier != ("streaming" if op == "moment" else "one_program"):
-        return False
-    if (op in (*ADDING, "weight", "switchable")) and case.fusion != "plain":
-        return False
-    if case.tier == "cluster" and case.offset:
-        return False  # tensors not aligned to 16 bytes get no cluster
-    if case.size == POSITION and op.startswith(("instance", "batch_instance")):
-        return False  # a set of one value: torch raises, or 0 divided by 0
-    if case.few and not (case.tier == "cluster" or (rows and case.tier == "one_program")):
-        return False
-    if op == "switchable" and (case.parameters != "float32" or len(case.shape) != 4):
-        return False
-    if op == "weight" and case.parameters == "none":
-        return False
-    asked = asked_of(case)
-    return bool(asked) and (case.asked == "all" or len(asked) < len(differentiable(case)))
+# What may be combined: each rule is a function of the factors that it depends on (`pairs.py`).
+
+
+def size_exists(op: str, size: str, tier: str, layout: str) -> bool:
+    case = Case(op, size, tier=tier, layout=layout)
+    one_value = size == POSITION and op.startswith(("instance", "batch_instance"))
+    if one_value:
+        return False  # torch raises, or 0 divided by 0
+    return size in case.shapes and (op != "switchable" or len(case.shape) == 4)
+
+
+def layout_exists(op: str, layout: str) -> bool:
+    return layout == "contiguous" or op not in (*OF_ROWS, "weight")
+
+
+def tier_exists(op: str, tier: str) -> bool:
+    alone = "streaming" if op == "moment" else "one_program"
+    return op not in WITHOUT_TIERS or tier == alone
+
+
+def fusion_exists(op: str, fusion: str) -> bool:
+    return fusion == "plain" or op not in (*ADDING, "weight", "switchable")
+
+
+def offset_exists(tier: str, offset: int) -> bool:
+    """Tensors not aligned to 16 bytes get no cluster."""
+    return not (offset and tier == "cluster")
+
+
+def few_exist(op: str, tier: str, few: bool) -> bool:
+    return not few or tier == "cluster" or (op in OF_ROWS and tier == "one_program")
+
+
+def parameters_exist(op: str, parameters: str) -> bool:
+    wanted = {"switchable": ("float32",), "weight": ("float32", "as x")}
+    return parameters in wanted.get(op, (parameters,))
+
+
+def asked_exist(op: str, fusion: str, asked: str, parameters: str, modulated: bool = False) -> bool:
+    """There are such gradients, and not all of them go by another name."""
+    case = Case(op, fusion=fusion, asked=asked, parameters=parameters, modulated=modulated)
+    found = asked_of(case)
+    return bool(found) and (asked == "all" or len(found) < len(differentiable(case)))
+
+
+RULES = (
+    size_exists, layout_exists, tier_exists, fusion_exists, offset_exists, few_exist,
+    parameters_exist, asked_exist,
+)  # fmt: skip
 
 
 def parameters_of(op: str) -> tuple[str, ...]:
@@ -239,9 +266,9 @@ def own_cases() -> tuple[Case, ...]:
 
 
 def covering_cases() -> tuple[Case, ...]:
-    return tuple(Case(**row) for row in covering(FACTORS, allowed))
+    return tuple(Case(**row) for row in covering(FACTORS, RULES))
 
 
 @functools.cache
 def modulated_cases() -> tuple[Case, ...]:
-    return tuple(Case(**row) for row in covering(MODULATED, allowed))
+    return tuple(Case(**row) for row in covering(MODULATED, RULES))

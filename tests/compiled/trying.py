@@ -37,6 +37,7 @@ TOLERANCE = {
     torch.float16: (2**-11, 1e-5),
     torch.float64: (2**-53, 1e-13),
 }
+ALL_CANCELS = 1e-9  # float64's roundings of a gradient that is 0
 
 
 def tensors_of(case: Case) -> Tensors:
@@ -242,8 +243,8 @@ def wrong(found: Tensors, truth: Tensors) -> list[str]:
         if value.shape != exact.shape:
             lines.append(f"{name}: shape {tuple(value.shape)}, expected {tuple(exact.shape)}")
             continue
-        # Where a gradient cancels to nothing, as dx of a tiny set does, it is judged by dy's scale.
-        scale = exact.abs().max().clamp(min=1e-2 if name.startswith("d") else 1e-30)
+        least = least_scale(exact, truth["y"].numel()) if name.startswith("d") else 1e-30
+        scale = exact.abs().max().clamp(min=least)
         error = (value.double() - exact).abs()
         share = error / (1.01 * unit * exact.abs() + beside * scale)
         if not (share <= 1).all():
@@ -252,6 +253,18 @@ def wrong(found: Tensors, truth: Tensors) -> list[str]:
                 f"{(error.max() / scale).item():.1e} of the largest"
             )
     return lines
+
+
+def least_scale(gradient: torch.Tensor, elements: int) -> float:
+    """What a gradient's error is measured by at least, of an output with so many elements.
+
+    One that sums some of dy may cancel, and has the roundings of its terms, which are about 1. dx
+    of a tiny set cancels, and is judged by dy's scale; of a set of one value nothing is left but
+    dy's roundings times 1 / sqrt(eps).
+    """
+    if gradient.numel() < elements:
+        return (elements / gradient.numel()) ** 0.5
+    return 1e-2 if gradient.abs().max() > ALL_CANCELS else 0.1 * EPS**-0.5
 
 
 def tickets_left() -> int:
