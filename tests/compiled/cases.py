@@ -1,7 +1,7 @@
 """The cases for compiled kernels: operators, tiers, layouts, dtypes, fusions, sizes, in pairs.
 
-A case is one combination of the factors below. Not all combinations are allowed (`RULES`); every pair of
-values that may occur together does occur in one of `covering_cases()`.
+A case is one combination of the factors below. Not all combinations are allowed (`RULES`); every
+pair of values that may occur together does occur in one of `covering_cases()`.
 """
 
 import functools
