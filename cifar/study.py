@@ -14,7 +14,7 @@ from rich.console import Console
 from harness.config import flag_words
 from harness.environment import commit
 from harness.errors import UserError, run_script
-from harness.files import RunFolder, write_json
+from harness.files import RunFolder, require_file, write_json
 from harness.plan import PlannedRun, StudyConfig, planned
 
 HERE = Path(__file__).parent
@@ -40,6 +40,7 @@ class Job:
     def __init__(self, name: str, command: list[str], log: Path) -> None:
         self.name, self.log, self.start = name, log, time.perf_counter()
         log.parent.mkdir(parents=True, exist_ok=True)
+        require_file(log)
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT

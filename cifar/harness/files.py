@@ -17,12 +17,22 @@ from harness.errors import UserError, writing
 TEMPORARY = ".tmp"  # how the name of a file ends that is not complete yet
 
 
+def require_file(path: Path, flag: str = "") -> None:
+    """Raises UserError where something stands under this name that no file may replace."""
+    named = f"{flag} {path}".lstrip()
+    if path.is_dir():
+        raise UserError(f"{named} is a folder; give a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{named} is a device, pipe or socket; give another name")
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written.
 
     Whoever is killed on the way leaves a file *.tmp and `path` as it was. Raises UserError where
-    the system refuses.
+    the system refuses, or where `path` is no file: the rename would put one in its place.
     """
+    require_file(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=TEMPORARY)
@@ -42,8 +52,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def require_writable(path: Path, flag: str = "--output") -> None:
     """Raises UserError where no file could be written under this name, before work is lost."""
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder; give a file")
+    require_file(path, flag)
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     with writing(path):
         with tempfile.TemporaryFile(dir=folder):
@@ -136,6 +145,8 @@ class RunFolder:
         self.unfinished = output / "unfinished"
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file; give a folder")
+        for name in self.NAMES:
+            require_file(output / name)
 
     def finished(self, config: dict[str, Any]) -> bool:
         """Whether OUTPUT holds this very run. Raises UserError if it holds another one."""
