@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import modules as ours
+from ..checks import check_model
 from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from ..modules.switchable import _SwitchableNorm
@@ -34,8 +35,9 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
     Batch norms that have ways of their own (a subclass with methods, a forward of the instance's, a
     parametrized or lazy one) stay too, and their statistics those of each process: a UserWarning
-    names them and the reasons. Answers `module`.
+    names them and the reasons. Answers `module`. Raises TypeError where it is no module.
     """
+    check_model("convert_sync_batchnorm", module)
     planned: list[tuple[nn.Module, type[nn.Module]]] = []
     kept: list[Kept] = []
     for name, norm in module.named_modules():

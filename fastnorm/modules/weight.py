@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
 from .. import functional as F
+from ..checks import check_model
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -47,8 +48,10 @@ def initialise_weight_norm(model: nn.Module, batch: Any) -> None:
     by the first. The pass is otherwise a usual one: in training mode it updates running statistics.
 
     Raises ValueError where model has no such layer or one whose norms are not those of its output
-    channels (`dim` has to be 0, of transposed convolutions, without groups, 1).
+    channels (`dim` has to be 0, of transposed convolutions, without groups, 1), TypeError where it
+    is no module.
     """
+    check_model("initialise_weight_norm", model)
     layers = [module for module in model.modules() if _weight_norm_of(module) is not None]
     if not layers:
         raise ValueError(
