@@ -16,6 +16,7 @@ from harness.environment import commit
 from harness.errors import UserError, run_script
 from harness.files import RunFolder, require_file, write_json
 from harness.plan import PlannedRun, StudyConfig, planned
+from harness.progress import counted
 
 HERE = Path(__file__).parent
 POLL = 0.2  # seconds
@@ -147,7 +148,7 @@ def main() -> None:
     # `timeout` and batch systems end a study so; as an exception it ends the runs as well.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     jobs = Jobs(config)
-    jobs.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    jobs.console.print(f"{counted(len(runs), 'run')}, {len(runs) - len(todo)} finished before")
     try:
         complete = jobs.run(todo)
     except KeyboardInterrupt:

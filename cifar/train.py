@@ -19,7 +19,7 @@ from harness.errors import UserError, run_script
 from harness.evaluation import infer_splits
 from harness.files import RunFolder, load_checkpoint, write_arrays, write_json, write_torch
 from harness.model import require_synchronised
-from harness.progress import Progress
+from harness.progress import Progress, counted
 from harness.recipes import RECIPES, choose_recipe, default_epochs
 from harness.tensorboard import open_curves
 from harness.training import Training
@@ -92,8 +92,8 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
     with Progress(training.total_images(), training.step * training.batch_size, leads) as progress:
         progress.line(
             f"{description['dataset']}: ResNet-{6 * config.depth_n + 2}, norm {config.norm}, "
-            f"backend {config.backend}, {description['device']}, {config.epochs} "
-            f"epoch{'s' * (config.epochs != 1)}, {training.steps} steps"
+            f"backend {config.backend}, {description['device']}, "
+            f"{counted(config.epochs, 'epoch')}, {counted(training.steps, 'step')}"
             + (f", from epoch {training.epoch}" * bool(training.epoch))
         )
         for line in notes(training):
