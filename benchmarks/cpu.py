@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     kept = "kept" if keep_freed_memory() else "left to malloc"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    print(f"torch {torch.__version__}, {threads} threads, {cpu_model()}, load {load:.1f}")
+    counted = f"{threads} thread{'s' * (threads != 1)}"
+    print(f"torch {torch.__version__}, {counted}, {cpu_model()}, load {load:.1f}")
     print(f"forward + backward against {args.against}, {args.rounds} pairs, freed memory {kept}")
     print(HEADER)
     results: list[Result] = []

@@ -279,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     kept = "kept" if keep_freed_memory() else "left to malloc"
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    print(f"torch {torch.__version__}, {threads} threads, {cpu_model()}, load {load:.1f}")
+    counted = f"{threads} thread{'s' * (threads != 1)}"
+    print(f"torch {torch.__version__}, {counted}, {cpu_model()}, load {load:.1f}")
     print(f"a training step, {args.rounds} pairs, freed memory {kept}")
     chosen = [entry for entry in ZOO if entry.name in args.models]
     for entry in chosen:

@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from harness.errors import run_script
 from harness.files import write_atomic
+from harness.progress import counted
 from reporting.figures import draw_accuracy, draw_batch_sizes, draw_builtin, draw_speed
 from reporting.figures_errors import draw_confusion, draw_confusion_change, draw_misclassified
 from reporting.figures_inside import PLACES, draw_features, draw_rho, draw_switch
@@ -140,7 +141,8 @@ def report(config: ReportConfig) -> None:
     study = read_study(config.folder)
     made = Report(study, config.data_dir)
     made.write(config.folder)
-    print(f"{len(study.runs)} runs, {len(made.images)} figures: {config.folder / 'report.html'}")
+    found = f"{counted(len(study.runs), 'run')}, {counted(len(made.images), 'figure')}"
+    print(f"{found}: {config.folder / 'report.html'}")
 
 
 def main() -> None:

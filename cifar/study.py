@@ -14,8 +14,9 @@ from rich.console import Console
 from harness.config import flag_words
 from harness.environment import commit
 from harness.errors import UserError, run_script
-from harness.files import RunFolder, write_json
+from harness.files import RunFolder, require_file, write_json
 from harness.plan import PlannedRun, StudyConfig, planned
+from harness.progress import counted
 
 HERE = Path(__file__).parent
 POLL = 0.2  # seconds
@@ -40,6 +41,7 @@ class Job:
     def __init__(self, name: str, command: list[str], log: Path) -> None:
         self.name, self.log, self.start = name, log, time.perf_counter()
         log.parent.mkdir(parents=True, exist_ok=True)
+        require_file(log)
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
@@ -146,7 +148,7 @@ def main() -> None:
     # `timeout` and batch systems end a study by SIGTERM; as an exception it also ends the runs.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     jobs = Jobs(config)
-    jobs.console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    jobs.console.print(f"{counted(len(runs), 'run')}, {len(runs) - len(todo)} finished before")
     try:
         complete = jobs.run(todo)
     except KeyboardInterrupt:

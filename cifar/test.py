@@ -15,6 +15,7 @@ from harness.evaluation import infer, scores
 from harness.files import load_checkpoint, require_writable
 from harness.image_files import other_files, png_files, read_batches
 from harness.label_files import Table, pick_labels, read_labels
+from harness.progress import counted
 
 SHOWN = 10  # names of files, at most
 
@@ -112,7 +113,7 @@ def test(config: PredictConfig) -> None:
         table.write()
     if named:
         warn_of_others(config.images)
-    print(f"{len(every)} labels: {config.output}")
+    print(f"{counted(len(every), 'label')}: {config.output}")
     if truth is not None:
         measures = scores(truth, torch.cat(guesses))
         print(f"accuracy {measures['accuracy']:.4f}, macro F1 {measures['macro_f1']:.4f}")

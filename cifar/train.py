@@ -19,7 +19,7 @@ from harness.errors import UserError, run_script
 from harness.evaluation import infer_splits
 from harness.files import RunFolder, load_checkpoint, write_arrays, write_json, write_torch
 from harness.model import require_synchronised
-from harness.progress import Progress
+from harness.progress import Progress, counted
 from harness.recipes import RECIPES, choose_recipe, default_epochs
 from harness.tensorboard import open_curves
 from harness.training import Training
@@ -73,7 +73,8 @@ def notes(training: Training) -> list[str]:
         lines.append(f"expect an accuracy of {recipe.expectation}")
     counts = training.evaluated_counts()
     if counts["test"] < len(dataset.test) or counts["train"] < len(dataset.train):
-        lines.append(f"evaluated, in Triton's interpreter: the first {counts['train']} images")
+        first = counted(counts["train"], "image")
+        lines.append(f"evaluated, in Triton's interpreter: the first {first} of each split")
     return lines
 
 
@@ -92,8 +93,8 @@ def run(training: Training, folder: RunFolder, description: dict[str, Any]) -> N
     with Progress(training.total_images(), training.step * training.batch_size, leads) as progress:
         progress.line(
             f"{description['dataset']}: ResNet-{6 * config.depth_n + 2}, norm {config.norm}, "
-            f"backend {config.backend}, {description['device']}, {config.epochs} "
-            f"epoch{'s' * (config.epochs != 1)}, {training.steps} steps"
+            f"backend {config.backend}, {description['device']}, "
+            f"{counted(config.epochs, 'epoch')}, {counted(training.steps, 'step')}"
             + (f", from epoch {training.epoch}" * bool(training.epoch))
         )
         for line in notes(training):
@@ -138,12 +139,12 @@ def load(config: TrainConfig, world: World) -> Dataset:
 
 
 def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
-    """Images of a split that are evaluated; in the interpreter as many as --max-steps trains on, so
-    that evaluation takes no longer than training."""
+    """Images of a split that are evaluated; in the interpreter an eighth of those that --max-steps
+    trains on: a run ends with five passes over them, which then take less time than its training."""
     if not interpreted or config.max_steps is None:
         return None
     assert config.batch_size is not None
-    return config.max_steps * config.batch_size
+    return max(1, config.max_steps * config.batch_size // 8)
 
 
 def evaluate(config: TrainConfig) -> None:

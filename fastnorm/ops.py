@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batching
+from . import batching, onnx
 from .autograd import AddNorm, Norm, transformed
 from .backend import compiled_engine, kernels_for, load_kernels
 from .contract import Engine, Inputs, NormSpec, Tensors, side_input
@@ -119,6 +119,8 @@ def _fake_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable(*args: Any) -> Tensor:
     inputs, spec, engine = Inputs(*args[:7]), NormSpec(*args[7:-1]), args[-1]
+    if torch.onnx.is_in_onnx_export():  # of a program that torch.export has made
+        return onnx.norm(inputs, spec)
     if transformed():  # a transform inside a compiled program: no Python Function can run here
         return formula(inputs, spec)
     if _wanted(inputs[:5]):
@@ -185,6 +187,9 @@ def _fake_add_backward(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _differentiable_add(*args: Any) -> tuple[Tensor, Tensor]:
     inputs, spec, engine = _added(*args)
+    if torch.onnx.is_in_onnx_export():
+        total = inputs.x + args[1]
+        return onnx.norm(inputs._replace(x=total, residual=None), spec), total
     if transformed():
         return add_formula(inputs, spec)
     if _wanted(inputs[:4]):

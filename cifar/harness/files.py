@@ -17,12 +17,22 @@ from harness.errors import UserError, writing
 TEMPORARY = ".tmp"  # ending of the name of an incomplete file
 
 
+def require_file(path: Path, flag: str = "") -> None:
+    """Raises UserError if this name is that of something that no file may replace."""
+    named = f"{flag} {path}".lstrip()
+    if path.is_dir():
+        raise UserError(f"{named} is a folder; give a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{named} is a device, pipe or socket; give another name")
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a new file beside `path`, then rename it: `path` is never half-written.
 
     A process that is killed during this leaves a file *.tmp, and `path` as it was. Raises UserError
-    if the system refuses.
+    if the system refuses, or if `path` is no file, because the rename would replace it by one.
     """
+    require_file(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=TEMPORARY)
@@ -42,8 +52,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def require_writable(path: Path, flag: str = "--output") -> None:
     """Raises UserError if no file can be written under this name, before work is lost."""
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder; give a file")
+    require_file(path, flag)
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     with writing(path):
         with tempfile.TemporaryFile(dir=folder):
@@ -136,6 +145,8 @@ class RunFolder:
         self.unfinished = output / "unfinished"
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output} is a file; give a folder")
+        for name in self.NAMES:
+            require_file(output / name)
 
     def finished(self, config: dict[str, Any]) -> bool:
         """Whether OUTPUT holds this very run. Raises UserError if it holds another one."""

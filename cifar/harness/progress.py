@@ -18,6 +18,11 @@ from rich.text import Text
 from harness.evaluation import Scores
 
 
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 class ImagesPerSecond(ProgressColumn):
     """The recent speed of a bar that counts images."""
 

@@ -138,20 +138,23 @@ RECIPES = {
         validation_share=0.1,
         expectation=None,
     ),
-    # Our own, for a first try. The study's 0.1 without momentum would end between 0.1 and 0.7: 10
-    # epochs of the digits have only 100 steps at batches of 128.
+    # Our own, for a first try: as "fast", in the 494 steps that 13 epochs have at batches of 32.
+    # The study's 0.1 without momentum, in 100 steps at batches of 128, ends between 0.1 and 0.7.
     "digits": Recipe(
         source="of this harness for the digits",
         epochs=13,
-        lr=0.01,
+        lr=0.03,
         batch_size=32,
-        schedule=Drops((60, 90)),
+        schedule=Cosine(warm_up=15),
         momentum=0.9,
-        weight_decay=1e-4,
+        nesterov=True,
+        weight_decay=5e-4,
+        decay_norms=False,
+        label_smoothing=0.1,
         shortcut="projection",
         he_initialisation=False,
         validation_share=0.2,
-        expectation="0.95 on the digits' test images with gn, in a minute of a CPU",
+        expectation="0.97 to 0.99 on the digits' test images with gn, in a minute of a CPU",
     ),
 }
 INTERPRETED_DIGITS_EPOCHS = 1

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
+from harness.progress import counted
 from reporting.study_files import Run
 
 NO_NORM = "no norm"
@@ -59,7 +60,8 @@ def device_name(device: str, threads: int | None) -> str:
     """A GPU's own name, or CPU, 2 threads."""
     if device != "cpu":
         return device
-    return f"CPU, {threads} thread{'s' * (threads != 1)}"
+    assert threads is not None
+    return f"CPU, {counted(threads, 'thread')}"
 
 
 def several_seeds(runs: Iterable[Run]) -> bool:

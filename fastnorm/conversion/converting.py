@@ -11,10 +11,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from .. import modules as ours
+from ..checks import check_model
 from ..modules.base import _Activated
 from . import libraries
 from .origin import ATTRIBUTE, adopt, settings_of
-from .report import Change, Conversion, Kept, Rounding, check_model, label, notes, type_name
+from .report import Change, Conversion, Kept, Rounding, label, notes, type_name
 
 OURS: dict[type[nn.Module], type[_Activated]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .report import Conversion, check_model
+from ..checks import check_model
+from .report import Conversion
 from .sequential_fusion import fuse_sequentials
 from .traced_fusion import fuse_traced
 

@@ -57,15 +57,6 @@ class Conversion:
         return "\n".join([head, *lines, *self.notes])
 
 
-def check_model(function: str, model: object) -> None:
-    """Raises TypeError if `model` is no module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{function} got {model!r} of {type(model)}: it needs a torch.nn.Module, and changes "
-            "it in place"
-        )
-
-
 def label(name: str) -> str:
     """A qualified name for printing; the model's own name is empty."""
     return name or "(model)"

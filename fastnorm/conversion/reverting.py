@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from ..checks import check_model
 from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from .converting import TORCHS, is_known, subclass_of
 from .origin import ATTRIBUTE, origin_of, reason_not_to_release, release
-from .report import Change, Conversion, Kept, check_model, label, type_name
+from .report import Change, Conversion, Kept, label, type_name
 from .sequential_fusion import fused_activations
 
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import modules as ours
+from ..checks import check_model
 from ..modules.base import _Activated
 from ..modules.batch_instance import _BatchInstanceNorm
 from ..modules.switchable import _SwitchableNorm
@@ -34,8 +35,9 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
 
     Some batch norms differ from their class: a subclass with methods, an instance with its own
     forward, a parametrized or lazy norm. They stay as they are, with each process's statistics;
-    a UserWarning names them and the reasons. Returns `module`.
+    a UserWarning names them and the reasons. Returns `module`. Raises TypeError if it is no module.
     """
+    check_model("convert_sync_batchnorm", module)
     planned: list[tuple[nn.Module, type[nn.Module]]] = []
     kept: list[Kept] = []
     for name, norm in module.named_modules():

@@ -1,5 +1,6 @@
 """Shared parts of norm modules: the fused activation, running statistics, batch norms' forward."""
 
+import inspect
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor, fx, nn
@@ -50,6 +51,20 @@ class _Norm(nn.Module):
         given = tuple(value for value in inputs if value is not None)
         named = {name: value for name, value in options.items() if value is not None}
         return tracer.create_proxy("call_module", tracer.path_of_module(self), given, named)
+
+    def _slow_forward(self, *inputs: Any, **options: Any) -> Any:
+        """What torch.nn.Module calls in place of forward where torch.jit traces it.
+
+        torch's older ONNX exporter passes every argument of forward by position, even those that
+        are keyword only.
+        """
+        parameters = inspect.signature(self.forward).parameters
+        by_keyword = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+        if by_keyword and len(inputs) == len(parameters):
+            split = len(inputs) - len(by_keyword)
+            options = dict(zip(by_keyword, inputs[split:], strict=True))
+            inputs = inputs[:split]
+        return super()._slow_forward(*inputs, **options)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script calls this on each module."""

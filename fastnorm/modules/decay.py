@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..checks import check_model
 from .base import _Norm
 
 NORMS = (_Norm, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -17,10 +18,7 @@ def no_decay_parameters(model: nn.Module) -> set[str]:
 
     Raises TypeError if `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"no_decay_parameters got {model!r} of {type(model)}: it needs a torch.nn.Module"
-        )
+    check_model("no_decay_parameters", model)
     names = set()
     for path, module in model.named_modules(remove_duplicate=False):
         for name, _ in module.named_parameters(recurse=isinstance(module, NORMS)):

@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrizations, parametrize
 
 from .. import functional as F
+from ..checks import check_model
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -46,9 +47,11 @@ def initialise_weight_norm(model: nn.Module, batch: Any) -> None:
     mean; a channel with constant output keeps its g; a layer that runs several times is initialised
     by the first. Otherwise the pass is usual: in training mode it updates running statistics.
 
-    Raises ValueError if model has no such layer, or one whose norms are not those of its output
-    channels: `dim` has to be 0 or, for transposed convolutions, which may have no groups, 1.
+    Raises TypeError if model is no module, and ValueError if it has no such layer, or one whose
+    norms are not those of its output channels: `dim` has to be 0 or, for transposed convolutions,
+    which may have no groups, 1.
     """
+    check_model("initialise_weight_norm", model)
     layers = [module for module in model.modules() if _weight_norm_of(module) is not None]
     if not layers:
         raise ValueError(

@@ -139,7 +139,7 @@ def test_threads_are_torchs(capsys: pytest.CaptureFixture[str]) -> None:
         cpu.main(["--rounds", "2", "--ops", "in", "--threads", "1"])
     finally:
         torch.set_num_threads(former)
-    assert ", 1 threads," in capsys.readouterr().out
+    assert ", 1 thread," in capsys.readouterr().out
 
 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,6 +208,35 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run").begin()
 
 
+def test_a_file_takes_the_place_of_files_alone(tmp_path: Path) -> None:
+    """A pipe stays, behind a link too: as root the rename would put a file in a device's place."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file.json"
+    os.mkfifo(pipe)
+    file.write_text("{}")
+    for link, target in (("to_pipe", pipe), ("to_file", file), ("to_nothing", tmp_path / "no")):
+        (tmp_path / link).symlink_to(target)
+    for path in (pipe, tmp_path / "to_pipe"):
+        with pytest.raises(UserError, match=f"^{path} is a device, pipe or socket; give another"):
+            write_json(path, {})
+        with pytest.raises(UserError, match=f"^--output {path} is a device, pipe or socket"):
+            require_writable(path)
+    assert pipe.is_fifo() and (tmp_path / "to_pipe").is_fifo()
+    for name in ("file.json", "to_file", "to_nothing"):
+        require_writable(tmp_path / name)
+        write_json(tmp_path / name, {"a": 1})
+        assert (tmp_path / name).read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_a_run_says_at_its_start_what_is_in_the_way_of_its_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(UserError, match=r"results\.json is a device, pipe or socket"):
+        RunFolder(tmp_path)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(UserError, match=r"checkpoint\.pt is a folder"):
+        RunFolder(tmp_path)
+
+
 def test_a_read_only_folder_is_named_without_a_temporary_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

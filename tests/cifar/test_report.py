@@ -154,10 +154,11 @@ def test_an_empty_or_wrong_folder_is_an_error(folder: StudyFolder, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gn", "bn-builtin", "gn-builtin", "none", "bin"])
-def test_a_single_run(folder: StudyFolder, name: str) -> None:
+def test_a_single_run(folder: StudyFolder, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Its curves, its scores, its confusions; nothing that compares it with another."""
     path = folder.run(name, 0.9, seed=3)
     report(ReportConfig(path))
+    assert capsys.readouterr().out.startswith("1 run, ")
     text = (path / "report.md").read_text()
     shown = {"gn": "GN", "bn-builtin": "BN (torch)", "gn-builtin": "GN (torch)"}.get(name)
     shown = shown or {"none": "no norm", "bin": "BIN"}[name]

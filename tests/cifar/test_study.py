@@ -106,7 +106,7 @@ def test_a_study_from_the_command_line(
     study = json.loads((tmp_path / "study.json").read_text())
     assert study["planned"] == [{"name": n, "seed": 0, "part": "variants"} for n in ("none", "gn")]
     again = run_script("study.py", *flags, "--parts", "variants")
-    assert "2 runs, 2 of them finished before" in again.stdout and ": done" not in again.stdout
+    assert "2 runs, 2 finished before" in again.stdout and ": done" not in again.stdout
     other = run_script("study.py", *flags, "--parts", "variants", "--amp", "bf16")
     assert other.returncode == 1 and "another --amp (there off, here bf16)" in other.stderr
 

@@ -122,14 +122,13 @@ def test_rho_has_ten_times_the_learning_rate() -> None:
 
 
 def test_learning_rate_falls_when_the_recipes_say() -> None:
-    study, he, digits = (RECIPES[name].schedule for name in ("study", "he", "digits"))
-    assert digits.milestones(10) == [6, 9]
+    study, he = (RECIPES[name].schedule for name in ("study", "he"))
     assert study.milestones(100) == [75, 95]
     assert study.milestones(10) == [8, 10]
     assert study.milestones(1) == [1, 1]  # after the only epoch: never
     steps = -(-45_000 // 128)  # in an epoch of He et al.: drops at 32,000 and 48,000 of 64,000
     assert [steps * epochs for epochs in (*he.milestones(182), 182)] == [32_032, 48_224, 64_064]
-    assert [digits.factor(e, 10) for e in (0, 5, 6, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [he.factor(e, 10) for e in (0, 4, 5, 7, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_the_cosine_of_the_fast_recipe() -> None:
@@ -281,16 +280,16 @@ def test_triton_without_a_gpu_runs_in_the_interpreter(
     results = json.loads((output / "results.json").read_text())
     assert results["interpreter"] is True
     # Evaluating all would take far longer than the two steps of 8 images.
-    assert results["evaluated"] == {"train": 16, "val": 11, "test": 7}
-    assert "the first 16 images" in done.stdout
+    assert results["evaluated"] == {"train": 2, "val": 2, "test": 2}
+    assert "the first 2 images of each split" in done.stdout
     assert_same_training(losses(output), truth)
 
 
 @pytest.mark.slow
 def test_the_digits_are_learnt_by_default(tmp_path: Path) -> None:
-    """What make train does without a network, and what it says to expect: 97% is known of them."""
+    """What make train does without a network, with a margin below what it says to expect."""
     folder = train_script.train(TrainConfig(norm="gn", dataset="digits", output=tmp_path / "run"))
-    assert json.loads((folder / "results.json").read_text())["test"]["accuracy"] >= 0.95
+    assert json.loads((folder / "results.json").read_text())["test"]["accuracy"] >= 0.965
 
 
 @pytest.mark.parametrize(

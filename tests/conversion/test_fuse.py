@@ -111,8 +111,11 @@ def test_norms_that_a_forward_calls_are_listed_with_the_remedy():
     assert all("convert" in kept.reason and "example" in kept.reason for kept in torchs)
 
 
-@pytest.mark.parametrize("function", [fastnorm.convert, fastnorm.fuse, fastnorm.revert])
-@pytest.mark.parametrize("model", ["resnet18", None, nn.BatchNorm2d], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [fastnorm.convert, fastnorm.convert_sync_batchnorm, fastnorm.fuse, fastnorm.revert],
+)
+@pytest.mark.parametrize("model", ["resnet18", None, 3, nn.BatchNorm2d, [nn.ReLU()]], ids=str)
 def test_what_is_no_module_is_refused(function, model):
     with pytest.raises(TypeError, match=rf"{function.__name__} got .*torch\.nn\.Module"):
         function(model)

@@ -194,6 +194,8 @@ def test_initialised_without_a_batch_dimension_and_with_constant_channels():
 
 
 def test_initialisation_refuses():
+    with pytest.raises(TypeError, match=r"initialise_weight_norm got .*torch\.nn\.Module"):
+        fastnorm.initialise_weight_norm(nn.Conv2d, torch.zeros(1))
     x = make_input((2, 4), dtype=torch.float32)
     with pytest.raises(ValueError, match="Linear has no weight-normalised"):
         fastnorm.initialise_weight_norm(nn.Linear(4, 4).to(DEVICE), x)

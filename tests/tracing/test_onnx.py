@@ -9,6 +9,7 @@ from torch import nn
 
 import fastnorm
 from tests.conftest import BACKENDS, DEVICE, assert_close, make_input
+from tests.modules.own_norms import FilterResponseNorm
 
 onnx = pytest.importorskip("onnx", reason="the dev extra has it, a machine with a GPU may not")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the dev extra has it, as onnx")
@@ -100,7 +101,8 @@ def test_dynamo_exporter(backend, opset):
 
 
 class Older(Norms):
-    """Without a switchable norm, of which the older exporter makes an invalid model."""
+    """Without a switchable norm. The older exporter makes an invalid model of it, and a program of
+    torch.export holds its formula in float32."""
 
     def forward(self, x):
         y, total = self.add_ln(x, x)
@@ -108,6 +110,19 @@ class Older(Norms):
             self.bn(x), self.inorm(x), self.gn(x), self.ln(x), self.rms(x), self.bin(x),
             self.mean_only(x), y, total, self.fused(x, residual=x),
         )  # fmt: skip
+
+
+def test_a_program_of_torch_export():
+    """One that was exported before, and holds our operators."""
+    model = Older().to(DEVICE).eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with fastnorm.use_backend("triton"):
+        x = make_input((2, C, *REST), dtype=torch.float32)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    assert any("fastnorm" in str(node.target) for node in program.graph.nodes)
+    proto = torch.onnx.export(program, (), opset_version=23, verbose=False).model_proto
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert_right_in_the_runtime(proto, model)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter, that it is an old one, and of tracing
@@ -118,3 +133,57 @@ def test_older_exporter(backend):
         x = make_input((2, C, *REST), dtype=torch.float32)
         proto = exported(model, x, 18, dynamo=False)
     assert_right_in_the_runtime(proto, model)
+
+
+ALONE = {
+    "bn1d": lambda: fastnorm.BatchNorm1d(C),
+    "bn": lambda: fastnorm.BatchNorm2d(C),
+    "sync": lambda: fastnorm.SyncBatchNorm(C),
+    "in": lambda: fastnorm.InstanceNorm2d(C),
+    "bin": lambda: fastnorm.BatchInstanceNorm2d(C),
+    "sync_bin": lambda: fastnorm.SyncBatchInstanceNorm(C),
+    "mean_only": lambda: fastnorm.MeanOnlyBatchNorm2d(C),
+    "gn": lambda: fastnorm.GroupNorm(2, C),
+    "ln": lambda: fastnorm.LayerNorm(REST),
+    "ln2d": lambda: fastnorm.LayerNorm2d(C),
+    "rms": lambda: fastnorm.RMSNorm(REST[-1]),
+    "gated": lambda: fastnorm.GatedRMSNorm(REST[-1]),
+    "own": lambda: FilterResponseNorm(C),
+    "add_ln": lambda: fastnorm.AddLayerNorm(REST[-1]),
+    "add_rms": lambda: fastnorm.AddRMSNorm(REST[-1]),
+}
+
+
+def assert_exported_alone(norm, inputs, **named):
+    """By the older exporter, which passes all arguments of a forward by position."""
+    file, given = io.BytesIO(), [*inputs, *named.values()]
+    names = [f"x{i}" for i in range(len(given))]
+    torch.onnx.export(
+        norm, (*inputs, named), file, input_names=names, opset_version=17, dynamo=False
+    )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    feed = {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)}
+    found = session.run(None, feed)
+    expected = norm(*inputs, **named)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for mine, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(mine), exact.detach().cpu())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ALONE)
+def test_older_exporter_of_a_norm_alone(name):
+    norm = ALONE[name]().to(DEVICE).eval()
+    x = make_input((2, C, REST[-1]) if name == "bn1d" else (2, C, *REST), dtype=torch.float32)
+    with fastnorm.use_backend("reference"):
+        assert_exported_alone(norm, (x, x) if name.startswith("add") else (x,))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_older_exporter_of_a_modulated_norm_alone():
+    norm = fastnorm.GroupNorm(2, C).to(DEVICE).eval()
+    x, residual = (make_input((2, C, *REST), dtype=torch.float32, seed=seed) for seed in (1, 2))
+    scale, shift = (make_input((2, C), dtype=torch.float32, seed=seed) for seed in (3, 4))
+    with fastnorm.use_backend("reference"):
+        assert_exported_alone(norm, (x, residual), scale=scale, shift=shift)
+        assert_exported_alone(norm, (x, residual), scale=scale)
