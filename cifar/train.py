@@ -140,7 +140,7 @@ def load(config: TrainConfig, world: World) -> Dataset:
 
 def most_evaluated(config: TrainConfig, interpreted: bool) -> int | None:
     """Images of a split that are evaluated; in the interpreter an eighth of those that --max-steps
-    trains on: a run ends with five passes over them, which then take less time than its training."""
+    trains on. A run ends with five passes over them, which should be shorter than its training."""
     if not interpreted or config.max_steps is None:
         return None
     assert config.batch_size is not None
