@@ -79,9 +79,13 @@ def _operators_engine(name: str, x: Tensor, spec: NormSpec) -> str | None:
     return name if _has_engine(x.dtype) else None
 
 
-@torch.compiler.assume_constant_result
 def _has_engine(dtype: torch.dtype) -> bool:
+    """Compiles the engine if it is not there yet; the compiler takes the answer for a constant."""
     return engine_for(torch.empty(0, dtype=dtype)) is not None
+
+
+# As torch.compiler.assume_constant_result, which imports the compiler: that takes seconds.
+_has_engine._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _route(name: str, x: Tensor) -> Route | None:
