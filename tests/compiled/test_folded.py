@@ -39,7 +39,7 @@ class Folded(Case):
 
 # ReLU after a residual is not among them: its bits have bytes of their own, so nothing is folded.
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "op": ("batch", "batch_eval", "batch_no_stats", "mean_only", "mean_only_eval", "moment"),
+    "op": ("batch", "batch_eval", "batch_no_stats", "mean_only", "mean_only_eval"),
     "size": tuple(SHAPES),
     "fusion": ("plain", "relu", "silu", "residual", "gelu residual"),
     "asked": ("all", "x", "parameters"),
