@@ -12,7 +12,7 @@ DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_model(function: str, model: object) -> None:
-    """Raises TypeError where `model` is no module."""
+    """Raises TypeError if `model` is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function} got {model!r} of {type(model)}: it needs a torch.nn.Module")
 
