@@ -15,9 +15,11 @@ and group norm. The engine for rows sees x as (R, L) and serves layer and RMS no
     one launch       channels_one_launch                       row_one_launch
     two launches     channels_two_launches                     row_two_launches
     arguments        channel_types                             row_types
-    a tile           channel_tiles, channel_activation         row_tiles, row_outputs
+    a tile           channel_lanes, channel_tiles,             row_tiles, row_outputs
+                     channel_activation
     stage two        channel_moments, channel_stats,           row_sums, row_shares
-                     channel_gradients, channel_samples
+                     channel_gradients, channel_mixtures,
+                     channel_samples, channel_instances
 
 One launch: the tensor stays in registers from statistics to output. Two: moments, then apply. Stage
 two merges the results of programs.

@@ -11,23 +11,25 @@ import triton
 import triton.language as tl
 
 from .arithmetic import centred, chan_merge, merge_along, product, sum_both
-from .channel_tiles import (
+from .channel_lanes import (
     block_of_channels,
     by_channel,
     is_unfolded,
+    merged_at_once,
+    unfolded,
+    unit_channels,
+)
+from .channel_tiles import (
     lane_sum,
     lane_sums,
     load_first,
     load_pivot,
-    merged_at_once,
     outer_sum,
     spread,
     spread_outer,
     tile_instances,
     tile_width,
     tiles_of_part,
-    unfolded,
-    unit_channels,
 )
 from .tables import part_moments, table_rows
 

@@ -1,17 +1,33 @@
-"""Gradients of parameters of samples, in one launch over the batch whose lanes are (n, c).
+"""Gradients of parameters of samples.
 
-If the members of a cluster each have a part of the positions, they leave their sums behind the
-table of parts: planes (position block, n, c) of sums of g and of g (x - center).
+In one launch over the batch the lanes are (n, c). If the members of a cluster each have a part of
+the positions, they leave their sums behind the table of parts: planes (position block, n, c) of
+sums of g and of g (x - center).
 """
 
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or
-from .channel_gradients import Sums, store_sample_gradients
+from .arithmetic import load_or, store_gradient
+from .channel_gradients import Sums
+from .channel_lanes import parameter_slot
+from .channel_mixtures import mixed_hat, mixed_sums
 from .channel_moments import table_plane
-from .channel_stats import load_stats
-from .channel_tiles import parameter_slot
+from .channel_stats import load_batch_stats, load_stats
+
+
+@triton.jit
+def store_sample_gradients(t, sums, stats, n, c, mask, s, K: tl.constexpr):
+    """dgamma and dbeta of each (n, c) from its sums of g and g (x - center)."""
+    slot = parameter_slot(n, c, s, K)
+    if K.MIX:
+        batch = load_batch_stats(t, c, mask, s, K)
+        rho = load_or(t.rho, c, mask, 0.0, sums.g.dtype)
+        hat = mixed_hat(mixed_sums(sums, stats, batch), batch, rho)
+    else:
+        hat = stats.rstd * (sums.gx - stats.offset * sums.g)
+    store_gradient(t.dweight, slot, mask, hat)
+    store_gradient(t.dbias, slot, mask, sums.g)
 
 
 @triton.jit

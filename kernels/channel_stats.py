@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from .arithmetic import accumulation_type, inverse_std, load_or, split_mean, update_running
+from .channel_lanes import parameter_slot, unit_channels
 from .channel_moments import batch_moments
-from .channel_tiles import parameter_slot, unit_channels
 
 
 class Stats(NamedTuple):

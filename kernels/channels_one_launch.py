@@ -11,24 +11,32 @@ import triton.language as tl
 from .arithmetic import accumulation_type, inverse_std, load_or, product, split_mean
 from .channel_activation import activation_gradient, load_pair, store_output
 from .channel_gradients import (
-    MixedSums,
     Slopes,
     Sums,
     about_mean,
-    add_instances,
     instance_weight,
-    leave_instance,
-    mixed_batch_slopes,
-    mixed_sums,
     published_sum,
     published_sums,
     set_sums,
     slopes_of,
     store_batch_gradients,
-    store_mixed_gradients,
-    store_sample_gradients,
-    unit_sums,
     weighted,
+)
+from .channel_instances import add_instances, leave_instance, store_sample_gradients, unit_sums
+from .channel_lanes import (
+    channel_blocks,
+    is_first,
+    place,
+    sizes,
+    sum_instances,
+    to_lanes,
+    unit_channels,
+)
+from .channel_mixtures import (
+    MixedSums,
+    mixed_batch_slopes,
+    mixed_sums,
+    store_mixed_gradients,
     weighted_mixed,
 )
 from .channel_moments import (
@@ -56,21 +64,7 @@ from .channel_stats import (
     store_stats,
     update_batch,
 )
-from .channel_tiles import (
-    channel_blocks,
-    is_first,
-    lane_sums,
-    load,
-    load_pivot,
-    place,
-    resident_tile,
-    sizes,
-    spread,
-    store,
-    sum_instances,
-    to_lanes,
-    unit_channels,
-)
+from .channel_tiles import lane_sums, load, load_pivot, resident_tile, spread, store
 from .channel_types import SIZES
 from .sync import arrived_last, keep_packed, wait_for_members
 

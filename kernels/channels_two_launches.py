@@ -14,16 +14,24 @@ from .channel_gradients import (
     Slopes,
     Sums,
     about_mean,
-    add_instances,
-    load_batch_sums,
     load_sums,
-    mixed_batch_slopes,
     published_sums,
     slopes_of,
     store_batch_gradients,
     store_sums,
-    unit_sums,
 )
+from .channel_instances import add_instances, unit_sums
+from .channel_lanes import (
+    channel_blocks,
+    is_first,
+    place,
+    sizes,
+    sum_instances_of_both,
+    tile_lanes,
+    unit_channels,
+    unit_member,
+)
+from .channel_mixtures import load_batch_sums, mixed_batch_slopes
 from .channel_moments import (
     Moments,
     add_lacking,
@@ -48,24 +56,16 @@ from .channel_stats import (
 )
 from .channel_tiles import (
     backward_walk,
-    channel_blocks,
-    is_first,
     lane_pivot,
     load,
     load_first,
     no_outer,
     nth_tile,
     outer_sum,
-    place,
-    sizes,
     spread,
     store,
-    sum_instances_of_both,
-    tile_lanes,
     tile_of,
     tiles_of_part,
-    unit_channels,
-    unit_member,
 )
 from .channel_types import SIZES
 from .sync import arrived_last

@@ -1,6 +1,6 @@
 """Which programs read which elements: units, tiles and parts of a tensor seen as (N, C, S).
 
-The terms are those of `channel_tiles.py`; `tilings.py` chooses the numbers.
+The terms are those of `channel_lanes.py`; `tilings.py` chooses the numbers.
 """
 
 import math

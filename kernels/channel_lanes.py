@@ -1,0 +1,172 @@
+"""Channels of x, seen as (N, C, S): units, their members, and the lanes of a tile.
+
+A *unit* is merged together: one or several whole sets of neighbouring channels. Its *members* are
+the programs that share reading it. A *lane* of a tile is one (n, c), of BLOCK_N instances x BLOCK_C
+channels, channels fastest.
+
+Sizes come unspecialised, so that a new batch size needs no compilation. 128-bit accesses need to
+know a power of two that divides the memory-contiguous axis (S; for channels last C and W).
+"""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import sum_both
+from .channel_types import Channels, Lanes, Member, Sizes
+
+# --- sizes, units, members ---
+
+
+@triton.jit
+def sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr):
+    """C, S and W written so that the compiler sees their divisors: as products."""
+    return Sizes(
+        N, C * K.ALIGN_C, S * K.ALIGN_S, D, W * K.ALIGN_W, u_blocks, parts, steps, groups
+    )  # fmt: skip
+
+
+@triton.jit
+def channel_blocks(s, K: tl.constexpr):
+    return tl.cdiv(s.W, K.BLOCK_C)
+
+
+@triton.jit
+def unit_member(program, s, K: tl.constexpr):
+    """(unit, member) of a program in a launch that has one for each member of each unit.
+
+    Units over the batch are walked member by member: so programs that run together read memory
+    that lies together.
+    """
+    if K.BATCH:
+        return program % s.u_blocks, program // s.u_blocks
+    else:
+        members = channel_blocks(s, K) * s.parts
+        return program // members, program % members
+
+
+@triton.jit
+def place(unit, member, s, K: tl.constexpr, BATCH: tl.constexpr):
+    """A member's place; BATCH if units run over the batch. A division costs as much as a
+    hundredth of a tile: none is done if its result is known."""
+    n, u = tl.full([], 0, tl.int64), unit
+    if not BATCH:
+        n, u = (unit // s.u_blocks).to(tl.int64), unit % s.u_blocks
+    block, part = tl.full([], 0, tl.int32), member
+    if K.SETS == 1:  # a set may have several blocks of channels
+        block, part = member // s.parts, member % s.parts
+    return Member(member, n, u, block, part)
+
+
+# --- lanes and channels ---
+
+
+@triton.jit
+def unit_channels(u, block, s, K: tl.constexpr):
+    BLOCK_C: tl.constexpr = K.BLOCK_C
+    return block_of_channels(u, block, BLOCK_C, s)
+
+
+# Scalars: Triton 3.6's interpreter passes a NamedTuple as a plain tuple.
+@triton.constexpr_function
+def merged_at_once(block, sets):
+    """Channels of a unit that are merged at a time. If a tile has few channels of one large set,
+    more than those: each block is waited for."""
+    return max(block, 32) if sets == 1 else block
+
+
+@triton.jit
+def block_of_channels(u, block, BLOCK: tl.constexpr, s):
+    local = block * BLOCK + tl.arange(0, BLOCK)
+    c = u * s.W + local
+    return Channels(local, c, (local < s.W) & (c < s.C))
+
+
+@triton.jit
+def tile_lanes(n, at, end, s, K: tl.constexpr):
+    """The lanes of a member's tile whose first instance is n; instances end before `end`."""
+    lane = tl.arange(0, K.LANES)
+    first = lane
+    if K.FOLDED:  # exact for less than 2^20 lanes, and quicker than an integer division
+        local = ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
+        first = local * s.S
+        n = n + tl.full([K.LANES], 0, tl.int64)
+    elif K.BLOCK_N == 1:
+        local = at.block * K.BLOCK_C + lane
+        n = n + tl.full([K.BLOCK_C], 0, tl.int64)
+    else:
+        local = at.block * K.BLOCK_C + lane % K.BLOCK_C
+        n = n + lane // K.BLOCK_C
+    c = at.u * s.W + local
+    if K.FOLDED:  # whole vectors of lanes, known from the divisors of the sizes
+        mask = (lane < s.W * s.S) & (lane < s.C * s.S - at.u * s.W * s.S)
+    else:
+        mask = (local < s.W) & (c < s.C) & (n < end)
+    return Lanes(n, c, mask, first)
+
+
+@triton.jit
+def to_lanes(value, K: tl.constexpr):
+    """A value for each channel, repeated for each lane of the channel."""
+    if K.BLOCK_N == 1:
+        return value
+    else:
+        shape: tl.constexpr = [K.BLOCK_N, K.BLOCK_C]
+        return tl.reshape(tl.broadcast_to(value[None, :], shape), [K.BLOCK_N * K.BLOCK_C])
+
+
+@triton.jit
+def parameter_slot(n, c, s, K: tl.constexpr):
+    """The index of (n, c) in weight and bias, and in their gradients."""
+    if K.OF_SAMPLES:
+        return n * s.C + c
+    else:
+        return c
+
+
+@triton.jit
+def by_channel(value, K: tl.constexpr):
+    """A value for each lane, as (BLOCK_N, BLOCK_C)."""
+    return tl.reshape(value, [K.BLOCK_N, K.BLOCK_C])
+
+
+@triton.jit
+def sum_instances(value, s, K: tl.constexpr):
+    """A value for each lane, summed over the lanes of each channel."""
+    if K.FOLDED:
+        return tl.sum(tl.where(is_unfolded(s, K), unfolded(value, s, K), 0.0), axis=1)
+    elif K.BLOCK_N == 1:
+        return value
+    else:
+        return tl.sum(by_channel(value, K), axis=0)
+
+
+@triton.jit
+def sum_instances_of_both(a, b, s, K: tl.constexpr):
+    """sum_instances of two values, in one round."""
+    if K.FOLDED:
+        there = is_unfolded(s, K)
+        a = tl.where(there, unfolded(a, s, K), 0.0)
+        return sum_both(a, tl.where(there, unfolded(b, s, K), 0.0), 1)
+    else:
+        return sum_instances(a, s, K), sum_instances(b, s, K)
+
+
+@triton.jit
+def unfolded(value, s, K: tl.constexpr):
+    """A value for each lane of a folded tile, as (channels, positions), the latter padded."""
+    lane = tl.arange(0, K.BLOCK_C)[:, None] * s.S + tl.arange(0, K.PADDED)[None, :]
+    lane = tl.reshape(tl.minimum(lane, K.LANES - 1), [K.BLOCK_C * K.PADDED])
+    return tl.reshape(tl.gather(value, lane, 0), [K.BLOCK_C, K.PADDED])
+
+
+@triton.jit
+def is_unfolded(s, K: tl.constexpr):
+    """Which positions of `unfolded` exist."""
+    there = tl.arange(0, K.PADDED)[None, :] < s.S
+    return tl.broadcast_to(there, [K.BLOCK_C, K.PADDED])
+
+
+@triton.jit
+def is_first(index, lanes):
+    """Whether a program's index is 0, as a mask for the lanes."""
+    return tl.zeros_like(lanes) + index == 0
