@@ -16,6 +16,8 @@ from .cta import Cta
 from .generator import EXIT, AtBarrier, Branch
 from .ptx_types import WARP, Array, s64
 
+STAYS = 0.75  # the chance that a warp that runs at random executes the next block too
+
 
 def run(cta: Cta, stops: list[bool]) -> Iterator[None]:
     """Execute a CTA; stops before each block whose number `stops` says yes to."""
@@ -56,12 +58,12 @@ def _parted(threads: "_Threads", stops: list[bool]) -> Generator[None, None, int
             return number
         if stops[number]:
             yield
-        threads.execute(number, mask)
+        threads.go_on(mask, threads.execute(number, mask))
 
 
 def _warp_by_warp(cta: Cta, stops: list[bool]) -> Iterator[None]:
     threads = _Threads(cta)
-    choose = _choice(cta)
+    choose, stays = _choice(cta)
     warp_of = cta.thread // WARP
     while True:
         ready = threads.ready()
@@ -69,19 +71,28 @@ def _warp_by_warp(cta: Cta, stops: list[bool]) -> Iterator[None]:
             return
         mine = ready & (warp_of == choose(np.unique(warp_of[ready])))
         number, mask = threads.least_far(mine)
-        if stops[number]:
-            yield
-        threads.execute(number, mask)
+        whole = bool((mask == mine).all())
+        while True:
+            if stops[number]:
+                yield
+            where = threads.execute(number, mask)
+            if not whole or not isinstance(where, int) or where == EXIT or not stays():
+                break
+            number = where
+        threads.go_on(mask, where)
 
 
-def _choice(cta: Cta) -> Callable[[Array], int]:
-    """Which of the warps that can go on does."""
+def _choice(cta: Cta) -> tuple[Callable[[Array], int], Callable[[], bool]]:
+    """Which of the warps that can go on does, and whether it stays after a block, if it can."""
     options = cta.state.options
     generator = random.Random(options.seed * 7919 + cta.index)
     return {
-        "forward": lambda warps: warps[0],
-        "backward": lambda warps: warps[-1],
-        "random": lambda warps: warps[generator.randrange(len(warps))],
+        "forward": (lambda warps: warps[0], lambda: True),
+        "backward": (lambda warps: warps[-1], lambda: True),
+        "random": (
+            lambda warps: warps[generator.randrange(len(warps))],
+            lambda: generator.random() < STAYS,
+        ),
     }[options.warps]
 
 
@@ -126,11 +137,12 @@ class _Threads:
         number = int(self.next[ready].min())  # the others never come: an error, as on a GPU
         return number, ready & (self.next == number)
 
-    def execute(self, number: int, mask: Array) -> None:
+    def execute(self, number: int, mask: Array) -> int | Branch | AtBarrier:
+        """Execute a block; returns where these threads go on."""
         state = self.cta.state
         state.block_counts[number] += np.count_nonzero(mask.reshape(-1, WARP).any(1))
         function = state.program.partial[number] or state.program.function(number, partial=True)
-        self.go_on(mask, function(self.cta, self.cta.registers, mask))
+        return function(self.cta, self.cta.registers, mask)
 
     def go_on(self, mask: Array, where: int | Branch | AtBarrier) -> None:
         match where:

@@ -115,9 +115,9 @@ class Program:
             w.emit(f"guarded = {guard} & mask" if partial else f"guarded = {guard}")
             w.mask = "guarded"
         if i.name == "bra":
-            self.jump(w, self.kernel.labels[i.operands[-1]], block.number + 1)
+            self.jump(w, self.kernel.labels[i.operands[-1]], block.number + 1, partial)
         elif i.name in ("ret", "exit"):
-            self.jump(w, EXIT, block.number + 1)
+            self.jump(w, EXIT, block.number + 1, partial)
         elif i.name in ("bar", "barrier") and i.parts[1] == "sync":
             if i.operands != ["0"] or i.guard is not None:
                 raise EmulationError("only bar.sync 0 for all threads is known")
@@ -131,13 +131,14 @@ class Program:
         else:
             raise EmulationError("unknown instruction")
 
-    def jump(self, w: BlockWriter, target: int, following: int) -> None:
+    def jump(self, w: BlockWriter, target: int, following: int, partial: bool) -> None:
         """A branch or an exit: of all that execute the block, or of those that the guard says."""
         if w.mask != "guarded":
             w.emit(f"return {target}")
             return
         w.emit("n = np.count_nonzero(guarded)")
-        w.emit(f"if n == {self.kernel.threads}: return {target}")
+        everyone = "np.count_nonzero(mask)" if partial else self.kernel.threads
+        w.emit(f"if n == {everyone}: return {target}")
         w.emit(f"if n == 0: return {following}")
         w.emit(f"return Branch(guarded, {target}, {following})")
 
