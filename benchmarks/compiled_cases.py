@@ -6,9 +6,11 @@ same: the dtype, the layout, the length of rows and so their alignment, the chan
 tier, the shape of a tile and how full it is. These are cut:
 
 - instances, channels and rows: to a few whole tiles, but enough to keep the sets in their tier;
-- positions, if an image is larger than several tiles: its sets then still take the same tier;
+- positions, if an image is larger than several tiles: its sets then still take the same tier. Not
+  those of contiguous instance norm, as a program may keep all tiles of such a set;
 - programs: a whole case has many tiles for each, so the cut one has as few programs as there are
-  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1); they walk over all the tiles.
+  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1); they walk over all the tiles. Few
+  sets count as enough for several tiles in one program (`tilings.FEWEST_SETS`).
 """
 
 from collections.abc import Iterator
@@ -55,7 +57,8 @@ def of_channels() -> Iterator[Cut]:
     # Contiguous tiles are 4 rows of 1,024 positions, of 4 channels or of groups of 8; over the
     # batch they are 16 rows of 256: two tiles of instances for each of 4 channels. Channels last
     # they are 64 channels of 64 positions. All sets are larger than one program's 16,384 elements;
-    # for instance norm with channels last the limit is 2,048 positions.
+    # for instance norm with channels last the limit is 2,048 positions. But a contiguous forward
+    # within an instance may keep several tiles of a set, and needs all of its elements.
     shapes = {
         ("bn", "contiguous"): (STAGE2, (32, 4, 56, 56)),
         ("bn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
@@ -63,7 +66,7 @@ def of_channels() -> Iterator[Cut]:
         ("bn_eval", "channels_last"): (STAGE2, (1, 64, 56, 56)),
         ("gn", "contiguous"): (STAGE2, (2, 32, 56, 56)),
         ("gn", "channels_last"): (STAGE2, (1, 64, 56, 56)),
-        ("in", "contiguous"): (STYLE[0], (1, 4, 96, 256)),
+        ("in", "contiguous"): (STYLE[0], (1, 4, 256, 256)),
         ("in", "channels_last"): (STYLE[0], (1, 64, 9, 256)),
         ("bin", "contiguous"): (STYLE[0], (1, 4, 96, 256)),
         ("bin", "channels_last"): (STYLE[0], (1, 64, 9, 256)),
@@ -104,8 +107,8 @@ def of_large_images() -> Iterator[Cut]:
     """Groups whose number of channels is no power of two, and volumes."""
     yield Cut(Case("gn", UNET[0], BF16, groups=32), (1, 40, 64, 64))
     yield Cut(Case("gn", UNET[0], BF16, "channels_last", groups=32), (1, 240, 64, 64))
-    for op, channels in (("in", 4), ("gn", 16)):
-        yield Cut(Case(op, VOLUME[0], BF16), (1, channels, 2, 128, 128))
+    for op, channels, depth in (("in", 4, 6), ("gn", 16, 3)):
+        yield Cut(Case(op, VOLUME[0], BF16), (1, channels, depth, 128, 128))
 
 
 def of_rows() -> Iterator[Cut]:

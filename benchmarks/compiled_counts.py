@@ -156,13 +156,13 @@ def few_programs() -> Iterator[None]:
     """As few programs as there are units: then each takes many tiles, as in the whole case."""
     from fastnorm.kernels import rows, tilings
 
-    former = tilings.ENOUGH_PROGRAMS, rows.multiprocessors
-    tilings.ENOUGH_PROGRAMS, rows.multiprocessors = 1, lambda x: 1
+    former = tilings.ENOUGH_PROGRAMS, tilings.FEWEST_SETS, rows.multiprocessors
+    tilings.ENOUGH_PROGRAMS, tilings.FEWEST_SETS, rows.multiprocessors = 1, 1, lambda x: 1
     _forget_plans()
     try:
         yield
     finally:
-        tilings.ENOUGH_PROGRAMS, rows.multiprocessors = former
+        tilings.ENOUGH_PROGRAMS, tilings.FEWEST_SETS, rows.multiprocessors = former
         _forget_plans()
 
 

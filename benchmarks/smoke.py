@@ -33,7 +33,8 @@ Tensors = dict[str, Tensor]
 OF_ROWS = ("ln", "rms", "add_ln", "add_rms", "gated", "gated_after")
 OF_BATCH = ("bn", "bin", "mean")
 RESIDENT = {
-    "resident_kernel", "resident_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
+    "resident_kernel", "several_tiles_kernel", "resident_backward_kernel",
+    "row_norm_kernel", "row_norm_backward_kernel",
 }  # fmt: skip
 EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": "mean"}
 
@@ -84,12 +85,13 @@ def _sizes() -> dict[str, tuple[int, ...]]:
         return {
             "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
             "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
-            "rows": (6, 64), "long_rows": (3, 200), "tokens": (2, 3, 64),
+            "rows": (6, 64), "long_rows": (3, 200), "tokens": (2, 3, 64), "several": (2, 8, 16, 16),
         }  # fmt: skip
     return {
         "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
         "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
         "rows": (1000, 1024), "long_rows": (37, 40000), "tokens": (10, 100, 1152),
+        "several": (8, 64, 112, 112),  # tiles of one program
     }  # fmt: skip
 
 
@@ -140,6 +142,10 @@ def cases() -> list[SmokeCase]:
     found += modulated_cases(dtypes)
     found += [SmokeCase(op, sizes["odd"], torch.float64) for op in ("bn", "gn", "bin")]
     found.append(SmokeCase("ln", sizes["rows"], torch.float64))
+    several = sizes["several"]
+    found.append(SmokeCase("gn", several, torch.bfloat16, activation="silu"))
+    found.append(SmokeCase("in", several, torch.float32, activation="relu"))
+    found.append(SmokeCase("in_running", several, torch.float16))
     return found
 
 

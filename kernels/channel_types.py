@@ -34,6 +34,10 @@ class Choices(NamedTuple):
     # Other contiguous sets, only over the batch: a tile's positions are rows of ROW positions, each
     # of one instance, and its lanes are channels. 0 if a tile's positions are of one instance.
     ROW: int = 0
+    # Sets in several tiles of one program: their number, and how many have the same channels.
+    TILES: int = 0
+    TILES_S: int = 0
+    WHOLE: bool = False  # and no tile lacks elements
     CLUSTER: bool = False  # members wait for one another
     GATHERS: bool = False  # a backward's instances leave their own sums, and the last adds them up
     STAGES: int = 1  # of moments: 1 plus the tiles that are loaded while one is worked on

@@ -64,6 +64,7 @@ class Geometry(NamedTuple):
     steps: int
     num_warps: int
     columns: int = 0  # of a folded tile: all positions of its channels; 0 if not folded
+    several: bool = False  # a program keeps all tiles of a set, `steps` of them
 
     @property
     def rows(self) -> bool:
@@ -75,6 +76,11 @@ class Geometry(NamedTuple):
         return self.columns or (self.BLOCK_C if self.rows else self.BLOCK_N * self.BLOCK_C)
 
     @property
+    def elements(self) -> int:
+        """Elements of a program's tiles, with those that do not exist."""
+        return self.lanes * self._positions * self.steps
+
+    @property
     def u_blocks(self) -> int:
         return triton.cdiv(self.view.C, self.W)
 
@@ -84,7 +90,7 @@ class Geometry(NamedTuple):
 
     @property
     def members(self) -> int:
-        return triton.cdiv(self.W, self.BLOCK_C) * self.parts
+        return 1 if self.several else triton.cdiv(self.W, self.BLOCK_C) * self.parts
 
     def resident_registers(self, backward: bool) -> int:
         """A limit for kernels that keep their tile: 16 warps an SM, 12 if lanes crowd them.
@@ -164,6 +170,11 @@ class Geometry(NamedTuple):
             "LANES": self.lanes,
             "INNER": self._inner,
             "FOLDED": self.columns > 0,
+            "TILES": self.steps if self.several else 0,
+            "TILES_S": triton.cdiv(self.view.S, self.BLOCK_S) if self.several else 0,
+            "WHOLE": self.several
+            and self.view.S % self.BLOCK_S == 0
+            and self.W % self.BLOCK_C == 0,
             "PADDED": triton.next_power_of_2(self.view.S) if self.columns else 0,
         }
 
@@ -175,6 +186,8 @@ class Geometry(NamedTuple):
         at_once = 512 // self.view.itemsize
         if self.view.channels_last or self.columns:
             return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
+        if self.several:  # no outer axis: threads are spread over the whole tile
+            return self.BLOCK_S
         # The interpreter reduces along this axis step by step.
         if launch.INTERPRETED or self.lanes > 1:
             return min(self._positions, at_once)

@@ -12,6 +12,7 @@ from fastnorm.contract import NormSpec
 from . import tiers, tilings
 from .channel_types import Choices
 from .channels_one_launch import resident_backward_kernel, resident_kernel
+from .channels_several_tiles import several_tiles_kernel
 from .channels_two_launches import (
     apply_backward_kernel,
     apply_kernel,
@@ -94,10 +95,11 @@ def forward_plan(
     if not constant_statistics:
         tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state)
         if tier != "streaming":
+            kernel = several_tiles_kernel if geometry.several else resident_kernel
             averages = running and not sets.batch and spec.use_input_stats
             return plan._replace(
                 tier=tier,
-                first=_resident(resident_kernel, tier, geometry, spec, False),
+                first=_resident(kernel, tier, geometry, spec, False),
                 table=_table(geometry, 3) if tier == "cluster" or averages else 0,
                 tickets=geometry.u_blocks if averages else 0,
             )

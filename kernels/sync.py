@@ -40,6 +40,18 @@ def wait_for_members(counter_ptr, member, members):
 
 
 @triton.jit
+def recomputed(n):
+    """A scalar of 64 bits itself, hidden from the compiler: what follows from it is computed again,
+    not kept in registers."""
+    if COMPILED:
+        return tl.inline_asm_elementwise(
+            "mov.b64 $0, $1;", "=l,l", [n], dtype=n.dtype, is_pure=False, pack=1
+        )
+    else:
+        return n
+
+
+@triton.jit
 def keep_packed(x):
     """x itself, hidden from the compiler. Otherwise it would keep the fp32 form of a 16-bit tile
     across sums and barriers, in twice the registers."""
@@ -47,5 +59,18 @@ def keep_packed(x):
         return tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
         )
+    else:
+        return x
+
+
+@triton.jit
+def keep_packed_in_assembler(x):
+    """keep_packed for so many elements that the assembler, which sees through a move, would spill:
+    an exclusive or with the index of the grid's third axis, which is always 0."""
+    if COMPILED and x.dtype.primitive_bitwidth == 16:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b32 zero; mov.u32 zero, %ctaid.z; xor.b32 $0, $1, zero; }",
+            "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2,
+        )  # fmt: skip
     else:
         return x

@@ -21,6 +21,14 @@ ONE_WARP_TILE = 1024
 # registers either way. But with 8 warps, two programs of 8,192 elements each spilled up to 472
 # bytes a thread; one with 16 warps spilled nothing, or up to 120 for a channels-last mixture.
 CROWDED_TILES = {8192: 16}
+# Elements of each of several tiles, all of one contiguous set, that a program keeps in a forward
+# without a residual, by its warps; the registers of a thread for all of them; how many sets there
+# have to be, as fewer leave SMs idle; and the share of one tile's elements below which they take
+# its place, if they need as many warps. A backward would need a sum across warps for each channel.
+SEVERAL_TILES = {4: 1024, 8: 2048, 16: 4096}
+REGISTERS_OF_TILES = 80
+FEWEST_SETS = 64
+LESS_PADDED = 0.9
 # The same if each element is loaded by its own address: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
 # Bytes of a tile that a member of a cluster keeps in 8 warps; two members share an SM. Half as much
@@ -64,7 +72,7 @@ def choose(
     return tiers.first_with_room(
         state,
         {
-            "one_program": lambda: one_program(view, sets, backward),
+            "one_program": lambda: one_program(view, sets, has_residual, backward),
             "cluster": lambda: cluster(view, sets, has_residual),
             "streaming": lambda: streaming(view, sets, backward),
         },
@@ -72,8 +80,22 @@ def choose(
     )
 
 
-def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
+def one_program(view: View, sets: Sets, has_residual: bool, backward: bool) -> Geometry | None:
     """Units that one program holds whole, or None if sets are too large for it."""
+    in_one = _in_one_tile(view, sets, backward)
+    within = not (view.channels_last or sets.batch or sets.mix or _each_addressed(view))
+    if backward or has_residual or not within:
+        return in_one
+    in_several = _in_several_tiles(view, sets)
+    if in_several is None or in_one is None:
+        return in_one or in_several
+    if launch.INTERPRETED or in_one.W > sets.depth:
+        return in_one
+    less = in_several.elements < in_one.elements * LESS_PADDED
+    return in_several if less or in_one.num_warps > in_several.num_warps else in_one
+
+
+def _in_one_tile(view: View, sets: Sets, backward: bool) -> Geometry | None:
     tiles = {INTERPRETER_TILE: 4} if launch.INTERPRETED else ONE_PROGRAM_TILES
     if not (launch.INTERPRETED or sets.batch or view.channels_last or _each_addressed(view)):
         blocks = _whole_sets(view, sets, ONE_WARP_TILE)
@@ -86,6 +108,21 @@ def one_program(view: View, sets: Sets, backward: bool) -> Geometry | None:
             if found.crowded(backward):
                 found = found._replace(num_warps=CROWDED_TILES.get(tile, warps))
             return found
+    return None
+
+
+def _in_several_tiles(view: View, sets: Sets) -> Geometry | None:
+    """One contiguous set in several tiles, in as few elements as possible."""
+    if view.N * (view.C // sets.depth) < FEWEST_SETS:
+        return None
+    for warps, tile in SEVERAL_TILES.items():
+        most = REGISTERS_OF_TILES * 4 * 32 * warps // (tile * view.itemsize)
+        rows = [tile >> k for k in range(6) if k == 0 or (sets.depth > 1 and tile >> k >= 8)]
+        tiles = {w: triton.cdiv(sets.depth, tile // w) * triton.cdiv(view.S, w) for w in rows}
+        BLOCK_S = min(rows, key=lambda w: (tiles[w], -w))
+        if tiles[BLOCK_S] <= most:
+            blocks = (sets.depth, 1, tile // BLOCK_S, BLOCK_S)
+            return Geometry(view, sets, *blocks, 1, tiles[BLOCK_S], warps, several=True)
     return None
 
 

@@ -33,6 +33,17 @@ FURTHER = ("gelu_tanh", "hardswish", "mish", "leaky_relu(0.2)", "elu(1.5)")
 ACTIVATIONS |= {name: (name, False) for name in FURTHER}
 ACTIVATIONS |= {f"{name} residual": (name, True) for name in FURTHER}
 
+FORWARD = {
+    "one_program": (["resident_kernel"], ["row_norm_kernel"]),
+    "cluster": (["resident_kernel"], ["row_norm_kernel"]),
+    "streaming": (["moments_kernel", "apply_kernel"], ["row_moments_kernel", "row_apply_kernel"]),
+}
+FORWARD_ALONE = {
+    "weight": ["weight_norm_kernel"],
+    "moment": ["moments_kernel", "apply_kernel"],
+    "switchable": ["moments_kernel", "apply_kernel"],
+}
+
 MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
 # Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one. In each tier
 # the sets take as much room as it is for: one program, several, or a cluster of them.
@@ -141,6 +152,13 @@ class Case:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.shapes[self.size]
+
+    @property
+    def forward(self) -> list[str]:
+        """The kernels that its forward launches behind those that prepare parameters."""
+        if self.op in WITHOUT_TIERS:
+            return FORWARD_ALONE.get(self.op, ["apply_kernel"])
+        return FORWARD[self.tier][self.op in OF_ROWS]
 
     @property
     def activation(self) -> str | None:

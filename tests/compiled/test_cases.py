@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from tests.compiled.cases import (
-    OF_ROWS,
-    WITHOUT_TIERS,
     Case,
     asked_of,
     covering_cases,
@@ -18,25 +16,6 @@ from tests.compiled.cases import (
 from tests.compiled.executor import Emulator
 from tests.compiled.schedules import SCHEDULES, schedules_of
 from tests.compiled.trying import compiled_results, tensors_of, tickets_left, truth_of, wrong
-
-FORWARD = {
-    "one_program": (["resident_kernel"], ["row_norm_kernel"]),
-    "cluster": (["resident_kernel"], ["row_norm_kernel"]),
-    "streaming": (["moments_kernel", "apply_kernel"], ["row_moments_kernel", "row_apply_kernel"]),
-}
-FORWARD_ALONE = {
-    "weight": ["weight_norm_kernel"],
-    "moment": ["moments_kernel", "apply_kernel"],
-    "switchable": ["moments_kernel", "apply_kernel"],
-}
-
-
-def forward_kernels(case: Case) -> list[str]:
-    """What the forward has to launch."""
-    before = ["modulate_kernel"] if case.modulated else []
-    if case.op in WITHOUT_TIERS:
-        return before + FORWARD_ALONE.get(case.op, ["apply_kernel"])
-    return before + FORWARD[case.tier][case.op in OF_ROWS]
 
 
 def quick(cases: tuple[Case, ...], kinds_of: tuple[str, ...]) -> set[int]:
@@ -86,7 +65,7 @@ def check(emulator: Emulator, case: Case, schedules: tuple[str, ...]) -> None:
         emulator.options, emulator.log = SCHEDULES[name], []
         found, launched = compiled_results(case, tensors)
         assert launched == [kernel for kernel, *_ in emulator.log], "all of them were executed"
-        forward = forward_kernels(case)
+        forward = ["modulate_kernel"] * case.modulated + case.forward
         assert launched[: len(forward)] == forward
         if asked_of(case) != ("residual",):
             assert launched[len(forward) :], "a backward launches kernels"

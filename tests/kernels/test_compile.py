@@ -17,6 +17,7 @@ RESIDENT = {
 KERNELS = {
     *RESIDENT,
     *(f"{name}+cluster" for name in RESIDENT),
+    "several_tiles_kernel",
     "moments_kernel",
     "apply_kernel",
     "gradient_sums_kernel",

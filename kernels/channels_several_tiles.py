@@ -1,0 +1,106 @@
+"""The forward of a norm of (N, C, S) whose sets need several tiles: a program keeps all tiles of
+its set in registers, from statistics to output.
+
+For contiguous sets within an instance. The loads of all tiles are on their way together. Sums are
+taken by threads first, over all tiles, and then once by the program. The tiles stay as loaded; each
+walk over them widens those of 16 bits again.
+"""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import accumulation_type, centred, sum_both
+from .channel_activation import store_output
+from .channel_lanes import place, sizes, unit_channels
+from .channel_moments import Moments, publish
+from .channel_stats import affine_of, average_instances, stats_of, store_stats
+from .channel_tiles import load, load_pivot, no_outer, outer_sum, spread, tile_of
+from .channel_types import SIZES, Member, Tile
+from .sync import arrived_last, keep_packed_in_assembler, recomputed
+
+
+@triton.jit(do_not_specialize=SIZES)
+def several_tiles_kernel(
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    K: tl.constexpr,
+):  # fmt: skip
+    """y = act(norm(x)), the statistics for the backward, and the running ones."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    TILES: tl.constexpr = K.TILES  # Triton 3.6 calls nothing with a bare K.NAME
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, False)
+    tiles = load_set(t.x, at, s, K)
+    rough, m = set_moments(tiles, at, s, K, ACC)
+    channels = unit_channels(at.u, 0, s, K)
+    zero = tl.full([K.BLOCK_C], 0, ACC)
+    rough, m = zero + rough, Moments(zero + m.count, zero + m.mean, zero + m.m2)
+    if t.table is not None:  # for average_instances
+        n = at.n + tl.zeros_like(channels.c).to(tl.int64)
+        pivot = load_pivot(t, n, channels.c, channels.mask, s, K)
+        publish(t, Moments(m.count, m.mean + (rough - pivot), m.m2), at, channels, s, K)
+    stats = stats_of(rough, m, eps, K)
+    store_stats(t, at.n, channels.c, channels.mask & (channels.local == 0), stats, s, K)
+    tiles = widened_anew(tiles)
+    at = Member(at.index, recomputed(at.n), at.u, at.block, at.part)
+    for i in tl.static_range(TILES):
+        tile = set_tile(i, at, s, K)
+        affine = affine_of(t, stats, at.n, tile.lanes.c, tile.lanes.mask, s, K)
+        store_output(t, tiles[i].to(ACC) - spread(affine.center, K), affine, tile, s, K)
+    if t.tickets is not None:
+        if arrived_last(t.tickets + at.u, s.N):
+            average_instances(t, at.u, momentum, s, K)
+
+
+@triton.jit
+def set_tile(i: tl.constexpr, at, s, K: tl.constexpr):
+    """The i-th tile of a set: blocks of positions, channel block by channel block."""
+    BLOCK: tl.constexpr = i // K.TILES_S
+    START: tl.constexpr = i % K.TILES_S * K.BLOCK_S
+    at = Member(at.index, at.n, at.u, BLOCK, at.part)
+    tile = tile_of(at.n, tl.full([], START, tl.int64), at, s, K)
+    if K.WHOLE:
+        everything = tl.full(tile.mask.shape, True, tl.int1)
+        tile = Tile(at, tile.n, tile.start, tile.lanes, everything, tile.offsets)
+    return tile
+
+
+@triton.jit
+def load_set(ptr, at, s, K: tl.constexpr):
+    TILES: tl.constexpr = K.TILES
+    tiles = ()
+    for i in tl.static_range(TILES):
+        # Triton knows no starred expressions.
+        tiles = tiles + (load(ptr, set_tile(i, at, s, K)),)  # type: ignore[assignment]  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def widened_anew(tiles):
+    """The tiles themselves. What the compiler knows of their values in float32 ends here."""
+    same = ()
+    for i in tl.static_range(len(tiles)):
+        same = same + (keep_packed_in_assembler(tiles[i]),)  # noqa: RUF005
+    return same
+
+
+@triton.jit
+def set_moments(tiles, at, s, K: tl.constexpr, ACC: tl.constexpr):
+    """(a rough mean, moments relative to it) of a set: as `channel_moments.whole_sets`."""
+    TILES: tl.constexpr = K.TILES
+    SIZE: tl.constexpr = K.LANES * K.INNER
+    count = tl.full([], 1, ACC) * s.D * s.S
+    share = 1.0 / count
+    total = no_outer(K, ACC)
+    for i in tl.static_range(TILES):
+        total += outer_sum(tiles[i].to(ACC) * share)
+    rough = tl.sum(tl.reshape(total, [SIZE]), axis=0)
+    tiles = widened_anew(tiles)
+    total, squares = no_outer(K, ACC), no_outer(K, ACC)
+    for i in tl.static_range(TILES):
+        tile = set_tile(i, at, s, K)
+        deviation = tl.where(tile.mask, tiles[i].to(ACC) - rough, 0.0)
+        total += outer_sum(deviation)
+        squares += outer_sum(deviation * deviation)
+    total, squares = sum_both(tl.reshape(total, [SIZE]), tl.reshape(squares, [SIZE]), 0)
+    mean, m2 = centred(tl.zeros_like(rough), total, squares, count)
+    return rough, Moments(count, mean, m2)
