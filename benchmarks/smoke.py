@@ -33,8 +33,8 @@ Tensors = dict[str, Tensor]
 OF_ROWS = ("ln", "rms", "add_ln", "add_rms", "gated", "gated_after")
 OF_BATCH = ("bn", "bin", "mean")
 RESIDENT = {
-    "resident_kernel", "several_tiles_kernel", "resident_backward_kernel",
-    "row_norm_kernel", "row_norm_backward_kernel",
+    "resident_kernel", "resident_backward_kernel", "several_tiles_kernel",
+    "several_tiles_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
 }  # fmt: skip
 EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": "mean"}
 

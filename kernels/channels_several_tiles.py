@@ -1,20 +1,23 @@
-"""The forward of a norm of (N, C, S) whose sets need several tiles: a program keeps all tiles of
+"""A norm of (N, C, S) in one launch, for sets that need several tiles: a program keeps all tiles of
 its set in registers, from statistics to output.
 
-For contiguous sets within an instance. The loads of all tiles are on their way together. Sums are
-taken by threads first, over all tiles, and then once by the program. The tiles stay as loaded; each
-walk over them widens those of 16 bits again.
+For contiguous sets within an instance, without a residual. The loads of all tiles are on their way
+together. Sums are taken by threads first: forward over all tiles, and then once by the program;
+backward for each block of channels, whose own sums are wanted too. The tiles stay as loaded; each
+walk over them widens those of 16 bits again. The backward is below.
 """
 
 import triton
 import triton.language as tl
 
 from .arithmetic import accumulation_type, centred, sum_both
-from .channel_activation import store_output
+from .channel_activation import activation_gradient, store_output
+from .channel_gradients import Sums, about_mean, instance_weight, slopes_of
+from .channel_instances import add_instances, leave_instance
 from .channel_lanes import place, sizes, unit_channels
 from .channel_moments import Moments, publish
-from .channel_stats import affine_of, average_instances, stats_of, store_stats
-from .channel_tiles import load, load_pivot, no_outer, outer_sum, spread, tile_of
+from .channel_stats import affine_of, average_instances, load_stats, stats_of, store_stats
+from .channel_tiles import load, load_pivot, no_outer, outer_sum, spread, store, tile_of
 from .channel_types import SIZES, Member, Tile
 from .sync import arrived_last, keep_packed_in_assembler, recomputed
 
@@ -104,3 +107,70 @@ def set_moments(tiles, at, s, K: tl.constexpr, ACC: tl.constexpr):
     total, squares = sum_both(tl.reshape(total, [SIZE]), tl.reshape(squares, [SIZE]), 0)
     mean, m2 = centred(tl.zeros_like(rough), total, squares, count)
     return rough, Moments(count, mean, m2)
+
+
+# --- backward ---
+
+
+@triton.jit(do_not_specialize=SIZES)
+def several_tiles_backward_kernel(
+    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+):  # fmt: skip
+    """dx = scale g + q (x - center) + r, g = dy * act'; and the parameters' gradients."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    BLOCKS: tl.constexpr = K.TILES // K.TILES_S
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, False)
+    tiles, dys = load_set(t.x, at, s, K), load_set(t.dy, at, s, K)
+    channels = unit_channels(at.u, 0, s, K)
+    stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
+    zero = tl.full([K.BLOCK_C], 0, ACC)
+    total = Sums(zero, zero)
+    for block in tl.static_range(BLOCKS):
+        total = add_block(t, tiles, dys, block, total, stats, at, s, K)
+    g, gx = sum_both(total.g, total.gx, 0)
+    count = s.D.to(ACC) * s.S
+    slopes = slopes_of(stats, about_mean(Sums(zero + g, zero + gx), stats), count, K)
+    if t.dx is not None:
+        tiles, dys = widened_anew(tiles), widened_anew(dys)
+        at = Member(at.index, recomputed(at.n), at.u, at.block, at.part)
+        for block in tl.static_range(BLOCKS):
+            store_block(t, tiles, dys, block, slopes, stats, at, s, K)
+    if K.GATHERS:
+        if arrived_last(t.tickets + at.u, s.N):
+            add_instances(t, at.u, s, K)
+
+
+@triton.jit
+def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.constexpr):
+    """The weighted sums of a set with those of one more block of channels."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    TILES_S: tl.constexpr = K.TILES_S
+    channels = unit_channels(at.u, block, s, K)
+    affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+    of_g, of_gx = no_outer(K, ACC), no_outer(K, ACC)
+    for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
+        tile = set_tile(i, at, s, K)
+        x = tiles[i].to(ACC) - spread(affine.center, K)
+        g = activation_gradient(t, x, dys[i], affine, tile, s, K).to(ACC)
+        of_g += outer_sum(g)
+        of_gx += outer_sum(g * x)
+    g, gx = sum_both(of_g, of_gx, 1)
+    leave_instance(t, Sums(g, gx), stats, at.n, channels, channels.mask, s, K)
+    weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, ACC)
+    return Sums(total.g + weight * g, total.gx + weight * gx)
+
+
+@triton.jit
+def store_block(t, tiles, dys, block: tl.constexpr, slopes, stats, at, s, K: tl.constexpr):
+    """dx of one block of channels."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    TILES_S: tl.constexpr = K.TILES_S
+    channels = unit_channels(at.u, block, s, K)
+    affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+    for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
+        tile = set_tile(i, at, s, K)
+        x = tiles[i].to(ACC) - spread(affine.center, K)
+        g = activation_gradient(t, x, dys[i], affine, tile, s, K).to(ACC)
+        dx = spread(affine.scale, K) * g + spread(slopes.q, K) * x
+        store(t.dx, dx + spread(slopes.r, K), tile)

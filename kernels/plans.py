@@ -12,7 +12,7 @@ from fastnorm.contract import NormSpec
 from . import tiers, tilings
 from .channel_types import Choices
 from .channels_one_launch import resident_backward_kernel, resident_kernel
-from .channels_several_tiles import several_tiles_kernel
+from .channels_several_tiles import several_tiles_backward_kernel, several_tiles_kernel
 from .channels_two_launches import (
     apply_backward_kernel,
     apply_kernel,
@@ -141,11 +141,12 @@ def backward_plan(
     gathered = needs[4] if of_samples else parameters
     if slopes and tier != "streaming" and spec.norm != "given":
         gathers = gathered and not sets.batch
+        kernel = several_tiles_backward_kernel if geometry.several else resident_backward_kernel
         published = 4 if sets.batch and sets.mix else 2
         lanes = tier == "cluster" and of_samples and sets.of_batch and parameters
         return plan._replace(
             tier=tier,
-            first=_resident(resident_backward_kernel, tier, geometry, spec, True, gathers),
+            first=_resident(kernel, tier, geometry, spec, True, gathers),
             table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
             + (_instances(geometry) if gathers else 0)
             + (_lanes(geometry) if lanes else 0),

@@ -1,9 +1,9 @@
 """Which of three ways a norm takes, by the size of its sets::
 
     one_program   a program keeps whole sets in registers: up to 16,384 elements, padded to powers
-                  of two; in a contiguous forward within an instance, without a residual, up to 20
-                  tiles of 4,096 elements of 16 bits, or 10 of 32. One launch; the tensor is read
-                  once
+                  of two; contiguous ones within an instance, without a residual, up to 20 tiles of
+                  4,096 elements of 16 bits, or 10 of 32, and half as many backward. One launch;
+                  the tensor is read once
     cluster       programs that are on the GPU together share a set: up to 264 tiles of at most
                   32 KB. One cooperative launch; the tensor is read once
     streaming     any set. Two launches; the tensor is read twice, forward and backward

@@ -21,13 +21,14 @@ ONE_WARP_TILE = 1024
 # registers either way. But with 8 warps, two programs of 8,192 elements each spilled up to 472
 # bytes a thread; one with 16 warps spilled nothing, or up to 120 for a channels-last mixture.
 CROWDED_TILES = {8192: 16}
-# Elements of each of several tiles, all of one contiguous set, that a program keeps in a forward
-# without a residual, by its warps; the registers of a thread for all of them; how many sets there
-# have to be, as fewer leave SMs idle; and the share of one tile's elements below which they take
-# its place, if they need as many warps. A backward would need a sum across warps for each channel.
-SEVERAL_TILES = {4: 1024, 8: 2048, 16: 4096}
+# Elements of each of several tiles, all of one contiguous set, that a program keeps, by its warps:
+# as few warps as there is room for, but two only for many sets. The registers of a thread for all
+# of the tiles. With fewer sets than the fewest they stream, as most SMs would be idle. And the
+# share of one tile's elements below which they take its place, if they need as many warps.
+SEVERAL_TILES = {2: 512, 4: 1024, 8: 2048, 16: 4096}
 REGISTERS_OF_TILES = 80
 FEWEST_SETS = 64
+MANY_SETS = 1024
 LESS_PADDED = 0.9
 # The same if each element is loaded by its own address: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
@@ -84,9 +85,9 @@ def one_program(view: View, sets: Sets, has_residual: bool, backward: bool) -> G
     """Units that one program holds whole, or None if sets are too large for it."""
     in_one = _in_one_tile(view, sets, backward)
     within = not (view.channels_last or sets.batch or sets.mix or _each_addressed(view))
-    if backward or has_residual or not within:
+    if has_residual or not within:
         return in_one
-    in_several = _in_several_tiles(view, sets)
+    in_several = _in_several_tiles(view, sets, backward)
     if in_several is None or in_one is None:
         return in_one or in_several
     if launch.INTERPRETED or in_one.W > sets.depth:
@@ -111,16 +112,17 @@ def _in_one_tile(view: View, sets: Sets, backward: bool) -> Geometry | None:
     return None
 
 
-def _in_several_tiles(view: View, sets: Sets) -> Geometry | None:
+def _in_several_tiles(view: View, sets: Sets, backward: bool) -> Geometry | None:
     """One contiguous set in several tiles, in as few elements as possible."""
-    if view.N * (view.C // sets.depth) < FEWEST_SETS:
+    number = view.N * (view.C // sets.depth)
+    if number < FEWEST_SETS:
         return None
     for warps, tile in SEVERAL_TILES.items():
-        most = REGISTERS_OF_TILES * 4 * 32 * warps // (tile * view.itemsize)
+        most = REGISTERS_OF_TILES * 4 * 32 * warps // (tile * view.itemsize * (1 + backward))
         rows = [tile >> k for k in range(6) if k == 0 or (sets.depth > 1 and tile >> k >= 8)]
         tiles = {w: triton.cdiv(sets.depth, tile // w) * triton.cdiv(view.S, w) for w in rows}
         BLOCK_S = min(rows, key=lambda w: (tiles[w], -w))
-        if tiles[BLOCK_S] <= most:
+        if tiles[BLOCK_S] <= most and (warps > 2 or number >= MANY_SETS):
             blocks = (sets.depth, 1, tile // BLOCK_S, BLOCK_S)
             return Geometry(view, sets, *blocks, 1, tiles[BLOCK_S], warps, several=True)
     return None

@@ -18,6 +18,7 @@ KERNELS = {
     *RESIDENT,
     *(f"{name}+cluster" for name in RESIDENT),
     "several_tiles_kernel",
+    "several_tiles_backward_kernel",
     "moments_kernel",
     "apply_kernel",
     "gradient_sums_kernel",

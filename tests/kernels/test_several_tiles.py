@@ -1,4 +1,4 @@
-"""The forward that keeps all tiles of its set in registers, interpreted, in tiny tiles."""
+"""Programs that keep all tiles of a set in registers, interpreted, in tiny tiles."""
 
 import pytest
 import torch
@@ -26,13 +26,12 @@ CASES = [
 @interpreted
 @pytest.mark.parametrize("fusion", ["plain", "relu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case} {'x'.join(map(str, case.shape))}")
-def test_forward(case, fusion):
-    """The statistics that it keeps serve a backward in two launches."""
+def test_norms(case, fusion):
     with tiny_tilings(**SIXTEEN) as chosen:
         launched = check(case, fusion)
-    assert launched == ["several_tiles_kernel", "gradient_sums_kernel", "apply_backward_kernel"]
-    tier, geometry = chosen[0]
-    assert tier == "one_program" and geometry.several and geometry.steps > 2
+    assert launched == ["several_tiles_kernel", "several_tiles_backward_kernel"]
+    assert [tier for tier, _ in chosen] == ["one_program"] * 2
+    assert all(geometry.several and geometry.steps > 2 for _, geometry in chosen)
 
 
 @interpreted
@@ -48,13 +47,17 @@ def test_parameters_of_samples():
 
 
 @interpreted
-def test_a_forward_reads_its_tensor_once():
-    x = make_input((2, 4, 32, 32), "contiguous", mean=5.0)
+def test_tensors_are_read_once():
+    x = make_input((2, 4, 32, 32), "contiguous", mean=5.0, requires_grad=True)
     larger = SIXTEEN | {"SEVERAL_TILES": {4: 512}}
-    with tiny_tilings(**larger), running("triton"), traffic.meter() as forward:
-        F.group_norm(x, 2)
-    assert 2 * x.nbytes <= forward.total <= 2.03 * x.nbytes
-    assert len(forward.launches) == 1
+    with tiny_tilings(**larger), running("triton"):
+        with traffic.meter() as forward:
+            y = F.group_norm(x, 2)
+        with traffic.meter() as backward:
+            torch.autograd.grad(y, x, torch.ones_like(y))
+    for moved, floor in ((forward, 2 * x.nbytes), (backward, 3 * x.nbytes)):
+        assert floor <= moved.total <= 1.03 * floor
+        assert len(moved.launches) == 1
 
 
 @pytest.fixture
@@ -63,37 +66,46 @@ def compiled(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
 
 
-# N, C, S, groups (0: each channel by itself), bytes of an element -> warps and tiles; None: one.
+# N, C, S, groups (0: each channel by itself), bytes of an element -> warps and tiles, forward and
+# backward; "one": one tile, None: too large for one program.
 CHOICES = [
-    ((8, 320, 4096), 32, 2, (8, 20)),  # the sets of diffusers' largest feature maps
-    ((8, 320, 4096), 32, 4, (16, 10)),
-    ((8, 1280, 256), 32, 2, (4, 10)),
-    ((8, 512, 1024), 32, 2, (4, 16)),  # one tile would need 16 warps
-    ((8, 256, 1024), 32, 2, (4, 8)),  # one tile would need 8
-    ((8, 64, 1024), 32, 2, None),  # one tile of 4 warps is as good
-    ((8, 1280, 64), 32, 2, (4, 3)),  # one tile would be of 4,096 elements, 1,536 of them missing
-    ((8, 64, 65536), 0, 2, (16, 16)),
-    ((2, 64, 12544), 0, 2, (4, 13)),
-    ((2, 64, 12544), 0, 4, (8, 7)),
+    ((8, 320, 4096), 32, 2, (8, 20), (16, 10)),  # the sets of diffusers' largest feature maps
+    ((8, 320, 4096), 32, 4, (16, 10), None),
+    ((8, 1280, 256), 32, 2, (4, 10), (4, 10)),
+    ((8, 512, 1024), 32, 2, (4, 16), (8, 8)),  # one tile would need 16 warps
+    ((8, 256, 1024), 32, 2, (4, 8), (4, 8)),  # one tile would need 8
+    ((8, 64, 1024), 32, 2, "one", "one"),  # one tile of 4 warps is as good
+    ((128, 64, 1024), 32, 2, (2, 4), (2, 4)),  # many sets: fewer warps each
+    ((8, 1280, 64), 32, 2, (4, 3), (4, 3)),  # one tile would be of 4,096 elements, 1,536 missing
+    ((8, 64, 65536), 0, 2, (16, 16), None),
+    ((2, 64, 12544), 0, 2, (4, 13), (8, 7)),
+    ((2, 64, 12544), 0, 4, (8, 7), "one"),
+    ((64, 64, 1024), 0, 2, "one", "one"),  # of one warp
 ]
 
 
-@pytest.mark.parametrize(("sizes", "groups", "itemsize", "expected"), CHOICES)
-def test_which_sets_need_several_tiles(compiled, sizes, groups, itemsize, expected):
+def chosen_for(view, depth, has_residual=False, backward=False):
+    """(warps, tiles), "one" or None."""
+    found = tilings.one_program(view, Sets(depth, batch=False, mix=False), has_residual, backward)
+    if found is None or not found.several:
+        return found and "one"
+    kept = found.steps * found.lanes * found.BLOCK_S * view.itemsize * (1 + backward)
+    assert kept <= tilings.REGISTERS_OF_TILES * 4 * 32 * found.num_warps
+    return found.num_warps, found.steps
+
+
+@pytest.mark.parametrize(("sizes", "groups", "itemsize", "forward", "backward"), CHOICES)
+def test_which_sets_need_several_tiles(compiled, sizes, groups, itemsize, forward, backward):
     view = View(*sizes, channels_last=False, itemsize=itemsize)
-    sets = Sets(sizes[1] // groups if groups else 1, batch=False, mix=False)
-    found = tilings.one_program(view, sets, has_residual=False, backward=False)
-    assert found is not None
-    assert ((found.num_warps, found.steps) if found.several else None) == expected
-    if expected is not None:
-        kept = found.steps * found.lanes * found.BLOCK_S * itemsize
-        assert kept <= tilings.REGISTERS_OF_TILES * 4 * 32 * found.num_warps
+    depth = sizes[1] // groups if groups else 1
+    assert chosen_for(view, depth) == forward
+    assert chosen_for(view, depth, backward=True) == backward
 
 
-@pytest.mark.parametrize("change", ["residual", "backward", "channels last", "few sets", "large"])
+@pytest.mark.parametrize("change", ["residual", "channels last", "few sets", "large"])
 def test_other_sets_stream(compiled, change):
     N = 1 if change == "few sets" else 8
     S = 16384 if change == "large" else 4096
     view = View(N, 320, S, channels_last=change == "channels last", itemsize=2)
-    residual, backward = change == "residual", change == "backward"
-    assert tilings.one_program(view, Sets(10, False, False), residual, backward) is None
+    for backward in (False, True):
+        assert chosen_for(view, 10, change == "residual", backward) is None
