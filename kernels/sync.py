@@ -65,8 +65,8 @@ def keep_packed(x):
 
 @triton.jit
 def keep_packed_in_assembler(x):
-    """keep_packed for so many elements that the assembler, which sees through a move, would spill:
-    an exclusive or with the index of the grid's third axis, which is always 0."""
+    """keep_packed for so many elements that the assembler, which may see through a move, would
+    spill: an exclusive or with the index of the grid's third axis, which is always 0."""
     if COMPILED and x.dtype.primitive_bitwidth == 16:
         return tl.inline_asm_elementwise(
             "{ .reg .b32 zero; mov.u32 zero, %ctaid.z; xor.b32 $0, $1, zero; }",
