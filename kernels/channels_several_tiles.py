@@ -1,10 +1,10 @@
 """A norm of (N, C, S) in one launch, for sets that need several tiles: a program keeps all tiles of
 its set in registers, from statistics to output.
 
-For contiguous sets within an instance, without a residual. The loads of all tiles are on their way
-together. Sums are taken by threads first: forward over all tiles, and then once by the program;
-backward for each block of channels, whose own sums are wanted too. The tiles stay as loaded; each
-walk over them widens those of 16 bits again. The backward is below.
+For contiguous sets within an instance; the backward is for norms without a residual. The loads of
+all tiles are on their way together. Sums are taken by threads first: forward over all tiles, and
+then once by the program; backward for each block of channels, whose own sums are wanted too. The
+tiles stay as loaded; each walk over them widens those of 16 bits again. The backward is below.
 """
 
 import triton
@@ -27,7 +27,7 @@ def several_tiles_kernel(
     t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
     K: tl.constexpr,
 ):  # fmt: skip
-    """y = act(norm(x)), the statistics for the backward, and the running ones."""
+    """y = act(norm(x) + residual), the statistics for the backward, and the running ones."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     TILES: tl.constexpr = K.TILES  # Triton 3.6 calls nothing with a bare K.NAME
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)

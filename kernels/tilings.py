@@ -85,7 +85,7 @@ def one_program(view: View, sets: Sets, has_residual: bool, backward: bool) -> G
     """Units that one program holds whole, or None if sets are too large for it."""
     in_one = _in_one_tile(view, sets, backward)
     within = not (view.channels_last or sets.batch or sets.mix or _each_addressed(view))
-    if has_residual or not within:
+    if not within or (has_residual and (backward or in_one is None)):
         return in_one
     in_several = _in_several_tiles(view, sets, backward)
     if in_several is None or in_one is None:

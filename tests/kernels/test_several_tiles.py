@@ -1,7 +1,10 @@
 """Programs that keep all tiles of a set in registers, interpreted, in tiny tiles."""
 
+from math import prod
+
 import pytest
 import torch
+import triton
 
 import fastnorm.functional as F
 from fastnorm.kernels import launch, tilings
@@ -12,7 +15,6 @@ from tests.kernels.test_tiles import Case, check
 from tests.kernels.tilings import interpreted, tiny_tilings
 from tests.norms import Torch
 
-SIXTEEN = {"ONE_PROGRAM_TILES": {}, "ONE_WARP_TILE": 1, "SEVERAL_TILES": {4: 16}, "FEWEST_SETS": 1}
 CASES = [
     Case("in", "contiguous", (2, 3, 5, 11)),  # four tiles of a channel
     Case("in_running", "contiguous", (3, 2, 5, 11)),
@@ -23,11 +25,23 @@ CASES = [
 ]
 
 
+def tiles_for(shape, groups, elements=16):
+    """Tiles of so many elements; one tile of a whole set would need more warps."""
+    channels = shape[1] // groups if groups else 1
+    positions = triton.next_power_of_2(prod(shape[2:]))
+    return tiny_tilings(
+        ONE_PROGRAM_TILES={triton.next_power_of_2(channels) * positions: 16},
+        ONE_WARP_TILE=1,
+        SEVERAL_TILES={4: elements},
+        FEWEST_SETS=1,
+    )
+
+
 @interpreted
 @pytest.mark.parametrize("fusion", ["plain", "relu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case} {'x'.join(map(str, case.shape))}")
 def test_norms(case, fusion):
-    with tiny_tilings(**SIXTEEN) as chosen:
+    with tiles_for(case.shape, case.groups) as chosen:
         launched = check(case, fusion)
     assert launched == ["several_tiles_kernel", "several_tiles_backward_kernel"]
     assert [tier for tier, _ in chosen] == ["one_program"] * 2
@@ -35,10 +49,20 @@ def test_norms(case, fusion):
 
 
 @interpreted
+@pytest.mark.parametrize("fusion", ["relu residual", "silu residual"])
+@pytest.mark.parametrize("case", CASES[-2:], ids=str)
+def test_a_residual(case, fusion):
+    """Its backward keeps one tile, as it would read the bits or the residual twice."""
+    with tiles_for(case.shape, case.groups):
+        launched = check(case, fusion)
+    assert launched == ["several_tiles_kernel", "resident_backward_kernel"]
+
+
+@interpreted
 def test_parameters_of_samples():
     x = make_input((2, 10, 3, 4), "contiguous", mean=5.0)
     scale, shift = (torch.randn(2, 10) for _ in range(2))
-    with tiny_tilings(**SIXTEEN), running("triton") as launched:
+    with tiles_for(x.shape, 2), running("triton") as launched:
         y = F.group_norm(x, 2, scale=scale, shift=shift, activation="silu")
     assert launched == ["modulate_kernel", "several_tiles_kernel"]
     z = Torch.group_norm(x.double(), 2, None, None)
@@ -49,8 +73,7 @@ def test_parameters_of_samples():
 @interpreted
 def test_tensors_are_read_once():
     x = make_input((2, 4, 32, 32), "contiguous", mean=5.0, requires_grad=True)
-    larger = SIXTEEN | {"SEVERAL_TILES": {4: 512}}
-    with tiny_tilings(**larger), running("triton"):
+    with tiles_for(x.shape, 2, elements=512), running("triton"):
         with traffic.meter() as forward:
             y = F.group_norm(x, 2)
         with traffic.meter() as backward:
