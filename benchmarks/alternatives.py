@@ -53,6 +53,11 @@ CLUSTERS = (
     Alternative((("tilings.CLUSTER_TILE_BYTES", 65536), ("tilings.CLUSTER_LANES", 16)), warps=16),
     Alternative(tier="streaming"),
 )
+SEVERAL_TILES = (
+    Alternative((("tilings.REGISTERS_OF_TILES", 0),)),
+    Alternative(warps=16),
+    Alternative(tier="streaming"),
+)
 SMALL_SETS = (
     Alternative(warps=8),
     Alternative(warps=2),
@@ -74,6 +79,8 @@ def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
         return SMALL_BATCHES if op in ("bn", "bin") else SMALL_SETS
     if op in ROW_OPS:
         return ROWS_FORWARD if goal.direction == "forward" else ROWS_BACKWARD
+    if op in ("gn", "in") and goal.direction == "forward":
+        return SEVERAL_TILES
     return CLUSTERS
 
 

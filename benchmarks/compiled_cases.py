@@ -9,8 +9,7 @@ tier, the shape of a tile and how full it is. These are cut:
 - positions, if an image is larger than several tiles: its sets then still take the same tier. Not
   those of contiguous instance norm, as a program may keep all tiles of such a set;
 - programs: a whole case has many tiles for each, so the cut one has as few programs as there are
-  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1); they walk over all the tiles. Fewer
-  sets count as many (`tilings.FEWEST_SETS`, `MANY_SETS`), in the share to which they were cut.
+  units of work (`tilings.ENOUGH_PROGRAMS`, multiprocessors: 1); they walk over all the tiles.
 """
 
 from collections.abc import Iterator

@@ -152,26 +152,17 @@ def kernels_on_cpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_in(cut: Cut) -> Iterator[None]:
-    """As few programs as there are units: then each takes many tiles, as in the whole case. And as
-    few sets count as many as the case was cut to."""
+def few_programs() -> Iterator[None]:
+    """As few programs as there are units: then each takes many tiles, as in the whole case."""
     from fastnorm.kernels import rows, tilings
 
-    share = prod(cut.shape[:2]) / prod(cut.whole.shape[:2])
-    sizes = {
-        "ENOUGH_PROGRAMS": 1,
-        "FEWEST_SETS": tilings.FEWEST_SETS * share,
-        "MANY_SETS": tilings.MANY_SETS * share,
-    }
-    former = {name: getattr(tilings, name) for name in sizes}
-    multiprocessors, rows.multiprocessors = rows.multiprocessors, lambda x: 1
-    vars(tilings).update(sizes)
+    former = tilings.ENOUGH_PROGRAMS, rows.multiprocessors
+    tilings.ENOUGH_PROGRAMS, rows.multiprocessors = 1, lambda x: 1
     _forget_plans()
     try:
         yield
     finally:
-        vars(tilings).update(former)
-        rows.multiprocessors = multiprocessors
+        tilings.ENOUGH_PROGRAMS, rows.multiprocessors = former
         _forget_plans()
 
 
@@ -210,7 +201,7 @@ def count(emulator: Emulator, cut: Cut) -> list[Row]:
     emulator.options, emulator.log = Options(count=True), []
     with kernels_on_cpu():
         whole = whole_launches(emulator, cut.whole)
-        with as_in(cut):
+        with few_programs():
             launched = step(case, "cpu", emulator.log)
     for direction, entries in launched.items():
         found = [compiled.hash for _, _, compiled, _ in entries]

@@ -22,13 +22,12 @@ ONE_WARP_TILE = 1024
 # bytes a thread; one with 16 warps spilled nothing, or up to 120 for a channels-last mixture.
 CROWDED_TILES = {8192: 16}
 # Elements of each of several tiles, all of one contiguous set, that a program keeps, by its warps:
-# as few warps as there is room for, but two only for many sets. The registers of a thread for all
-# of the tiles. With fewer sets than the fewest they stream, as most SMs would be idle. And the
-# share of one tile's elements below which they take its place, if they need as many warps.
+# as few warps as there is room for. The registers of a thread for all of the tiles, and the most
+# tiles of two warps: more would leave an SM too few warps. And the share of one tile's elements
+# below which they take its place, if they need as many warps.
 SEVERAL_TILES = {2: 512, 4: 1024, 8: 2048, 16: 4096}
 REGISTERS_OF_TILES = 80
-FEWEST_SETS = 64
-MANY_SETS = 1024
+MOST_OF_TWO_WARPS = 7
 LESS_PADDED = 0.9
 # The same if each element is loaded by its own address: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
@@ -92,6 +91,8 @@ def one_program(view: View, sets: Sets, has_residual: bool, backward: bool) -> G
         return in_one or in_several
     if launch.INTERPRETED or in_one.W > sets.depth:
         return in_one
+    if backward and in_one.num_warps <= 4 and not in_one.crowded(backward):
+        return in_one  # few programs would wait for a sum for each channel
     less = in_several.elements < in_one.elements * LESS_PADDED
     return in_several if less or in_one.num_warps > in_several.num_warps else in_one
 
@@ -114,15 +115,13 @@ def _in_one_tile(view: View, sets: Sets, backward: bool) -> Geometry | None:
 
 def _in_several_tiles(view: View, sets: Sets, backward: bool) -> Geometry | None:
     """One contiguous set in several tiles, in as few elements as possible."""
-    number = view.N * (view.C // sets.depth)
-    if number < FEWEST_SETS:
-        return None
     for warps, tile in SEVERAL_TILES.items():
         most = REGISTERS_OF_TILES * 4 * 32 * warps // (tile * view.itemsize * (1 + backward))
+        most = min(most, MOST_OF_TWO_WARPS) if warps == 2 else most
         rows = [tile >> k for k in range(6) if k == 0 or (sets.depth > 1 and tile >> k >= 8)]
         tiles = {w: triton.cdiv(sets.depth, tile // w) * triton.cdiv(view.S, w) for w in rows}
         BLOCK_S = min(rows, key=lambda w: (tiles[w], -w))
-        if tiles[BLOCK_S] <= most and (warps > 2 or number >= MANY_SETS):
+        if 1 < tiles[BLOCK_S] <= most:
             blocks = (sets.depth, 1, tile // BLOCK_S, BLOCK_S)
             return Geometry(view, sets, *blocks, 1, tiles[BLOCK_S], warps, several=True)
     return None

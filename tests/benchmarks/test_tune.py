@@ -19,7 +19,8 @@ LN = next(case for case in quick() if case.op == "ln")
 LISTS = {
     "ROWS_FORWARD": (LN, "forward"),
     "ROWS_BACKWARD": (LN, "backward"),
-    "CLUSTERS": (Case("gn", (256, 256, 56, 56), torch.bfloat16, groups=32), "forward"),
+    "CLUSTERS": (Case("gn", (256, 256, 56, 56), groups=32), "backward"),
+    "SEVERAL_TILES": (Case("gn", (256, 256, 56, 56), torch.bfloat16, groups=32), "forward"),
     "SMALL_SETS": (Case("gn", (128, 16, 32, 32)), "forward"),
     "SMALL_BATCHES": (Case("bn", (128, 16, 32, 32)), "forward"),
 }
@@ -63,7 +64,7 @@ def test_each_alternative_is_another_and_nothing_of_it_stays(
     for module in (tilings, row_geometry, tiers):
         monkeypatch.setattr(module, "launch", SimpleNamespace(INTERPRETED=False))
     case, direction = LISTS[name]
-    clusters = name == "CLUSTERS"
+    clusters = name in ("CLUSTERS", "SEVERAL_TILES")
     found = [chosen(case, direction, clusters)]
     for alternative in getattr(alternatives, name):
         with forced(alternative):

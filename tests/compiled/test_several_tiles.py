@@ -94,7 +94,6 @@ def test_case(
     tile = tilings.SEVERAL_TILES[case.warps]
     monkeypatch.setattr(tilings, "SEVERAL_TILES", {case.warps: tile})
     monkeypatch.setattr(tilings, "LESS_PADDED", 1.01)  # rather than one tile, even if as large
-    monkeypatch.setattr(tilings, "FEWEST_SETS", 1)
     check(emulator, case, schedules_of(case, turn))
     if case in QUICK and not case.has_residual:
         launched = {name for name, *_ in emulator.log or ()}

@@ -51,7 +51,12 @@ def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
     `sizes` are constants of kernels/tilings.py beside those that are tiny anyway.
     """
     gpu = SimpleNamespace(INTERPRETED=False)
-    tiny = {"ONE_PROGRAM_TILES": {256: 4, 512: 4, 1024: 4}, "WIDEST_ROW": 16, **sizes}
+    tiny = {
+        "ONE_PROGRAM_TILES": {256: 4, 512: 4, 1024: 4},
+        "WIDEST_ROW": 16,
+        "SEVERAL_TILES": {},
+        **sizes,
+    }
     found: list[Any] = []
     with fresh_plans(), pytest.MonkeyPatch.context() as patch:
         for module in (tilings, row_geometry):
