@@ -10,7 +10,7 @@ tiles stay as loaded; each walk over them widens those of 16 bits again. The bac
 import triton
 import triton.language as tl
 
-from .arithmetic import accumulation_type, centred, sum_both
+from .arithmetic import accumulation_type, centred, product, sum_both
 from .channel_activation import activation_gradient, store_output
 from .channel_gradients import Sums, about_mean, instance_weight, slopes_of
 from .channel_instances import add_instances, leave_instance
@@ -154,7 +154,8 @@ def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.con
         x = tiles[i].to(ACC) - spread(affine.center, K)
         g = activation_gradient(t, x, dys[i], affine, tile, s, K).to(ACC)
         of_g += outer_sum(g)
-        of_gx += outer_sum(g * x)
+        # One tile alone would be fused with the sum across lanes: see `product`.
+        of_gx += outer_sum(product(g, x) if TILES_S == 1 else g * x)
     g, gx = sum_both(of_g, of_gx, 1)
     leave_instance(t, Sums(g, gx), stats, at.n, channels, channels.mask, s, K)
     weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, ACC)
