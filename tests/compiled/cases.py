@@ -161,6 +161,11 @@ class Case:
         return FORWARD[self.tier][self.op in OF_ROWS]
 
     @property
+    def several_tiles(self) -> dict[int, int]:
+        """Sizes of the tiles, of which one program may keep several, by its warps: none here."""
+        return {}
+
+    @property
     def activation(self) -> str | None:
         return ACTIVATIONS[self.fusion][0]
 

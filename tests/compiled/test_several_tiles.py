@@ -26,6 +26,7 @@ SHAPES = {
     "missing channels": (2, 36, 12, 21),  # and positions
     "positions of channels": (1, 3, 4, 513),  # two tiles of each channel
 }
+TILES = dict(tilings.SEVERAL_TILES)
 WHOLE_CHANNELS = ("positions", "one missing vector")
 
 
@@ -38,6 +39,10 @@ class SeveralTiles(Case):
     @property
     def shape(self) -> tuple[int, ...]:
         return SHAPES[self.size]
+
+    @property
+    def several_tiles(self) -> dict[int, int]:
+        return {self.warps: TILES[self.warps]}
 
     @property
     def forward(self) -> list[str]:
@@ -91,8 +96,6 @@ def parameters() -> list[object]:
 def test_case(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, case: SeveralTiles, turn: int
 ) -> None:
-    tile = tilings.SEVERAL_TILES[case.warps]
-    monkeypatch.setattr(tilings, "SEVERAL_TILES", {case.warps: tile})
     monkeypatch.setattr(tilings, "LESS_PADDED", 1.01)  # rather than one tile, even if as large
     check(emulator, case, schedules_of(case, turn))
     if case in QUICK and not case.has_residual:

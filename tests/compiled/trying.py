@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 
 import fastnorm
 from fastnorm import functional, reference
 from fastnorm.backend import use_backend
-from fastnorm.kernels import clusters, launch, rows, tiers
+from fastnorm.kernels import clusters, launch, rows, tiers, tilings
 from tests.compiled.cases import ADDING, OF_ROWS, WITHOUT_TIERS, Case, asked_of, parameters_of
 from tests.kernels.tilings import fresh_plans
 
@@ -214,6 +215,8 @@ def setting(case: Case) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(fresh_plans())
         stack.enter_context(use_backend("triton"))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(tilings, "SEVERAL_TILES", case.several_tiles)
         if case.op not in WITHOUT_TIERS:
             stack.enter_context(tiers.force(case.tier))
         if case.few:
