@@ -19,7 +19,7 @@ from .channel_moments import Moments, publish
 from .channel_stats import affine_of, average_instances, load_stats, stats_of, store_stats
 from .channel_tiles import load, load_pivot, no_outer, outer_sum, spread, store, tile_of
 from .channel_types import SIZES, Member, Tile
-from .sync import arrived_last, keep_packed_in_assembler, recomputed
+from .sync import XOR_ZERO, arrived_last, keep_packed, recomputed
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -30,6 +30,7 @@ def several_tiles_kernel(
     """y = act(norm(x) + residual), the statistics for the backward, and the running ones."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     TILES: tl.constexpr = K.TILES  # Triton 3.6 calls nothing with a bare K.NAME
+    TILES_S: tl.constexpr = K.TILES_S
     s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
     at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, False)
     tiles = load_set(t.x, at, s, K)
@@ -45,10 +46,12 @@ def several_tiles_kernel(
     store_stats(t, at.n, channels.c, channels.mask & (channels.local == 0), stats, s, K)
     tiles = widened_anew(tiles)
     at = Member(at.index, recomputed(at.n), at.u, at.block, at.part)
-    for i in tl.static_range(TILES):
-        tile = set_tile(i, at, s, K)
-        affine = affine_of(t, stats, at.n, tile.lanes.c, tile.lanes.mask, s, K)
-        store_output(t, tiles[i].to(ACC) - spread(affine.center, K), affine, tile, s, K)
+    for block in tl.static_range(TILES // TILES_S):
+        channels = unit_channels(at.u, block, s, K)
+        affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+        for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
+            x = tiles[i].to(ACC) - spread(affine.center, K)
+            store_output(t, x, affine, set_tile(i, at, s, K), s, K)
     if t.tickets is not None:
         if arrived_last(t.tickets + at.u, s.N):
             average_instances(t, at.u, momentum, s, K)
@@ -82,7 +85,7 @@ def widened_anew(tiles):
     """The tiles themselves. What the compiler knows of their values in float32 ends here."""
     same = ()
     for i in tl.static_range(len(tiles)):
-        same = same + (keep_packed_in_assembler(tiles[i]),)  # noqa: RUF005
+        same = same + (keep_packed(tiles[i], XOR_ZERO),)  # noqa: RUF005
     return same
 
 
@@ -142,6 +145,15 @@ def several_tiles_backward_kernel(
 
 
 @triton.jit
+def tile_gradient(t, x, dy, i: tl.constexpr, affine, at, s, K: tl.constexpr):
+    """(the i-th tile, x - center, g = dy * act') from x and dy as they are stored."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
+    tile = set_tile(i, at, s, K)
+    x = x.to(ACC) - spread(affine.center, K)
+    return tile, x, activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
+
+
+@triton.jit
 def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.constexpr):
     """The weighted sums of a set with those of one more block of channels."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
@@ -150,9 +162,7 @@ def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.con
     affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
     of_g, of_gx = no_outer(K, ACC), no_outer(K, ACC)
     for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
-        tile = set_tile(i, at, s, K)
-        x = tiles[i].to(ACC) - spread(affine.center, K)
-        g = activation_gradient(t, x, dys[i], affine, tile, s, K).to(ACC)
+        _, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
         of_g += outer_sum(g)
         # One tile alone would be fused with the sum across lanes: see `product`.
         of_gx += outer_sum(product(g, x) if TILES_S == 1 else g * x)
@@ -165,13 +175,10 @@ def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.con
 @triton.jit
 def store_block(t, tiles, dys, block: tl.constexpr, slopes, stats, at, s, K: tl.constexpr):
     """dx of one block of channels."""
-    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     TILES_S: tl.constexpr = K.TILES_S
     channels = unit_channels(at.u, block, s, K)
     affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
     for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
-        tile = set_tile(i, at, s, K)
-        x = tiles[i].to(ACC) - spread(affine.center, K)
-        g = activation_gradient(t, x, dys[i], affine, tile, s, K).to(ACC)
+        tile, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
         dx = spread(affine.scale, K) * g + spread(slopes.q, K) * x
         store(t.dx, dx + spread(slopes.r, K), tile)

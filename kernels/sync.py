@@ -8,6 +8,8 @@ from .launch import INTERPRETED
 SIGN = tl.constexpr(-(1 << 31))
 # The interpreter has no inline assembly, and no registers that could spill.
 COMPILED = tl.constexpr(not INTERPRETED)
+MOVE = tl.constexpr("mov.b32 $0, $1;")
+XOR_ZERO = tl.constexpr("{ .reg .b32 zero; mov.u32 zero, %ctaid.z; xor.b32 $0, $1, zero; }")
 
 
 @triton.jit
@@ -52,25 +54,14 @@ def recomputed(n):
 
 
 @triton.jit
-def keep_packed(x):
+def keep_packed(x, HIDE: tl.constexpr = MOVE):
     """x itself, hidden from the compiler. Otherwise it would keep the fp32 form of a 16-bit tile
-    across sums and barriers, in twice the registers."""
-    if COMPILED and x.dtype.primitive_bitwidth == 16:
-        return tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
-        )
-    else:
-        return x
+    across sums and barriers, in twice the registers.
 
-
-@triton.jit
-def keep_packed_in_assembler(x):
-    """keep_packed for so many elements that the assembler, which may see through a move, would
-    spill: an exclusive or with the index of the grid's third axis, which is always 0."""
+    The assembler may see through a MOVE. With so many elements that it would spill, use XOR_ZERO: an
+    exclusive or with the index of the grid's third axis, which is always 0.
+    """
     if COMPILED and x.dtype.primitive_bitwidth == 16:
-        return tl.inline_asm_elementwise(
-            "{ .reg .b32 zero; mov.u32 zero, %ctaid.z; xor.b32 $0, $1, zero; }",
-            "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2,
-        )  # fmt: skip
+        return tl.inline_asm_elementwise(HIDE, "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
     else:
         return x
