@@ -58,8 +58,8 @@ def keep_packed(x, HIDE: tl.constexpr = MOVE):
     """x itself, hidden from the compiler. Otherwise it would keep the fp32 form of a 16-bit tile
     across sums and barriers, in twice the registers.
 
-    The assembler may see through a MOVE. With so many elements that it would spill, use XOR_ZERO: an
-    exclusive or with the index of the grid's third axis, which is always 0.
+    The assembler may see through a MOVE. If a thread has so many elements that it would spill, use
+    XOR_ZERO: an exclusive or with the index of the grid's third axis, which is always 0.
     """
     if COMPILED and x.dtype.primitive_bitwidth == 16:
         return tl.inline_asm_elementwise(HIDE, "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
