@@ -2,7 +2,8 @@
 
 Modules of torch.nn and ours on 32 elements, forward and then backward, called in turn; the ratio is
 taken within each pair. Nearly all of the time is Python, allocations and autograd: the norm takes
-0.2 us.
+0.2 us. With --cold a matrix product comes before each call, as between the norms of a model: then
+the call finds neither its code nor its data in the core's own caches.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from benchmarks.cpu import median_interval
 from benchmarks.timing import cpu_model
 
 WARM_UP = 300
+COLD_WARM_UP = 30
+COLD_MATRIX = 1200  # rows and columns: 17 MB for a product
 NORMS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {  # arguments, the input's shape
     "BatchNorm2d": ((4,), (2, 4, 2, 2)),
     "InstanceNorm2d": ((4, 1e-5, 0.1, True), (2, 4, 2, 2)),
@@ -31,8 +34,11 @@ FUSED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def pair(name: str, activation: str | None) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Calls of torch's module with its activation, and of ours; each call returns its us."""
+def pair(
+    name: str, activation: str | None, before: Callable[[], object]
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """Calls of torch's module with its activation, and of ours; each call returns its us. `before`
+    is called first, outside of that time."""
     arguments, shape = NORMS[name]
     torchs: nn.Module = getattr(nn, name)(*arguments)
     ours: nn.Module = getattr(fastnorm, name)(*arguments, activation=activation)
@@ -44,6 +50,7 @@ def pair(name: str, activation: str | None) -> tuple[Callable[[], float], Callab
         def call() -> float:
             for leaf in leaves:
                 leaf.grad = None
+            before()
             start = time.perf_counter()
             forward(x).backward(dy)
             return 1e6 * (time.perf_counter() - start)
@@ -57,9 +64,15 @@ def pair(name: str, activation: str | None) -> tuple[Callable[[], float], Callab
     return timed(torchs, activated if activation else torchs), timed(ours, ours)
 
 
-def table_line(name: str, activation: str | None, rounds: int) -> str:
-    torchs, ours = pair(name, activation)
-    us = [(torchs(), ours()) for _ in range(WARM_UP + rounds)][WARM_UP:]
+def product_of_matrices() -> Callable[[], object]:
+    a, b = torch.randn(2, COLD_MATRIX, COLD_MATRIX)
+    return lambda: torch.mm(a, b)
+
+
+def table_line(name: str, activation: str | None, rounds: int, cold: bool) -> str:
+    torchs, ours = pair(name, activation, product_of_matrices() if cold else lambda: None)
+    skipped = COLD_WARM_UP if cold else WARM_UP
+    us = [(torchs(), ours()) for _ in range(skipped + rounds)][skipped:]
     ratios = [b / a for a, b in us]
     low, high = median_interval(ratios)
     medians = [statistics.median(values) for values in zip(*us, strict=True)]
@@ -72,16 +85,18 @@ def table_line(name: str, activation: str | None, rounds: int) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3000, help="timed pairs a case (at least 2)")
+    parser.add_argument("--cold", action="store_true", help="a matrix product before each call")
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {args.rounds}")
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, {cpu_model()}, {args.rounds} pairs")
+    pairs = f"{args.rounds} {'cold ' * args.cold}pairs"
+    print(f"torch {torch.__version__}, 1 thread, {cpu_model()}, {pairs}")
     print(f"{'':21} {'torch us':>9} {'ours us':>8} {'ratio':>7}   of median")
     with fastnorm.use_backend("auto"):
         for name in NORMS:
             for activation in (None, *FUSED):
-                print(table_line(name, activation, args.rounds), flush=True)
+                print(table_line(name, activation, args.rounds, args.cold), flush=True)
 
 
 if __name__ == "__main__":
