@@ -133,7 +133,8 @@ def by_channel(value, K: tl.constexpr):
 def sum_instances(value, s, K: tl.constexpr):
     """A value for each lane, summed over the lanes of each channel."""
     if K.FOLDED:
-        return tl.sum(tl.where(is_unfolded(s, K), unfolded(value, s, K), 0.0), axis=1)
+        value = unfolded(tl.sum(by_run(value, K), axis=1), s, K)
+        return tl.sum(tl.where(is_unfolded(s, K), value, 0.0), axis=1)
     elif K.BLOCK_N == 1:
         return value
     else:
@@ -145,24 +146,35 @@ def sum_instances_of_both(a, b, s, K: tl.constexpr):
     """sum_instances of two values, in one round."""
     if K.FOLDED:
         there = is_unfolded(s, K)
-        a = tl.where(there, unfolded(a, s, K), 0.0)
-        return sum_both(a, tl.where(there, unfolded(b, s, K), 0.0), 1)
+        a = unfolded(tl.sum(by_run(a, K), axis=1), s, K)
+        b = unfolded(tl.sum(by_run(b, K), axis=1), s, K)
+        return sum_both(tl.where(there, a, 0.0), tl.where(there, b, 0.0), 1)
     else:
         return sum_instances(a, s, K), sum_instances(b, s, K)
 
 
 @triton.jit
+def by_run(value, K: tl.constexpr):
+    """A value for each lane of a folded tile, as (runs, RUN)."""
+    return tl.reshape(value, [K.LANES // K.RUN, K.RUN])
+
+
+@triton.jit
 def unfolded(value, s, K: tl.constexpr):
-    """A value for each lane of a folded tile, as (channels, positions), the latter padded."""
-    lane = tl.arange(0, K.BLOCK_C)[:, None] * s.S + tl.arange(0, K.PADDED)[None, :]
-    lane = tl.reshape(tl.minimum(lane, K.LANES - 1), [K.BLOCK_C * K.PADDED])
-    return tl.reshape(tl.gather(value, lane, 0), [K.BLOCK_C, K.PADDED])
+    """A value for each run of a folded tile, as (channels, runs of a channel), the latter padded.
+
+    A gather takes many instructions: so lanes of a run are put together before.
+    """
+    RUNS: tl.constexpr = K.LANES // K.RUN
+    run = tl.arange(0, K.BLOCK_C)[:, None] * (s.S // K.RUN) + tl.arange(0, K.PADDED)[None, :]
+    run = tl.reshape(tl.minimum(run, RUNS - 1), [K.BLOCK_C * K.PADDED])
+    return tl.reshape(tl.gather(value, run, 0), [K.BLOCK_C, K.PADDED])
 
 
 @triton.jit
 def is_unfolded(s, K: tl.constexpr):
-    """Which positions of `unfolded` exist."""
-    there = tl.arange(0, K.PADDED)[None, :] < s.S
+    """Which runs of `unfolded` exist."""
+    there = tl.arange(0, K.PADDED)[None, :] < s.S // K.RUN
     return tl.broadcast_to(there, [K.BLOCK_C, K.PADDED])
 
 

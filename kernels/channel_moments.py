@@ -14,6 +14,7 @@ from .arithmetic import centred, chan_merge, merge_along, product, sum_both
 from .channel_lanes import (
     block_of_channels,
     by_channel,
+    by_run,
     is_unfolded,
     merged_at_once,
     unfolded,
@@ -120,19 +121,33 @@ def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
     channels = unit_channels(at.u, 0, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
     origin = load_first(t, n, channels.c, channels.mask, s, K)
-    there = is_unfolded(s, K)
     first, _, end = tiles_of_part(at, s, K)
     instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(ACC)
-    positions = s.S.to(ACC)
-    mean = unfolded(m.mean, s, K) + (unfolded(pivot, s, K) - origin.to(ACC)[:, None])
+    pivot = by_run(pivot, K)
+    is_first = tl.arange(0, K.RUN)[None, :] == 0
+    of_run = tl.sum(tl.where(is_first, pivot, 0.0), axis=1)
+    mean = by_run(m.mean, K) + (pivot - of_run[:, None])
+    mean, variance = of_equal_parts(
+        mean, by_run(m.m2, K) * (1.0 / instances), is_first | True, tl.full([], K.RUN, ACC)
+    )
+    there = is_unfolded(s, K)
+    mean = unfolded(mean, s, K) + (unfolded(of_run, s, K) - origin.to(ACC)[:, None])
+    variance = unfolded(variance, s, K)
+    mean, variance = of_equal_parts(mean, variance, there, (s.S // K.RUN).to(ACC))
+    count = tl.zeros_like(mean) + instances * s.S.to(ACC)
+    return Moments(count, mean, variance * count)
+
+
+@triton.jit
+def of_equal_parts(mean, variance, there, number):
+    """(mean, variance) of `number` parts of equal size along axis 1, from theirs."""
     mean = tl.where(there, mean, 0.0)
-    within = tl.where(there, unfolded(m.m2, s, K) * (1.0 / instances), 0.0)
-    center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / positions), axis=1)
+    center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / number), axis=1)
     deviation = tl.where(there, mean - center[:, None], 0.0)
-    squares = product(deviation, deviation) + within
+    squares = product(deviation, deviation) + tl.where(there, variance, 0.0)
     total, squares = sum_both(deviation, squares, 1)
-    mean, m2 = centred(center, total, squares, positions)
-    return Moments(tl.zeros_like(mean) + instances * positions, mean, m2 * instances)
+    mean, m2 = centred(center, total, squares, number)
+    return mean, m2 * (1.0 / number)
 
 
 @triton.jit

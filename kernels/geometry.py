@@ -175,7 +175,8 @@ class Geometry(NamedTuple):
             "WHOLE": self.several
             and self.view.S % self.BLOCK_S == 0
             and self.W % self.BLOCK_C == 0,
-            "PADDED": triton.next_power_of_2(self.view.S) if self.columns else 0,
+            "RUN": self._run,
+            "PADDED": triton.next_power_of_2(self.view.S // self._run) if self.columns else 0,
         }
 
     @property
@@ -192,6 +193,11 @@ class Geometry(NamedTuple):
         if launch.INTERPRETED or self.lanes > 1:
             return min(self._positions, at_once)
         return min(self._positions, self.num_warps * at_once if self.rows else self.BLOCK_S)
+
+    @property
+    def _run(self) -> int:
+        """Neighbouring lanes of a folded tile that are of one channel and in one thread."""
+        return math.gcd(self.view.S, 16 // self.view.itemsize) if self.columns else 1
 
     @property
     def _positions(self) -> int:
