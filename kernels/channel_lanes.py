@@ -86,8 +86,8 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
     """The lanes of a member's tile whose first instance is n; instances end before `end`."""
     lane = tl.arange(0, K.LANES)
     first = lane
-    if K.FOLDED:  # exact for less than 2^20 lanes, and quicker than an integer division
-        local = ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
+    if K.FOLDED:
+        local = channel_of(lane, s)
         first = local * s.S
         n = n + tl.full([K.LANES], 0, tl.int64)
     elif K.BLOCK_N == 1:
@@ -102,6 +102,13 @@ def tile_lanes(n, at, end, s, K: tl.constexpr):
     else:
         mask = (local < s.W) & (c < s.C) & (n < end)
     return Lanes(n, c, mask, first)
+
+
+@triton.jit
+def channel_of(lane, s):
+    """The channel of a folded tile's lane, counted in the tile. Exact for less than 2^20 lanes, and
+    quicker than an integer division."""
+    return ((lane.to(tl.float32) + 0.5) * (1.0 / s.S.to(tl.float32))).to(tl.int32)
 
 
 @triton.jit
@@ -133,8 +140,7 @@ def by_channel(value, K: tl.constexpr):
 def sum_instances(value, s, K: tl.constexpr):
     """A value for each lane, summed over the lanes of each channel."""
     if K.FOLDED:
-        value = unfolded(tl.sum(by_run(value, K), axis=1), s, K)
-        return tl.sum(tl.where(is_unfolded(s, K), value, 0.0), axis=1)
+        return tl.sum(sums_of_runs(value, s, K), axis=1)
     elif K.BLOCK_N == 1:
         return value
     else:
@@ -145,12 +151,12 @@ def sum_instances(value, s, K: tl.constexpr):
 def sum_instances_of_both(a, b, s, K: tl.constexpr):
     """sum_instances of two values, in one round."""
     if K.FOLDED:
-        there = is_unfolded(s, K)
-        a = unfolded(tl.sum(by_run(a, K), axis=1), s, K)
-        b = unfolded(tl.sum(by_run(b, K), axis=1), s, K)
-        return sum_both(tl.where(there, a, 0.0), tl.where(there, b, 0.0), 1)
+        return sum_both(sums_of_runs(a, s, K), sums_of_runs(b, s, K), 1)
     else:
         return sum_instances(a, s, K), sum_instances(b, s, K)
+
+
+# --- runs of lanes: the neighbouring ones that a thread of a folded tile has ---
 
 
 @triton.jit
@@ -160,22 +166,49 @@ def by_run(value, K: tl.constexpr):
 
 
 @triton.jit
-def unfolded(value, s, K: tl.constexpr):
-    """A value for each run of a folded tile, as (channels, runs of a channel), the latter padded.
-
-    A gather takes many instructions: so lanes of a run are put together before.
-    """
-    RUNS: tl.constexpr = K.LANES // K.RUN
-    run = tl.arange(0, K.BLOCK_C)[:, None] * (s.S // K.RUN) + tl.arange(0, K.PADDED)[None, :]
-    run = tl.reshape(tl.minimum(run, RUNS - 1), [K.BLOCK_C * K.PADDED])
-    return tl.reshape(tl.gather(value, run, 0), [K.BLOCK_C, K.PADDED])
+def in_first_part(s, K: tl.constexpr):
+    """Which lanes of each run are of the channel of its first lane. The others are of the next one:
+    no run has lanes of three."""
+    start = tl.arange(0, K.LANES // K.RUN) * K.RUN
+    channel = channel_of(start, s)
+    return tl.arange(0, K.RUN)[None, :] < ((channel + 1) * s.S - start)[:, None]
 
 
 @triton.jit
-def is_unfolded(s, K: tl.constexpr):
-    """Which runs of `unfolded` exist."""
-    there = tl.arange(0, K.PADDED)[None, :] < s.S // K.RUN
-    return tl.broadcast_to(there, [K.BLOCK_C, K.PADDED])
+def sums_of_runs(value, s, K: tl.constexpr):
+    """A value for each lane, summed over the lanes of each part of a run, as `by_part`."""
+    value, first = by_run(value, K), in_first_part(s, K)
+    one, other = sum_both(tl.where(first, value, 0.0), tl.where(first, 0.0, value), 1)
+    return tl.where(is_part(s, K), by_part(one, other, s, K), 0.0)
+
+
+@triton.jit
+def by_part(one, other, s, K: tl.constexpr):
+    """Values of the first and second parts of runs, as (channels, parts of a channel), padded.
+
+    Parts are sorted by channel here, not lanes: a gather of all lanes takes hundreds of shuffles.
+    """
+    SHAPE: tl.constexpr = [K.BLOCK_C, K.PADDED]
+    start, run = runs_of_channels(s, K)
+    last: tl.constexpr = K.LANES // K.RUN - 1
+    index = tl.reshape(tl.minimum(run, last), [K.BLOCK_C * K.PADDED])
+    one = tl.reshape(tl.gather(one, index, 0), SHAPE)
+    other = tl.reshape(tl.gather(other, index, 0), SHAPE)
+    return tl.where(run * K.RUN < start, other, one)
+
+
+@triton.jit
+def is_part(s, K: tl.constexpr):
+    """Which elements of `by_part` exist."""
+    start, run = runs_of_channels(s, K)
+    return run * K.RUN < start + s.S
+
+
+@triton.jit
+def runs_of_channels(s, K: tl.constexpr):
+    """(the first lane of each channel, the runs from the one that has it on)."""
+    start = tl.arange(0, K.BLOCK_C)[:, None] * s.S
+    return start, start // K.RUN + tl.arange(0, K.PADDED)[None, :]
 
 
 @triton.jit

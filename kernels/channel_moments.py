@@ -14,10 +14,11 @@ from .arithmetic import centred, chan_merge, merge_along, product, sum_both
 from .channel_lanes import (
     block_of_channels,
     by_channel,
+    by_part,
     by_run,
-    is_unfolded,
+    in_first_part,
+    is_part,
     merged_at_once,
-    unfolded,
     unit_channels,
 )
 from .channel_tiles import (
@@ -116,38 +117,37 @@ def channel_moments(t, m, pivot, at, s, K: tl.constexpr):
 
 @triton.jit
 def folded_moments(t, m, pivot, at, s, K: tl.constexpr):
-    """channel_moments of a folded part; all its lanes have the same number of instances."""
-    ACC: tl.constexpr = m.mean.dtype
+    """channel_moments of a folded part: first of the parts of each thread's lanes. All lanes have
+    the same number of instances."""
     channels = unit_channels(at.u, 0, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
-    origin = load_first(t, n, channels.c, channels.mask, s, K)
-    first, _, end = tiles_of_part(at, s, K)
-    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first * K.BLOCK_S).to(ACC)
-    pivot = by_run(pivot, K)
-    is_first = tl.arange(0, K.RUN)[None, :] == 0
-    of_run = tl.sum(tl.where(is_first, pivot, 0.0), axis=1)
-    mean = by_run(m.mean, K) + (pivot - of_run[:, None])
-    mean, variance = of_equal_parts(
-        mean, by_run(m.m2, K) * (1.0 / instances), is_first | True, tl.full([], K.RUN, ACC)
-    )
-    there = is_unfolded(s, K)
-    mean = unfolded(mean, s, K) + (unfolded(of_run, s, K) - origin.to(ACC)[:, None])
-    variance = unfolded(variance, s, K)
-    mean, variance = of_equal_parts(mean, variance, there, (s.S // K.RUN).to(ACC))
-    count = tl.zeros_like(mean) + instances * s.S.to(ACC)
-    return Moments(count, mean, variance * count)
+    origin = load_first(t, n, channels.c, channels.mask, s, K).to(m.mean.dtype)
+    first_tile, _, end = tiles_of_part(at, s, K)
+    instances = (tl.minimum(end * K.BLOCK_S, s.N) - first_tile * K.BLOCK_S).to(m.mean.dtype)
+    first = in_first_part(s, K)
+    pivot_of_one, one = moments_of_runs(m, pivot, instances, first, 0, K)
+    pivot_of_other, other = moments_of_runs(m, pivot, instances, first == 0, K.RUN - 1, K)
+    count = tl.where(is_part(s, K), by_part(one.count, other.count, s, K), 0.0)
+    mean = by_part(one.mean, other.mean, s, K)
+    mean += by_part(pivot_of_one, pivot_of_other, s, K) - origin[:, None]
+    return along(Moments(count, mean, by_part(one.m2, other.m2, s, K)), 1)
 
 
 @triton.jit
-def of_equal_parts(mean, variance, there, number):
-    """(mean, variance) of `number` parts of equal size along axis 1, from theirs."""
-    mean = tl.where(there, mean, 0.0)
-    center = tl.sum(product(mean, tl.zeros_like(mean) + 1.0 / number), axis=1)
+def moments_of_runs(m, pivot, instances, there, COLUMN: tl.constexpr, K: tl.constexpr):
+    """(pivot, moments) of some lanes of each run, relative to the pivot of the lane COLUMN."""
+    pivot = by_run(pivot, K)
+    is_column = tl.broadcast_to(tl.arange(0, K.RUN)[None, :] == COLUMN, pivot.shape)
+    own = tl.sum(tl.where(is_column, pivot, 0.0), axis=1)
+    mean = tl.where(there, by_run(m.mean, K) + (pivot - own[:, None]), 0.0)
+    lanes = tl.sum(tl.where(there, 1.0, 0.0).to(mean.dtype), axis=1)
+    shares = tl.broadcast_to((1.0 / tl.maximum(lanes, 1.0))[:, None], mean.shape)
+    center = tl.sum(product(mean, shares), axis=1)
     deviation = tl.where(there, mean - center[:, None], 0.0)
-    squares = product(deviation, deviation) + tl.where(there, variance, 0.0)
-    total, squares = sum_both(deviation, squares, 1)
-    mean, m2 = centred(center, total, squares, number)
-    return mean, m2 * (1.0 / number)
+    within = tl.where(there, by_run(m.m2, K), 0.0)
+    total, squares = sum_both(deviation, within + instances * deviation * deviation, 1)
+    mean, m2 = centred(center, instances * total, squares, instances * lanes)
+    return own, Moments(instances * lanes, mean, m2)
 
 
 @triton.jit

@@ -28,8 +28,8 @@ class Choices(NamedTuple):
     LANES: int  # of a tile: BLOCK_N * BLOCK_C or, folded, all positions of BLOCK_C channels
     INNER: int  # positions of a tile's inner axis, or of its middle axis if the lanes are inner
     # Contiguous sets over the batch: a tile's lanes are all positions of its channels, a run of
-    # memory; its positions are instances. RUN neighbouring lanes are of one channel and in one
-    # thread. PADDED: the runs of a channel, padded.
+    # memory; its positions are instances. A thread has RUN neighbouring lanes, of at most two
+    # channels. PADDED: the most runs that a channel has a part of, padded.
     FOLDED: bool = False
     RUN: int = 1
     PADDED: int = 0

@@ -176,7 +176,7 @@ class Geometry(NamedTuple):
             and self.view.S % self.BLOCK_S == 0
             and self.W % self.BLOCK_C == 0,
             "RUN": self._run,
-            "PADDED": triton.next_power_of_2(self.view.S // self._run) if self.columns else 0,
+            "PADDED": triton.next_power_of_2(self._runs) if self.columns else 0,
         }
 
     @property
@@ -196,8 +196,15 @@ class Geometry(NamedTuple):
 
     @property
     def _run(self) -> int:
-        """Neighbouring lanes of a folded tile that are of one channel and in one thread."""
-        return math.gcd(self.view.S, 16 // self.view.itemsize) if self.columns else 1
+        """Neighbouring lanes of a folded tile that one thread has, of at most two channels."""
+        longest = 1 << self.view.S.bit_length() - 1  # a power of two, at most S
+        return min(16 // self.view.itemsize, longest) if self.columns else 1
+
+    @property
+    def _runs(self) -> int:
+        """The most runs of lanes that a channel has a part of."""
+        S, run = self.view.S, self._run
+        return S // run if S % run == 0 else (S - 2) // run + 2
 
     @property
     def _positions(self) -> int:
