@@ -1,6 +1,7 @@
 """`python -m benchmarks.small`."""
 
 import pytest
+
 from benchmarks import small
 
 
@@ -15,5 +16,5 @@ def test_a_line_has_the_times_of_both_and_their_ratio(
     line = small.table_line("LayerNorm", "relu", 3, cold)
     name, activation, torch_us, our_us, ratio, _ = line.split()
     assert (name, activation) == ("LayerNorm", "relu")
-    assert 0 < float(torch_us) and 0 < float(our_us) and 0 < float(ratio)
+    assert float(torch_us) > 0 and float(our_us) > 0 and float(ratio) > 0
     assert len(products) == (2 * 3 if cold else 0)  # before each call
