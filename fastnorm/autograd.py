@@ -32,14 +32,13 @@ class Route(NamedTuple):
     """Which backends compute a call and its backward."""
 
     backend: Backend
-    # For two cases: compiled autograd traces the backward of an eager call, and is_grads_batched
-    # gives a dy that no kernel can read.
+    # For two cases: compiled autograd traces the backward of an eager call, and dy is `unreadable`.
     traced: Backend
     # The backend that reads and writes memory; traced tensors have none.
     engine: Engine | None
 
     def for_backward(self, dy: Tensor) -> Backend:
-        return self.traced if is_compiling() or batched(dy) else self.backend
+        return self.traced if is_compiling() or unreadable(dy) else self.backend
 
 
 class Norm(torch.autograd.Function):
@@ -76,7 +75,9 @@ class Norm(torch.autograd.Function):
         x, residual, weight, bias, rho, mean, var, mask, stats = ctx.saved_tensors
         inputs = Inputs(x, residual, weight, bias, rho, mean, var)
         (spec, route), needs = ctx.call, ctx.needs_input_grad[:5]
-        backend = route.traced if is_compiling() or is_legacy_batchedtensor(dy) else route.backend
+        backend = route.backend  # as route.for_backward, which would be two more calls
+        if is_compiling() or is_legacy_batchedtensor(dy) or dy.is_neg():
+            backend = route.traced
         if is_grad_enabled() or transformed():
             if mask is not None:
                 # A constant, which is exact: ReLU's second derivative is 0.
@@ -93,11 +94,12 @@ class Norm(torch.autograd.Function):
 apply_norm: Callable[..., Tensor] = super(torch.autograd.Function, Norm).apply
 
 
-def batched(dy: Tensor | None) -> bool:
-    """Whether dy is a batch of gradients (is_grads_batched), which no kernel can read."""
-    if dy is None or is_compiling():  # a compiler's tensors are no such batch, and it cannot ask
+def unreadable(dy: Tensor | None) -> bool:
+    """Whether no kernel can read dy: it is a batch of gradients (is_grads_batched), or has torch's
+    negative bit, which says that the values in memory are to be negated."""
+    if dy is None or is_compiling():  # a compiler's tensors are neither, and it cannot ask
         return False
-    return is_legacy_batchedtensor(dy)
+    return is_legacy_batchedtensor(dy) or dy.is_neg()
 
 
 class TransformedNorm(torch.autograd.Function):
@@ -226,7 +228,7 @@ class AddNorm(torch.autograd.Function):
         needs = (of[0] or of[1], of[2], of[3])
         if dy is None:
             dx, dweight, dbias = dsum, None, None
-        elif is_grad_enabled() or transformed() or batched(dy) or batched(dsum):
+        elif is_grad_enabled() or transformed() or unreadable(dy) or unreadable(dsum):
             asked = (needs[0], False, *needs[1:], False)
             dx, _, dweight, dbias, _ = _gradients(dy, inputs, spec, asked, route)
             dx = dx + dsum if dx is not None and dsum is not None else dx

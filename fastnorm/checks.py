@@ -3,6 +3,7 @@ anything is written."""
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NoReturn
 
 import torch
@@ -151,6 +152,7 @@ def check_running(
 ) -> None:
     """`flag` is op's name for `use_input_stats`; if it is False, both running statistics have to
     be given."""
+    _check_no_gradient(op, running_mean, running_var)
     if not use_input_stats and (running_mean is None or running_var is None):
         raise RuntimeError(
             f"{op} of an input of shape {tuple(input.shape)} with {flag}=False needs running_mean "
@@ -161,7 +163,15 @@ def check_running(
         raise ValueError(f"{op} got no {missing}: running_mean and running_var come together")
 
 
+def _check_no_gradient(op: str, *running: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in running):
+        raise RuntimeError(
+            f"{op} got a running statistic that requires a gradient: there is none. Detach it"
+        )
+
+
 def check_running_mean(op: str, input: Tensor, running_mean: Tensor | None, training: bool) -> None:
+    _check_no_gradient(op, running_mean)
     if not training and running_mean is None:
         raise RuntimeError(
             f"{op} of an input of shape {tuple(input.shape)} with training=False needs "
@@ -169,15 +179,23 @@ def check_running_mean(op: str, input: Tensor, running_mean: Tensor | None, trai
         )
 
 
-def check_momentum(op: str, momentum: float | Tensor) -> float:
-    """momentum as a float; like torch's operators, it may be a boolean or a one-element tensor."""
-    if not isinstance(momentum, float | int) and not (
-        isinstance(momentum, Tensor) and momentum.numel() == 1
-    ):
-        raise TypeError(
-            f"{op} got momentum={momentum!r}: it has to be a float, the share of the new statistics"
-        )
-    return float(momentum)
+def check_number(op: str, name: str, value: float | Tensor) -> float:
+    """The value as a float; like torch's operators, it may be a boolean or a one-element tensor."""
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
+        raise TypeError(f"{op} got {name}={value!r}: it has to be a float")
+    return float(value)
+
+
+def check_flag(op: str, name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op} got {name}={value!r}: it has to be True or False")
+
+
+def check_tensors(op: str, input: Tensor, **others: Tensor | None) -> None:
+    """The input is a tensor; the others are tensors or None."""
+    for name, value in (("input", input), *others.items()):
+        if not isinstance(value, Tensor) and (value is not None or name == "input"):
+            raise TypeError(f"{op} got {name} of {type(value)}: it has to be a tensor")
 
 
 def check_mask(op: str, input: Tensor, mask: Tensor) -> None:

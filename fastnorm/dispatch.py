@@ -45,6 +45,8 @@ def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
     # First ask whether x is traced: asking for its sizes would fix them in the traced program.
     if traced:
         return formula(inputs, spec) if _is_empty(x) else torch_norms.norm(inputs, spec)
+    if _negated(*inputs):
+        return formula(inputs, spec)
     route = _route(name, x)
     if route is not None:
         apply = TransformedNorm.apply if transformed() else apply_norm
@@ -115,19 +117,19 @@ def add_normalise(inputs: Inputs, spec: NormSpec) -> tuple[Tensor, Tensor]:
         exported = torch.onnx.is_in_onnx_export()
         if traced and not exported and (operators := _operators_engine(name, x, spec)):
             return ops.differentiable_add_norm(inputs, spec, operators)
-        route = None if traced else _route(name, x)
+        route = None if traced or _negated(x, residual, weight, bias) else _route(name, x)
         if route is not None:
             return apply_add_norm(x, residual, weight, bias, spec, route)
     total = (x + residual).contiguous()
     return normalise(Inputs(total, None, weight, bias), spec), total
 
 
-def stages_for(x: Tensor) -> Stages | None:
+def stages_for(x: Tensor, residual: Tensor | None) -> Stages | None:
     """The engine's moments and apply, for a merge in plain PyTorch; None: PyTorch does all."""
     name = backend_for(x)
     if name == "reference" or is_traced(x) or transformed() or x.numel() == 0:
         return None
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or _negated(x, residual):
         return None
     engine = _engine(name, x)
     return None if engine is None else engine.stages
@@ -141,7 +143,7 @@ def modulator_for(x: Tensor, parameters: Sequence[Tensor | None]) -> Engine | No
     given = [t for t in parameters if t is not None]
     if is_traced(x) or any(is_traced(t) or t.dtype not in DTYPES for t in given):
         return None
-    return _engine(name, x) if x.numel() else None
+    return _engine(name, x) if x.numel() and not _negated(*given) else None
 
 
 def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
@@ -154,7 +156,7 @@ def normalise_weight(v: Tensor, g: Tensor, dim: int) -> Tensor:
     special = forward_ad._current_level >= 0 or transformed() or v.numel() == 0
     if name == "reference" or special:
         return reference.weight_norm(v, g, dim)
-    engine = None if is_traced(v) else _engine(name, v)
+    engine = None if is_traced(v) or _negated(v, g) else _engine(name, v)
     if engine is None:
         wide = torch.promote_types(v.dtype, torch.float32)
         return torch._weight_norm(v.to(wide), g.to(wide), dim).to(v.dtype)
@@ -184,7 +186,7 @@ def gated_normalise(
         return normalise(Inputs(x, None, weight), NormSpec("rms", eps=eps))
     name = backend_for(x)
     special = forward_ad._current_level >= 0 or transformed() or is_traced(x) or is_traced(gate)
-    special = special or x.numel() == 0
+    special = special or x.numel() == 0 or _negated(x, gate, weight)
     engine = None if special or name == "reference" else _engine(name, x)
     if engine is None:
         return reference.gated_rms_norm(x, gate, weight, eps, norm_before_gate=norm_before_gate)
@@ -209,6 +211,12 @@ def autocast(x: Tensor, residual: Tensor | None, norm: str) -> tuple[Tensor, Ten
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
     return x, residual
+
+
+def _negated(*tensors: Tensor | None) -> bool:
+    """Whether a tensor has torch's negative bit: its values in memory are to be negated, as those
+    of `z.conj().imag`. No kernel knows that."""
+    return any(t is not None and t.is_neg() for t in tensors)
 
 
 def _is_empty(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .autograd import batched, transformed
+from .autograd import transformed, unreadable
 from .contract import Engine, Tensors
 from .reference.specs import pull_back
 
@@ -37,7 +37,7 @@ class GatedNorm(torch.autograd.Function):
         x, gate, weight, stats = ctx.saved_tensors
         (norm_before_gate, eps, engine), needs = ctx.call, ctx.needs_input_grad[:3]
         traced = torch.compiler.is_compiling()  # by compiled autograd
-        if torch.is_grad_enabled() or transformed() or batched(dy) or traced:
+        if torch.is_grad_enabled() or transformed() or unreadable(dy) or traced:
             sought = [i for i in range(3) if needs[i]]
             grads = pull_back(_formula(norm_before_gate, eps), (x, gate, weight), sought, (dy,))
         else:

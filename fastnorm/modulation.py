@@ -13,6 +13,7 @@ norm's kernels then give the gradients of parameters of each sample.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .autograd import Route
@@ -121,6 +122,7 @@ def _ready_engine(
             or given.shape != shape
             or given.dtype not in DTYPES
             or given.device != x.device
+            or given.is_neg()
         ):
             return None
     return route.engine
@@ -138,6 +140,8 @@ def _of_samples(
 
     One call of an engine if scale and shift have that shape themselves.
     """
+    if shift is not None and not torch.compiler.is_compiling():
+        shift = shift.resolve_neg()  # it may become the bias itself, and kernels read memory
     given = (weight, bias, scale, shift)
     if scale is not None and scale.shape == shape and (shift is None or shift.shape == shape):
         engine = modulator_for(x, given)

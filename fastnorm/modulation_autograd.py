@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import batched, transformed
+from .autograd import transformed, unreadable
 from .contract import Engine, Tensors
 from .reference.specs import pull_back
 from .tensors import accumulation_of
@@ -38,7 +38,7 @@ class Modulate(torch.autograd.Function):
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[:4]
         dtype, engine = ctx.call
         traced = torch.compiler.is_compiling()  # by compiled autograd
-        if torch.is_grad_enabled() or transformed() or any(map(batched, grads)) or traced:
+        if torch.is_grad_enabled() or transformed() or any(map(unreadable, grads)) or traced:
             wide = accumulation_of(dtype)
             sought = [i for i in range(4) if needs[i]]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .activations import activate, masked
-from .autograd import batched
+from .autograd import unreadable
 from .contract import Stages, side_input
 from .tensors import broadcast, positions
 
@@ -92,7 +92,7 @@ class Apply(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, residual, side, table, scale, shift = ctx.saved_tensors
         call, stages = ctx.call, ctx.call.stages
-        if torch.is_grad_enabled() or batched(dy) or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or unreadable(dy) or torch.compiler.is_compiling():
             dx, g, *sums = _plain_gradients(
                 dy, x, residual, side, table[0].double(), scale, shift, call
             )

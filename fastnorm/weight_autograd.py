@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .autograd import batched, transformed
+from .autograd import transformed, unreadable
 from .contract import Engine, Tensors
 from .reference.specs import pull_back
 
@@ -30,7 +30,7 @@ class WeightNorm(torch.autograd.Function):
         v, g, norms = ctx.saved_tensors
         needs, dim = ctx.needs_input_grad[:2], ctx.dim
         traced = torch.compiler.is_compiling()  # by compiled autograd
-        if torch.is_grad_enabled() or transformed() or batched(dw) or traced:
+        if torch.is_grad_enabled() or transformed() or unreadable(dw) or traced:
             sought = [i for i in (0, 1) if needs[i]]
             return *pull_back(_formula(dim), (v, g), sought, (dw,)), None, None
         return *ctx.engine.weight_norm_backward(dw, v, g, norms, dim, needs), None, None

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..activations import canonical
+from ..contract import side_input
 from . import fusion
 from .activations import activation_of, has_hooks
 from .converting import OURS
 from .report import Change, Conversion, Kept, type_name
-from .tracing import compare, trace
+from .tracing import compare, restore_names, trace
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 ADDS_IN_PLACE = (operator.iadd, "add_")
@@ -23,6 +24,15 @@ ACTIVATIONS: dict[Any, str] = {
     F.silu: "silu", F.gelu: "gelu", F.hardswish: "hardswish", F.mish: "mish",
     F.leaky_relu: "leaky_relu", F.elu: "elu",
 }  # fmt: skip
+# Functions and methods that write to their first argument, and those whose result may be a view.
+WRITES = ("iadd", "isub", "imul", "itruediv", "setitem")
+VIEWS = (
+    "alias", "as_strided", "chunk", "contiguous", "detach", "diagonal", "expand", "expand_as",
+    "flatten", "getitem", "movedim", "narrow", "permute", "ravel", "reshape", "select", "split",
+    "squeeze", "swapaxes", "t", "tensor_split", "to", "transpose", "type_as", "unbind", "unflatten",
+    "unfold", "unsqueeze", "view", "view_as",
+)  # fmt: skip
+VIEWING = (nn.Flatten, nn.Unflatten, nn.Sequential)
 OPTIONS = {"gelu": "approximate", "leaky_relu": "negative_slope", "elu": "alpha"}
 
 
@@ -38,9 +48,10 @@ def fuse_traced(model: nn.Module, example: tuple[Any, ...], fold: bool) -> Conve
             outcome = step(traced, node, calls)
             if isinstance(outcome, Change):
                 changed.append(outcome)
-            elif outcome is not None:
+            elif outcome is not None and outcome not in kept:  # once, however often it is called
                 kept.append(outcome)
     traced.delete_all_unused_submodules()
+    restore_names(model, traced)
     traced.graph.lint()
     traced.recompile()
     compare(model, traced, example)
@@ -137,7 +148,7 @@ def _activation(traced: fx.GraphModule, node: fx.Node) -> str | None:
 def _reason_to_keep(
     traced: fx.GraphModule, pattern: _Pattern, norm: nn.Module, calls: Counter[Any]
 ) -> str | None:
-    node, add, residual, last, _ = pattern
+    node, add, residual, last, activation = pattern
     if type(norm) in OURS:
         return "torch's: call fastnorm.convert first"
     if calls[node.target] > 1:
@@ -157,7 +168,35 @@ def _reason_to_keep(
     nodes = list(traced.graph.nodes)
     if any(_may_write(traced, n) for n in nodes[nodes.index(node) + 1 : nodes.index(add)]):
         return "between it and the addition something may change its input in place"
+    if side_input(activation, True) == "residual":  # it is kept for the backward
+        origin = _origin(traced, residual)
+        for later in nodes[nodes.index(add) + 1 :]:
+            tensors = [a for a in later.args if isinstance(a, fx.Node)]
+            if _may_write(traced, later) and origin in [_origin(traced, a) for a in tensors]:
+                return "the tensor added to it may change in place later"
     return None
+
+
+def _origin(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node whose tensor this one may be a view of, as far as can be seen."""
+    while node.args and isinstance(node.args[0], fx.Node):
+        if node.op == "call_module":
+            module = traced.get_submodule(str(node.target))
+            if not (isinstance(module, VIEWING) or getattr(module, "inplace", False)):
+                break
+        elif node.op in ("call_function", "call_method"):
+            name = _name_of(node)
+            if not (name.endswith("_") or name in (*VIEWS, *WRITES)):
+                break
+        else:
+            break
+        node = node.args[0]
+    return node
+
+
+def _name_of(node: fx.Node) -> str:
+    """The name of the function or method that it calls."""
+    return node.target if isinstance(node.target, str) else node.target.__name__
 
 
 def _may_write(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -168,9 +207,10 @@ def _may_write(traced: fx.GraphModule, node: fx.Node) -> bool:
         return not known or any(getattr(m, "inplace", False) for m in module.modules())
     if node.op not in ("call_function", "call_method"):
         return False
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
-    return in_place or True in node.args or True in node.kwargs.values() or "out" in node.kwargs
+    name = _name_of(node)
+    in_place = name.endswith("_") or name in WRITES
+    flagged = any(value is True for value in (*node.args, *node.kwargs.values()))  # inplace=True
+    return in_place or flagged or "out" in node.kwargs
 
 
 def _fold(traced: fx.GraphModule, node: fx.Node, calls: Counter[Any]) -> Change | Kept | None:

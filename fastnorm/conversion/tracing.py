@@ -49,7 +49,7 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     modes = {module: module.training for module in model.modules()}
     graphs = _graphs(model, modes)
     used = {n.target for graph in graphs.values() for n in graph.nodes if n.op == "get_attr"}
-    if constants := sorted(used - _tensor_names(model)):
+    if constants := sorted(used - {name for name, _ in _named_tensors(model)}):
         # The tensor may be random, or made of weights that will change.
         raise ValueError(f"fuse cannot trace a forward that makes tensors: {constants}")
     if str(graphs[False]) != str(graphs[True]):
@@ -61,7 +61,8 @@ def trace(model: nn.Module, example: tuple[Any, ...]) -> fx.GraphModule:
     for module in traced.modules():
         if module not in modes:  # GraphModule made it
             module.training = model.training
-    if lost := sorted(_tensor_names(model) - _tensor_names(traced)):
+    found = {id(tensor) for _, tensor in _named_tensors(traced)}  # it knows one name of each module
+    if lost := sorted(name for name, tensor in _named_tensors(model) if id(tensor) not in found):
         raise ValueError(f"fuse would lose tensors that the model's forward does not use: {lost}")
     _propagate_shapes(traced, example)
     return traced
@@ -81,10 +82,22 @@ def _graphs(model: nn.Module, modes: dict[nn.Module, bool]) -> dict[bool, fx.Gra
             delattr(model, name)
 
 
-def _tensor_names(module: nn.Module) -> set[str]:
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Its parameters and buffers, under all of their names."""
     parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {name for name, _ in [*parameters, *buffers]}
+    return [*parameters, *module.named_buffers(remove_duplicate=False)]
+
+
+def restore_names(model: nn.Module, traced: fx.GraphModule) -> None:
+    """Give the modules of `traced` the further names that they have in the model, which torch.fx
+    does not keep: so both have the same state_dict keys."""
+    first: dict[nn.Module, str] = {}
+    present = dict(traced.named_modules(remove_duplicate=False))
+    for name, module in model.named_modules(remove_duplicate=False):
+        known = first.setdefault(module, name)
+        if known in present and name not in present:
+            traced.add_submodule(name, present[known])
+            present = dict(traced.named_modules(remove_duplicate=False))
 
 
 def _propagate_shapes(traced: fx.GraphModule, example: tuple[Any, ...]) -> None:

@@ -7,11 +7,13 @@ from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
 from ..checks import (
     check_channels,
+    check_flag,
     check_input,
-    check_momentum,
     check_more_than_one_value,
+    check_number,
     check_running,
     check_running_mean,
+    check_tensors,
 )
 from ..contract import Inputs, NormSpec
 from ..dispatch import autocast, normalise
@@ -56,7 +58,7 @@ def batch_norm(
     after = canonical(activation, "batch_norm")
     spec = NormSpec("batch", 1, training, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+    route = plain_route(input, residual, None, parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
         gamma, beta = modulated_channels("batch_norm", input, weight, bias, scale, shift, route)
@@ -65,15 +67,21 @@ def batch_norm(
         and input.dim() > 1
         and input.numel() > input.shape[1]
         and _is_sound_running(running_mean, running_var, training)
-        and type(momentum) is float
+        and type(momentum) is type(eps) is float
         and eps > 0
     ):
         return apply_norm(
             input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
+    check_tensors(
+        "batch_norm", input, running_mean=running_mean, running_var=running_var,
+        weight=weight, bias=bias, residual=residual,
+    )  # fmt: skip
+    check_flag("batch_norm", "training", training)
     if training:
         check_more_than_one_value("batch_norm", input, input.shape[:1] + input.shape[2:], "channel")
-    spec = spec._replace(momentum=check_momentum("batch_norm", momentum))
+    eps = check_number("batch_norm", "eps", eps)
+    spec = spec._replace(momentum=check_number("batch_norm", "momentum", momentum), eps=eps)
     input, residual = autocast(input, residual, "batch")
     if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
         return batch_norm(
@@ -126,7 +134,7 @@ def mean_only_batch_norm(
     after = canonical(activation, "mean_only_batch_norm")
     spec = NormSpec("mean_only_batch", 1, training, momentum, 0.0, after)
     parameters = (bias, running_mean)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+    route = plain_route(input, residual, None, parameters)
     gamma, beta = None, bias
     if scale is not None or shift is not None:
         gamma, beta = modulated_channels(
@@ -135,11 +143,16 @@ def mean_only_batch_norm(
     if (
         route is not None
         and input.dim() > 1
-        and (training or running_mean is not None)
+        and type(training) is bool
+        and (training if running_mean is None else not running_mean.requires_grad)
         and type(momentum) is float
     ):
         return apply_norm(input, residual, gamma, beta, None, running_mean, None, spec, route)
-    spec = spec._replace(momentum=check_momentum("mean_only_batch_norm", momentum))
+    check_tensors(
+        "mean_only_batch_norm", input, running_mean=running_mean, bias=bias, residual=residual
+    )
+    check_flag("mean_only_batch_norm", "training", training)
+    spec = spec._replace(momentum=check_number("mean_only_batch_norm", "momentum", momentum))
     input, residual = autocast(input, residual, "mean_only_batch")
     check_input("mean_only_batch_norm", input, 2, residual)
     check_channels("mean_only_batch_norm", input, None, bias, running_mean)
@@ -186,7 +199,7 @@ def instance_norm(
     norm = "instance" if use_input_stats else "batch"
     spec = NormSpec(norm, 1, use_input_stats, momentum, eps, after)
     parameters = (weight, bias, running_mean, running_var)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+    route = plain_route(input, residual, None, parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
         gamma, beta = modulated_channels("instance_norm", input, weight, bias, scale, shift, route)
@@ -195,14 +208,20 @@ def instance_norm(
         and input.dim() > 1
         and input.numel() > input.shape[0] * input.shape[1]
         and _is_sound_running(running_mean, running_var, use_input_stats)
-        and type(momentum) is float
+        and type(momentum) is type(eps) is float
     ):
         return apply_norm(
             input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
+    check_tensors(
+        "instance_norm", input, running_mean=running_mean, running_var=running_var,
+        weight=weight, bias=bias, residual=residual,
+    )  # fmt: skip
+    check_flag("instance_norm", "use_input_stats", use_input_stats)
     if use_input_stats:
         check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
-    spec = spec._replace(momentum=check_momentum("instance_norm", momentum))
+    eps = check_number("instance_norm", "eps", eps)
+    spec = spec._replace(momentum=check_number("instance_norm", "momentum", momentum), eps=eps)
     input, residual = autocast(input, residual, "instance")
     check_input("instance_norm", input, 2, residual)
     check_channels("instance_norm", input, weight, bias, running_mean, running_var)
@@ -248,7 +267,7 @@ def batch_instance_norm(
     after = canonical(activation, "batch_instance_norm")
     spec = NormSpec("batch_instance", 1, training, momentum, eps, after)
     parameters = (weight, bias, rho, running_mean, running_var)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+    route = plain_route(input, residual, None, parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
         gamma, beta = modulated_channels(
@@ -259,12 +278,20 @@ def batch_instance_norm(
         and input.dim() > 1
         and input.numel() > input.shape[0] * input.shape[1]
         and _is_sound_running(running_mean, running_var, training)
-        and type(momentum) is float
+        and type(momentum) is type(eps) is float
         and eps > 0
     ):
         return apply_norm(input, residual, gamma, beta, rho, running_mean, running_var, spec, route)
+    check_tensors(
+        "batch_instance_norm", input, running_mean=running_mean, running_var=running_var,
+        rho=rho, weight=weight, bias=bias, residual=residual,
+    )  # fmt: skip
+    check_flag("batch_instance_norm", "training", training)
     check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
-    spec = spec._replace(momentum=check_momentum("batch_instance_norm", momentum))
+    eps = check_number("batch_instance_norm", "eps", eps)
+    spec = spec._replace(
+        momentum=check_number("batch_instance_norm", "momentum", momentum), eps=eps
+    )
     input, residual = autocast(input, residual, "batch_instance")
     check_input("batch_instance_norm", input, 2, residual)
     check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
@@ -307,7 +334,7 @@ def group_norm(
     after = canonical(activation, "group_norm")
     spec = NormSpec("group", num_groups, True, 0.0, eps, after)
     parameters = (weight, bias)
-    route = plain_route(input, residual, input.shape[1:2], parameters)
+    route = plain_route(input, residual, None, parameters)
     gamma, beta = weight, bias
     if scale is not None or shift is not None:
         gamma, beta = modulated_channels("group_norm", input, weight, bias, scale, shift, route)
@@ -317,8 +344,11 @@ def group_norm(
         and num_groups > 0
         and input.shape[1] % num_groups == 0
         and input.numel() > num_groups
+        and type(eps) is float
     ):
         return apply_norm(input, residual, gamma, beta, None, None, None, spec, route)
+    check_tensors("group_norm", input, weight=weight, bias=bias, residual=residual)
+    spec = spec._replace(eps=check_number("group_norm", "eps", eps))
     input, residual = autocast(input, residual, "group")
     check_input("group_norm", input, 2, residual)
     N, C, *sizes = input.shape
@@ -336,7 +366,9 @@ def group_norm(
 def _is_sound_running(
     running_mean: Tensor | None, running_var: Tensor | None, use_input_stats: bool
 ) -> bool:
-    """Whether check_running would accept them."""
+    """Whether check_flag and check_running would accept them."""
+    if type(use_input_stats) is not bool:
+        return False
     if running_mean is None or running_var is None:
         return use_input_stats and running_mean is running_var
-    return True
+    return not (running_mean.requires_grad or running_var.requires_grad)

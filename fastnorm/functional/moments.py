@@ -57,7 +57,7 @@ def moment_norm(
     check_input("moment_norm", input, 2, residual)
     if scale is not None or shift is not None:
         merge = _modulated(input, merge, scale, shift)
-    stages = stages_for(input)
+    stages = stages_for(input, residual)
     if stages is None:
         return _formula(input, merge, after, residual)
     call = Call(stages, after)

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
-from ..checks import check_input, check_rows
+from ..checks import check_input, check_number, check_rows, check_tensors
 from ..contract import Inputs, NormSpec
 from ..dispatch import add_normalise, autocast, normalise
 from ..modulation import modulated_rows
@@ -52,13 +52,15 @@ def layer_norm(
     if not overridden:
         shape = tuple(normalized_shape)
         route = plain_route(input, residual, shape, (weight, bias))
-        if route is not None and _ends_in(input.shape, shape):
+        if route is not None and type(eps) is float and _ends_in(input.shape, shape):
             spec = NormSpec("layer", len(shape), True, 0.0, eps, after)
             if scale is not None or shift is not None:
                 weight, bias = modulated_rows(
                     "layer_norm", input, shape, weight, bias, scale, shift, route
                 )
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
+        check_tensors("layer_norm", input, weight=weight, bias=bias, residual=residual)
+        eps = check_number("layer_norm", "eps", eps)
     if is_nested(input):
         return on_rows(
             "layer_norm", input, residual, normalized_shape,
@@ -116,13 +118,15 @@ def rms_norm(
     if not overridden:
         shape = tuple(normalized_shape)
         route = plain_route(input, residual, shape, (weight,))
-        if route is not None and _ends_in(input.shape, shape):
+        if route is not None and _ends_in(input.shape, shape) and type(eps) in REAL_OR_NONE:
             spec, bias = _rms_spec(input, shape, eps, after), None
             if scale is not None or shift is not None:
                 weight, bias = modulated_rows(
                     "rms_norm", input, shape, weight, None, scale, shift, route
                 )
             return apply_norm(input, residual, weight, bias, None, None, None, spec, route)
+        check_tensors("rms_norm", input, weight=weight, residual=residual)
+        eps = None if eps is None else check_number("rms_norm", "eps", eps)
     if is_nested(input):
         return on_rows(
             "rms_norm", input, residual, normalized_shape,
@@ -265,6 +269,7 @@ def counted_from_one(weight: Tensor | None) -> Tensor | None:
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) + 1
 
 
+REAL_OR_NONE = (float, type(None))
 EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
 
 

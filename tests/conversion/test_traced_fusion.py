@@ -272,3 +272,61 @@ def test_activations_that_are_called(activation):
             f"fastnorm.BatchNorm2d(activation={activation!r}){after}"
         ]
         torch.testing.assert_close(report.model(x), twin(x))
+
+
+class Later(nn.Module):
+    """act(norm(conv(x)) + r) + later(r)."""
+
+    def __init__(self, activation, later):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(C, C, 1, bias=False), fastnorm.BatchNorm2d(C)
+        self.activation, self.later = activation, later
+
+    def forward(self, x):
+        r = x * 1
+        y = self.activation(self.norm(self.conv(x)) + r)
+        return y + self.later(r)
+
+
+def plus_one(r):
+    return r + 1
+
+
+def plus_one_in_place(r):
+    return r.add_(1)
+
+
+def plus_one_in_a_view(r):
+    return r.flatten(1).add_(1).view(-1, C, 3, 3)
+
+
+@pytest.mark.parametrize("later", [plus_one, plus_one_in_place, plus_one_in_a_view])
+@pytest.mark.parametrize("activation", [TF.relu, TF.silu])
+def test_a_residual_that_changes_in_place_later(activation, later):
+    """A smooth activation keeps the residual for its backward, and then nothing may write to it."""
+    net = Later(activation, later).to(DEVICE, torch.float64)
+    x = make_input((2, C, 3, 3), dtype=torch.float64)
+    report = fastnorm.fuse(net, x)
+    kept = activation is TF.silu and later is not plus_one
+    assert [k.reason for k in report.kept] == ["the tensor added to it may change in place later"][
+        : int(kept)
+    ]
+    twin = copy.deepcopy(net)
+    report.model(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert_close(mine.grad, theirs.grad)
+
+
+def test_a_module_with_two_names():
+    """It keeps both in the traced model; torch.fx knows only the first."""
+    block = nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), nn.ReLU())
+    net = nn.Sequential(block, block, nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), nn.ReLU()).to(DEVICE)
+    fastnorm.convert(net)
+    x = make_input((2, C, 3, 3), dtype=torch.float32)
+    report = fastnorm.fuse(net, x)
+    assert [c.name for c in report.changed] == ["3"]
+    assert [(k.name, k.reason) for k in report.kept] == [("0.1", "it is called more than once")]
+    assert report.model.state_dict().keys() == net.state_dict().keys()
+    assert report.model.get_submodule("1.0") is report.model.get_submodule("0.0")
+    assert_close(report.model.eval()(x), net.eval()(x).double())

@@ -5,6 +5,7 @@ cannot be asked about batch-instance norm (instead its parts are, batch_norm and
 about arguments that torch does not have (activation, residual).
 """
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as TF
@@ -125,6 +126,59 @@ def test_same_class_as_torch(backend, case):
     assert isinstance(ours, type(theirs)) and isinstance(theirs, type(ours)), (ours, theirs)
     for word in words:
         assert word in str(ours), f"{word!r} is not in {str(ours)!r}"
+
+
+STATISTICS = (vector(6), vector(6))
+WRONG_TYPES = {
+    "eps None": (LN, ((4,),), {"eps": None}, "eps=None"),
+    "eps text": (GN, (2,), {"eps": "1"}, "eps='1'"),
+    "eps list": (IN, (), {"eps": [1e-5]}, "eps="),
+    "eps text, RMS": (RMS, ((4,),), {"eps": "1"}, "eps='1'"),
+    "eps text, BN": (BN, STATISTICS, {"eps": "1"}, "eps='1'"),
+    "training None": (BN, STATISTICS, {"training": None}, "training=None"),
+    "training text": (BN, STATISTICS, {"training": "yes"}, "training='yes'"),
+    "training number": (BN, STATISTICS, {"training": 1}, "training=1"),
+    "use_input_stats None": (IN, STATISTICS, {"use_input_stats": None}, "use_input_stats=None"),
+    "momentum text": (BN, STATISTICS, {"training": True, "momentum": "1"}, "momentum='1'"),
+    "weight list, GN": (GN, (2,), {"weight": [1.0] * 6}, "weight"),
+    "weight list, LN": (LN, ((4,),), {"weight": [1.0] * 4}, "weight"),
+    "bias list, BN": (BN, STATISTICS, {"bias": [1.0] * 6}, "bias"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_type_error(backend, case):
+    """An argument of another type: TypeError, as in torch, and it is named."""
+    op, arguments, more, word = WRONG_TYPES[case]
+    assert isinstance(raised_by(lambda: getattr(TF, op)(x_of(*X), *arguments, **more)), TypeError)
+    with fastnorm.use_backend(backend), pytest.raises(TypeError) as caught:
+        getattr(F, op)(x_of(*X), *arguments, **more)
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("input", [None, [1.0], np.ones((2, 6, 4))], ids=["None", "list", "numpy"])
+@pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "layer_norm", "rms_norm"])
+def test_no_tensor(op, input):
+    arguments = {"batch_norm": (*STATISTICS,), "instance_norm": ()}.get(op, ((4,),))
+    with pytest.raises(TypeError, match="it has to be a tensor"):
+        getattr(F, op)(input, *arguments)
+
+
+@pytest.mark.parametrize("op", [BN, IN])
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_running_statistics_that_require_a_gradient(backend, op, flag):
+    """There is none in torch either; without grad mode nobody asks for it."""
+    mean, var = vector(6).requires_grad_(), vector(6).requires_grad_()
+    more = {"training" if op == BN else "use_input_stats": flag}
+    assert isinstance(raised_by(lambda: getattr(TF, op)(x_of(*X), mean, var, **more)), RuntimeError)
+    with fastnorm.use_backend(backend):
+        with pytest.raises(RuntimeError, match="requires a gradient"):
+            getattr(F, op)(x_of(*X), mean, var, **more)
+        assert (mean == 1).all() and (var == 1).all()
+        with torch.no_grad():
+            getattr(F, op)(x_of(*X), mean, var, **more)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
