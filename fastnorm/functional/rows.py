@@ -239,6 +239,7 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     """`parameters` are weight, bias, scale and shift."""
     weight, bias, scale, shift = parameters
+    spec = spec._replace(eps=check_number(op, "eps", spec.eps))
     x, shortcut = autocast(input, residual, spec.norm)
     assert shortcut is not None
     check_input(op, x, 1, shortcut)
