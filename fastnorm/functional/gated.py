@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..checks import check_gated
+from ..checks import check_gated, check_number
 from ..dispatch import autocast, gated_normalise
 from ..nested import is_nested, on_rows
 
@@ -45,4 +45,5 @@ def gated_rms_norm(
         )  # fmt: skip
     x, z = autocast(input, gate, "rms")
     check_gated(x, z, weight, group_size)
+    eps = check_number("gated_rms_norm", "eps", eps)
     return gated_normalise(x, z, weight, eps, group_size, norm_before_gate)

@@ -164,6 +164,12 @@ def test_type_error_of_an_adding_norm(backend, op):
         getattr(F, op)(x_of(*X), x_of(*X), (4,), eps="1")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_type_error_of_the_gated_norm(backend):
+    with fastnorm.use_backend(backend), pytest.raises(TypeError, match="eps='1'"):
+        F.gated_rms_norm(x_of(*X), x_of(*X), eps="1")
+
+
 @pytest.mark.parametrize("input", [None, [1.0], np.ones((2, 6, 4))], ids=["None", "list", "numpy"])
 @pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "layer_norm", "rms_norm"])
 def test_no_tensor(op, input):
