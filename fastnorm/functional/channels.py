@@ -5,20 +5,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..activations import ActivationLike, canonical
 from ..autograd import apply_norm
-from ..checks import (
-    check_channels,
-    check_flag,
-    check_input,
-    check_more_than_one_value,
-    check_number,
-    check_running,
-    check_running_mean,
-    check_tensors,
-)
 from ..contract import Inputs, NormSpec
-from ..dispatch import autocast, normalise
+from ..dispatch import normalise
 from ..modulation import modulated_channels
 from ..plain import plain_route
+from .channel_checks import as_matrix, checked, is_empty_vector
 
 
 def batch_norm(
@@ -73,31 +64,15 @@ def batch_norm(
         return apply_norm(
             input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
-    check_tensors(
-        "batch_norm", input, running_mean=running_mean, running_var=running_var,
-        weight=weight, bias=bias, residual=residual,
-    )  # fmt: skip
-    check_flag("batch_norm", "training", training)
-    if training:
-        check_more_than_one_value("batch_norm", input, input.shape[:1] + input.shape[2:], "channel")
-    eps = check_number("batch_norm", "eps", eps)
-    spec = spec._replace(momentum=check_number("batch_norm", "momentum", momentum), eps=eps)
-    input, residual = autocast(input, residual, "batch")
-    if input.shape == (0,):  # torch takes an empty vector too: a batch without channels
+    if is_empty_vector(input):
         return batch_norm(
             input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
-            activation=activation, residual=None if residual is None else residual.view(0, 0),
-            scale=None if scale is None else scale.view(0, 0),
-            shift=None if shift is None else shift.view(0, 0),
+            activation=activation, residual=as_matrix(residual),
+            scale=as_matrix(scale), shift=as_matrix(shift),
         ).view(0)  # fmt: skip
-    check_input("batch_norm", input, 2, residual)
-    check_channels("batch_norm", input, weight, bias, running_mean, running_var)
-    if eps < 0 or (training and eps == 0):
-        raise ValueError(
-            f"batch_norm got eps={eps}: it has to be positive in training, not negative in eval"
-        )
-    check_running("batch_norm", input, running_mean, running_var, "training", training)
-    return normalise(Inputs(input, residual, gamma, beta, None, running_mean, running_var), spec)
+    inputs = Inputs(input, residual, weight, bias, None, running_mean, running_var)
+    inputs, spec = checked("batch_norm", inputs, spec)
+    return normalise(inputs._replace(weight=gamma, bias=beta), spec)
 
 
 def mean_only_batch_norm(
@@ -148,16 +123,9 @@ def mean_only_batch_norm(
         and type(momentum) is float
     ):
         return apply_norm(input, residual, gamma, beta, None, running_mean, None, spec, route)
-    check_tensors(
-        "mean_only_batch_norm", input, running_mean=running_mean, bias=bias, residual=residual
-    )
-    check_flag("mean_only_batch_norm", "training", training)
-    spec = spec._replace(momentum=check_number("mean_only_batch_norm", "momentum", momentum))
-    input, residual = autocast(input, residual, "mean_only_batch")
-    check_input("mean_only_batch_norm", input, 2, residual)
-    check_channels("mean_only_batch_norm", input, None, bias, running_mean)
-    check_running_mean("mean_only_batch_norm", input, running_mean, training)
-    return normalise(Inputs(input, residual, gamma, beta, None, running_mean), spec)
+    inputs = Inputs(input, residual, None, bias, None, running_mean)
+    inputs, spec = checked("mean_only_batch_norm", inputs, spec)
+    return normalise(inputs._replace(weight=gamma, bias=beta), spec)
 
 
 def instance_norm(
@@ -213,22 +181,9 @@ def instance_norm(
         return apply_norm(
             input, residual, gamma, beta, None, running_mean, running_var, spec, route
         )
-    check_tensors(
-        "instance_norm", input, running_mean=running_mean, running_var=running_var,
-        weight=weight, bias=bias, residual=residual,
-    )  # fmt: skip
-    check_flag("instance_norm", "use_input_stats", use_input_stats)
-    if use_input_stats:
-        check_more_than_one_value("instance_norm", input, input.shape[2:], "instance")
-    eps = check_number("instance_norm", "eps", eps)
-    spec = spec._replace(momentum=check_number("instance_norm", "momentum", momentum), eps=eps)
-    input, residual = autocast(input, residual, "instance")
-    check_input("instance_norm", input, 2, residual)
-    check_channels("instance_norm", input, weight, bias, running_mean, running_var)
-    check_running(
-        "instance_norm", input, running_mean, running_var, "use_input_stats", use_input_stats
-    )
-    return normalise(Inputs(input, residual, gamma, beta, None, running_mean, running_var), spec)
+    inputs = Inputs(input, residual, weight, bias, None, running_mean, running_var)
+    inputs, spec = checked("instance_norm", inputs, spec, "use_input_stats")
+    return normalise(inputs._replace(weight=gamma, bias=beta), spec)
 
 
 def batch_instance_norm(
@@ -282,23 +237,9 @@ def batch_instance_norm(
         and eps > 0
     ):
         return apply_norm(input, residual, gamma, beta, rho, running_mean, running_var, spec, route)
-    check_tensors(
-        "batch_instance_norm", input, running_mean=running_mean, running_var=running_var,
-        rho=rho, weight=weight, bias=bias, residual=residual,
-    )  # fmt: skip
-    check_flag("batch_instance_norm", "training", training)
-    check_more_than_one_value("batch_instance_norm", input, input.shape[2:], "instance")
-    eps = check_number("batch_instance_norm", "eps", eps)
-    spec = spec._replace(
-        momentum=check_number("batch_instance_norm", "momentum", momentum), eps=eps
-    )
-    input, residual = autocast(input, residual, "batch_instance")
-    check_input("batch_instance_norm", input, 2, residual)
-    check_channels("batch_instance_norm", input, weight, bias, running_mean, running_var, rho)
-    if eps <= 0:
-        raise ValueError(f"batch_instance_norm got eps={eps}: it has to be positive")
-    check_running("batch_instance_norm", input, running_mean, running_var, "training", training)
-    return normalise(Inputs(input, residual, gamma, beta, rho, running_mean, running_var), spec)
+    inputs = Inputs(input, residual, weight, bias, rho, running_mean, running_var)
+    inputs, spec = checked("batch_instance_norm", inputs, spec)
+    return normalise(inputs._replace(weight=gamma, bias=beta), spec)
 
 
 def group_norm(
@@ -347,20 +288,8 @@ def group_norm(
         and type(eps) is float
     ):
         return apply_norm(input, residual, gamma, beta, None, None, None, spec, route)
-    check_tensors("group_norm", input, weight=weight, bias=bias, residual=residual)
-    spec = spec._replace(eps=check_number("group_norm", "eps", eps))
-    input, residual = autocast(input, residual, "group")
-    check_input("group_norm", input, 2, residual)
-    N, C, *sizes = input.shape
-    if num_groups > 0:
-        check_more_than_one_value("group_norm", input, [N * C // num_groups, *sizes], "group")
-    if num_groups <= 0 or C % num_groups:
-        raise RuntimeError(
-            f"group_norm got num_groups={num_groups} for an input of shape {tuple(input.shape)}: "
-            f"it has to be positive and divide the {C} channels"
-        )
-    check_channels("group_norm", input, weight, bias)
-    return normalise(Inputs(input, residual, gamma, beta), spec)
+    inputs, spec = checked("group_norm", Inputs(input, residual, weight, bias), spec)
+    return normalise(inputs._replace(weight=gamma, bias=beta), spec)
 
 
 def _is_sound_running(
