@@ -35,6 +35,7 @@ OF_BATCH = ("bn", "bin", "mean")
 RESIDENT = {
     "resident_kernel", "resident_backward_kernel", "several_tiles_kernel",
     "several_tiles_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
+    "several_tiles_row_kernel",
 }  # fmt: skip
 EVALUATION = {"bn_eval": "bn", "in_eval": "in", "bin_eval": "bin", "mean_eval": "mean"}
 
@@ -44,9 +45,9 @@ class SmokeCase:
     """One call, forward and backward; `tier` None lets the size decide.
 
     `unaligned` tensors begin one element after an aligned address. `modulated` ones have a scale
-    and a shift of each sample. "gated" is RMS norm after its gate, in groups of a quarter of the
-    row; "gated_after" is RMS norm before its gate. "in_running" is instance norm that keeps running
-    statistics.
+    and a shift of each sample. With `narrow` parameters have x's dtype, else float32 or wider.
+    "gated" is RMS norm after its gate, in groups of a quarter of the row; "gated_after" is RMS norm
+    before its gate. "in_running" is instance norm that keeps running statistics.
     """
 
     op: str
@@ -58,6 +59,7 @@ class SmokeCase:
     residual: bool = False
     unaligned: bool = False
     modulated: bool = False
+    narrow: bool = False
 
     @property
     def name(self) -> str:
@@ -66,6 +68,7 @@ class SmokeCase:
             self.op, "x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch."),
             self.layout if self.layout != "contiguous" else "", self.tier, fused,
             "unaligned" if self.unaligned else "", "modulated" if self.modulated else "",
+            "narrow" if self.narrow else "",
         )  # fmt: skip
         return "-".join(word for word in words if word)
 
@@ -86,12 +89,13 @@ def _sizes() -> dict[str, tuple[int, ...]]:
             "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
             "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
             "rows": (6, 64), "long_rows": (3, 200), "tokens": (2, 3, 64), "several": (2, 8, 16, 16),
+            "several_rows": (3, 17000),
         }  # fmt: skip
     return {
         "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
         "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
         "rows": (1000, 1024), "long_rows": (37, 40000), "tokens": (10, 100, 1152),
-        "several": (8, 64, 112, 112),  # tiles of one program
+        "several": (8, 64, 112, 112), "several_rows": (300, 20472),  # tiles of one program
     }  # fmt: skip
 
 
@@ -146,6 +150,8 @@ def cases() -> list[SmokeCase]:
     found.append(SmokeCase("gn", several, torch.bfloat16, activation="silu"))
     found.append(SmokeCase("in", several, torch.float32, activation="relu"))
     found.append(SmokeCase("in_running", several, torch.float16))
+    for op, dtype in (("ln", torch.bfloat16), ("add_rms", torch.float16)):
+        found.append(SmokeCase(op, sizes["several_rows"], dtype, narrow=True))
     return found
 
 
@@ -203,7 +209,7 @@ def tensors(case: SmokeCase, device: str) -> Tensors:
 
     def parameter(low: float, high: float, *sizes: int) -> Tensor:
         drawn = torch.rand(sizes or size, generator=generator, device=device) * (high - low) + low
-        return drawn.double() if case.dtype == torch.float64 else drawn
+        return drawn.to(case.dtype if case.narrow else torch.promote_types(case.dtype, drawn.dtype))
 
     of_samples = (
         (case.shape[0], 1, size) if rows and len(case.shape) == 3 else (case.shape[0], size)

@@ -29,10 +29,14 @@ FEW_WARPS_AN_SM = 12
 SM_REGISTERS = 65536
 STAGES = 3  # of loops over rows: two tiles are loaded while one is worked on
 SHARED_FOR_SUMS = 16 * 1024  # bytes besides the tiles that are being loaded
-# For passes that keep nothing: elements of a tile, in 4 warps.
+# Forward, rows of 16 bits up to so many elements, in tiles for 16 warps; weight and bias too.
+LONGEST_OF_TILES = 32768
+TILE_OF_SEVERAL = 4096
+# For passes that keep only parameters: elements of a tile, in 4 warps.
 TILE = 2048
 # For passes that keep only sums: forward in 4 warps, backward in 16.
 REDUCING_TILE = (4096, 8192)
+REDUCING_STAGES = (3, 4)
 # A cluster's slice of a row; shorter in the backward, as sums of columns stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
@@ -88,6 +92,7 @@ class RowGeometry(NamedTuple):
     num_warps: int
     at_once: int = 1  # programs that an SM has at a time, if they take rows in turns
     stages: int = 1
+    tiles: int = 1  # of a row, that one program keeps
     grouped: tuple[int, int] | None = None  # (A, inner) of grouped parameters
 
     @property
@@ -136,11 +141,11 @@ class RowGeometry(NamedTuple):
         BLOCK_R = _as_needed(self.BLOCK_R, most) if launch.INTERPRETED else self.BLOCK_R
         return self._replace(BLOCK_R=BLOCK_R, grouped=(spec.parameter_rows, spec.inner))
 
-    def pipelined(self, streams: int, shared: int) -> "RowGeometry":
-        """The same with as many stages as an SM's shared memory allows. Each stage but the first
-        needs the tiles of `streams` tensors for each program."""
-        tile = self.BLOCK_R * self.BLOCK_L * self.itemsize
-        room = (shared - SHARED_FOR_SUMS) // self.at_once // (streams * tile)
+    def pipelined(self, bytes_: int, shared: int) -> "RowGeometry":
+        """The same with as many stages as an SM's shared memory allows. A turn of a program loads
+        `bytes_` for each element of its tiles; each stage but the first needs room for that."""
+        turn = self.BLOCK_R * self.BLOCK_L * self.tiles * bytes_
+        room = (shared - SHARED_FOR_SUMS) // self.at_once // turn
         return self._replace(stages=min(self.stages, 1 + room))
 
     @property
@@ -161,25 +166,38 @@ class RowGeometry(NamedTuple):
             BLOCK_L=self.BLOCK_L,
             INNER=self._inner,
             STAGES=self.stages,
+            TILES=self.tiles,
             PARAMETERS=spec.parameters(self.R),
             GATE=spec.gate,
         )
 
 
 def choose(
-    R: int, L: int, itemsize: int, backward: bool, state: tiers.State, gated: bool = False
+    R: int,
+    L: int,
+    itemsize: int,
+    backward: bool,
+    state: tiers.State,
+    gated: bool = False,
+    in_tiles: bool = False,
 ) -> tuple[str, RowGeometry]:
-    """The tier for rows of L elements and its geometry.
+    """The tier for rows of L elements and its geometry. `in_tiles`: a program may keep a row and
+    its parameters in several tiles.
 
-    one_program   rows up to 16,384 elements; in the backward up to 8,192 if they have more than
-                  16 bits; gated rows up to half as many
+    one_program   rows up to 16,384 elements, in several tiles 32,768; in the backward up to 8,192
+                  if they have more than 16 bits; gated rows up to half as many
     cluster       rows up to 264 slices of 8,192 elements, in the backward 4,096
     streaming     any
     """
+
+    def of_one_program() -> RowGeometry | None:
+        found = _one_program(R, L, itemsize, backward, gated)
+        return found or (_several_tiles(R, L, itemsize) if in_tiles else None)
+
     return tiers.first_with_room(
         state,
         {
-            "one_program": lambda: _one_program(R, L, itemsize, backward, gated),
+            "one_program": of_one_program,
             "cluster": lambda: _cluster(R, L, itemsize, backward),
             "streaming": lambda: reducing(R, L, itemsize, backward),
         },
@@ -193,14 +211,13 @@ def reducing(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry:
     BLOCK_L = min(_padded(L), tile)
     warps, at_once = (16, 1) if backward else (4, 4)
     rows = _rows(R, tile, BLOCK_L)
-    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
+    return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, REDUCING_STAGES[backward])
 
 
-def pointwise(R: int, L: int, itemsize: int, gated: bool) -> RowGeometry:
-    """For the second launch: a tile for each program."""
+def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
+    """For the second launch, which keeps only the parameters of its columns."""
     BLOCK_L = min(_padded(L), TILE)
-    at_once = 4 if gated else 6
-    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, at_once)
+    return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 4, STAGES)
 
 
 def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:
@@ -216,6 +233,13 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> 
     at_once = (FEW_WARPS_AN_SM if few else WARPS_AN_SM) // warps
     rows = _rows(R, warps * warp_tile, BLOCK_L)
     return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
+
+
+def _several_tiles(R: int, L: int, itemsize: int) -> RowGeometry | None:
+    if L > LONGEST_OF_TILES:
+        return None
+    tiles = triton.cdiv(L, TILE_OF_SEVERAL)
+    return RowGeometry(R, L, 1, TILE_OF_SEVERAL, itemsize, MOST_WARPS, 1, STAGES, tiles)
 
 
 def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:

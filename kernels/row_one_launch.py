@@ -29,10 +29,8 @@ from .row_tiles import (
     sizes,
     store_stats,
 )
-from .row_types import Stats
+from .row_types import SIZES, Stats
 from .sync import keep_packed, wait_for_members
-
-SIZES = ["R", "L", "row_blocks", "parts", "groups", "A", "inner"]
 
 
 @triton.jit

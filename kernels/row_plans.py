@@ -12,7 +12,9 @@ from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import SHARES, RowGeometry, RowSpec
 from .row_one_launch import row_norm_backward_kernel, row_norm_kernel
+from .row_several_tiles import several_tiles_row_kernel
 from .row_shares import add_shares_kernel
+from .row_sums import MANY_PARTS
 from .row_two_launches import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
 from .row_types import Backward, Forward
 from .tensors import itemsize_of
@@ -42,10 +44,13 @@ def forward_plan(
 ) -> RowPlan:
     """The forward for R rows of L elements; `dtypes` are those of a Forward."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
-    tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated)
     t = Forward(*dtypes)
-    streams = sum(each is not None for each in (t.x, t.addend, t.residual, t.gate))
-    geometry = geometry.pipelined(streams, shared)
+    # Tiles that have 16 bits, and parameters that all rows share, fit the registers together.
+    narrow = all(each is None or each.itemsize == 2 for each in (t.x, t.weight, t.bias))
+    in_tiles = narrow and not gated and spec.parameters(R) == "shared"
+    tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated, in_tiles)
+    loaded = _bytes(spec, R, t, (t.x, t.addend, t.residual, t.gate))
+    geometry = geometry.pipelined(loaded, shared)
     moments = 3 if spec.norm == "layer" else 1
     if tier == "cluster":
         geometry = geometry.for_parameters(spec)
@@ -54,11 +59,13 @@ def forward_plan(
     if tier == "one_program":
         geometry = geometry.for_parameters(spec)
         groups = min(geometry.units, sms * geometry.at_once)
-        return RowPlan(geometry, tier, _launch(row_norm_kernel, groups, 1, geometry, spec))
+        kernel = several_tiles_row_kernel if geometry.tiles > 1 else row_norm_kernel
+        return RowPlan(geometry, tier, _launch(kernel, groups, 1, geometry, spec))
     wanted = triton.cdiv(tilings.ENOUGH_PROGRAMS, geometry.units)
     steps = triton.cdiv(geometry.members, min(wanted, geometry.members))
     parts = triton.cdiv(geometry.members, steps)
-    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
+    each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
+    runs, blocks = _runs(each, sms)
     aligned_L = L // alignment(L)
     return RowPlan(
         geometry,
@@ -72,10 +79,11 @@ def forward_plan(
         ),
         second=Launch(
             row_apply_kernel,
-            each.units * each.members,
-            (R, aligned_L, each.units, *each.parameter_scalars),
+            runs * each.members,
+            (R, aligned_L, each.units, blocks, *each.parameter_scalars),
             {"K": each.choices(spec)},
             each.num_warps,
+            each.registers,
         ),
         table=moments * R * parts,
         tickets=geometry.units,
@@ -98,8 +106,8 @@ def backward_plan(
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, gated)
     t = Backward(*dtypes)
-    streams = sum(each is not None for each in (t.x, t.dy, t.residual, t.dsum, t.gate))
-    geometry = geometry.pipelined(streams, shared).for_parameters(spec)
+    loaded = _bytes(spec, R, t, (t.x, t.dy, t.residual, t.dsum, t.gate))
+    geometry = geometry.pipelined(loaded, shared).for_parameters(spec)
     table = spec.planes * R * geometry.members
     if tier == "cluster":
         K = geometry.choices(spec, cluster=True)
@@ -110,7 +118,9 @@ def backward_plan(
         launch = _launch(row_norm_backward_kernel, groups, 1, geometry, spec)
         return RowPlan(geometry, tier, launch, groups=groups if shares else 0)
     groups = min(geometry.units, max(sms // geometry.members, 1))
-    each = row_geometry.pointwise(R, L, itemsize, gated).for_parameters(spec)
+    each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
+    runs, blocks = _runs(each, sms)
+    K = each.choices(spec)._replace(FEW_PARTS=geometry.members <= MANY_PARTS.value)
     columns, at_a_time = geometry.sharing
     adders = geometry.parameter_rows * triton.cdiv(L, columns) if shares else 0
     scalars = (R, L // alignment(L), each.units, geometry.members, groups, *each.parameter_scalars)
@@ -120,15 +130,34 @@ def backward_plan(
         first=_launch(row_sums_kernel, groups, geometry.members, geometry, spec),
         second=Launch(
             row_dx_kernel,
-            adders + each.units * each.members,
-            (*scalars, geometry.units if geometry.grouped else None),
-            {"K": each.choices(spec), "SHARES_L": columns, "SHARES_G": at_a_time},
+            adders + runs * each.members,
+            (*scalars, blocks, geometry.units if geometry.grouped else None),
+            {"K": K, "SHARES_L": columns, "SHARES_G": at_a_time},
             each.num_warps,
             each.registers,
         ),
         table=table,
         groups=groups,
     )
+
+
+def _runs(geometry: RowGeometry, sms: int) -> tuple[int, int]:
+    """The runs of blocks that programs take, as many as fit the GPU at once; blocks of a run."""
+    most = max(sms * geometry.at_once // geometry.members, 1)
+    blocks = triton.cdiv(geometry.units, most)
+    return triton.cdiv(geometry.units, blocks), blocks
+
+
+def _bytes(
+    spec: RowSpec,
+    R: int,
+    t: Forward | Backward,
+    tensors: tuple[torch.dtype | None, ...],
+) -> int:
+    """Bytes that a turn loads for each element of x: of these tensors, and of parameters that each
+    row has for itself."""
+    own = (t.weight, t.bias) if spec.parameters(R) == "own" else ()
+    return sum(dtype.itemsize for dtype in (*tensors, *own) if dtype is not None)
 
 
 def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:

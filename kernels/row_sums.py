@@ -10,6 +10,7 @@ from .tables import part_moments, part_sums
 # With so many columns in a tile, each thread has several. This holds even for rows that are not
 # aligned: there neighbouring threads have one column each, and 16 warps 512.
 ENOUGH_TO_FUSE = tl.constexpr(1024)
+MANY_PARTS = tl.constexpr(8)  # of a row, loaded at a time
 
 
 @triton.jit
@@ -41,7 +42,12 @@ def row_sum(a, b, K: tl.constexpr):
 @triton.jit
 def row_sums(x, a, b, K: tl.constexpr):
     """The sums of x and of a * b along each row, in one round."""
-    products = a * b if K.BLOCK_L >= ENOUGH_TO_FUSE else product(a, b)
+    return sums_along(x, a * b if K.BLOCK_L >= ENOUGH_TO_FUSE else product(a, b))
+
+
+@triton.jit
+def sums_along(x, products):
+    """The sums of both along each row, in one round."""
     OUTER: tl.constexpr = 1 if LANES_FIRST else 0
     x = tl.sum(x, axis=OUTER, keep_dims=True)
     products = tl.sum(products, axis=OUTER, keep_dims=True)
@@ -139,12 +145,17 @@ def published_sums(table_ptr, tile, s, K: tl.constexpr):
 def few_sums(table_ptr, tile, s, K: tl.constexpr):
     """Each row's sum over its parts, in order. Some parts are loaded at a time, past the L1 cache:
     other programs' stores do not reach that."""
-    BLOCK_P: tl.constexpr = 8
-    row = tl.reshape(tile.row, [K.BLOCK_R])
-    total = tl.full([BLOCK_P, K.BLOCK_R], 0.0, table_ptr.dtype.element_ty)
-    for first in range(0, s.parts, BLOCK_P):
-        part = first + tl.arange(0, BLOCK_P)
-        slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
-        here = (part < s.parts)[:, None] & (row < s.R)[None, :]
-        total += tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")
+    BLOCK_P: tl.constexpr = MANY_PARTS
+    total = loaded_parts(table_ptr, 0, tile, s, K, BLOCK_P)
+    if not K.FEW_PARTS:
+        for first in range(BLOCK_P, s.parts, BLOCK_P):
+            total += loaded_parts(table_ptr, first, tile, s, K, BLOCK_P)
     return across(tl.sum(total, axis=0))
+
+
+@triton.jit
+def loaded_parts(table_ptr, first, tile, s, K: tl.constexpr, BLOCK_P: tl.constexpr):
+    part, row = first + tl.arange(0, BLOCK_P), tl.reshape(tile.row, [K.BLOCK_R])
+    slot = part[:, None] * s.R.to(tl.int64) + row[None, :]
+    here = (part < s.parts)[:, None] & (row < s.R)[None, :]
+    return tl.load(table_ptr + slot, mask=here, other=0.0, cache_modifier=".cg")

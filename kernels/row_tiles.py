@@ -84,19 +84,27 @@ def only_present(value, tile, K: tl.constexpr):
 
 
 @triton.jit
-def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
-    """A parameter's slice of columns, for each row of a tile; `default` if there is none."""
+def stored_columns(ptr, a, start, default, s, K: tl.constexpr):
+    """A parameter's slice of columns as it is stored, for each row of a tile; `default` in missing
+    ones."""
     SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
     column = tl.broadcast_to(columns(K), SHAPE)  # laid out as a tile is
+    if K.PARAMETERS == "grouped":
+        ptr += s.L.to(tl.int64) * a
+    if K.WHOLE:
+        return tl.load(ptr + start + column)
+    else:
+        return tl.load(ptr + start + column, mask=column < s.L - start, other=default)
+
+
+@triton.jit
+def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
+    """The same in the dtype of statistics; `default` if there is no parameter."""
     if ptr is None:
+        SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
         return tl.full(SHAPE, default, ACC)
     else:
-        if K.PARAMETERS == "grouped":
-            ptr += s.L.to(tl.int64) * a
-        if K.WHOLE:
-            return tl.load(ptr + start + column).to(ACC)
-        else:
-            return tl.load(ptr + start + column, mask=column < s.L - start, other=default).to(ACC)
+        return stored_columns(ptr, a, start, default, s, K).to(ACC)
 
 
 @triton.jit

@@ -32,10 +32,8 @@ from .row_tiles import (
     store_stats,
     with_gate,
 )
-from .row_types import Stats
+from .row_types import SIZES, Stats
 from .sync import arrived_last
-
-SIZES = ["R", "L", "row_blocks", "parts", "groups", "A", "inner"]
 
 
 @triton.jit(do_not_specialize=["R", "L", "parts", "steps"])
@@ -70,18 +68,26 @@ def backward_walk(program, row_blocks, s, K: tl.constexpr):
     return turn // slices, (turn % slices).to(tl.int64) * K.BLOCK_L
 
 
-@triton.jit(do_not_specialize=["R", "L", "row_blocks", "A", "inner"])
-def row_apply_kernel(t, R, L, row_blocks, A, inner, K: tl.constexpr):
-    """y, a tile for each program."""
+@triton.jit(do_not_specialize=["R", "L", "row_blocks", "steps", "A", "inner"])
+def row_apply_kernel(t, R, L, row_blocks, steps, A, inner, K: tl.constexpr):
+    """y, the same columns of `steps` blocks of rows for each program."""
     s = sizes(R, L, 0, row_blocks, A, inner, K)
+    run, start = backward_walk(tl.program_id(0), tl.cdiv(row_blocks, steps), s, K)
+    affine = load_affine(t, 0, start, s, K) if K.PARAMETERS == "shared" else None
+    first, end = run * steps, tl.minimum((run + 1) * steps, row_blocks)
+    for block in tl.range(first, end, num_stages=K.STAGES):
+        apply_tile(t, block, start, affine, s, K)
+
+
+@triton.jit
+def apply_tile(t, block, start, affine, s, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    block, start = backward_walk(tl.program_id(0), row_blocks, s, K)
     tile = row_tile(block, start, s, K)
     x = load(t.total if t.addend is not None else t.x, tile)
     x = with_gate(t, x, tile, K).to(ACC)
-    affine = affine_of(t, block, start, tile, s, K)
     stats = load_stats(t.stats, tile, s, K)
-    store_output(t, x, stats, affine, tile, s, K)
+    at = affine if K.PARAMETERS == "shared" else affine_of(t, block, start, tile, s, K)
+    store_output(t, x, stats, at, tile, s, K)
 
 
 @triton.jit
@@ -129,12 +135,12 @@ def row_sums_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl.constexp
             store_shares(t, dweight, dbias, start, group, groups, s, K)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "shared_blocks"])
+@triton.jit(do_not_specialize=[*SIZES, "steps", "shared_blocks"])
 def row_dx_kernel(
-    t, R, L, row_blocks, parts, groups, A, inner, shared_blocks,
+    t, R, L, row_blocks, parts, groups, A, inner, steps, shared_blocks,
     K: tl.constexpr, SHARES_L: tl.constexpr, SHARES_G: tl.constexpr,
 ):  # fmt: skip
-    """dx, a tile for each program. The first programs add up the groups' shares instead; each share
+    """dx, as row_apply_kernel's y. The first programs add up the groups' shares instead; each share
     covers some of the `shared_blocks`."""
     s = sizes(R, L, parts, row_blocks, A, inner, K)
     adders = adders_of(s, K, SHARES_L) if t.partial is not None else 0
@@ -143,19 +149,25 @@ def row_dx_kernel(
         if t.partial is not None:
             add_shares(t, tl.program_id(0), groups, s.L, shared_blocks, A, SHARES_L, SHARES_G)
     else:
-        block, start = backward_walk(program, row_blocks, s, K)
-        tile = row_tile(block, start, s, K)
-        x, dy = load(t.x, tile), load(t.dy, tile)
-        gate = load_gate(t, x, tile)
-        stats = load_stats(t.stats, tile, s, K)
-        affine = affine_of(t, block, start, tile, s, K)
-        x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
-        g = affine_gradient(t, dy, gate, x_hat, affine, tile, s, K)
-        store_own_gradients(t, g, x_hat, tile, K)
-        row_g, row_gx = published_sums(t.table, tile, s, K)
-        store_dx(
-            t, g, x, dy, gate, x_hat, affine.gamma, row_g / s.L, row_gx / s.L, stats.rstd, tile, K
-        )
+        run, start = backward_walk(program, tl.cdiv(row_blocks, steps), s, K)
+        affine = load_affine(t, 0, start, s, K) if K.PARAMETERS == "shared" else None
+        first, end = run * steps, tl.minimum((run + 1) * steps, row_blocks)
+        for block in tl.range(first, end, num_stages=K.STAGES):
+            dx_of_tile(t, block, start, affine, s, K)
+
+
+@triton.jit
+def dx_of_tile(t, block, start, affine, s, K: tl.constexpr):
+    tile = row_tile(block, start, s, K)
+    x, dy = load(t.x, tile), load(t.dy, tile)
+    gate = load_gate(t, x, tile)
+    stats = load_stats(t.stats, tile, s, K)
+    at = affine if K.PARAMETERS == "shared" else affine_of(t, block, start, tile, s, K)
+    x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
+    g = affine_gradient(t, dy, gate, x_hat, at, tile, s, K)
+    store_own_gradients(t, g, x_hat, tile, K)
+    row_g, row_gx = published_sums(t.table, tile, s, K)
+    store_dx(t, g, x, dy, gate, x_hat, at.gamma, row_g / s.L, row_gx / s.L, stats.rstd, tile, K)
 
 
 @triton.jit

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+SIZES = ["R", "L", "row_blocks", "parts", "groups", "A", "inner"]  # a kernel's; not specialised
+
 
 class Choices(NamedTuple):
     """K of every kernel of rows: its compile-time constants. None depends on R or on the number of
@@ -17,6 +19,8 @@ class Choices(NamedTuple):
     BLOCK_L: int
     INNER: int  # columns of the inner axis
     STAGES: int = 1  # 1 plus the tiles that are loaded while one is worked on
+    TILES: int = 1  # of a row, that one program keeps
+    FEW_PARTS: bool = False  # of a row: sums over them need no loop
     # How weight and bias, (A, L), go with the rows. "shared" by all: A = 1. "grouped": row r takes
     # row (r // inner) % A, and a tile's rows have the same. "own" for each row: A = R.
     PARAMETERS: str = "shared"

@@ -18,6 +18,7 @@ from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
 CAPABILITY = 90
 PARAMETERS = ("weight", "bias")  # names of fields in a kernel's arguments
 NEAR = 65536  # bytes of parameters that stay in the L1 cache
+MANY = 16  # programs that a multiprocessor gets in turn
 LONG = 4000  # instructions of a warp: beyond, only a few blocks are played
 
 
@@ -156,10 +157,10 @@ def _nobody(_k: int) -> int:
 def _traces(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], resident: int
 ) -> list[WarpTrace]:
-    """A warp of each program that a multiprocessor in the middle starts with. If the launch has
-    many waves, a warp of four neighbouring programs, whose work may differ."""
+    """A warp of each program of one multiprocessor. If there are many, of four neighbouring
+    programs in the middle of the grid, whose work may differ."""
     middle = code.programs // 2
-    if code.programs > SMS * resident:
+    if code.programs > SMS * max(resident, MANY):
         chosen = range(middle, min(middle + 4, code.programs))
     else:
         chosen = range(min(SMS // 2, middle), code.programs, SMS)

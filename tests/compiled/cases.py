@@ -166,6 +166,11 @@ class Case:
         return {}
 
     @property
+    def forces_tier(self) -> bool:
+        """Whether no other tier may take the case."""
+        return self.op not in WITHOUT_TIERS
+
+    @property
     def activation(self) -> str | None:
         return ACTIVATIONS[self.fusion][0]
 
@@ -222,7 +227,7 @@ def offset_exists(tier: str, offset: int) -> bool:
 
 
 def few_exist(op: str, tier: str, few: bool) -> bool:
-    return not few or tier == "cluster" or (op in OF_ROWS and tier == "one_program")
+    return not few or tier == "cluster" or op in OF_ROWS
 
 
 def parameters_exist(op: str, parameters: str) -> bool:

@@ -25,6 +25,8 @@ CASES = [
     ("one_program", Shapes((3, 21, 200), (3, 1, 200)), "layer", FP32),
     ("one_program", Shapes((35, 3, 131), (1, 3, 131)), "rms", BF16),
     ("one_program", Shapes((4, 3, 999), (4, 3, 999)), "layer", BF16),
+    # Tiles of x and of both parameters two turns ahead would not fit the shared memory.
+    ("one_program", Shapes((3, 16384), (3, 16384)), "layer", BF16),
     ("streaming", Shapes((2, 3, 9002), (2, 1, 9002)), "layer", BF16),
     ("streaming", Shapes((2, 2, 8209), (2, 2, 8209)), "rms", FP32),
     ("cluster", Shapes((2, 3, 9002), (2, 1, 9002)), "layer", FP32),

@@ -16,7 +16,7 @@ import fastnorm
 from fastnorm import functional, reference
 from fastnorm.backend import use_backend
 from fastnorm.kernels import clusters, launch, rows, tiers, tilings
-from tests.compiled.cases import ADDING, OF_ROWS, WITHOUT_TIERS, Case, asked_of, parameters_of
+from tests.compiled.cases import ADDING, OF_ROWS, Case, asked_of, parameters_of
 from tests.kernels.tilings import fresh_plans
 
 # CPU tensors may take the kernels: they are executed, as others are interpreted. And new memory is
@@ -217,7 +217,7 @@ def setting(case: Case) -> Iterator[None]:
         stack.enter_context(use_backend("triton"))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(tilings, "SEVERAL_TILES", case.several_tiles)
-        if case.op not in WITHOUT_TIERS:
+        if case.forces_tier:
             stack.enter_context(tiers.force(case.tier))
         if case.few:
             clusters.ClusterLaunch._at_once = few_at_once  # type: ignore[method-assign]

@@ -52,6 +52,9 @@ def call_norms(
         if 8192 in lengths and not channels_last:  # one program that keeps several tiles of a set
             large = torch.zeros(4, 32, 96, 96, dtype=dtype, requires_grad=True)
             outputs.append(F.instance_norm(large, None, None, weight, bias, activation=activation))
+        if 8192 in lengths and dtype.itemsize == 2:  # and several tiles of a row
+            row, narrow = torch.zeros(3, 20480, dtype=dtype), torch.zeros(20480, dtype=dtype)
+            outputs.append(F.layer_norm(row, (20480,), narrow if full else None))
         for length in lengths:
             rows = torch.zeros(8, length, dtype=dtype, requires_grad=True)
             parameter = torch.zeros(length, requires_grad=True) if full else None

@@ -19,6 +19,7 @@ KERNELS = {
     *(f"{name}+cluster" for name in RESIDENT),
     "several_tiles_kernel",
     "several_tiles_backward_kernel",
+    "several_tiles_row_kernel",
     "moments_kernel",
     "apply_kernel",
     "gradient_sums_kernel",

@@ -188,7 +188,7 @@ def test_of_a_sum(norm, name):
 def test_runs_of_blocks_leave_few_shares(monkeypatch):
     """As many as groups of programs and parameter rows together, however many rows there are."""
     spec = row_geometry.RowSpec("layer", None, None, 1000, 7)
-    geometry = row_geometry.pointwise(70_000, 1024, 2, False).for_parameters(spec)
+    geometry = row_geometry.pointwise(70_000, 1024, 2).for_parameters(spec)
     assert geometry.shares(264) == 1264
     assert geometry.units == 1000 * -(-70 // geometry.BLOCK_R)
 

@@ -15,6 +15,7 @@ from .ptx_types import WARP, EmulationError
 from .scheduler import launch
 
 Edit = Callable[[str, str], str]
+MOST_SHARED = 227 * 1024  # bytes of shared memory for a program, in compute capability 9.0
 
 
 class HostDriver:
@@ -133,6 +134,12 @@ def _check_metadata(kernel: Kernel, metadata: Any) -> None:
         raise EmulationError(
             f"{kernel.name}: {ctas} CTAs a program and {scratch} bytes of global and profile "
             "scratch; expected 1 and none"
+        )
+    # launch.shared_memory says so much for a tensor on a CPU, whatever the capability.
+    if metadata.shared > MOST_SHARED:
+        raise EmulationError(
+            f"{kernel.name}: {metadata.shared} bytes of shared memory; a GPU of compute "
+            f"capability 9.0 has {MOST_SHARED}"
         )
 
 
