@@ -40,9 +40,12 @@ REDUCING_STAGES = (3, 4)
 # A cluster's slice of a row; shorter in the backward, as sums of columns stay in registers too.
 SLICE = 8192
 BACKWARD_SLICE = 4096
-# Columns whose shares of a gradient one program adds up, and how many shares at a time. "shared":
-# all rows have the same parameters. "grouped": parameters are grouped, and each has few shares.
-SHARES = {"shared": (32, 128), "grouped": (128, 16)}
+# Columns whose shares of a gradient one program adds up, and how many shares at a time. A launch
+# that only adds needs many programs for short rows. The programs of another launch that add beside
+# its work are few. If parameters are grouped, each has few shares.
+SHORT_ROW = 4096
+SHARES_SHORT, SHARES_LONG, SHARES_BESIDE = (8, 512), (16, 256), (32, 128)
+SHARES_GROUPED = (128, 16)
 
 
 class RowSpec(NamedTuple):
@@ -124,10 +127,6 @@ class RowGeometry(NamedTuple):
     def parameter_scalars(self) -> tuple[int | None, int | None]:
         """A and inner."""
         return self.grouped or (None, None)
-
-    @property
-    def sharing(self) -> tuple[int, int]:
-        return SHARES["grouped" if self.grouped else "shared"]
 
     def shares(self, groups: int) -> int:
         """The shares of the parameters' gradients that this many groups of programs leave."""

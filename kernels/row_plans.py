@@ -10,7 +10,15 @@ from . import row_geometry, tiers, tilings
 from .clusters import ClusterLaunch
 from .geometry import alignment
 from .launch import PLANS, Launch
-from .row_geometry import SHARES, RowGeometry, RowSpec
+from .row_geometry import (
+    SHARES_BESIDE,
+    SHARES_GROUPED,
+    SHARES_LONG,
+    SHARES_SHORT,
+    SHORT_ROW,
+    RowGeometry,
+    RowSpec,
+)
 from .row_one_launch import row_norm_backward_kernel, row_norm_kernel
 from .row_several_tiles import several_tiles_row_kernel
 from .row_shares import add_shares_kernel
@@ -121,7 +129,7 @@ def backward_plan(
     each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
     runs, blocks = _runs(each, sms)
     K = each.choices(spec)._replace(FEW_PARTS=geometry.members <= MANY_PARTS.value)
-    columns, at_a_time = geometry.sharing
+    columns, at_a_time = SHARES_GROUPED if geometry.grouped else SHARES_BESIDE
     adders = geometry.parameter_rows * triton.cdiv(L, columns) if shares else 0
     scalars = (R, L // alignment(L), each.units, geometry.members, groups, *each.parameter_scalars)
     return RowPlan(
@@ -182,7 +190,8 @@ def sum_launch(
     """The programs that add up, for each parameter row, the shares of that many groups. `grouped`:
     the number of blocks of rows, and of parameter rows."""
     align = alignment(L)
-    columns, at_a_time = SHARES["grouped" if grouped else "shared"]
+    shares = SHARES_SHORT if L <= SHORT_ROW else SHARES_LONG
+    columns, at_a_time = SHARES_GROUPED if grouped else shares
     row_blocks, A = grouped or (None, None)
     return Launch(
         add_shares_kernel,

@@ -18,7 +18,7 @@ from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
 CAPABILITY = 90
 PARAMETERS = ("weight", "bias")  # names of fields in a kernel's arguments
 NEAR = 65536  # bytes of parameters that stay in the L1 cache
-MANY = 16  # programs that a multiprocessor gets in turn
+MANY = 32  # programs that a multiprocessor gets in turn
 LONG = 4000  # instructions of a warp: beyond, only a few blocks are played
 
 
