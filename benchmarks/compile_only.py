@@ -23,9 +23,15 @@ from triton.runtime.jit import JITFunction
 
 import fastnorm
 from benchmarks.inputs import shapes_alone
+from benchmarks.machine_code import assembler_resources
 from benchmarks.providers import Provider
 from benchmarks.shapes import Case
 from fastnorm import dispatch
+from fastnorm.contract import Tensors
+from fastnorm.kernels.clusters import MOST_CLUSTERS, ClusterLaunch
+from fastnorm.kernels.occupancy import occupancy
+
+MULTIPROCESSORS = 132  # of an H100 and an H200
 
 
 class Argument(NamedTuple):
@@ -82,6 +88,19 @@ def compile_launches(capability: int) -> list[Launch]:
     dispatch.is_traced = lambda x: False
     launches: list[Launch] = []
     run = JITFunction.run
+
+    def at_once(self: ClusterLaunch, _x: Any, tensors: Tensors, floats: tuple[float, ...]) -> int:
+        """As `ClusterLaunch._at_once`, on a GPU with that many multiprocessors."""
+        before = len(launches)
+        kernel = self._launch(1).without_loading(tensors, floats)
+        del launches[before:]
+        registers = assembler_resources(kernel.asm["cubin"]).registers
+        warps = self.geometry.num_warps
+        room = occupancy(capability, registers, kernel.metadata.shared, warps)
+        units = min(self.geometry.units, MOST_CLUSTERS)
+        return min(units, MULTIPROCESSORS * room.blocks // self.geometry.members)
+
+    ClusterLaunch._at_once = at_once
 
     def compile_instead(
         self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any

@@ -122,7 +122,13 @@ class Launch:
 
     def compile(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
         """The compiled kernel for these tensors, loaded on the current device, not launched."""
-        handle = self.kernel.warmup(
+        handle = self.without_loading(tensors, floats)
+        handle._init_handles()
+        return handle
+
+    def without_loading(self, tensors: Tensors, floats: tuple[float, ...]) -> Any:
+        """The compiled kernel for these tensors."""
+        return self.kernel.warmup(
             *_arguments(tensors),
             *floats,
             *self.scalars,
@@ -130,8 +136,6 @@ class Launch:
             **self.options,
             grid=(1,),
         )
-        handle._init_handles()
-        return handle
 
 
 def _is_one_argument(tensors: Tensors) -> bool:

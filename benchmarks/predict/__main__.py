@@ -31,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.predict", description=__doc__)
     parser.add_argument("words", nargs="*", help="cases whose names have all of these words")
     parser.add_argument("--gpu", nargs="+", default=["h100", "h200"], choices=["h100", "h200"])
+    parser.add_argument("--clusters", action="store_true", help="allow programs that wait")
     parser.add_argument("--baseline", type=Path, help="a checkout of another version")
     parser.add_argument("--out", type=Path, help="write a JSON line for each row to this file")
     args = parser.parse_args(argv)
 
     from benchmarks.compile_only import compile_launches
+    from fastnorm.kernels import tiers
 
     from .cases import cases
     from .estimate import CAPABILITY
@@ -47,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     former = _of_baseline(args.baseline, args.words, args.gpu) if args.baseline else {}
     launches = compile_launches(CAPABILITY)
     rows: list[Row] = []
-    for case in chosen:
-        for row in rows_of(case, launches, args.gpu):
-            rows.append(row)
-            print(text(row, former.get(key_of(row))), flush=True)
+    with tiers.cooperative(args.clusters):
+        for case in chosen:
+            for row in rows_of(case, launches, args.gpu):
+                rows.append(row)
+                print(text(row, former.get(key_of(row))), flush=True)
     for gpu in args.gpu:
         mine = [row for row in rows if row["gpu"] == gpu]
         mean = geometric_mean(row["estimated_percent_of_floor"] for row in mine)

@@ -33,6 +33,7 @@ class Code:
     warps: int
     programs: int
     arguments: tuple[Argument, ...]
+    cooperative: bool = False  # its programs wait for one another
 
     @property
     def tensors(self) -> list[Argument]:
@@ -49,6 +50,7 @@ def code_of(launch: Launch) -> Code:
         metadata.num_warps,
         launch.programs,
         launch.arguments,
+        metadata.launch_cooperative_grid,
     )
 
 
@@ -154,6 +156,11 @@ def _nobody(_k: int) -> int:
     return 0
 
 
+def _others_are_there(k: int) -> int:
+    """At a barrier: a program's arrival, and then the first time it looks (`wait_for_members`)."""
+    return 0 if k % 2 else 1 << 31
+
+
 def _traces(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], resident: int
 ) -> list[WarpTrace]:
@@ -164,7 +171,8 @@ def _traces(
         chosen = range(middle, min(middle + 4, code.programs))
     else:
         chosen = range(min(SMS // 2, middle), code.programs, SMS)
-    return [trace_warp(machine, p, levels, names, _nobody) for p in chosen]
+    arrival = _others_are_there if code.cooperative else _nobody
+    return [trace_warp(machine, p, levels, names, arrival) for p in chosen]
 
 
 def _uneven(
@@ -172,7 +180,7 @@ def _uneven(
 ) -> float:
     """Cycles that the first program, which may have a turn more, works alone after the others, with
     the full bandwidth of the L2 cache."""
-    if code.programs > SMS * resident:
+    if code.programs > SMS * resident or code.cooperative:
         return 0.0
     first = trace_warp(machine, 0, levels, [], _nobody)
     if len(first.steps) <= len(trace.steps):
@@ -190,8 +198,9 @@ def _blocks(traces: list[WarpTrace], resident: int) -> int:
 def _tail(
     code: Code, machine: Machine, levels: dict[int, int], names: Sequence[str], gpu: str
 ) -> float:
-    """The extra us of a program that finds itself the last of its set."""
-    if not any(i.base == "ATOMG" for i in code.program.instructions):
+    """The extra us of a program that finds itself the last of its set. Those of a cluster all wait
+    until the last has come; what one of them does alone after that is not counted."""
+    if code.cooperative or not any(i.base == "ATOMG" for i in code.program.instructions):
         return 0.0
     alone = trace_warp(machine, code.programs // 2, levels, names, _nobody)
     times = []

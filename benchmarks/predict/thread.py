@@ -1,6 +1,7 @@
 """One thread of a compiled kernel, executed: each instruction in turn, and its memory accesses."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,7 +44,11 @@ class Thread:
     memory: dict[int, int] = field(default_factory=dict)
     shared: dict[int, int] = field(default_factory=dict)
     stack: dict[int, int] = field(default_factory=dict)
-    returned: int | None = None  # by an atomic that another thread did for this one
+    # The program's first thread, if this is another one: what only that one stores in shared memory
+    # (the value of an atomic, say), this one finds there.
+    first: "Thread | None" = None
+    visits: Counter[int] = field(default_factory=Counter)  # of stores to shared memory
+    stored: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
 
     @property
     def special(self) -> dict[str, int]:
@@ -57,6 +62,18 @@ class Thread:
     def atomic(self) -> int:
         self.atomics += 1
         return self.arrival(self.atomics)
+
+    def store_shared(self, n: int, at: int, values: list[int]) -> None:
+        """By the n-th instruction of the program."""
+        words = {at + 4 * k: value for k, value in enumerate(values)}
+        self.visits[n] += 1
+        self.stored[n, self.visits[n]] = words
+        self.shared.update(words)
+
+    def leave_to_first(self, n: int) -> None:
+        self.visits[n] += 1
+        if self.first is not None:
+            self.shared.update(self.first.stored.get((n, self.visits[n]), {}))
 
 
 def permuted(bytes_: int, selector: int) -> int:
@@ -92,7 +109,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def _memory_line(i: Instruction, o: Operands) -> str:
+def _memory_line(n: int, i: Instruction, o: Operands) -> str:
     """The source line for an access to memory; it leaves the address in `at`."""
     words = max(1, i.bits // 32)
     if i.base == "LDGSTS":
@@ -107,6 +124,9 @@ def _memory_line(i: Instruction, o: Operands) -> str:
         line = f"at = {o.address(i.operands[first + 1])}; "
         return line + o.put(i.operands[first], "T.atomic()")
     memory = f"T.{_MEMORIES[i.base]}"
+    if i.base == "STS":
+        listed = ", ".join(o.registers(i.operands[1], words) or ["0"] * words)
+        return f"at = {o.address(i.operands[0])}; T.store_shared({n}, at, [{listed}])"
     if i.base[0] == "S":
         values = o.registers(i.operands[1], words) or ["0"] * words
         stores = [f"{memory}[at+{4 * k}] = {value}" for k, value in enumerate(values)]
@@ -115,6 +135,8 @@ def _memory_line(i: Instruction, o: Operands) -> str:
     source = next(s for s in reversed(i.operands) if not is_predicate(s))
     narrow = f"&{(1 << i.bits) - 1}" if i.bits < 32 else ""
     targets = o.registers(i.operands[first], words)
+    if "STRONG" in i.name:  # an atomic that changes nothing
+        return f"at = {o.address(source)}; {targets[0]} = T.atomic()"
     loads = [f"{r} = {memory}.get(at+{4 * k}, 0){narrow}" for k, r in enumerate(targets)]
     return "; ".join([f"at = {o.address(source)}", *loads])
 
@@ -133,6 +155,7 @@ class Machine:
         scope: dict[str, Any] = dict(_NAMES)
         exec("\n".join([*lines, "  return found"]), scope)
         self._steps = scope["make"]()
+        self._first: Thread | None = None
 
     def _source(self, n: int, i: Instruction, o: Operands) -> list[str]:
         """A function of the registers: (active, address or None, next instruction or None)."""
@@ -140,7 +163,7 @@ class Machine:
         if i.base in RULES:
             body = f"at = None; {RULES[i.base](i, o)}"
         elif i.base in _MEMORIES or i.base in ATOMICS or i.base == "LDGSTS":
-            body = _memory_line(i, o)
+            body = _memory_line(n, i, o)
         elif i.base in ("BRA", "CALL", "RET"):
             then = self._target(n, i, o)
         elif i.base not in _NOTHING and not i.base.startswith("UCGABAR"):
@@ -148,12 +171,7 @@ class Machine:
         if i.base == "EXIT":
             then = "-1"
         guard = "True" if i.guard is None else o.test(i.guard)
-        idle = []
-        if i.base == "ATOMG":  # one thread does it for the whole program, and passes the value on
-            idle = ["T.returned = T.atomic()"]
-        elif i.base == "STS":
-            at = o.address(i.operands[0])
-            idle = [f"if T.returned is not None: T.shared[{at}] = T.returned; T.returned = None"]
+        idle = [f"T.leave_to_first({n})"] if i.base == "STS" else []
         return [
             "  def step(R, U, P, Q, T):",
             f"    if not {guard}:",
@@ -178,6 +196,18 @@ class Machine:
     def run(self, program: int, thread: int, arrival: Callable[[int], int]) -> list[Step]:
         """Every instruction that the thread executes. Raises RuntimeError if it never ends."""
         told = Thread(thread, program, self.constants, self._index, arrival)
+        if thread > 0:
+            told.first = self._first_of(program, arrival)
+        return self._executed(told)
+
+    def _first_of(self, program: int, arrival: Callable[[int], int]) -> Thread:
+        """The first thread of a program, after its last instruction."""
+        if self._first is None or (self._first.program, self._first.arrival) != (program, arrival):
+            self._first = Thread(0, program, self.constants, self._index, arrival)
+            self._executed(self._first)
+        return self._first
+
+    def _executed(self, told: Thread) -> list[Step]:
         registers, uniform = [0] * 256, [0] * 66
         predicates, uniform_predicates = [False] * 8, [False] * 8
         trace: list[Step] = []
@@ -188,5 +218,5 @@ class Machine:
             trace.append(Step(instructions[n], active, at))
             n = after
             if len(trace) > MOST_STEPS:
-                raise RuntimeError(f"thread {thread} of program {program} does not end")
+                raise RuntimeError(f"thread {told.thread} of program {told.program} does not end")
         return trace

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.compile_only import Argument
 from benchmarks.machine_code import Resources
 from benchmarks.predict import model
-from benchmarks.predict.estimate import Code, Estimate, estimate
+from benchmarks.predict.estimate import Code, Estimate, _others_are_there, estimate
 from benchmarks.predict.operands import Operands
 from benchmarks.predict.sass import Program, parse_text
 from benchmarks.predict.thread import Machine
@@ -120,6 +120,34 @@ def test_integers_are_exact():
     assert len(steps) == 2 + 3 * 4 + 2
     assert steps[-2].at == 8  # 32 - 4 * 8, and the offset
     assert steps[0].instruction.stall == 1
+
+
+def assembled(*lines: str) -> Program:
+    """A program of these lines; a label has one of its own, with a colon."""
+    text, address = [], 0
+    for line in lines:
+        if line.endswith(":"):
+            text.append(line)
+            continue
+        text += [f"/*{address:04x}*/ {line} ; /* 0x0000000000000000 */", "/* 0x000fe20000000000 */"]
+        address += 16
+    return parse_text("\n".join(text))
+
+
+def test_a_barrier_of_programs_ends():
+    """The first thread counts and looks; the others find in shared memory what it saw."""
+    code = assembled(
+        "S2R R9, SR_TID.X", "ISETP.NE.AND P1, PT, R9, RZ, PT", "@P1 BRA `(.L_1)",
+        "ATOMG.E.ADD.STRONG.GPU PT, R4, desc[UR8][R46.64], R5",
+        ".L_1:", "@!P1 STS [UR6], R4", "LDS R5, [UR6]",
+        ".L_2:", "@P1 BRA `(.L_3)", "LDG.E.STRONG.GPU R7, desc[UR8][R46.64]",
+        ".L_3:", "@!P1 STS [UR6], R7", "LDS R8, [UR6]", "LOP3.LUT R8, R8, R5, RZ, 0x3c, !PT",
+        "ISETP.GT.AND P0, PT, R8, -0x1, PT", "@P0 BRA `(.L_2)", "EXIT",
+    )  # fmt: skip
+    first, other = (Machine(code, {}).run(0, thread, _others_are_there) for thread in (0, 31))
+    assert [step.instruction.base for step in first].count("LDG") == 1
+    assert [step.instruction.base for step in other].count("ATOMG") == 0
+    assert len(first) == len(other) + 2
 
 
 def test_operands_as_expressions():
