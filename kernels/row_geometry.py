@@ -30,7 +30,10 @@ SM_REGISTERS = 65536
 STAGES = 3  # of loops over rows: two tiles are loaded while one is worked on
 SHARED_FOR_SUMS = 16 * 1024  # bytes besides the tiles that are being loaded
 # Forward, rows of 16 bits up to so many elements, in tiles for 16 warps; weight and bias too.
+# Longer layer norms of a sum would spill up to 400 bytes a thread, and be no faster than two
+# launches.
 LONGEST_OF_TILES = 32768
+LONGEST_SUM_OF_TILES = 24576
 TILE_OF_SEVERAL = 4096
 # For passes that keep only parameters: elements of a tile, in 4 warps.
 TILE = 2048
@@ -178,10 +181,10 @@ def choose(
     backward: bool,
     state: tiers.State,
     gated: bool = False,
-    in_tiles: bool = False,
+    in_tiles: int = 0,
 ) -> tuple[str, RowGeometry]:
-    """The tier for rows of L elements and its geometry. `in_tiles`: a program may keep a row and
-    its parameters in several tiles.
+    """The tier for rows of L elements and its geometry. `in_tiles`: the longest row that a
+    program may keep in several tiles, with its parameters.
 
     one_program   rows up to 16,384 elements, in several tiles 32,768; in the backward up to 8,192
                   if they have more than 16 bits; gated rows up to half as many
@@ -191,7 +194,7 @@ def choose(
 
     def of_one_program() -> RowGeometry | None:
         found = _one_program(R, L, itemsize, backward, gated)
-        return found or (_several_tiles(R, L, itemsize) if in_tiles else None)
+        return found or (_several_tiles(R, L, itemsize) if in_tiles >= L else None)
 
     return tiers.first_with_room(
         state,
@@ -234,9 +237,7 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> 
     return RowGeometry(R, L, rows, BLOCK_L, itemsize, warps, at_once, STAGES)
 
 
-def _several_tiles(R: int, L: int, itemsize: int) -> RowGeometry | None:
-    if L > LONGEST_OF_TILES:
-        return None
+def _several_tiles(R: int, L: int, itemsize: int) -> RowGeometry:
     tiles = triton.cdiv(L, TILE_OF_SEVERAL)
     return RowGeometry(R, L, 1, TILE_OF_SEVERAL, itemsize, MOST_WARPS, 1, STAGES, tiles)
 

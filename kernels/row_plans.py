@@ -53,9 +53,7 @@ def forward_plan(
     """The forward for R rows of L elements; `dtypes` are those of a Forward."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     t = Forward(*dtypes)
-    # Tiles that have 16 bits, and parameters that all rows share, fit the registers together.
-    narrow = all(each is None or each.itemsize == 2 for each in (t.x, t.weight, t.bias))
-    in_tiles = narrow and not gated and spec.parameters(R) == "shared"
+    in_tiles = _longest_in_tiles(t, R, spec)
     tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated, in_tiles)
     loaded = _bytes(spec, R, t, (t.x, t.addend, t.residual, t.gate))
     geometry = geometry.pipelined(loaded, shared)
@@ -96,6 +94,15 @@ def forward_plan(
         table=moments * R * parts,
         tickets=geometry.units,
     )
+
+
+def _longest_in_tiles(t: Forward, R: int, spec: RowSpec) -> int:
+    """Tiles of 16 bits, and parameters that all rows share, fit the registers together."""
+    narrow = all(each is None or each.itemsize == 2 for each in (t.x, t.weight, t.bias))
+    if not narrow or spec.gate is not None or spec.parameters(R) != "shared":
+        return 0
+    of_sum = t.addend is not None and spec.norm == "layer"
+    return row_geometry.LONGEST_SUM_OF_TILES if of_sum else row_geometry.LONGEST_OF_TILES
 
 
 @functools.lru_cache(PLANS)

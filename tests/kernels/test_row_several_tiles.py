@@ -87,11 +87,13 @@ def test_others_stream():
     assert [name for name in launched if name != "modulate_kernel"] == STREAMING * 5
 
 
-def plan_of(L, x, weight, gate=None, rows=1000):
-    dtypes = [x, *[None] * 3, weight, weight, x, *[None] * 5]
-    return forward_plan(
-        rows, L, tuple(dtypes), RowSpec("layer", gate=gate), 132, 227 * 1024, WITHOUT_CLUSTERS
-    )
+def plan_of(L, x, weight, norm="layer", addend=None):
+    dtypes = (x, addend, addend, None, weight, weight, x, *[None] * 5)
+    row_plans.forward_plan.cache_clear()
+    try:
+        return forward_plan(1000, L, dtypes, RowSpec(norm), 132, 227 * 1024, WITHOUT_CLUSTERS)
+    finally:
+        row_plans.forward_plan.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -102,9 +104,14 @@ def plan_of(L, x, weight, gate=None, rows=1000):
 def test_which_rows_need_several_tiles(monkeypatch, L, x, weight, tiles):
     """0: none will do, the rows stream."""
     monkeypatch.setattr(row_geometry.launch, "INTERPRETED", False)
-    row_plans.forward_plan.cache_clear()
     plan = plan_of(L, x, weight)
-    row_plans.forward_plan.cache_clear()
     assert plan.tier == ("one_program" if tiles else "streaming")
     assert (plan.first.name == KERNEL) == (tiles > 1)
     assert plan.geometry.tiles == max(tiles, 1)
+
+
+@pytest.mark.parametrize(("norm", "longest"), [("layer", 24576), ("rms", 32768)])
+def test_sums_take_registers_too(monkeypatch, norm, longest):
+    monkeypatch.setattr(row_geometry.launch, "INTERPRETED", False)
+    tiers = [plan_of(L, BF16, BF16, norm, BF16).tier for L in (longest, longest + 1)]
+    assert tiers == ["one_program", "streaming"]
