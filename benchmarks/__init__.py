@@ -10,7 +10,8 @@
     summary, plot         speed-ups as text; `python -m benchmarks.plot`, the figures
     page                  `python -m benchmarks.page`: the table of goals in docs/benchmarks.md
     window, parts         `make gpu` and the like: parts with hard limits, and the list of them
-    smoke, test_smoke     each norm, tier, layout, dtype and fusion once, against float64
+    smoke, smoke_cases, test_smoke
+                          each norm, tier, layout, dtype and fusion once, against float64
     pytest_lines          a plugin: a line for each test, for runs that may be cut
     alternatives, tune    `make gpu-tune`: other tiles, warps and tiers for a missed goal
     fitting_study         for `make gpu-study`: cifar/study.py with as many epochs as fit

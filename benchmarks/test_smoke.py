@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import fastnorm.functional as F
-from benchmarks import smoke
-from benchmarks.smoke import SmokeCase, Tensors
+from benchmarks import smoke, smoke_cases
+from benchmarks.smoke import Tensors
+from benchmarks.smoke_cases import SmokeCase
 from fastnorm import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="not here: it needs CUDA")
 SPECIAL = {  # the first counts tickets, the second gathers, the others do neither
-    "bn-streaming": SmokeCase("bn", smoke.SIZES["streaming"], tier="streaming"),
-    "gn-one_program": SmokeCase("gn", smoke.SIZES["one_program"], tier="one_program"),
-    "ln": SmokeCase("ln", smoke.SIZES["rows"]),
+    "bn-streaming": SmokeCase("bn", smoke_cases.SIZES["streaming"], tier="streaming"),
+    "gn-one_program": SmokeCase("gn", smoke_cases.SIZES["one_program"], tier="one_program"),
+    "ln": SmokeCase("ln", smoke_cases.SIZES["rows"]),
 }
 
 
@@ -38,12 +39,12 @@ def hold(case: SmokeCase, record: Callable[[str, object], None]) -> None:
     assert outcome.error <= outcome.allowed, f"{outcome.worst} is off by {outcome.error:.1e}"
 
 
-@pytest.mark.parametrize("case", smoke.cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", smoke_cases.cases(), ids=lambda case: case.name)
 def test_case(case: SmokeCase, record_property: Callable[[str, object], None]) -> None:
     hold(case, record_property)
 
 
-@pytest.mark.parametrize("case", smoke.cluster_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", smoke_cases.cluster_cases(), ids=lambda case: case.name)
 def test_cluster(case: SmokeCase, record_property: Callable[[str, object], None]) -> None:
     """The interpreter has no clusters: there only the calls are rehearsed."""
     hold(case if DEVICE == "cuda" else replace(case, tier=None), record_property)

@@ -12,7 +12,7 @@ import torch
 
 import fastnorm
 import fastnorm.functional as F
-from benchmarks import smoke
+from benchmarks import smoke, smoke_cases
 from fastnorm import dispatch
 from fastnorm.kernels import clusters, launch
 
@@ -36,7 +36,7 @@ def main() -> None:
     clusters.ClusterLaunch.__call__ = cluster  # type: ignore[method-assign]
     found = {}
     with fastnorm.use_backend("triton"):
-        for case in (*smoke.cases(), *smoke.cluster_cases()):
+        for case in (*smoke_cases.cases(), *smoke_cases.cluster_cases()):
             launched.clear()
             with smoke.through_kernels(case.tier):
                 smoke.results(F, case, smoke.tensors(case, "cpu"))

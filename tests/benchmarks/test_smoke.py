@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import kernels
-from benchmarks import smoke
-from benchmarks.smoke import SmokeCase
+from benchmarks import smoke, smoke_cases
+from benchmarks.smoke_cases import SmokeCase
 from fastnorm import reference
 from fastnorm.activations import NAMES, parsed
 from fastnorm.kernels import tiers
 
-CASES = (*smoke.cases(), *smoke.cluster_cases())
+CASES = (*smoke_cases.cases(), *smoke_cases.cluster_cases())
 KERNELS = {
     line.split()[1].partition("(")[0]
     for file in Path(kernels.__path__[0]).glob("*.py")
@@ -28,19 +28,19 @@ SMALL = SmokeCase("gn", (2, 8, 4, 4), activation="relu", residual=True)
 
 
 def test_every_value_of_each_factor_comes_with_several_of_the_others() -> None:
-    for op in ("bn", "gn", "in", "bin", "mean", *smoke.OF_ROWS):
+    for op in ("bn", "gn", "in", "bin", "mean", *smoke_cases.OF_ROWS):
         mine = [case for case in CASES if case.op == op]
         assert {"one_program", "streaming"} <= {case.tier for case in mine}, op
-        assert len({case.dtype for case in mine}) >= (2 if op in smoke.OF_ROWS else 3), op
-        if op not in smoke.OF_ROWS:
-            assert {case.layout for case in mine} == set(smoke.LAYOUTS), op
+        assert len({case.dtype for case in mine}) >= (2 if op in smoke_cases.OF_ROWS else 3), op
+        if op not in smoke_cases.OF_ROWS:
+            assert {case.layout for case in mine} == set(smoke_cases.LAYOUTS), op
             assert len({(case.activation, case.residual) for case in mine}) >= 4, op
     for tier in tiers.TIERS:
         mine = [case for case in CASES if case.tier == tier]
-        assert {case.dtype for case in mine} >= set(smoke.DTYPES)
+        assert {case.dtype for case in mine} >= set(smoke_cases.DTYPES)
     fusions = {(case.activation, case.residual) for case in CASES}
     assert fusions >= {(a, r) for a in (None, "relu", "silu", "gelu") for r in (False, True)}
-    activations = {parsed(case.activation).name for case in smoke.cases()}
+    activations = {parsed(case.activation).name for case in smoke_cases.cases()}
     assert activations == {"", *NAMES}
     running = [case for case in CASES if case.op == "in_running"]
     assert {"one_program", "streaming"} <= {case.tier for case in running}
@@ -73,7 +73,7 @@ def test_a_gpu_has_room_for_each_case_in_its_tier(on_a_gpu: dict[str, list[str]]
 
 def test_the_page_has_the_numbers(on_a_gpu: dict[str, list[str]]) -> None:
     page = " ".join((Path(smoke.__file__).parent / "README.md").read_text().split())
-    cases = len(smoke.cases())
+    cases = len(smoke_cases.cases())
     launches = sum(map(len, list(on_a_gpu.values())[:cases]))
     assert f"The smoke's {cases} cases make {launches} launches" in page
 
