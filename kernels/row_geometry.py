@@ -35,6 +35,7 @@ SHARED_FOR_SUMS = 16 * 1024  # bytes besides the tiles that are being loaded
 LONGEST_OF_TILES = 32768
 LONGEST_SUM_OF_TILES = 24576
 TILE_OF_SEVERAL = 4096
+MOST_OF_FEW_PARTS = 64  # of a row; the launch that reads sums of more cannot load ahead
 # For passes that keep only parameters: elements of a tile, in 4 warps.
 TILE = 2048
 # For passes that keep only sums: forward in 4 warps, backward in 16.

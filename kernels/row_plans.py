@@ -11,6 +11,7 @@ from .clusters import ClusterLaunch
 from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import (
+    MOST_OF_FEW_PARTS,
     SHARES_BESIDE,
     SHARES_GROUPED,
     SHARES_LONG,
@@ -22,7 +23,6 @@ from .row_geometry import (
 from .row_one_launch import row_norm_backward_kernel, row_norm_kernel
 from .row_several_tiles import several_tiles_row_kernel
 from .row_shares import add_shares_kernel
-from .row_sums import MANY_PARTS
 from .row_two_launches import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
 from .row_types import Backward, Forward
 from .tensors import itemsize_of
@@ -135,7 +135,8 @@ def backward_plan(
     groups = min(geometry.units, max(sms // geometry.members, 1))
     each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
     runs, blocks = _runs(each, sms)
-    K = each.choices(spec)._replace(FEW_PARTS=geometry.members <= MANY_PARTS.value)
+    few = triton.next_power_of_2(geometry.members)
+    K = each.choices(spec)._replace(FEW_PARTS=few if few <= MOST_OF_FEW_PARTS else 0)
     columns, at_a_time = SHARES_GROUPED if geometry.grouped else SHARES_BESIDE
     adders = geometry.parameter_rows * triton.cdiv(L, columns) if shares else 0
     scalars = (R, L // alignment(L), each.units, geometry.members, groups, *each.parameter_scalars)

@@ -10,7 +10,7 @@ from .tables import part_moments, part_sums
 # With so many columns in a tile, each thread has several. This holds even for rows that are not
 # aligned: there neighbouring threads have one column each, and 16 warps 512.
 ENOUGH_TO_FUSE = tl.constexpr(1024)
-MANY_PARTS = tl.constexpr(8)  # of a row, loaded at a time
+SOME_PARTS = tl.constexpr(8)  # of a row, loaded at a time if there are many
 
 
 @triton.jit
@@ -145,9 +145,9 @@ def published_sums(table_ptr, tile, s, K: tl.constexpr):
 def few_sums(table_ptr, tile, s, K: tl.constexpr):
     """Each row's sum over its parts, in order. Some parts are loaded at a time, past the L1 cache:
     other programs' stores do not reach that."""
-    BLOCK_P: tl.constexpr = MANY_PARTS
+    BLOCK_P: tl.constexpr = K.FEW_PARTS if K.FEW_PARTS > 0 else SOME_PARTS
     total = loaded_parts(table_ptr, 0, tile, s, K, BLOCK_P)
-    if not K.FEW_PARTS:
+    if K.FEW_PARTS == 0:
         for first in range(BLOCK_P, s.parts, BLOCK_P):
             total += loaded_parts(table_ptr, first, tile, s, K, BLOCK_P)
     return across(tl.sum(total, axis=0))
