@@ -24,14 +24,13 @@ from triton.runtime.jit import JITFunction
 import fastnorm
 from benchmarks.inputs import shapes_alone
 from benchmarks.machine_code import assembler_resources
+from benchmarks.predict.model import SMS
 from benchmarks.providers import Provider
 from benchmarks.shapes import Case
 from fastnorm import dispatch
 from fastnorm.contract import Tensors
 from fastnorm.kernels.clusters import MOST_CLUSTERS, ClusterLaunch
 from fastnorm.kernels.occupancy import occupancy
-
-MULTIPROCESSORS = 132  # of an H100 and an H200
 
 
 class Argument(NamedTuple):
@@ -98,7 +97,7 @@ def compile_launches(capability: int) -> list[Launch]:
         warps = self.geometry.num_warps
         room = occupancy(capability, registers, kernel.metadata.shared, warps)
         units = min(self.geometry.units, MOST_CLUSTERS)
-        return min(units, MULTIPROCESSORS * room.blocks // self.geometry.members)
+        return min(units, SMS * room.blocks // self.geometry.members)
 
     ClusterLaunch._at_once = at_once
 

@@ -187,8 +187,8 @@ def choose(
     """The tier for rows of L elements and its geometry. `in_tiles`: the longest row that a
     program may keep in several tiles, with its parameters.
 
-    one_program   rows up to 16,384 elements, in several tiles 32,768; in the backward up to 8,192
-                  if they have more than 16 bits; gated rows up to half as many
+    one_program   rows up to 16,384 elements, in several tiles `in_tiles`; in the backward up to
+                  8,192 if they have more than 16 bits; gated rows up to half as many
     cluster       rows up to 264 slices of 8,192 elements, in the backward 4,096
     streaming     any
     """

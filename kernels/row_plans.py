@@ -27,6 +27,9 @@ from .row_two_launches import row_apply_kernel, row_dx_kernel, row_moments_kerne
 from .row_types import Backward, Forward
 from .tensors import itemsize_of
 
+FULL_WAVE = 0.85  # of the programs that fit at once
+MANY_WAVES = 4
+
 
 class RowPlan(NamedTuple):
     """The launches of one direction at one size, and the scratch memory they share."""
@@ -55,8 +58,12 @@ def forward_plan(
     t = Forward(*dtypes)
     in_tiles = _longest_in_tiles(t, R, spec)
     tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated, in_tiles)
-    loaded = _bytes(spec, R, t, (t.x, t.addend, t.residual, t.gate))
-    geometry = geometry.pipelined(loaded, shared)
+    parameters = (t.weight, t.bias)
+    own = parameters if spec.parameters(R) == "own" else ()
+    whole_row = (t.x, t.addend, t.gate)
+    if tier == "one_program":
+        whole_row += (t.residual, *own)
+    geometry = geometry.pipelined(_bytes(whole_row), shared)
     moments = 3 if spec.norm == "layer" else 1
     if tier == "cluster":
         geometry = geometry.for_parameters(spec)
@@ -70,8 +77,10 @@ def forward_plan(
     wanted = triton.cdiv(tilings.ENOUGH_PROGRAMS, geometry.units)
     steps = triton.cdiv(geometry.members, min(wanted, geometry.members))
     parts = triton.cdiv(geometry.members, steps)
+    anew = parameters if spec.parameters(R) != "shared" else ()
+    loaded = _bytes((t.x, t.residual, t.gate, *anew))
     each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
-    runs, blocks = _runs(each, sms)
+    runs = _runs(each, sms)
     aligned_L = L // alignment(L)
     return RowPlan(
         geometry,
@@ -86,7 +95,7 @@ def forward_plan(
         second=Launch(
             row_apply_kernel,
             runs * each.members,
-            (R, aligned_L, each.units, blocks, *each.parameter_scalars),
+            (R, aligned_L, each.units, runs, *each.parameter_scalars),
             {"K": each.choices(spec)},
             each.num_warps,
             each.registers,
@@ -121,8 +130,12 @@ def backward_plan(
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, gated)
     t = Backward(*dtypes)
-    loaded = _bytes(spec, R, t, (t.x, t.dy, t.residual, t.dsum, t.gate))
-    geometry = geometry.pipelined(loaded, shared).for_parameters(spec)
+    parameters = (t.weight, t.bias)
+    own = parameters if spec.parameters(R) == "own" else ()
+    whole_row = (t.x, t.dy, t.residual, t.gate, *own)
+    if tier == "one_program":
+        whole_row += (t.dsum,)
+    geometry = geometry.pipelined(_bytes(whole_row), shared).for_parameters(spec)
     table = spec.planes * R * geometry.members
     if tier == "cluster":
         K = geometry.choices(spec, cluster=True)
@@ -133,8 +146,10 @@ def backward_plan(
         launch = _launch(row_norm_backward_kernel, groups, 1, geometry, spec)
         return RowPlan(geometry, tier, launch, groups=groups if shares else 0)
     groups = min(geometry.units, max(sms // geometry.members, 1))
+    anew = parameters if spec.parameters(R) != "shared" else ()
+    loaded = _bytes((t.x, t.dy, t.residual, t.dsum, t.gate, *anew))
     each = row_geometry.pointwise(R, L, itemsize).pipelined(loaded, shared).for_parameters(spec)
-    runs, blocks = _runs(each, sms)
+    runs = _runs(each, sms)
     few = triton.next_power_of_2(geometry.members)
     K = each.choices(spec)._replace(FEW_PARTS=few if few <= MOST_OF_FEW_PARTS else 0)
     columns, at_a_time = SHARES_GROUPED if geometry.grouped else SHARES_BESIDE
@@ -147,7 +162,7 @@ def backward_plan(
         second=Launch(
             row_dx_kernel,
             adders + runs * each.members,
-            (*scalars, blocks, geometry.units if geometry.grouped else None),
+            (*scalars, runs, geometry.units if geometry.grouped else None),
             {"K": K, "SHARES_L": columns, "SHARES_G": at_a_time},
             each.num_warps,
             each.registers,
@@ -157,23 +172,19 @@ def backward_plan(
     )
 
 
-def _runs(geometry: RowGeometry, sms: int) -> tuple[int, int]:
-    """The runs of blocks that programs take, as many as fit the GPU at once; blocks of a run."""
-    most = max(sms * geometry.at_once // geometry.members, 1)
-    blocks = triton.cdiv(geometry.units, most)
-    return triton.cdiv(geometry.units, blocks), blocks
+def _runs(geometry: RowGeometry, sms: int) -> int:
+    """The runs of blocks of rows that programs take: as many as fit the GPU at once. If rows are so
+    long that this would leave a part of it idle, programs for several waves."""
+    at_once = sms * geometry.at_once
+    runs = at_once // geometry.members
+    if runs * geometry.members < FULL_WAVE * at_once:
+        runs = triton.cdiv(MANY_WAVES * at_once, geometry.members)
+    return min(runs, geometry.units)
 
 
-def _bytes(
-    spec: RowSpec,
-    R: int,
-    t: Forward | Backward,
-    tensors: tuple[torch.dtype | None, ...],
-) -> int:
-    """Bytes that a turn loads for each element of x: of these tensors, and of parameters that each
-    row has for itself."""
-    own = (t.weight, t.bias) if spec.parameters(R) == "own" else ()
-    return sum(dtype.itemsize for dtype in (*tensors, *own) if dtype is not None)
+def _bytes(dtypes: tuple[torch.dtype | None, ...]) -> int:
+    """Bytes that a turn loads for each element of x, from tensors of these dtypes."""
+    return sum(dtype.itemsize for dtype in dtypes if dtype is not None)
 
 
 def _launch(kernel: Any, groups: int, members: int, geometry: RowGeometry, spec: RowSpec) -> Launch:

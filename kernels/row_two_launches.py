@@ -61,22 +61,21 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
 
 
 @triton.jit
-def backward_walk(program, row_blocks, s, K: tl.constexpr):
-    """(block, first column) of a program; the last tile comes first."""
+def run_and_slice(program, s, K: tl.constexpr):
+    """(number of the program's run, its first column). The i-th of `runs` runs has every runs-th
+    block from the i-th last one on, backwards: so programs together walk backwards."""
     slices = tl.cdiv(s.L, K.BLOCK_L)
-    turn = row_blocks * slices - 1 - program
-    return turn // slices, (turn % slices).to(tl.int64) * K.BLOCK_L
+    return program // slices, (slices - 1 - program % slices).to(tl.int64) * K.BLOCK_L
 
 
-@triton.jit(do_not_specialize=["R", "L", "row_blocks", "steps", "A", "inner"])
-def row_apply_kernel(t, R, L, row_blocks, steps, A, inner, K: tl.constexpr):
-    """y, the same columns of `steps` blocks of rows for each program."""
+@triton.jit(do_not_specialize=["R", "L", "row_blocks", "runs", "A", "inner"])
+def row_apply_kernel(t, R, L, row_blocks, runs, A, inner, K: tl.constexpr):
+    """y, a slice of columns of the rows of a run for each program."""
     s = sizes(R, L, 0, row_blocks, A, inner, K)
-    run, start = backward_walk(tl.program_id(0), tl.cdiv(row_blocks, steps), s, K)
+    run, start = run_and_slice(tl.program_id(0), s, K)
     affine = load_affine(t, 0, start, s, K) if K.PARAMETERS == "shared" else None
-    first, end = run * steps, tl.minimum((run + 1) * steps, row_blocks)
-    for block in tl.range(first, end, num_stages=K.STAGES):
-        apply_tile(t, block, start, affine, s, K)
+    for i in tl.range(run, row_blocks, runs, num_stages=K.STAGES):
+        apply_tile(t, row_blocks - 1 - i, start, affine, s, K)
 
 
 @triton.jit
@@ -135,9 +134,9 @@ def row_sums_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl.constexp
             store_shares(t, dweight, dbias, start, group, groups, s, K)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "steps", "shared_blocks"])
+@triton.jit(do_not_specialize=[*SIZES, "runs", "shared_blocks"])
 def row_dx_kernel(
-    t, R, L, row_blocks, parts, groups, A, inner, steps, shared_blocks,
+    t, R, L, row_blocks, parts, groups, A, inner, runs, shared_blocks,
     K: tl.constexpr, SHARES_L: tl.constexpr, SHARES_G: tl.constexpr,
 ):  # fmt: skip
     """dx, as row_apply_kernel's y. The first programs add up the groups' shares instead; each share
@@ -149,11 +148,10 @@ def row_dx_kernel(
         if t.partial is not None:
             add_shares(t, tl.program_id(0), groups, s.L, shared_blocks, A, SHARES_L, SHARES_G)
     else:
-        run, start = backward_walk(program, tl.cdiv(row_blocks, steps), s, K)
+        run, start = run_and_slice(program, s, K)
         affine = load_affine(t, 0, start, s, K) if K.PARAMETERS == "shared" else None
-        first, end = run * steps, tl.minimum((run + 1) * steps, row_blocks)
-        for block in tl.range(first, end, num_stages=K.STAGES):
-            dx_of_tile(t, block, start, affine, s, K)
+        for i in tl.range(run, row_blocks, runs, num_stages=K.STAGES):
+            dx_of_tile(t, row_blocks - 1 - i, start, affine, s, K)
 
 
 @triton.jit

@@ -41,6 +41,7 @@ class Thread:
     index: Mapping[int, int]  # address to index of an instruction
     arrival: Callable[[int], int]  # the value returned by the k-th atomic
     atomics: int = 0
+    counters: set[int] = field(default_factory=set)  # addresses of atomics
     memory: dict[int, int] = field(default_factory=dict)
     shared: dict[int, int] = field(default_factory=dict)
     stack: dict[int, int] = field(default_factory=dict)
@@ -59,7 +60,8 @@ class Thread:
             "SR_LTMASK": (1 << (self.thread % 32)) - 1,
         }
 
-    def atomic(self) -> int:
+    def atomic(self, at: int) -> int:
+        self.counters.add(at)
         self.atomics += 1
         return self.arrival(self.atomics)
 
@@ -122,7 +124,7 @@ def _memory_line(n: int, i: Instruction, o: Operands) -> str:
             return f"at = {o.address(i.operands[0])}"
         first = 1 if is_predicate(i.operands[0]) else 0
         line = f"at = {o.address(i.operands[first + 1])}; "
-        return line + o.put(i.operands[first], "T.atomic()")
+        return line + o.put(i.operands[first], "T.atomic(at)")
     memory = f"T.{_MEMORIES[i.base]}"
     if i.base == "STS":
         listed = ", ".join(o.registers(i.operands[1], words) or ["0"] * words)
@@ -135,8 +137,9 @@ def _memory_line(n: int, i: Instruction, o: Operands) -> str:
     source = next(s for s in reversed(i.operands) if not is_predicate(s))
     narrow = f"&{(1 << i.bits) - 1}" if i.bits < 32 else ""
     targets = o.registers(i.operands[first], words)
-    if "STRONG" in i.name:  # an atomic that changes nothing
-        return f"at = {o.address(source)}; {targets[0]} = T.atomic()"
+    if "STRONG" in i.name and words == 1:  # of a counter: an atomic that changes nothing
+        value = f"T.atomic(at) if at in T.counters else {memory}.get(at, 0){narrow}"
+        return f"at = {o.address(source)}; {targets[0]} = {value}"
     loads = [f"{r} = {memory}.get(at+{4 * k}, 0){narrow}" for k, r in enumerate(targets)]
     return "; ".join([f"at = {o.address(source)}", *loads])
 

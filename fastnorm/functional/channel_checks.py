@@ -31,8 +31,8 @@ def checked(
     )  # fmt: skip
     check_flag(op, flag, spec.use_input_stats)
     _check_sizes(op, x, spec)
-    momentum = check_number(op, "momentum", spec.momentum)
-    spec = spec._replace(momentum=momentum, eps=check_number(op, "eps", spec.eps))
+    eps = check_number(op, "eps", spec.eps)
+    spec = spec._replace(eps=eps, momentum=check_number(op, "momentum", spec.momentum))
     x, residual = autocast(x, residual, spec.norm)
     check_input(op, x, 2, residual)
     _check_groups(op, x, spec)

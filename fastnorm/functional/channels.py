@@ -68,7 +68,6 @@ def batch_norm(
         return batch_norm(
             input.view(0, 0), running_mean, running_var, weight, bias, training, momentum, eps,
             activation=activation, residual=as_matrix(residual),
-            scale=as_matrix(scale), shift=as_matrix(shift),
         ).view(0)  # fmt: skip
     inputs = Inputs(input, residual, weight, bias, None, running_mean, running_var)
     inputs, spec = checked("batch_norm", inputs, spec)

@@ -73,7 +73,7 @@ def test_rows_and_parameters_are_read_once(op):
 
 @interpreted
 def test_others_stream():
-    """Parameters of 32 bits or of their own rows, gates, and what is too long for registers."""
+    """Wide parameters, those of each row, gates, and what is too long for registers."""
     x = make_input((4, 100), "contiguous", dtype=BF16)
     wide, *_ = parameters(100, FP32, 1)
     scale = torch.randn(4, 100)
@@ -85,6 +85,17 @@ def test_others_stream():
         F.gated_rms_norm(x, x, None)
         F.rms_norm(x, (100,), None, 1e-5, scale=scale)
     assert [name for name in launched if name != "modulate_kernel"] == STREAMING * 5
+
+
+@interpreted
+def test_groups_have_their_own_parameters():
+    x = make_input((4, 200), "contiguous", dtype=BF16)
+    (weight,) = parameters(200, BF16, 1)
+    with tiny_tilings(), running("triton") as launched:
+        y = F.gated_rms_norm(x, None, weight, 1e-5, group_size=100)
+    assert launched == STREAMING
+    with running("reference"):
+        assert_close(y, F.gated_rms_norm(x.double(), None, weight.double(), 1e-5, group_size=100))
 
 
 def plan_of(L, x, weight, norm="layer", addend=None):

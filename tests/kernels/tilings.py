@@ -27,7 +27,7 @@ ROW_SIZES = {
     "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": {2: 64, 4: 64, 8: 64}, "TILE": 32,
     "REDUCING_TILE": (32, 64), "WARP_TILE": {2: 64, 4: 32, 8: 32}, "BACKWARD_WARP_TILE": 8,
     "GATED_WARP_TILE": 8, "TILE_OF_SEVERAL": 32, "LONGEST_OF_TILES": 128,
-    "LONGEST_SUM_OF_TILES": 128,
+    "LONGEST_SUM_OF_TILES": 128, "MOST_OF_FEW_PARTS": 2,
 }  # fmt: skip
 
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
