@@ -135,14 +135,14 @@ def own_affine(t, tile, s, K: tl.constexpr):
 
 
 @triton.jit
-def affine_of(t, block, start, tile, s, K: tl.constexpr):
-    """gamma and beta of one tile."""
+def affine_of(t, shared, block, start, tile, s, K: tl.constexpr):
+    """gamma and beta of one tile: `shared` if all rows share them."""
     if K.PARAMETERS == "own":
         return own_affine(t, tile, s, K)
     elif K.PARAMETERS == "grouped":
         return load_affine(t, block // s.blocks, start, s, K)
     else:
-        return load_affine(t, 0, start, s, K)
+        return shared
 
 
 # --- the norm's input ---

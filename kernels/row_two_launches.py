@@ -85,7 +85,7 @@ def apply_tile(t, block, start, affine, s, K: tl.constexpr):
     x = load(t.total if t.addend is not None else t.x, tile)
     x = with_gate(t, x, tile, K).to(ACC)
     stats = load_stats(t.stats, tile, s, K)
-    at = affine if K.PARAMETERS == "shared" else affine_of(t, block, start, tile, s, K)
+    at = affine_of(t, affine, block, start, tile, s, K)
     store_output(t, x, stats, at, tile, s, K)
 
 
@@ -160,7 +160,7 @@ def dx_of_tile(t, block, start, affine, s, K: tl.constexpr):
     x, dy = load(t.x, tile), load(t.dy, tile)
     gate = load_gate(t, x, tile)
     stats = load_stats(t.stats, tile, s, K)
-    at = affine if K.PARAMETERS == "shared" else affine_of(t, block, start, tile, s, K)
+    at = affine_of(t, affine, block, start, tile, s, K)
     x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
     g = affine_gradient(t, dy, gate, x_hat, at, tile, s, K)
     store_own_gradients(t, g, x_hat, tile, K)
