@@ -47,16 +47,21 @@ ROWS_BACKWARD = (
     Alternative(tier="streaming"),
 )
 CLUSTERS = (
-    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),)),
-    Alternative((("tilings.CLUSTER_TILE_BYTES", 16384),), warps=4),
-    Alternative(warps=16),
-    Alternative((("tilings.CLUSTER_TILE_BYTES", 65536), ("tilings.CLUSTER_LANES", 16)), warps=16),
+    Alternative((("tilings.CLUSTER_WARPS", 8),)),
+    Alternative((("tilings.CLUSTER_WARPS", 2),)),
+    Alternative((("tilings.REGISTERS_IN_CLUSTERS", 48),)),
+    Alternative((("tilings.REGISTERS_IN_CLUSTERS", 80),)),
     Alternative(tier="streaming"),
 )
 SEVERAL_TILES = (
-    Alternative((("tilings.REGISTERS_OF_TILES", 0),)),
+    Alternative((("tilings.REGISTERS_OF_TILES", 48),)),
     Alternative(warps=16),
     Alternative(tier="streaming"),
+)
+STREAMED = (
+    Alternative((("tilings.STREAMING_TILE", 2048),)),
+    Alternative((("tilings.STREAMING_TILE", 8192),)),
+    Alternative((("tilings.ENOUGH_PROGRAMS", 264),)),
 )
 SMALL_SETS = (
     Alternative(warps=8),
@@ -79,9 +84,9 @@ def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
         return SMALL_BATCHES if op in ("bn", "bin") else SMALL_SETS
     if op in ROW_OPS:
         return ROWS_FORWARD if goal.direction == "forward" else ROWS_BACKWARD
-    if op in ("gn", "in") and goal.direction == "forward":
-        return SEVERAL_TILES
-    return CLUSTERS
+    if goal.provider == "fastnorm-coop":
+        return CLUSTERS
+    return SEVERAL_TILES if op == "gn" else STREAMED
 
 
 @contextlib.contextmanager

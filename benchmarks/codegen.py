@@ -37,15 +37,16 @@ FEW_DOUBLES = 4
 # Bytes that a thread may spill, by kernel, over all cases.
 # An SM has 128 registers a thread for 16 warps. The largest tile, 16,384 elements, takes them all.
 # Spilled bytes there: channels last, backward in 16 bits: up to 320 (float16, sm_90), 208 in
-# bfloat16. Clusters of mixtures, with two sets of statistics for each lane: up to 200. Rows of
-# 16,384 elements: forward in float32 with gamma and beta in registers up to 232; backward in 16
-# bits with two sums of columns up to 504. Several tiles in one program, of a row too: up to 136.
-# Others: less than 160. A smaller tile would cost a second read of the tensor, a wider limit a
-# quarter of the warps; no GPU has timed either. The bounds leave some room for other architectures
-# and assemblers.
+# bfloat16. Members of clusters: up to 392 forward, 96 backward. Rows of 16,384 elements: forward in
+# float32 with gamma and beta in registers up to 232; backward in 16 bits with two sums of columns
+# up to 504. Several tiles in one program, of a row too: up to 136. Others: less than 160. A smaller
+# tile would cost a second read of the tensor, a wider limit a quarter of the warps; no GPU has
+# timed either. The bounds leave some room for other architectures and assemblers.
 KNOWN_SPILLS = {
     "resident_kernel": 128,
     "resident_backward_kernel": 384,
+    "cluster_kernel": 416,
+    "cluster_backward_kernel": 192,
     "several_tiles_kernel": 128,
     "several_tiles_backward_kernel": 192,
     "several_tiles_row_kernel": 160,
@@ -55,10 +56,11 @@ KNOWN_SPILLS = {
     "apply_kernel": 32,
 }
 
-# The same for shapes.quick(). Triton 3.7.1 spills 8 bytes in a cluster's instance norm in float32,
-# one store and one load in all. Among its first 11 cases no other kernel does. Behind them several
-# tiles of 16 bits fill the registers, and so do a modulated row and a cluster's.
+# The same for shapes.quick(). Among its first 11 cases only clusters spill. Behind them several
+# tiles of 16 bits fill the registers, and so does a modulated row.
 QUICK_SPILLS = {
+    "cluster_kernel": 416,
+    "cluster_backward_kernel": 192,
     "resident_backward_kernel": 8,
     "several_tiles_backward_kernel": 136,
     "row_norm_kernel": 16,

@@ -121,23 +121,17 @@ def _shares(
 
 GOALS = (
     *(goal for op in ("ln", "rms") for goal in _shares(op, 90, 85, "fastnorm")),
-    *(
-        goal
-        for op in ("gn", "in")  # sets larger than a program holds
-        for goal in _shares(op, 90, 85, "fastnorm-coop", ", with clusters")
-    ),
-    *(
-        goal
-        for op in ("bn", "bin")
-        for goal in _shares(op, 80, 75, "fastnorm-coop", ", in training, with clusters")
-    ),
+    *_shares("gn", 90, 85, "fastnorm"),
+    # Sets larger than a program holds; without clusters a tensor is read twice.
+    *_shares("in", 90, 85, "fastnorm-coop", ", with clusters"),
+    *_shares("bn", 80, 75, "fastnorm-coop", ", in training, with clusters"),
+    *_shares("bin", 60, 56, "fastnorm", ", in training"),
     Goal(
-        "bn + residual + ReLU, forward + backward, with clusters",
-        75,
+        "bn + residual + ReLU, forward + backward",
+        58,
         COPY,
         "both",
         _large("bn", ("residual_relu",)),
-        "fastnorm-coop",
     ),
     *(
         Goal(f"CIFAR shapes in a CUDA graph, {l2} L2", target, f"x {rival}", "both", _cifar(l2))

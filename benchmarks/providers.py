@@ -119,7 +119,9 @@ def _cooperative() -> Provider:
         raise Unavailable("fastnorm.kernels.tiers has no `cooperative`")
 
     def has_clusters(case: Case) -> bool:
-        return case.op != "bn_eval" and case.set_elements > LARGEST_OF_A_PROGRAM
+        if case.op not in ("bn", "in", "gn") or case.layout != "contiguous":
+            return False
+        return case.fused in ("plain", "relu") and case.set_elements > LARGEST_OF_A_PROGRAM
 
     return Provider(
         "fastnorm-coop", bound(ours), has_clusters, setting=lambda: tiers.cooperative(True)

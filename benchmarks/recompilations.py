@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.compile_only import Launch, compile_launches, launches_of
-from benchmarks.providers import OURS, Provider, load
+from benchmarks.providers import Provider, load
 from benchmarks.shapes import Case
 from fastnorm.kernels.occupancy import LIMITS
 
@@ -22,17 +22,16 @@ IMAGE, ROW = (64, 32, 32), (1024,)
 
 
 def needed(
-    op: str, batches: Iterable[int], providers: Sequence[Provider], launches: list[Launch]
+    op: str, batches: Iterable[int], provider: Provider, launches: list[Launch]
 ) -> dict[str, dict[str, int]]:
-    """The number of different kernels by direction and name, over all batch sizes and providers."""
+    """The number of different kernels by direction and name, over all batch sizes."""
     shape = ROW if op in shapes.ROW_OPS else IMAGE
     found: dict[str, dict[str, set[str]]] = {"forward": {}, "backward": {}}
     for batch in batches:
         case = Case(op, (batch, *shape), torch.bfloat16, fused="residual_relu")
-        for provider in providers:
-            for direction, made in launches_of(case, provider, launches):
-                for launch in made:
-                    found[direction].setdefault(launch.name, set()).add(launch.kernel.hash)
+        for direction, made in launches_of(case, provider, launches):
+            for launch in made:
+                found[direction].setdefault(launch.name, set()).add(launch.kernel.hash)
     return {
         direction: {name: len(hashes) for name, hashes in kernels.items()}
         for direction, kernels in found.items()
@@ -47,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     args = parser.parse_args(argv)
 
-    providers = load(OURS)
+    (provider,) = load(["fastnorm"])
     launches = compile_launches(args.arch)
-    found = {op: needed(op, args.batches, providers, launches) for op in args.ops}
+    found = {op: needed(op, args.batches, provider, launches) for op in args.ops}
     for op, directions in found.items():
         for direction, kernels in directions.items():
             counts = ", ".join(f"{name} {count}" for name, count in kernels.items())

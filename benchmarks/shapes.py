@@ -161,7 +161,7 @@ def quick() -> tuple[Case, ...]:
             Case(op, CIFAR[0], fp32, fused=fused, family="cifar")
             for op, fused in (("bn", "residual_relu"), ("gn", "plain"), ("in", "plain"))
         ),
-        Case("bin", stage2, bf16, family="imagenet"),  # its instances fit a cluster's tile
+        Case("bin", stage2, bf16, family="imagenet"),
         RMS_OF_CUDNN,
         Case("bn_eval", stage2, bf16, fused="relu", family="imagenet"),
         Case("gn", UNET[0], bf16, fused="modulated_silu", groups=32, family="modulated"),

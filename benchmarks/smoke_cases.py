@@ -55,14 +55,14 @@ def _sizes() -> dict[str, tuple[int, ...]]:
     if INTERPRETED:
         return {
             "one_program": (3, 8, 4, 4), "streaming": (3, 8, 8, 8), "long": (2, 8, 16, 32),
-            "cluster": (2, 8, 8, 16), "cluster_mix": (2, 8, 8, 8), "odd": (3, 12, 7, 7),
-            "rows": (6, 64), "long_rows": (3, 200), "tokens": (2, 3, 64), "several": (2, 8, 16, 16),
+            "cluster": (2, 8, 8, 16), "odd": (3, 12, 7, 7), "rows": (6, 64),
+            "long_rows": (3, 200), "tokens": (2, 3, 64), "several": (2, 8, 16, 16),
             "several_rows": (3, 17000),
         }  # fmt: skip
     return {
         "one_program": (4, 64, 16, 16), "streaming": (8, 96, 56, 56), "long": (8, 16, 224, 224),
-        "cluster": (8, 128, 56, 56), "cluster_mix": (64, 64, 16, 16), "odd": (16, 24, 7, 7),
-        "rows": (1000, 1024), "long_rows": (37, 40000), "tokens": (10, 100, 1152),
+        "cluster": (8, 16, 224, 224), "odd": (16, 24, 7, 7), "rows": (1000, 1024),
+        "long_rows": (37, 40000), "tokens": (10, 100, 1152),
         "several": (8, 64, 112, 112), "several_rows": (300, 20472),  # tiles of one program
     }  # fmt: skip
 
@@ -143,15 +143,8 @@ def next_layout(found: list[SmokeCase]) -> str:
 
 def cluster_cases() -> list[SmokeCase]:
     """Cases of programs that wait for one another."""
-    sizes, fusions, dtypes = SIZES, cycle(FUSIONS), cycle(DTYPES)
-    found = []
-    for layout in LAYOUTS:
-        for op in ("bn", "gn", "in", "bin", "mean"):
-            shape = sizes["cluster_mix" if op == "bin" else "cluster"]  # whole instances in a tile
-            case = SmokeCase(op, shape, next(dtypes), layout, "cluster", **next(fusions))
-            found.append(case)
-    found += [
-        SmokeCase(op, sizes["long_rows"], next(dtypes), tier="cluster")
-        for op in ("ln", "rms", "add_ln")
+    activations = cycle((None, "relu", "gelu", "silu"))
+    return [
+        SmokeCase(op, SIZES["cluster"], dtype, tier="cluster", activation=next(activations))
+        for op, dtype in product(("bn", "gn", "in", "mean"), DTYPES)
     ]
-    return found

@@ -13,7 +13,8 @@ and group norm. The engine for rows sees x as (R, L) and serves layer and RMS no
     their launches   plans                                     row_plans
     chosen sizes     geometry, tilings                         row_geometry
     one launch       channels_one_launch,                      row_one_launch,
-                     channels_several_tiles                    row_several_tiles
+                     channels_several_tiles,                   row_several_tiles
+                     channels_cluster
     two launches     channels_two_launches                     row_two_launches
     arguments        channel_types                             row_types
     a tile           channel_lanes, channel_tiles,             row_tiles, row_outputs

@@ -18,7 +18,7 @@ from .arithmetic import load_or, product, store_gradient
 from .channel_lanes import parameter_slot
 from .channel_moments import sum_set, table_plane
 from .channel_stats import kept_plane, kept_slot
-from .tables import part_pairs, part_sums
+from .tables import part_pairs
 
 
 class Sums(NamedTuple):
@@ -79,16 +79,8 @@ def set_sums(t, sums, n, channels, s, K: tl.constexpr):
 
 
 @triton.jit
-def published_sum(t, plane: tl.constexpr, n, channels, s, K: tl.constexpr):
-    """Each channel's sum over the parts of a unit, in order."""
-    BLOCK_C: tl.constexpr = K.BLOCK_C
-    table = t.table + plane * table_plane(s, K)
-    return part_sums(table, n, channels.c, channels.mask, s.C, s.parts, BLOCK_C)
-
-
-@triton.jit
 def published_sums(t, n, channels, s, K: tl.constexpr):
-    """The sums of the first two planes, in one go."""
+    """Each channel's sums over the parts of a unit, in order."""
     BLOCK: tl.constexpr = channels.c.shape[0]
     gx = t.table + table_plane(s, K)
     g, gx = part_pairs(t.table, gx, n, channels.c, channels.mask, s.C, s.parts, BLOCK)

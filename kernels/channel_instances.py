@@ -15,7 +15,7 @@ from .channel_gradients import (
     store_sums,
     weighted,
 )
-from .channel_lanes import block_of_channels, is_first, merged_at_once
+from .channel_lanes import block_of_channels, merged_at_once
 from .channel_mixtures import MixedSums, mixed_sums, store_batch_sums, store_mixed_gradients
 from .channel_moments import table_plane
 from .channel_samples import store_sample_gradients
@@ -51,18 +51,17 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 
 
 @triton.jit
-def unit_sums(t, at, index, s, K: tl.constexpr):
-    """Weighted sums of g and g (x - center) over the set of each channel of a unit. The member
-    with index 0 also leaves the channels' own sums for add_instances."""
+def unit_sums(t, at, s, K: tl.constexpr):
+    """Weighted sums of g and g (x - center) over the set of each channel of a unit. Also leaves the
+    channels' own sums for add_instances."""
     zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(at.u, block, BLOCK, s)
         own = published_sums(t, at.n, channels, s, K)
-        first = channels.mask & is_first(index, channels.c)
         stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
-        leave_instance(t, own, stats, at.n, channels, first, s, K)
+        leave_instance(t, own, stats, at.n, channels, channels.mask, s, K)
         if K.SETS == 1:
             weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
             own = weighted(weight, own)

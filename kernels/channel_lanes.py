@@ -18,10 +18,10 @@ from .channel_types import Channels, Lanes, Member, Sizes
 
 
 @triton.jit
-def sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr):
+def sizes(N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr):
     """C, S and W written so that the compiler sees their divisors: as products."""
     return Sizes(
-        N, C * K.ALIGN_C, S * K.ALIGN_S, D, W * K.ALIGN_W, u_blocks, parts, steps, groups
+        N, C * K.ALIGN_C, S * K.ALIGN_S, D, W * K.ALIGN_W, u_blocks, parts, steps
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def place(unit, member, s, K: tl.constexpr, BATCH: tl.constexpr):
     block, part = tl.full([], 0, tl.int32), member
     if K.SETS == 1:  # a set may have several blocks of channels
         block, part = member // s.parts, member % s.parts
-    return Member(member, n, u, block, part)
+    return Member(member, n, u, block, part, tl.full([], 0, tl.int64))
 
 
 # --- lanes and channels ---

@@ -26,6 +26,7 @@ from .channel_tiles import (
     lane_sums,
     load_first,
     load_pivot,
+    outer_count,
     outer_sum,
     spread,
     spread_outer,
@@ -91,13 +92,13 @@ def add_whole(mean, m2, x, before, K: tl.constexpr):
 
 
 @triton.jit
-def add_lacking(m, x, mask):
+def add_lacking(m, x, tile, s, K: tl.constexpr):
     """Moments of each thread's own elements, merged with those of a tile of x - pivot with missing
     elements."""
-    count = outer_sum(tl.where(mask, 1.0, 0.0).to(x.dtype))
-    x = tl.where(mask, x, 0.0)
+    count = outer_count(tile, s, K).to(x.dtype)
+    x = tl.where(tile.mask, x, 0.0)
     mean = outer_sum(x * spread_outer(1.0 / tl.maximum(count, 1.0)))
-    deviation = tl.where(mask, x - spread_outer(mean), 0.0)
+    deviation = tl.where(tile.mask, x - spread_outer(mean), 0.0)
     return merge(m, Moments(count, mean, outer_sum(deviation * deviation)))
 
 

@@ -43,6 +43,41 @@ def no_outer(K: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def up_to(left, inner, STEP: tl.constexpr, MOST: tl.constexpr):
+    """How many i, from 0 to MOST - 1, have i STEP + inner < left."""
+    return tl.minimum(tl.maximum(left - inner + (STEP - 1), 0) // STEP, MOST)
+
+
+@triton.jit
+def outer_count(tile, s, K: tl.constexpr):
+    """How many elements of a tile exist along its outer axis; of the shape of outer_sum's results.
+
+    It is computed: a sum over the mask would be in another layout, and its conversion would take
+    five times as long as all else that is done with the tile.
+    """
+    inner = tl.arange(0, K.INNER)
+    OUTER: tl.constexpr = K.BLOCK_S // K.INNER
+    ROW: tl.constexpr = K.ROW
+    if K.ROW == 0:
+        end = s.N if K.FOLDED else s.S
+        left = tl.minimum(end - tile.start, K.BLOCK_S).to(tl.int32)
+        count = up_to(left, inner, K.INNER, OUTER)
+    else:  # rows as in `rows`
+        left = tl.minimum(s.S - tile.start, ROW).to(tl.int32)
+        instances = tl.minimum(s.N - tile.n, K.BLOCK_S // ROW).to(tl.int32)
+        if K.INNER > ROW:
+            EACH: tl.constexpr = K.INNER // ROW
+            count = up_to(instances, inner // ROW, EACH, OUTER)
+            count = tl.where(inner % ROW < left, count, 0)
+        else:
+            count = up_to(left, inner, K.INNER, ROW // K.INNER) * instances
+    if K.CHANNELS_LAST or K.FOLDED:
+        return tl.where(tile.lanes.mask[None, :], count[:, None], 0)
+    else:
+        return tl.where(tile.lanes.mask[:, None], count[None, :], 0)
+
+
+@triton.jit
 def lane_sum(x, K: tl.constexpr):
     return tl.sum(outer_sum(x), axis=0 if K.CHANNELS_LAST or K.FOLDED else 1)
 
@@ -131,16 +166,6 @@ def tile_instances(block_n, block_s, row):
 def tile_width(block_s, row):
     """Positions of each instance of such a tile."""
     return row if row else block_s
-
-
-@triton.jit
-def resident_tile(at, s, K: tl.constexpr):
-    """A member's only tile: its part is a block of positions or, over a batch, of instances."""
-    instances: tl.constexpr = tile_instances(K.BLOCK_N, K.BLOCK_S, K.ROW)
-    width: tl.constexpr = tile_width(K.BLOCK_S, K.ROW)
-    s_blocks = tl.cdiv(s.S, width)
-    start = (at.part % s_blocks).to(tl.int64) * width
-    return tile_of(at.n + (at.part // s_blocks) * instances, start, at, s, K)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-SIZES = ["N", "C", "S", "D", "W", "u_blocks", "parts", "steps", "groups"]
+SIZES = ["N", "C", "S", "D", "W", "u_blocks", "parts", "steps"]
 
 
 class Choices(NamedTuple):
@@ -97,7 +97,6 @@ class Sizes(NamedTuple):
     u_blocks: Any  # units of an instance's channels
     parts: Any  # of a unit: of its positions and, over a batch, of its instances
     steps: Any  # tiles of a part
-    groups: Any  # clusters that take units in turns
 
 
 class Member(NamedTuple):
@@ -108,6 +107,7 @@ class Member(NamedTuple):
     u: Any  # the unit's index among those of its instance
     block: Any  # of channels
     part: Any
+    start: Any  # the first position (int64), if it has several tiles
 
 
 class Lanes(NamedTuple):

@@ -1,9 +1,5 @@
-"""A norm of (N, C, S) in one launch: a program's tile stays in registers from statistics to output.
-
-Tier "one program": the program's tile holds whole sets. Tier "cluster": the members of a unit hold
-a tile each, publish their results, wait for one another, and merge. Clusters of programs that are
-on the GPU together walk over the units. The backward is below, with tiles of x and dy.
-"""
+"""A norm of (N, C, S) in one launch: a program's tile holds whole sets, and stays in registers from
+statistics to output. The backward is below, with tiles of x and dy."""
 
 import triton
 import triton.language as tl
@@ -15,16 +11,13 @@ from .channel_gradients import (
     Sums,
     about_mean,
     instance_weight,
-    published_sum,
-    published_sums,
     set_sums,
     slopes_of,
     store_batch_gradients,
     weighted,
 )
-from .channel_instances import add_instances, leave_instance, store_sample_gradients, unit_sums
+from .channel_instances import add_instances, leave_instance, store_sample_gradients
 from .channel_lanes import (
-    channel_blocks,
     is_first,
     place,
     sizes,
@@ -44,10 +37,9 @@ from .channel_moments import (
     channel_moments,
     lane_moments,
     publish,
-    unit_moments,
     whole_sets,
 )
-from .channel_samples import add_lanes, lane_weight, leave_lanes
+from .channel_samples import lane_weight
 from .channel_stats import (
     Affine,
     Stats,
@@ -64,68 +56,33 @@ from .channel_stats import (
     store_stats,
     update_batch,
 )
-from .channel_tiles import lane_sums, load, load_pivot, resident_tile, spread, store
+from .channel_tiles import lane_sums, load, load_pivot, spread, store, tile_of
 from .channel_types import SIZES
-from .sync import arrived_last, keep_packed, wait_for_members
-
-
-@triton.jit
-def group_and_member(s, K: tl.constexpr):
-    """(a program's cluster, its place in it)."""
-    program = tl.program_id(0)
-    if K.CLUSTER:
-        members = channel_blocks(s, K) * s.parts
-        return program // members, program % members
-    else:
-        return program, tl.full([], 0, tl.int32)
-
-
-@triton.jit
-def end_of_turns(group, s, K: tl.constexpr):
-    """The end of the units that a group takes, `group_step` apart. If there are as many programs as
-    units, a group takes only one, and the compiler removes the loop."""
-    if K.CLUSTER and K.BATCH:
-        return s.u_blocks
-    elif K.CLUSTER:
-        return s.N * s.u_blocks
-    else:
-        return group + 1
-
-
-@triton.jit
-def meet(t, group, at, s, K: tl.constexpr):
-    wait_for_members(t.barriers + group, at.index, channel_blocks(s, K) * s.parts)
+from .sync import arrived_last, keep_packed
 
 
 @triton.jit(do_not_specialize=SIZES)
 def resident_kernel(
-    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps,
     K: tl.constexpr,
 ):  # fmt: skip
     """y = act(norm(x) + residual), the statistics for the backward, and the running ones."""
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    group, member = group_and_member(s, K)
-    for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        normalise_unit(t, place(unit, member, s, K, K.BATCH), group, momentum, eps, s, K)
-
-
-@triton.jit
-def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    tile = resident_tile(at, s, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
+    at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, K.BATCH)
+    tile = tile_of(at.n, at.start, at, s, K)
     channels = unit_channels(at.u, at.block, s, K)
     packed = load(t.x, tile)
     lanes = tile.lanes
-    # If several members hold parts of a set, the first of them keeps its statistics.
-    first = channels.mask & (channels.local % s.D == 0) & is_first(at.part, channels.local)
+    first = channels.mask & (channels.local % s.D == 0)
     if K.BATCH:
         old = load_running(t, channels.c, first)
-    if K.CLUSTER or (K.BATCH and (K.MIX or K.OF_SAMPLES)):
-        pivot_n = lanes.n if K.MIX or not K.BATCH else at.n + tl.zeros_like(lanes.n)
+    if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
+        pivot_n = lanes.n if K.MIX else at.n + tl.zeros_like(lanes.n)
         pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
         x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
         lane = lane_moments(x, tile, s, K)
-        origin, m = merged_moments(t, lane, pivot, group, at, channels, s, K)
+        origin, m = moments_over_lanes(t, lane, pivot, at, channels, s, K)
     else:
         origin, m = whole_sets(packed.to(ACC), tile, channels.local, s, K)
         if t.table is not None:  # for average_instances
@@ -162,9 +119,8 @@ def normalise_unit(t, at, group, momentum, eps, s, K: tl.constexpr):
     store_output(t, x, affine, tile, s, K)
     # Instance norm's running statistics are averages over instances: the last instance takes them.
     if not K.BATCH and t.tickets is not None:
-        if at.index == 0:
-            if arrived_last(t.tickets + at.u, s.N):
-                average_instances(t, at.u, momentum, s, K)
+        if arrived_last(t.tickets + at.u, s.N):
+            average_instances(t, at.u, momentum, s, K)
 
 
 @triton.jit
@@ -174,20 +130,12 @@ def lane_stats(stats, K: tl.constexpr):
 
 
 @triton.jit
-def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
-    """(pivot, moments of the set) of each channel, from the moments of the member's lanes."""
-    if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
-        zeros = tl.zeros_like(channels.c).to(tl.int64)
-        origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
-        mean = lane.mean + (pivot - to_lanes(origin, K))
-        m = channel_moments(t, Moments(lane.count, mean, lane.m2), pivot, at, s, K)
-    else:
-        origin, m = pivot, lane
-    if K.CLUSTER:
-        publish(t, m, at, channels, s, K)
-        meet(t, group, at, s, K)
-        m = unit_moments(t, at, s, K)
-    return origin, m
+def moments_over_lanes(t, lane, pivot, at, channels, s, K: tl.constexpr):
+    """(pivot, moments over the batch) of each channel, from the moments of its lanes."""
+    zeros = tl.zeros_like(channels.c).to(tl.int64)
+    origin = load_pivot(t, zeros, channels.c, channels.mask, s, K)
+    mean = lane.mean + (pivot - to_lanes(origin, K))
+    return origin, channel_moments(t, Moments(lane.count, mean, lane.m2), pivot, at, s, K)
 
 
 # --- backward ---
@@ -195,19 +143,13 @@ def merged_moments(t, lane, pivot, group, at, channels, s, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def resident_backward_kernel(
-    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+    t, N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr
 ):  # fmt: skip
     """dx = scale g + q (x - center) + r, g = dy * act'; and the parameters' gradients."""
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
-    group, member = group_and_member(s, K)
-    for unit in range(group, end_of_turns(group, s, K), groups if K.CLUSTER else 1):
-        differentiate_unit(t, place(unit, member, s, K, K.BATCH), group, s, K)
-
-
-@triton.jit
-def differentiate_unit(t, at, group, s, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    tile = resident_tile(at, s, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
+    at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, K.BATCH)
+    tile = tile_of(at.n, at.start, at, s, K)
     packed, dy = load_pair(t, tile, t.dweight is not None, K)
     affine = kept_affine(t, tile.lanes, s, K)
     x = packed.to(ACC) - spread(affine.center, K)
@@ -215,11 +157,11 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
     sum_g, sum_gx = lane_sums(g.to(ACC), product(g.to(ACC), x), K)
     lane = Sums(sum_g, sum_gx)
     if K.MIX and K.BATCH:
-        slopes = mixed_slopes(t, lane, group, tile, s, K)
+        slopes = mixed_slopes(t, lane, tile, s, K)
     elif K.BATCH:
-        slopes = batch_slopes(t, lane, group, tile, s, K)
+        slopes = batch_slopes(t, lane, tile, s, K)
     else:
-        slopes = instance_slopes(t, lane, group, at, s, K)
+        slopes = instance_slopes(t, lane, at, s, K)
     packed, g = keep_packed(packed), keep_packed(g)  # as loaded, across the sums
     if t.dresidual is not None:
         store(t.dresidual, g, tile)
@@ -230,48 +172,37 @@ def differentiate_unit(t, at, group, s, K: tl.constexpr):
         store(t.dx, dx + spread(slopes.r, K), tile)
     # Parameters of norms within an instance need sums over instances: the last one adds them up.
     if K.GATHERS:
-        if at.index == 0:
-            if arrived_last(t.tickets + at.u, s.N):
-                add_instances(t, at.u, s, K)
+        if arrived_last(t.tickets + at.u, s.N):
+            add_instances(t, at.u, s, K)
 
 
 @triton.jit
-def instance_slopes(t, lane, group, at, s, K: tl.constexpr):
+def instance_slopes(t, lane, at, s, K: tl.constexpr):
     """The slopes of sets within an instance; the lanes are channels."""
     channels = unit_channels(at.u, at.block, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
-    if K.CLUSTER:
-        publish(t, lane, at, channels, s, K)
-        meet(t, group, at, s, K)
-        sums = unit_sums(t, at, at.index, s, K)
-    else:
-        leave_instance(t, lane, stats, at.n, channels, channels.mask, s, K)
-        sums = set_sums(t, lane, at.n, channels, s, K)
+    leave_instance(t, lane, stats, at.n, channels, channels.mask, s, K)
+    sums = set_sums(t, lane, at.n, channels, s, K)
     count = s.D.to(lane.g.dtype) * s.S
     return slopes_of(stats, about_mean(sums, stats), count, K)
 
 
 @triton.jit
-def batch_slopes(t, lane, group, tile, s, K: tl.constexpr):
+def batch_slopes(t, lane, tile, s, K: tl.constexpr):
     """The slopes of sets over the batch; stores dgamma and dbeta."""
     at = tile.at
     channels = unit_channels(at.u, at.block, s, K)
     own = lane
     if K.OF_SAMPLES:
-        leave_lanes(t, lane, tile, s, K)
+        lanes = tile.lanes
+        of_lanes = load_stats(t, lanes.n, lanes.c, lanes.mask, s, K)
+        store_sample_gradients(t, lane, of_lanes, lanes.n, lanes.c, lanes.mask, s, K)
         own = weighted(lane_weight(t, tile.lanes, s, K, lane.g.dtype), lane)
     sums = Sums(sum_instances(own.g, s, K), sum_instances(own.gx, s, K))
-    if K.CLUSTER:
-        publish(t, sums, at, channels, s, K)
-        meet(t, group, at, s, K)
-        sums = published_sums(t, at.n, channels, s, K)
-        if K.OF_SAMPLES:
-            add_lanes(t, tile, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     sums = about_mean(sums, stats)
     if not K.OF_SAMPLES:
-        first = channels.mask & is_first(at.part, channels.c)
-        store_batch_gradients(t, sums, stats, channels.c, first)
+        store_batch_gradients(t, sums, stats, channels.c, channels.mask)
         gamma = load_or(t.weight, channels.c, channels.mask, 1.0, lane.g.dtype)
         sums = Sums(gamma * sums.g, gamma * sums.gx)
     slopes = slopes_of(stats, sums, s.N.to(lane.g.dtype) * s.S, K)
@@ -279,7 +210,7 @@ def batch_slopes(t, lane, group, tile, s, K: tl.constexpr):
 
 
 @triton.jit
-def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
+def mixed_slopes(t, lane, tile, s, K: tl.constexpr):
     """The slopes of a mixture over the batch; stores the parameters' gradients."""
     at, lanes = tile.at, tile.lanes
     channels = unit_channels(at.u, at.block, s, K)
@@ -295,17 +226,7 @@ def mixed_slopes(t, lane, group, tile, s, K: tl.constexpr):
         sum_instances(each.hat, s, K),
         sum_instances(tl.where(lanes.mask, each.gap, 0.0), s, K),
     )
-    if K.CLUSTER:
-        publish(t, sums, at, channels, s, K)
-        meet(t, group, at, s, K)
-        sums = MixedSums(
-            published_sum(t, 0, at.n, channels, s, K),
-            published_sum(t, 1, at.n, channels, s, K),
-            published_sum(t, 2, at.n, channels, s, K),
-            published_sum(t, 3, at.n, channels, s, K),
-        )
-    first = channels.mask & is_first(at.part, channels.c)
-    store_mixed_gradients(t, sums, channels.c, first, s, K)
+    store_mixed_gradients(t, sums, channels.c, channels.mask, s, K)
     weight = instance_weight(t, lanes.n, lanes.c, lanes.mask, s, K, lane.g.dtype)
     own = about_mean(lane, stats)
     own = slopes_of(stats, Sums(weight * own.g, weight * own.gx), s.S, K)

@@ -24,17 +24,17 @@ from .sync import XOR_ZERO, arrived_last, keep_packed, recomputed
 
 @triton.jit(do_not_specialize=SIZES)
 def several_tiles_kernel(
-    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps,
     K: tl.constexpr,
 ):  # fmt: skip
     """y = act(norm(x) + residual), the statistics for the backward, and the running ones."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     TILES: tl.constexpr = K.TILES  # Triton 3.6 calls nothing with a bare K.NAME
     TILES_S: tl.constexpr = K.TILES_S
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, False)
     tiles = load_set(t.x, at, s, K)
-    rough, m = set_moments(tiles, at, s, K, ACC)
+    rough, m = set_moments(tiles, tl.full([], 1, ACC) * s.D * s.S, at, s, K)
     channels = unit_channels(at.u, 0, s, K)
     zero = tl.full([K.BLOCK_C], 0, ACC)
     rough, m = zero + rough, Moments(zero + m.count, zero + m.mean, zero + m.m2)
@@ -45,7 +45,7 @@ def several_tiles_kernel(
     stats = stats_of(rough, m, eps, K)
     store_stats(t, at.n, channels.c, channels.mask & (channels.local == 0), stats, s, K)
     tiles = widened_anew(tiles)
-    at = Member(at.index, recomputed(at.n), at.u, at.block, at.part)
+    at = seen_anew(at)
     for block in tl.static_range(TILES // TILES_S):
         channels = unit_channels(at.u, block, s, K)
         affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
@@ -59,15 +59,37 @@ def several_tiles_kernel(
 
 @triton.jit
 def set_tile(i: tl.constexpr, at, s, K: tl.constexpr):
-    """The i-th tile of a set: blocks of positions, channel block by channel block."""
-    BLOCK: tl.constexpr = i // K.TILES_S
-    START: tl.constexpr = i % K.TILES_S * K.BLOCK_S
-    at = Member(at.index, at.n, at.u, BLOCK, at.part)
-    tile = tile_of(at.n, tl.full([], START, tl.int64), at, s, K)
+    """A program's i-th tile: blocks of positions, channel block by channel block."""
+    if K.CLUSTER:
+        tile = tile_of_member(i, at, s, K)
+    else:
+        BLOCK: tl.constexpr = i // K.TILES_S
+        START: tl.constexpr = i % K.TILES_S * K.BLOCK_S
+        at = Member(at.index, at.n, at.u, BLOCK, at.part, at.start)
+        tile = tile_of(at.n, tl.full([], START, tl.int64), at, s, K)
     if K.WHOLE:
         everything = tl.full(tile.mask.shape, True, tl.int1)
-        tile = Tile(at, tile.n, tile.start, tile.lanes, everything, tile.offsets)
+        tile = Tile(tile.at, tile.n, tile.start, tile.lanes, everything, tile.offsets)
     return tile
+
+
+@triton.jit
+def tile_of_member(i: tl.constexpr, at, s, K: tl.constexpr):
+    """The i-th tile of a member of a cluster, all of one channel: of a block of instances, if sets
+    run over the batch, or of its own part of the positions."""
+    if K.BATCH:
+        n, start = (
+            at.n.to(tl.int32),
+            at.start.to(tl.int32),
+        )  # 64 bits would take twice as many steps
+        for _ in tl.static_range(i):  # the compiler takes these steps once for all tiles
+            start += K.ROW
+            is_over = start >= s.S
+            n = tl.where(is_over, n + K.BLOCK_S // K.ROW, n)
+            start = tl.where(is_over, 0, start)
+        return tile_of(n.to(tl.int64), start.to(tl.int64), at, s, K)
+    else:
+        return tile_of(at.n, at.start + i * K.BLOCK_S, at, s, K)
 
 
 @triton.jit
@@ -81,6 +103,12 @@ def load_set(ptr, at, s, K: tl.constexpr):
 
 
 @triton.jit
+def seen_anew(at):
+    """A program's place itself. The offsets that the compiler has computed from it end here."""
+    return Member(at.index, recomputed(at.n), at.u, at.block, at.part, at.start)
+
+
+@triton.jit
 def widened_anew(tiles):
     """The tiles themselves. What the compiler knows of their values in float32 ends here."""
     same = ()
@@ -90,11 +118,12 @@ def widened_anew(tiles):
 
 
 @triton.jit
-def set_moments(tiles, at, s, K: tl.constexpr, ACC: tl.constexpr):
-    """(a rough mean, moments relative to it) of a set: as `channel_moments.whole_sets`."""
+def set_moments(tiles, count, at, s, K: tl.constexpr):
+    """(a rough mean, moments relative to it) of a program's `count` elements: as
+    `channel_moments.whole_sets`."""
+    ACC: tl.constexpr = count.dtype
     TILES: tl.constexpr = K.TILES
     SIZE: tl.constexpr = K.LANES * K.INNER
-    count = tl.full([], 1, ACC) * s.D * s.S
     share = 1.0 / count
     total = no_outer(K, ACC)
     for i in tl.static_range(TILES):
@@ -117,12 +146,12 @@ def set_moments(tiles, at, s, K: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def several_tiles_backward_kernel(
-    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+    t, N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr
 ):  # fmt: skip
     """dx = scale g + q (x - center) + r, g = dy * act'; and the parameters' gradients."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     BLOCKS: tl.constexpr = K.TILES // K.TILES_S
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     at = place(tl.program_id(0), tl.full([], 0, tl.int32), s, K, False)
     tiles, dys = load_set(t.x, at, s, K), load_set(t.dy, at, s, K)
     channels = unit_channels(at.u, 0, s, K)
@@ -136,9 +165,11 @@ def several_tiles_backward_kernel(
     slopes = slopes_of(stats, about_mean(Sums(zero + g, zero + gx), stats), count, K)
     if t.dx is not None:
         tiles, dys = widened_anew(tiles), widened_anew(dys)
-        at = Member(at.index, recomputed(at.n), at.u, at.block, at.part)
+        at = seen_anew(at)
         for block in tl.static_range(BLOCKS):
-            store_block(t, tiles, dys, block, slopes, stats, at, s, K)
+            channels = unit_channels(at.u, block, s, K)
+            affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+            store_gradients(t, tiles, dys, block, affine, slopes, at, s, K)
     if K.GATHERS:
         if arrived_last(t.tickets + at.u, s.N):
             add_instances(t, at.u, s, K)
@@ -157,27 +188,32 @@ def tile_gradient(t, x, dy, i: tl.constexpr, affine, at, s, K: tl.constexpr):
 def add_block(t, tiles, dys, block: tl.constexpr, total, stats, at, s, K: tl.constexpr):
     """The weighted sums of a set with those of one more block of channels."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    TILES_S: tl.constexpr = K.TILES_S
     channels = unit_channels(at.u, block, s, K)
     affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
-    of_g, of_gx = no_outer(K, ACC), no_outer(K, ACC)
-    for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
-        _, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
-        of_g += outer_sum(g)
-        # One tile alone would be fused with the sum across lanes: see `product`.
-        of_gx += outer_sum(product(g, x) if TILES_S == 1 else g * x)
-    g, gx = sum_both(of_g, of_gx, 1)
+    g, gx = block_sums(t, tiles, dys, block, affine, at, s, K)
     leave_instance(t, Sums(g, gx), stats, at.n, channels, channels.mask, s, K)
     weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, ACC)
     return Sums(total.g + weight * g, total.gx + weight * gx)
 
 
 @triton.jit
-def store_block(t, tiles, dys, block: tl.constexpr, slopes, stats, at, s, K: tl.constexpr):
-    """dx of one block of channels."""
+def block_sums(t, tiles, dys, block: tl.constexpr, affine, at, s, K: tl.constexpr):
+    """Sums of g and of g (x - center) of each channel of a program's block."""
+    ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     TILES_S: tl.constexpr = K.TILES_S
-    channels = unit_channels(at.u, block, s, K)
-    affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
+    of_g, of_gx = no_outer(K, ACC), no_outer(K, ACC)
+    for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
+        _, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
+        of_g += outer_sum(g)
+        # One tile alone would be fused with the sum across lanes: see `product`.
+        of_gx += outer_sum(product(g, x) if TILES_S == 1 else g * x)
+    return sum_both(of_g, of_gx, 1)
+
+
+@triton.jit
+def store_gradients(t, tiles, dys, block: tl.constexpr, affine, slopes, at, s, K: tl.constexpr):
+    """dx of a program's block of channels."""
+    TILES_S: tl.constexpr = K.TILES_S
     for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
         tile, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
         dx = spread(affine.scale, K) * g + spread(slopes.q, K) * x

@@ -85,11 +85,11 @@ def last_of_instances(t, at, s):
 
 @triton.jit(do_not_specialize=SIZES)
 def moments_kernel(
-    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups,
+    t, momentum: tl.float64, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps,
     K: tl.constexpr,
 ):  # fmt: skip
     """One-pass Welford/Chan: exact moments of each tile in registers, tiles merged by Chan."""
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     unit, member = unit_member(tl.program_id(0), s, K)
     at = place(unit, member, s, K, K.BATCH)
     lanes = tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K)
@@ -121,7 +121,7 @@ def part_of_lanes(t, pivot, at, s, K: tl.constexpr):
     if whole < end:
         for i in tl.range(whole, end, num_stages=K.STAGES):
             tile = nth_tile(i, at, s, K)
-            m = add_lacking(m, load(t.x, tile).to(ACC) - spread(pivot, K), tile.mask)
+            m = add_lacking(m, load(t.x, tile).to(ACC) - spread(pivot, K), tile, s, K)
     return along(m, SPREAD)
 
 
@@ -158,14 +158,14 @@ def mix_batch(t, u, momentum, eps, s, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def apply_kernel(
-    t, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+    t, eps: tl.float64, N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr
 ):  # fmt: skip
     """y = act((x - center) * scale + shift + residual): centred first, exact if mean >> std.
 
     In eval mode this is the only launch: it keeps the running statistics for the backward.
     """
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     lanes = tile.lanes
@@ -186,11 +186,11 @@ def apply_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def gradient_sums_kernel(
-    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+    t, N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr
 ):  # fmt: skip
     """Sums of g = dy * act' and g (x - center), merged by the last program of each unit."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     unit, member = unit_member(tl.program_id(0), s, K)
     at = place(unit, member, s, K, K.BATCH)
     affine = kept_affine(t, tile_lanes(at.n, at, at.n + K.BLOCK_N, s, K), s, K)
@@ -226,7 +226,7 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         gamma = load_or(t.weight, channels.c, channels.mask, 1.0, stats.rstd.dtype)
         sums = Sums(gamma * sums.g, gamma * sums.gx)
     else:
-        sums = unit_sums(t, at, 0, s, K)
+        sums = unit_sums(t, at, s, K)
         if not K.GIVEN:
             sums = about_mean(sums, stats)
     if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances computes the batch's
@@ -236,11 +236,11 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def apply_backward_kernel(
-    t, N, C, S, D, W, u_blocks, parts, steps, groups, K: tl.constexpr
+    t, N, C, S, D, W, u_blocks, parts, steps, K: tl.constexpr
 ):  # fmt: skip
     """dx = scale g + q (x - center) + r, and g itself as the residual's gradient."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    s = sizes(N, C, S, D, W, u_blocks, parts, steps, groups, K)
+    s = sizes(N, C, S, D, W, u_blocks, parts, steps, K)
     at = backward_walk(tl.program_id(0), s, K)
     tile = tile_of(at.n, at.part.to(tl.int64) * K.BLOCK_S, at, s, K)
     affine = kept_affine(t, tile.lanes, s, K)

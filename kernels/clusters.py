@@ -10,7 +10,6 @@ from . import launch
 from .geometry import Geometry
 from .launch import Launch
 from .occupancy import LIMITS, occupancy
-from .row_geometry import RowGeometry
 
 # No GPU holds more: 148 SMs of 16 programs of 4 warps.
 MOST_CLUSTERS = 4096
@@ -26,7 +25,7 @@ class ClusterLaunch:
     end.
     """
 
-    def __init__(self, kernel: Any, geometry: Geometry | RowGeometry, choices: Any) -> None:
+    def __init__(self, kernel: Any, geometry: Geometry, choices: Any) -> None:
         self.kernel, self.geometry, self.choices = kernel, geometry, choices
         self._launches: dict[int, tuple[int, Launch | None]] = {}
 
@@ -88,7 +87,7 @@ class ClusterLaunch:
         return Launch(
             self.kernel,
             clusters * geometry.members,
-            geometry.scalars(clusters),
+            geometry.scalars(),
             {"K": self.choices},
             geometry.num_warps,
             128,  # 16 warps an SM: the more programs share one, the larger the cluster

@@ -64,7 +64,8 @@ class Geometry(NamedTuple):
     steps: int
     num_warps: int
     columns: int = 0  # of a folded tile: all positions of its channels; 0 if not folded
-    several: bool = False  # a program keeps all tiles of a set, `steps` of them
+    several: bool = False  # a program keeps its `steps` tiles
+    blocks: int = 1  # of channels, that one program has
 
     @property
     def rows(self) -> bool:
@@ -90,7 +91,7 @@ class Geometry(NamedTuple):
 
     @property
     def members(self) -> int:
-        return 1 if self.several else triton.cdiv(self.W, self.BLOCK_C) * self.parts
+        return triton.cdiv(self.W, self.BLOCK_C * self.blocks) * self.parts
 
     def resident_registers(self, backward: bool) -> int:
         """A limit for kernels that keep their tile: 16 warps an SM, 12 if lanes crowd them.
@@ -138,7 +139,7 @@ class Geometry(NamedTuple):
         """Many short lanes: a thread keeps the statistics of several."""
         return not self.view.channels_last and not self.columns and self.lanes >= 16
 
-    def scalars(self, groups: int) -> tuple[int, ...]:
+    def scalars(self) -> tuple[int, ...]:
         """The sizes, in the kernels' order; sizes with an alignment in K are divided by it."""
         N, C, S, _, _ = self.view
         align_c, align_s, align_w = self._alignments
@@ -151,7 +152,6 @@ class Geometry(NamedTuple):
             self.u_blocks,
             self.parts,
             self.steps,
-            groups,
         )
 
     def constants(self) -> dict[str, Any]:
@@ -171,13 +171,18 @@ class Geometry(NamedTuple):
             "INNER": self._inner,
             "FOLDED": self.columns > 0,
             "TILES": self.steps if self.several else 0,
-            "TILES_S": triton.cdiv(self.view.S, self.BLOCK_S) if self.several else 0,
-            "WHOLE": self.several
-            and self.view.S % self.BLOCK_S == 0
-            and self.W % self.BLOCK_C == 0,
+            "TILES_S": self.steps // self.blocks if self.several else 0,
+            "WHOLE": self._whole,
             "RUN": self._run,
             "PADDED": triton.next_power_of_2(self._runs) if self.columns else 0,
         }
+
+    @property
+    def _whole(self) -> bool:
+        """Whether no program with several tiles lacks elements, at any batch size."""
+        width = self.BLOCK_S * (self.steps // self.blocks)
+        within = self.several and not self.sets.batch
+        return within and self.view.S % width == 0 and self.W % self.BLOCK_C == 0
 
     @property
     def _inner(self) -> int:
@@ -188,7 +193,7 @@ class Geometry(NamedTuple):
         if self.view.channels_last or self.columns:
             return min(max(self.num_warps * at_once // self.lanes, 1), self.BLOCK_S)
         if self.several:  # no outer axis: threads are spread over the whole tile
-            return self.BLOCK_S
+            return self._positions
         # The interpreter reduces along this axis step by step.
         if launch.INTERPRETED or self.lanes > 1:
             return min(self._positions, at_once)

@@ -4,13 +4,13 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from fastnorm.activations import parsed
 from fastnorm.contract import NormSpec
 
 from . import tiers, tilings
 from .channel_types import Choices
+from .channels_cluster import cluster_backward_kernel, cluster_kernel
 from .channels_one_launch import resident_backward_kernel, resident_kernel
 from .channels_several_tiles import several_tiles_backward_kernel, several_tiles_kernel
 from .channels_two_launches import (
@@ -93,14 +93,13 @@ def forward_plan(
     has_residual = dtypes[1] is not None
     constant_statistics = spec.norm == "given" or (sets.batch and not spec.use_input_stats)
     if not constant_statistics:
-        tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state)
+        averages = running and not sets.batch and spec.use_input_stats
+        tier, geometry = tilings.choose(view, sets, has_residual, False, tier_state, averages)
         if tier != "streaming":
-            kernel = several_tiles_kernel if geometry.several else resident_kernel
-            averages = running and not sets.batch and spec.use_input_stats
             return plan._replace(
                 tier=tier,
-                first=_resident(kernel, tier, geometry, spec, False),
-                table=_table(geometry, 3) if tier == "cluster" or averages else 0,
+                first=_in_one_launch(tier, geometry, spec, False),
+                table=_exchanged(tier, geometry, 3, averages),
                 tickets=geometry.u_blocks if averages else 0,
             )
         if sets.depth > 1 and not view.channels_last:  # a set is one run of memory
@@ -135,24 +134,19 @@ def backward_plan(
     plan = plan._replace(dresidual=needs_dresidual)
     parameters = any(needs[2:])
     slopes = needs_dx and (spec.use_input_stats or sets.mix)
-    has_side = dtypes[2] is not None or dtypes[3] is not None
+    masked = dtypes[3] is not None
+    has_side = masked or dtypes[2] is not None
     tier, geometry = tilings.choose(view, sets, has_side, True, tier_state)
     # Parameters of samples need no sums over instances; rho, which samples share, does.
     gathered = needs[4] if of_samples else parameters
     if slopes and tier != "streaming" and spec.norm != "given":
         gathers = gathered and not sets.batch
-        kernel = several_tiles_backward_kernel if geometry.several else resident_backward_kernel
-        published = 4 if sets.batch and sets.mix else 2
-        lanes = tier == "cluster" and of_samples and sets.of_batch and parameters
         return plan._replace(
             tier=tier,
-            first=_resident(kernel, tier, geometry, spec, True, gathers),
-            table=(_table(geometry, published) if tier == "cluster" or gathers else 0)
-            + (_instances(geometry) if gathers else 0)
-            + (_lanes(geometry) if lanes else 0),
+            first=_in_one_launch(tier, geometry, spec, True, gathers),
+            table=_exchanged(tier, geometry, 2, gathers) + gathers * _instances(geometry),
             tickets=geometry.u_blocks if gathers else 0,
         )
-    masked = dtypes[3] is not None
     geometry = tilings.streaming(view, sets, True, masked)
     if slopes or parameters:
         mixes = (sets.mix or sets.samples) and sets.batch and slopes
@@ -161,7 +155,7 @@ def backward_plan(
         batch = sets.one_instance
         plan = plan._replace(
             first=_launch(gradient_sums_kernel, geometry, spec, batch, registers, gathers),
-            table=_table(geometry, 2) + (_instances(geometry) if gathers else 0),
+            table=_table(geometry, 2) + gathers * _instances(geometry),
             tickets=geometry.units + geometry.u_blocks,
         )
     if needs_dx or needs_dresidual:
@@ -204,16 +198,19 @@ def _table(geometry: Geometry, planes: int) -> int:
     return planes * outer * geometry.parts * geometry.view.C
 
 
+def _exchanged(tier: str, geometry: Geometry, planes: int, gathers: bool) -> int:
+    """Elements that programs of one launch leave for one another: each member of a cluster or, if
+    something is summed over instances, each instance."""
+    if tier == "cluster":
+        return planes * geometry.units * geometry.members
+    return gathers * _table(geometry, planes)
+
+
 def _instances(geometry: Geometry) -> int:
-    """Elements that instances leave, behind the table, for the sums over instances."""
-    return 2 * geometry.view.N * geometry.view.C
-
-
-def _lanes(geometry: Geometry) -> int:
-    """Elements that the members of a cluster leave, behind the table, for the sums over positions:
-    `channel_samples.lane_planes`."""
-    view = geometry.view
-    return 2 * triton.cdiv(view.S, geometry.BLOCK_S) * view.N * view.C
+    """Elements that instances leave, behind the table, for the sums over instances; in a cluster
+    each part of an instance."""
+    parts = geometry.parts if geometry.several else 1
+    return 2 * geometry.view.N * geometry.view.C * parts
 
 
 def _moments(geometry: Geometry, spec: NormSpec, batch: bool) -> Launch:
@@ -221,7 +218,7 @@ def _moments(geometry: Geometry, spec: NormSpec, batch: bool) -> Launch:
     return Launch(
         moments_kernel,
         geometry.units * geometry.members,
-        geometry.scalars(geometry.units),
+        geometry.scalars(),
         {"K": K},
         geometry.num_warps,
         geometry.reducing_registers(False),
@@ -240,24 +237,26 @@ def _launch(
     return Launch(
         kernel,
         geometry.units * geometry.members,
-        geometry.scalars(geometry.units),
+        geometry.scalars(),
         {"K": K},
         geometry.num_warps,
         maxnreg,
     )
 
 
-def _resident(
-    kernel: Any,
-    tier: str,
-    geometry: Geometry,
-    spec: NormSpec,
-    backward: bool,
-    gathers: bool = False,
+# Kernels of one launch, (forward, backward).
+CLUSTER = (cluster_kernel, cluster_backward_kernel)
+SEVERAL_TILES = (several_tiles_kernel, several_tiles_backward_kernel)
+ONE_TILE = (resident_kernel, resident_backward_kernel)
+
+
+def _in_one_launch(
+    tier: str, geometry: Geometry, spec: NormSpec, backward: bool, gathers: bool = False
 ) -> Launch | ClusterLaunch:
     batch = geometry.sets.batch
     if tier == "cluster":
         K = choices(spec, geometry, batch)._replace(CLUSTER=True, GATHERS=gathers)
-        return ClusterLaunch(kernel, geometry, K)
+        return ClusterLaunch(CLUSTER[backward], geometry, K)
+    kernel = (SEVERAL_TILES if geometry.several else ONE_TILE)[backward]
     registers = geometry.resident_registers(backward)
     return _launch(kernel, geometry, spec, batch, registers, gathers)

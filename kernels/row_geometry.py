@@ -41,9 +41,6 @@ TILE = 2048
 # For passes that keep only sums: forward in 4 warps, backward in 16.
 REDUCING_TILE = (4096, 8192)
 REDUCING_STAGES = (3, 4)
-# A cluster's slice of a row; shorter in the backward, as sums of columns stay in registers too.
-SLICE = 8192
-BACKWARD_SLICE = 4096
 # Columns whose shares of a gradient one program adds up, and how many shares at a time. A launch
 # that only adds needs many programs for short rows. The programs of another launch that add beside
 # its work are few. If parameters are grouped, each has few shares.
@@ -156,13 +153,12 @@ class RowGeometry(NamedTuple):
         """Columns of a tile's inner axis: as many as a warp loads at once, or a whole row."""
         return self.BLOCK_L if self.BLOCK_R == 1 else min(self.BLOCK_L, 512 // self.itemsize)
 
-    def choices(self, spec: RowSpec, cluster: bool = False) -> Choices:
+    def choices(self, spec: RowSpec) -> Choices:
         name, parameter = parsed(spec.activation)
         return Choices(
             CENTRED=spec.norm == "layer",
             ACTIVATION=name or None,
             PARAMETER=parameter,
-            CLUSTER=cluster,
             ALIGN=alignment(self.L),
             WHOLE=self.L % self.BLOCK_L == 0,
             BLOCK_R=self.BLOCK_R,
@@ -189,7 +185,6 @@ def choose(
 
     one_program   rows up to 16,384 elements, in several tiles `in_tiles`; in the backward up to
                   8,192 if they have more than 16 bits; gated rows up to half as many
-    cluster       rows up to 264 slices of 8,192 elements, in the backward 4,096
     streaming     any
     """
 
@@ -201,7 +196,6 @@ def choose(
         state,
         {
             "one_program": of_one_program,
-            "cluster": lambda: _cluster(R, L, itemsize, backward),
             "streaming": lambda: reducing(R, L, itemsize, backward),
         },
         f"{R} rows of {L} elements",
@@ -241,14 +235,6 @@ def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> 
 def _several_tiles(R: int, L: int, itemsize: int) -> RowGeometry:
     tiles = triton.cdiv(L, TILE_OF_SEVERAL)
     return RowGeometry(R, L, 1, TILE_OF_SEVERAL, itemsize, MOST_WARPS, 1, STAGES, tiles)
-
-
-def _cluster(R: int, L: int, itemsize: int, backward: bool) -> RowGeometry | None:
-    slice_ = BACKWARD_SLICE if backward else SLICE
-    BLOCK_L = min(_padded(L), slice_)
-    BLOCK_R = _rows(R, 2 * slice_ if backward else slice_, BLOCK_L)
-    found = RowGeometry(R, L, BLOCK_R, BLOCK_L, itemsize, 16 if backward else 8)
-    return found if found.members <= tilings.MOST_MEMBERS else None
 
 
 def _padded(L: int) -> int:

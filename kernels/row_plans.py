@@ -7,7 +7,6 @@ import torch
 import triton
 
 from . import row_geometry, tiers, tilings
-from .clusters import ClusterLaunch
 from .geometry import alignment
 from .launch import PLANS, Launch
 from .row_geometry import (
@@ -36,11 +35,11 @@ class RowPlan(NamedTuple):
 
     geometry: RowGeometry
     tier: str
-    first: Launch | ClusterLaunch
+    first: Launch
     second: Launch | None = None  # None if the first does it all
     table: int = 0  # elements of the table that programs publish in
     tickets: int = 0
-    groups: int = 0  # programs that leave shares of dweight and dbias; 0: as many as clusters
+    groups: int = 0  # programs that leave shares of dweight and dbias
 
 
 @functools.lru_cache(PLANS)
@@ -65,10 +64,6 @@ def forward_plan(
         whole_row += (t.residual, *own)
     geometry = geometry.pipelined(_bytes(whole_row), shared)
     moments = 3 if spec.norm == "layer" else 1
-    if tier == "cluster":
-        geometry = geometry.for_parameters(spec)
-        first = ClusterLaunch(row_norm_kernel, geometry, geometry.choices(spec, cluster=True))
-        return RowPlan(geometry, tier, first, table=moments * R * geometry.members)
     if tier == "one_program":
         geometry = geometry.for_parameters(spec)
         groups = min(geometry.units, sms * geometry.at_once)
@@ -136,11 +131,6 @@ def backward_plan(
     if tier == "one_program":
         whole_row += (t.dsum,)
     geometry = geometry.pipelined(_bytes(whole_row), shared).for_parameters(spec)
-    table = spec.planes * R * geometry.members
-    if tier == "cluster":
-        K = geometry.choices(spec, cluster=True)
-        first = ClusterLaunch(row_norm_backward_kernel, geometry, K)
-        return RowPlan(geometry, tier, first, table=table)
     if tier == "one_program":
         groups = min(geometry.units, sms * geometry.at_once)
         launch = _launch(row_norm_backward_kernel, groups, 1, geometry, spec)
@@ -167,7 +157,7 @@ def backward_plan(
             each.num_warps,
             each.registers,
         ),
-        table=table,
+        table=spec.planes * R * geometry.members,
         groups=groups,
     )
 

@@ -54,7 +54,7 @@ def row_moments_kernel(t, eps: tl.float64, R, L, parts, steps, K: tl.constexpr):
         count, mean, m2 = merge_moments(count, mean, m2, tile_count, tile_mean, tile_m2, K)
     tile = row_tile(block, begin, s, K)
     publish_moments(t.table, count, mean, m2, part, tile, s, K)
-    if arrived_last(t.counters + block, parts):
+    if arrived_last(t.tickets + block, parts):
         mean, m2 = published_moments(t.table, tile, s, K)
         stats = Stats(mean, inverse_std(m2 / s.L, eps))
         store_stats(t.stats, stats, tile, tile.row < s.R, s, K)

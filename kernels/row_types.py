@@ -12,7 +12,6 @@ class Choices(NamedTuple):
     CENTRED: bool  # layer norm: it has a mean; RMS norm's is 0
     ACTIVATION: str | None
     PARAMETER: float  # of the activation
-    CLUSTER: bool  # a row's parts are programs that wait for one another
     ALIGN: int  # divides L, which kernels are given as a multiple of it
     WHOLE: bool  # BLOCK_L divides L
     BLOCK_R: int
@@ -40,9 +39,9 @@ class Forward(NamedTuple):
     y: Any  # (R, L)
     bits: Any  # (R, ceil(L / 8)) or None: whether ReLU let z through
     stats: Any = None  # (2, R): rstd and mean; RMS norm's (R,)
-    # Scratch: moments of parts of rows (3, parts, R), RMS norm's (parts, R); barriers or tickets.
+    # Scratch: moments of parts of rows (3, parts, R), RMS norm's (parts, R); tickets.
     table: Any = None
-    counters: Any = None
+    tickets: Any = None
     gate: Any = None  # (R, L)
 
 
@@ -62,10 +61,9 @@ class Backward(NamedTuple):
     dweight: Any  # (A, L) or None
     dbias: Any  # (A, L) or None
     # Scratch: shares of dweight and dbias (2, shares, L), without a bias (shares, L); sums of parts
-    # of rows (2, parts, R), RMS norm's (parts, R); a counter for each cluster.
+    # of rows (2, parts, R), RMS norm's (parts, R).
     partial: Any = None
     table: Any = None
-    barriers: Any = None
     gate: Any = None  # (R, L)
     dgate: Any = None  # (R, L)
 

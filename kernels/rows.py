@@ -15,11 +15,10 @@ from fastnorm.contract import Inputs, NormSpec, Outputs, Tensors
 from fastnorm.tensors import accumulation
 
 from . import tiers
-from .clusters import MOST_CLUSTERS, ClusterLaunch
 from .launch import counters, multiprocessors, shared_memory
 from .masks import mask_for
 from .row_geometry import RowSpec
-from .row_plans import RowPlan, backward_plan, forward_plan, sum_launch
+from .row_plans import backward_plan, forward_plan, sum_launch
 from .row_types import Backward, Forward, Shares
 from .tensors import accumulators, contiguous, dtypes_of, row_sizes
 
@@ -58,28 +57,16 @@ def forward(t: Forward, R: int, L: int, spec: RowSpec, eps: float) -> Forward:
     """t with the statistics and y, by the launches of the plan for its sizes; x is contiguous."""
     x = t.x
     key = (R, L, dtypes_of(t), spec, multiprocessors(x), shared_memory(x))
-
-    def run(state: tiers.State) -> Forward | None:
-        plan = forward_plan(*key, state)
-        filled = t._replace(
-            stats=x.new_empty(spec.planes * R, dtype=accumulation(x)),
-            table=accumulators(x, plan.table),
-            counters=_counters(plan, x),
-        )
-        if not plan.first(filled, (eps,)):
-            return None
-        if plan.second is not None:
-            plan.second(filled)
-        return filled
-
-    return tiers.with_fallback(run)
-
-
-def _counters(plan: RowPlan, x: torch.Tensor) -> torch.Tensor | None:
-    """Tickets, or the barriers of clusters."""
-    if plan.tier == "cluster":
-        return counters(x, "barriers", MOST_CLUSTERS)
-    return counters(x, "tickets", plan.tickets)
+    plan = forward_plan(*key, tiers.state())
+    t = t._replace(
+        stats=x.new_empty(spec.planes * R, dtype=accumulation(x)),
+        table=accumulators(x, plan.table),
+        tickets=counters(x, "tickets", plan.tickets),
+    )
+    plan.first(t, (eps,))
+    if plan.second is not None:
+        plan.second(t)
+    return t
 
 
 def row_norm_backward(
@@ -132,26 +119,17 @@ def backward(t: Backward, R: int, L: int, spec: RowSpec) -> None:
     shares = t.dweight is not None or t.dbias is not None
     shares = shares and spec.parameters(R) != "own"
     key = (R, L, dtypes_of(t), spec, shares, multiprocessors(x), shared_memory(x))
-    tiers.with_fallback(lambda state: _backward(backward_plan(*key, state), t, spec, shares))
-
-
-def _backward(plan: RowPlan, t: Backward, spec: RowSpec, shares: bool) -> bool | None:
-    """Fill t's gradients by one plan; None if a cluster is too large."""
-    x, geometry, groups = t.x, plan.geometry, plan.groups
+    plan = backward_plan(*key, tiers.state())
+    geometry, groups = plan.geometry, plan.groups
     t = t._replace(table=accumulators(x, plan.table))
-    if isinstance(plan.first, ClusterLaunch):
-        t = t._replace(partial=accumulators(x, 1) if shares else None, barriers=_counters(plan, x))
-        groups = plan.first.clusters(t, ())
     if shares:
         both = spec.norm == "layer" or t.dbias is not None
         room = (1 + both) * geometry.shares(groups) * geometry.L
         t = t._replace(partial=accumulators(x, room))
-    if not plan.first(t):
-        return None
+    plan.first(t)
     if plan.second is not None:
         plan.second(t)
     elif t.partial is not None:
         left = Shares(t.partial, t.dweight, t.dbias)
         grouped = (geometry.units, geometry.parameter_rows) if geometry.grouped else None
         sum_launch(geometry.L, groups, grouped, dtypes_of(left))(left)
-    return True

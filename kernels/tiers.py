@@ -4,11 +4,13 @@
                   of two; contiguous ones within an instance, without a residual, up to 20 tiles of
                   4,096 elements of 16 bits, or 10 of 32, and half as many backward. One launch;
                   the tensor is read once
-    cluster       programs that are on the GPU together share a set: up to 264 tiles of at most
-                  32 KB. One cooperative launch; the tensor is read once
+    cluster       programs that are on the GPU together share a set: up to 264 of them, each with
+                  16 tiles of 1,024 elements of 16 bits, or 8 of 32, and half as many backward. For
+                  contiguous sets of batch, instance and group norm, without a residual. One
+                  cooperative launch; the tensor is read once
     streaming     any set. Two launches; the tensor is read twice, forward and backward
 
-For rows the sizes differ: `row_geometry.choose`.
+Rows have no clusters, and other sizes: `row_geometry.choose`.
 
 A cluster's programs wait for one another. That is safe only if all of them run at once, which the
 launch makes sure of. The tier is still off until asked for: these kernels never ran on a GPU. They
@@ -80,7 +82,7 @@ def first_with_room(
     """The first tier that has a geometry for `what`, and that geometry."""
     clusters, forced = state
     for tier in (forced,) if forced else TIERS:
-        if tier != "cluster" or clusters or forced:
+        if tier in geometries and (tier != "cluster" or clusters or forced):
             found = geometries[tier]()
             if found is not None:
                 return tier, found

@@ -31,12 +31,11 @@ MOST_OF_TWO_WARPS = 7
 LESS_PADDED = 0.9
 # The same if each element is loaded by its own address: 8 a thread.
 UNALIGNED_TILES = {1024: 4}
-# Bytes of a tile that a member of a cluster keeps in 8 warps; two members share an SM. Half as much
-# if lanes or a residual need registers too, a quarter if the lanes differ in statistics.
-CLUSTER_TILE_BYTES = 32768
-# Lanes of a contiguous member's tile: with more, their statistics would leave it no registers.
-CLUSTER_LANES = 8
-# Members of a cluster, two for each of 132 SMs: no GPU of today holds a larger cluster.
+# Warps of a member of a cluster, of which four share an SM, and the registers of a thread for all
+# of its tiles. With more registers it spills, and the spills cost more than the bytes gain.
+CLUSTER_WARPS = 4
+REGISTERS_IN_CLUSTERS = 64
+# Members of a cluster: two clusters on 132 SMs, so that one loads while the other waits.
 MOST_MEMBERS = 264
 # Elements of a tile that is read and not kept: 4 warps.
 STREAMING_TILE = 4096
@@ -66,14 +65,20 @@ Blocks = tuple[int, int, int, int]  # W, BLOCK_N, BLOCK_C, BLOCK_S
 
 
 def choose(
-    view: View, sets: Sets, has_residual: bool, backward: bool, state: tiers.State
+    view: View,
+    sets: Sets,
+    has_residual: bool,
+    backward: bool,
+    state: tiers.State,
+    averages: bool = False,
 ) -> tuple[str, Geometry]:
-    """The tier for these sets and its geometry."""
+    """The tier for these sets and its geometry; `averages` if instance norm keeps running
+    statistics."""
     return tiers.first_with_room(
         state,
         {
             "one_program": lambda: one_program(view, sets, has_residual, backward),
-            "cluster": lambda: cluster(view, sets, has_residual),
+            "cluster": lambda: cluster(view, sets, has_residual or averages, backward),
             "streaming": lambda: streaming(view, sets, backward),
         },
         f"sets {sets} of a tensor {view}",
@@ -123,30 +128,35 @@ def _in_several_tiles(view: View, sets: Sets, backward: bool) -> Geometry | None
         BLOCK_S = min(rows, key=lambda w: (tiles[w], -w))
         if 1 < tiles[BLOCK_S] <= most:
             blocks = (sets.depth, 1, tile // BLOCK_S, BLOCK_S)
-            return Geometry(view, sets, *blocks, 1, tiles[BLOCK_S], warps, several=True)
+            steps = tiles[BLOCK_S]
+            in_blocks = triton.cdiv(sets.depth, tile // BLOCK_S)
+            return Geometry(view, sets, *blocks, 1, steps, warps, several=True, blocks=in_blocks)
     return None
 
 
-def cluster(view: View, sets: Sets, has_residual: bool) -> Geometry | None:
-    """Units whose members hold a tile each, or None if a unit has more than MOST_MEMBERS."""
-    tile = CLUSTER_TILE_BYTES // view.itemsize
-    if sets.mix or view.channels_last:
-        tile //= 4
-    elif has_residual or sets.depth > 1:
-        tile //= 2
-    tile = INTERPRETER_TILE if launch.INTERPRETED else tile
-    for lanes in (64, 32, 16) if view.channels_last else (1,):
-        blocks = _parts_of_sets(view, sets, tile, lanes)
-        if blocks is None:
-            continue
-        W, BLOCK_N, _, BLOCK_S = blocks
-        if view.channels_last and W < view.C and W % 8:
-            return None  # its members would write into each other's bytes of the ReLU mask
-        parts = _tiles(view, sets, BLOCK_N, BLOCK_S)
-        found = Geometry(view, sets, *blocks, parts=parts, steps=1, num_warps=8)
-        if found.members <= MOST_MEMBERS:
-            return found
-    return None
+def cluster(view: View, sets: Sets, has_more: bool, backward: bool) -> Geometry | None:
+    """Contiguous sets whose members keep several tiles each, one channel a member. None if a set
+    has more than MOST_MEMBERS, or would leave its members half empty, or if the norm `has_more` to
+    do, such as adding a residual: two launches are then quicker."""
+    simple = not (sets.mix or sets.samples or view.channels_last or has_more)
+    if not simple or _each_addressed(view) or launch.INTERPRETED:
+        return None
+    tile = SEVERAL_TILES[CLUSTER_WARPS]
+    each = tile * view.itemsize * (1 + backward)
+    most = REGISTERS_IN_CLUSTERS * 4 * 32 * CLUSTER_WARPS // each
+    if sets.batch:
+        BLOCK_S = _row(view.S, tile, view.N)
+        blocks, steps = (1, tile // BLOCK_S, 1, BLOCK_S), most
+        parts = triton.cdiv(_tiles(view, sets, tile // BLOCK_S, BLOCK_S), most)
+        wasted = triton.cdiv(view.S, BLOCK_S) * BLOCK_S / view.S - 1
+    else:
+        tiles = triton.cdiv(view.S, tile)
+        parts = triton.cdiv(tiles, most)
+        steps = triton.cdiv(tiles, parts)
+        blocks = (sets.depth, 1, 1, tile)
+        wasted = parts * most * tile / view.S - 1
+    found = Geometry(view, sets, *blocks, parts, steps, CLUSTER_WARPS, several=True)
+    return found if found.members <= MOST_MEMBERS and wasted < 1 else None
 
 
 def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:
@@ -258,8 +268,6 @@ def _parts_of_sets(view: View, sets: Sets, tile: int, lanes: int) -> Blocks | No
             return None
         return W, 1, BLOCK_C, BLOCK_S
     BLOCK_S = min(whole, tile if launch.INTERPRETED else WIDEST_ROW)
-    if lanes == 1 and not launch.INTERPRETED:  # a cluster's
-        tile = min(tile, CLUSTER_LANES * BLOCK_S)
     if sets.one_instance and not launch.INTERPRETED:
         BLOCK_S = min(whole, _row(S, tile, view.N))
     if sets.batch:

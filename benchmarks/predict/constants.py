@@ -11,6 +11,7 @@ from .trace import TENSORS_AT
 
 ARGUMENTS_AT = 0x210  # of sm_90
 STACK = 0x28  # offset of the end of a thread's stack
+PROGRAMS = 0xC  # offset of the number of programs
 
 
 class Bank(NamedTuple):
@@ -18,9 +19,9 @@ class Bank(NamedTuple):
     tensors: list[str]  # those with addresses, in the order of the addresses
 
 
-def bank_of(arguments: Sequence[Argument]) -> Bank:
+def bank_of(arguments: Sequence[Argument], programs: int) -> Bank:
     """Arguments in their order, each aligned to its size; addresses of tensors are invented."""
-    words, at = {STACK: 0xFFFD00}, ARGUMENTS_AT
+    words, at = {STACK: 0xFFFD00, PROGRAMS: programs}, ARGUMENTS_AT
     tensors: list[str] = []
     for name, form, value in arguments:
         size = 8 if form[0] == "*" or form in ("i64", "u64", "fp64") else 4

@@ -81,7 +81,7 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
     """The estimate of one launch on an x with that many elements. `again` names tensors that an
     earlier launch of the same call has moved: a part of them is in the L2 cache."""
     room = occupancy(CAPABILITY, code.resources.registers, code.shared, code.warps)
-    bank = bank_of(code.arguments)
+    bank = bank_of(code.arguments, code.programs)
     machine = Machine(code.program, bank.words)
     streams = streams_of(code, elements)
     reread = [a for a in streams if a.name in again]

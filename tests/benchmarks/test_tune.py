@@ -19,7 +19,8 @@ LN = next(case for case in quick() if case.op == "ln")
 LISTS = {
     "ROWS_FORWARD": (LN, "forward"),
     "ROWS_BACKWARD": (LN, "backward"),
-    "CLUSTERS": (Case("gn", (256, 256, 56, 56), groups=32), "backward"),
+    "CLUSTERS": (Case("in", (8, 64, 256, 256)), "backward"),
+    "STREAMED": (Case("bn", (256, 256, 56, 56), torch.bfloat16), "forward"),
     "SEVERAL_TILES": (Case("gn", (256, 256, 56, 56), torch.bfloat16, groups=32), "forward"),
     "SMALL_SETS": (Case("gn", (128, 16, 32, 32)), "forward"),
     "SMALL_BATCHES": (Case("bn", (128, 16, 32, 32)), "forward"),
@@ -64,7 +65,7 @@ def test_each_alternative_is_another_and_nothing_of_it_stays(
     for module in (tilings, row_geometry, tiers):
         monkeypatch.setattr(module, "launch", SimpleNamespace(INTERPRETED=False))
     case, direction = LISTS[name]
-    clusters = name in ("CLUSTERS", "SEVERAL_TILES")
+    clusters = name == "CLUSTERS"
     found = [chosen(case, direction, clusters)]
     for alternative in getattr(alternatives, name):
         with forced(alternative):
@@ -74,12 +75,12 @@ def test_each_alternative_is_another_and_nothing_of_it_stays(
 
 
 def test_an_alternative_that_raises_leaves_nothing_behind() -> None:
-    tile, choose = tilings.CLUSTER_TILE_BYTES, tiers.first_with_room
-    other = Alternative((("tilings.CLUSTER_TILE_BYTES", 1),), warps=8, tier="streaming")
+    warps, choose = tilings.CLUSTER_WARPS, tiers.first_with_room
+    other = Alternative((("tilings.CLUSTER_WARPS", 1),), warps=8, tier="streaming")
     with pytest.raises(RuntimeError, match="no room"), forced(other):
-        assert tilings.CLUSTER_TILE_BYTES == 1 and tiers.state()[1] == "streaming"
+        assert tilings.CLUSTER_WARPS == 1 and tiers.state()[1] == "streaming"
         raise RuntimeError("no room")
-    assert (tilings.CLUSTER_TILE_BYTES, tiers.first_with_room) == (tile, choose)
+    assert (tilings.CLUSTER_WARPS, tiers.first_with_room) == (warps, choose)
     assert tiers.state()[1] is None
 
 

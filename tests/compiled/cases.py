@@ -35,7 +35,7 @@ ACTIVATIONS |= {f"{name} residual": (name, True) for name in FURTHER}
 
 FORWARD = {
     "one_program": (["resident_kernel"], ["row_norm_kernel"]),
-    "cluster": (["resident_kernel"], ["row_norm_kernel"]),
+    "cluster": (["cluster_kernel"], []),
     "streaming": (["moments_kernel", "apply_kernel"], ["row_moments_kernel", "row_apply_kernel"]),
 }
 FORWARD_ALONE = {
@@ -44,7 +44,9 @@ FORWARD_ALONE = {
     "switchable": ["moments_kernel", "apply_kernel"],
 }
 
-MIXED, CHANNELS_LAST = "cluster of a mixture", "channels_last"
+IN_CLUSTERS = ("batch", "batch_no_stats", "instance", "group", "group_1", "mean_only")
+
+CHANNELS_LAST = "channels_last"
 # Sizes that a tile, a vector of 16 bytes or a warp does not divide, and those of one. In each tier
 # the sets take as much room as it is for: one program, several, or a cluster of them.
 EVEN, ODD, PRIME, UNALIGNED = "even", "odd", "prime", "unaligned"
@@ -66,14 +68,10 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
         POSITION: (150, 6), CHANNEL: (30, 1, 15, 15), INSTANCE: (1, 6, 67, 67),
         BEYOND: (3, 3, 17, 241), INSTANCES: (5, 2, 28, 28),
     },
-    "cluster": {
-        EVEN: (3, 4, 96, 96), ODD: (3, 3, 101, 101), PRIME: (3, 3, 9001),
-        UNALIGNED: (3, 2, 10, 1001), CHANNEL: (3, 1, 91, 101),
-        INSTANCE: (1, 4, 101, 101), BEYOND: (3, 2, 1, 8193),
-    },
-    MIXED: {  # a mixture's members hold whole instances
-        EVEN: (40, 8, 8, 8), ODD: (44, 7, 9, 9), PRIME: (40, 5, 113), UNALIGNED: (50, 6, 2, 25),
-        CHANNEL: (40, 1, 7, 9), BEYOND: (17, 3, 8, 16),
+    "cluster": {  # of members with two warps; vectors of less than 8 bytes are left to others
+        EVEN: (3, 4, 64, 96), ODD: (3, 3, 82, 82), PRIME: (5, 2, 4 * 1511),
+        CHANNEL: (3, 1, 76, 91), INSTANCE: (1, 4, 82, 82), BEYOND: (3, 2, 1, 8196),
+        INSTANCES: (40, 2, 28, 28),
     },
 }  # fmt: skip
 ROW_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -84,10 +82,6 @@ ROW_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "streaming": {
         EVEN: (3, 12288), ODD: (3, 9001), PRIME: (2, 8209), UNALIGNED: (4, 8202),
         POSITION: (40, 1), INSTANCE: (1, 16400), BEYOND: (3, 8193),
-    },
-    "cluster": {
-        EVEN: (3, 20480), ODD: (3, 20001), PRIME: (2, 16411), UNALIGNED: (4, 9002),
-        INSTANCE: (1, 16400), BEYOND: (2, 16385),
     },
 }  # fmt: skip
 
@@ -143,9 +137,7 @@ class Case:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of the operator and tier, by the name of a size."""
         if self.op in OF_ROWS or self.op == "weight":
-            return ROW_SIZES[self.tier]
-        if self.op == "batch_instance" and self.tier == "cluster":
-            return SIZES[MIXED]
+            return ROW_SIZES.get(self.tier, {})
         one_program = self.tier == "one_program" and self.op not in WITHOUT_TIERS
         return SIZES[self.layout if one_program and self.layout in SIZES else self.tier]
 
@@ -162,8 +154,9 @@ class Case:
 
     @property
     def several_tiles(self) -> dict[int, int]:
-        """Sizes of the tiles, of which one program may keep several, by its warps: none here."""
-        return {}
+        """Sizes of the tiles, of which a program may keep several, by its warps: here none, or
+        those of a small member of a cluster."""
+        return {2: 512} if self.tier == "cluster" else {}
 
     @property
     def forces_tier(self) -> bool:
@@ -221,6 +214,11 @@ def fusion_exists(op: str, fusion: str) -> bool:
     return fusion == "plain" or op not in (*ADDING, "weight", "switchable")
 
 
+def cluster_exists(op: str, tier: str, fusion: str, layout: str, modulated: bool = False) -> bool:
+    alone = layout == "contiguous" and not ACTIVATIONS[fusion][1] and not modulated
+    return tier != "cluster" or (op in IN_CLUSTERS and alone)
+
+
 def offset_exists(tier: str, offset: int) -> bool:
     """Tensors not aligned to 16 bytes get no cluster."""
     return not (offset and tier == "cluster")
@@ -243,7 +241,8 @@ def asked_exist(op: str, fusion: str, asked: str, parameters: str, modulated: bo
 
 
 RULES = (
-    size_exists, layout_exists, tier_exists, fusion_exists, offset_exists, few_exist,
+    size_exists, layout_exists, tier_exists, fusion_exists, cluster_exists, offset_exists,
+    few_exist,
     parameters_exist, asked_exist,
 )  # fmt: skip
 
@@ -290,6 +289,8 @@ def own_cases() -> tuple[Case, ...]:
         Case("batch", INSTANCES, dtype=fp32, tier="streaming", mean=1000.0),
         Case("batch", EVEN, "relu residual", dtype=fp32, mean=1000.0),
         Case("group", EVEN, "relu", dtype=fp32, mean=1000.0),
+        Case("batch", INSTANCES, "relu", dtype=bf16, tier="cluster", few=True),
+        Case("batch", EVEN, dtype=fp32, tier="cluster", mean=1000.0),
     )
 
 

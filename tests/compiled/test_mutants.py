@@ -232,7 +232,7 @@ def test_triton_3_9_copies_wrong_under_a_false_hint(emulator):
 
 # fastnorm's kernels: a ticket, of programs that each have a part of a set, and a cluster's barrier.
 TICKET = Case("layer", "prime", tier="streaming")
-CLUSTER = Case("layer", "unaligned", tier="cluster")
+CLUSTER = Case("batch", "one channel", tier="cluster")
 ROWS = Case("instance", "odd")  # contiguous sets of 81 elements
 
 

@@ -32,14 +32,13 @@ class Grouped(Case):
 
 
 GROUPED = [
-    Grouped("group", f"{groups} groups", fusion, dtype=dtype, tier=tier, layout="channels_last")
+    Grouped("group", f"{groups} groups", fusion, dtype=dtype, layout="channels_last")
     for groups in (2, 3)
     for dtype, fusion in ((BF16, "relu residual"), (FP32, "plain"))
-    for tier in ("one_program", "cluster")
 ]
 
 
-QUICK = (("3 groups", "cluster", BF16), ("2 groups", "one_program", FP32))
+QUICK = (("3 groups", BF16), ("2 groups", FP32))
 
 
 def grouped() -> list[object]:
@@ -47,7 +46,7 @@ def grouped() -> list[object]:
         pytest.param(
             case,
             id=f"{case} in {case.size}",
-            marks=() if (case.size, case.tier, case.dtype) in QUICK else pytest.mark.slow,
+            marks=() if (case.size, case.dtype) in QUICK else pytest.mark.slow,
         )
         for case in GROUPED
     ]

@@ -15,7 +15,6 @@ from tests.kernels.tilings import fresh_plans
 
 KERNELS = {
     "one_program": ["row_norm_kernel", "row_norm_backward_kernel"],
-    "cluster": ["row_norm_kernel", "row_norm_backward_kernel"],
     "streaming": ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"],
 }
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -29,15 +28,12 @@ CASES = [
     ("one_program", Shapes((3, 16384), (3, 16384)), "layer", BF16),
     ("streaming", Shapes((2, 3, 9002), (2, 1, 9002)), "layer", BF16),
     ("streaming", Shapes((2, 2, 8209), (2, 2, 8209)), "rms", FP32),
-    ("cluster", Shapes((2, 3, 9002), (2, 1, 9002)), "layer", FP32),
-    ("cluster", Shapes((2, 2, 9001), (2, 2, 9001)), "layer", BF16),
 ]
 GATED = [
     ("one_program", (33, 600), 200, FP32),
     ("one_program", (5, 1024), None, BF16),
     ("streaming", (3, 9001), None, BF16),
     ("streaming", (3, 384), 128, FP32),
-    ("cluster", (3, 9002), None, BF16),
 ]
 
 

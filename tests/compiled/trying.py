@@ -217,6 +217,7 @@ def setting(case: Case) -> Iterator[None]:
         stack.enter_context(use_backend("triton"))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(tilings, "SEVERAL_TILES", case.several_tiles)
+        patch.setattr(tilings, "CLUSTER_WARPS", next(iter(case.several_tiles), 0))
         if case.forces_tier:
             stack.enter_context(tiers.force(case.tier))
         if case.few:

@@ -12,17 +12,16 @@ import torch
 
 import fastnorm.functional as F
 from fastnorm import kernels
-from fastnorm.kernels import clusters, launch, occupancy, tiers
+from fastnorm.kernels import channels_cluster, clusters, launch, occupancy, tiers, tilings
+from fastnorm.kernels.geometry import Sets, View
 from tests.conftest import DEVICE, assert_close, make_input, running, slow_unless
 from tests.kernels.tilings import fresh_plans
 from tests.norms import forward_backward, make_params
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU cannot be made up on a GPU")
 
-SHAPES = {"bn_train": (3, 2, 100, 100), "gn": (1, 4, 100, 100), "ln": (3, 20000), "rms": (3, 20000)}
+SHAPES = {"bn_train": (3, 2, 100, 100), "gn": (1, 4, 200, 200)}
 CHANNELS = ["moments_kernel", "apply_kernel", "gradient_sums_kernel", "apply_backward_kernel"]
-ROWS = ["row_moments_kernel", "row_apply_kernel", "row_sums_kernel", "row_dx_kernel"]
-STREAMING = {"bn_train": CHANNELS, "gn": CHANNELS, "ln": ROWS, "rms": ROWS}
 REFUSED = "Triton Error [CUDA]: too many blocks in cooperative launch"
 
 
@@ -85,9 +84,9 @@ def results(norm):
 )
 def test_a_launch_that_the_driver_refuses_is_streamed(gpu, cooperative_launches, norm):
     """As where a process has a part of a GPU (MPS, green contexts): forward and backward, once."""
-    assert results(norm) == STREAMING[norm]
+    assert results(norm) == CHANNELS
     assert len(cooperative_launches) == 2, "of the forward and of the backward"
-    assert results(norm) == STREAMING[norm]
+    assert results(norm) == CHANNELS
     assert len(cooperative_launches) == 2, "no second time"
 
 
@@ -122,7 +121,7 @@ def a_kernel(x_ptr):
 
 def cluster_of(units, members, num_warps):
     shape = SimpleNamespace(
-        units=units, members=members, num_warps=num_warps, scalars=lambda n: (), constants=dict
+        units=units, members=members, num_warps=num_warps, scalars=lambda: (), constants=dict
     )
     return clusters.ClusterLaunch(SimpleNamespace(fn=a_kernel), shape, {})
 
@@ -153,6 +152,38 @@ def test_a_grid_is_never_larger_than_what_runs_at_once(gpu, multiprocessors, reg
                 if launched is not None:  # cooperative, or the driver would start a part of it
                     assert launched.programs == count * members
                     assert launched.options["launch_cooperative_grid"]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("batch", [True, False])
+def test_batch_sizes_share_a_kernel(gpu, batch, backward):
+    """From 16 instances on: fewer may need wider rows."""
+    for S in (256, 3136, 50176):
+        constants = []
+        for N in (16, 17, 100, 512):
+            view = View(N, 64, S, False, 2)
+            found = tilings.cluster(view, Sets(1, batch, False), False, backward)
+            constants += [found.constants()] if found is not None else []
+        assert batch or S < 50176 or constants
+        assert all(each == constants[0] for each in constants)
+
+
+def test_sets_that_a_cluster_does_not_serve(gpu):
+    """Each alone is enough: large sets without it are served."""
+    view, sets = View(64, 64, 50176, False, 2), Sets(1, False, False)
+    assert tilings.cluster(view, sets, False, False) is not None
+    others = {
+        "channels last": (view._replace(channels_last=True), sets),
+        "elements one by one": (view._replace(S=50177), sets),
+        "half empty members": (view._replace(S=4096), sets),
+        "too many members": (view._replace(S=264 * 16 * 1024 + 8), sets),
+        "a mixture": (view, sets._replace(batch=True, mix=True)),
+        "parameters of samples": (view, sets._replace(samples=True)),
+    }
+    for what, (other, its) in others.items():
+        assert tilings.cluster(other, its, False, False) is None, what
+    assert tilings.cluster(view, sets, True, False) is None, "a residual"
+    assert channels_cluster.PADDED_MEMBERS.value >= tilings.MOST_MEMBERS
 
 
 def test_tensors_of_another_alignment_have_no_cluster(gpu):

@@ -8,15 +8,13 @@ import pytest
 
 from tests.kernels.compiling import output_of
 
-RESIDENT = {
+KERNELS = {
     "resident_kernel",
     "resident_backward_kernel",
     "row_norm_kernel",
     "row_norm_backward_kernel",
-}
-KERNELS = {
-    *RESIDENT,
-    *(f"{name}+cluster" for name in RESIDENT),
+    "cluster_kernel",
+    "cluster_backward_kernel",
     "several_tiles_kernel",
     "several_tiles_backward_kernel",
     "several_tiles_row_kernel",

@@ -228,7 +228,7 @@ def test_a_failed_launch_leaves_no_counters(gpu):
 def test_the_fast_path_hands_over_what_triton_does():
     """Every kernel, argument by argument."""
     launches = json.loads(output_of("tests.kernels.fast_path"))
-    assert len({each["kernel"] for each in launches}) == 20
+    assert len({each["kernel"] for each in launches}) == 22
     for each in launches:
         assert each["fast"] == each["triton"], each["kernel"]
 
