@@ -112,6 +112,8 @@ MODULATED = {
     ),
     "fusion": ("plain", "relu", "residual", "relu residual", "silu residual"),
     "asked": ("all", "x", "parameters", "shift", "scale", "weight", "x and shift"),
+    "tier": ("one_program", "streaming"),  # a cluster's members have one weight for all samples
+    "few": (False,),
     "modulated": (True,),
 }
 
@@ -214,8 +216,8 @@ def fusion_exists(op: str, fusion: str) -> bool:
     return fusion == "plain" or op not in (*ADDING, "weight", "switchable")
 
 
-def cluster_exists(op: str, tier: str, fusion: str, layout: str, modulated: bool = False) -> bool:
-    alone = layout == "contiguous" and not ACTIVATIONS[fusion][1] and not modulated
+def cluster_exists(op: str, tier: str, fusion: str, layout: str) -> bool:
+    alone = layout == "contiguous" and not ACTIVATIONS[fusion][1]
     return tier != "cluster" or (op in IN_CLUSTERS and alone)
 
 
