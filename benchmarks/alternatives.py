@@ -81,7 +81,7 @@ def alternatives(goal: Goal, op: str) -> tuple[Alternative, ...]:
     if goal.unit == HOST:
         return ()  # the cost is Python's, and no tile changes it
     if goal.unit != COPY:
-        return SMALL_BATCHES if op in ("bn", "bin") else SMALL_SETS
+        return SMALL_BATCHES if op == "bn" else STREAMED if op == "bin" else SMALL_SETS
     if op in ROW_OPS:
         return ROWS_FORWARD if goal.direction == "forward" else ROWS_BACKWARD
     if goal.provider == "fastnorm-coop":

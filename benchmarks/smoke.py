@@ -33,8 +33,8 @@ KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "elu": (0.0,), "hardswish": (-3.0
 Tensors = dict[str, Tensor]
 RESIDENT = {
     "resident_kernel", "resident_backward_kernel", "several_tiles_kernel",
-    "several_tiles_backward_kernel", "row_norm_kernel", "row_norm_backward_kernel",
-    "several_tiles_row_kernel",
+    "several_tiles_backward_kernel", "cluster_kernel", "cluster_backward_kernel",
+    "row_norm_kernel", "row_norm_backward_kernel", "several_tiles_row_kernel",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils import collect_env
 
 from . import __version__, get_backend, selfcheck, use_backend
-from .backend import backend_for, load_engine, load_kernels
+from .backend import backend_for, interpreter_problem, load_engine, load_kernels
 
 VARIABLES = ("FASTNORM_BACKEND", "TRITON_INTERPRET", "TRITON_CACHE_DIR")
 WIDTH = 100
@@ -40,14 +40,14 @@ def main() -> int:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:  # before Triton is imported: nothing has imported it yet
         os.environ["TRITON_INTERPRET"] = "1"
-    problem = _why_no_kernels()
+    problem, is_fault = _why_no_kernels()
     print(f"fastnorm {__version__}")
     for name, value in [*_machine(), *_settings(asked, problem)]:
         print(f"  {name:<17} {value}")
     wrong = _check_engine()
     if problem:
         print(f"\nno kernel was checked: {problem}")
-        wrong += on_gpu or problem not in (NO_TRITON, NO_NUMPY)  # without a GPU auto calls none
+        wrong += is_fault
     elif on_gpu:
         print(f"\ntriton on the GPU{INTERPRETED if load_kernels().INTERPRETED else ''}\n{HEADER}")
         wrong += _show(selfcheck.run("triton", "cuda", DTYPES))
@@ -120,17 +120,21 @@ def _cpu() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _why_no_kernels() -> str:
-    """Why `fastnorm.kernels` cannot be imported; "" if it can."""
+def _why_no_kernels() -> tuple[str, bool]:
+    """Why `fastnorm.kernels` cannot be imported, "" if it can; and whether that is a fault. Without
+    a GPU auto calls no kernels, and their interpreter may lack what it needs."""
+    on_gpu = torch.cuda.is_available()
     if importlib.util.find_spec("triton") is None:
-        return NO_TRITON
-    if not torch.cuda.is_available() and importlib.util.find_spec("numpy") is None:
-        return NO_NUMPY
+        return NO_TRITON, on_gpu
+    if not on_gpu:
+        problem = NO_NUMPY if importlib.util.find_spec("numpy") is None else interpreter_problem()
+        if problem:
+            return problem, False
     try:
         load_kernels()
     except Exception as error:
-        return f"fastnorm.kernels cannot be imported: {type(error).__name__}: {error}"
-    return ""
+        return f"fastnorm.kernels cannot be imported: {type(error).__name__}: {error}", True
+    return "", False
 
 
 def _show(outcomes: Iterable[selfcheck.Outcome]) -> int:

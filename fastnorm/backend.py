@@ -15,7 +15,9 @@ FASTNORM_BACKEND, or auto.
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -84,16 +86,40 @@ def kernels_for(x: torch.Tensor) -> Engine:
 def load_kernels() -> ModuleType:
     """The kernels, imported at the first call that needs them: fastnorm alone imports no Triton.
 
-    Raises ModuleNotFoundError if the kernels, or a module that they need, are not installed.
+    Raises ModuleNotFoundError if the kernels, or a module that they need, are not installed, and
+    ImportError if they are to be interpreted by a Triton that does not work with the numpy.
     """
     try:
         importlib.import_module("fastnorm.kernels.launch")  # the package itself imports no Triton
-        return importlib.import_module("fastnorm.kernels")
+        kernels = importlib.import_module("fastnorm.kernels")
     except ModuleNotFoundError as error:
         if error.name not in REMEDIES:
             raise
         message = f"backend 'triton' found no module '{error.name}': {REMEDIES[error.name]}"
         raise ModuleNotFoundError(message, name=error.name) from error
+    if kernels.INTERPRETED and (problem := interpreter_problem()):
+        raise ImportError(f"backend 'triton': {problem}")
+    return kernels
+
+
+def interpreter_problem() -> str:
+    """Why this Triton's interpreter does not work with this numpy; "" if it does. Triton 3.6 makes
+    numbers of arrays with one dimension, which numpy 2.4 refuses."""
+    try:
+        triton, numpy = map(importlib.metadata.version, ("triton", "numpy"))
+    except importlib.metadata.PackageNotFoundError:  # under another name: nothing is known
+        return ""
+    if not triton.startswith("3.6.") or _release(numpy) < (2, 4):
+        return ""
+    return (
+        f"the interpreter of Triton {triton} does not work with numpy {numpy}: "
+        "pip install 'numpy<2.4', or a newer Triton"
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(major, minor) of a version such as 2.4.0rc1."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def engine_for(x: torch.Tensor) -> Engine | None:

@@ -25,14 +25,19 @@ def store_output(t, x, affine, tile, s, K: tl.constexpr):
     store(t.y, activate(z, ACTIVATION, PARAMETER), tile)
 
 
+@triton.constexpr_function
+def depends_on_x(variance, of_weight, activation, masked):
+    """Whether a backward reads x. If only means are taken and z's sign was kept, only dgamma
+    needs it."""
+    return variance or of_weight or (activation is not None and not masked)
+
+
 @triton.jit
 def load_pair(t, tile, OF_WEIGHT: tl.constexpr, K: tl.constexpr):
-    """A backward's tiles of x and dy as they are stored; OF_WEIGHT if dgamma is wanted.
-
-    If only means are taken and z's sign was kept, only dgamma depends on x: dy may replace it.
-    """
+    """A backward's tiles of x and dy as they are stored; OF_WEIGHT if dgamma is wanted. If nothing
+    depends on x, dy replaces it."""
     dy = load(t.dy, tile)
-    if K.VARIANCE or OF_WEIGHT or (K.ACTIVATION is not None and t.bits is None):
+    if depends_on_x(K.VARIANCE, OF_WEIGHT, K.ACTIVATION, t.bits is not None):
         return load(t.x, tile), dy
     else:
         return dy, dy

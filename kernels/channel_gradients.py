@@ -6,7 +6,7 @@ With m the mean and rstd the inverse deviation of a set of `count` elements, and
     dx = scale g + q (x - center) + r,
     q = -(rstd / count) rstd^2 sum g (x - m),    r = -(rstd / count) sum g + q (center - m).
 
-The table has planes of (sum g, sum g (x - center)) of parts; for a mixture in one launch, two more.
+The table has planes of (sum g, sum g (x - center)) of parts.
 """
 
 from typing import Any, NamedTuple

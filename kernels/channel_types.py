@@ -58,7 +58,8 @@ class Forward(NamedTuple):
     y: Any = None  # as x
     bits: Any = None  # whether ReLU let z through
     stats: Any = None  # planes of statistics, `channel_stats.load_stats`
-    # Scratch: moments of parts of units (3, n, parts, C); counters for `sync.py`.
+    # Scratch: moments of parts of units (3, n, parts, C), of a cluster's members (3, unit, member);
+    # counters for `sync.py`.
     table: Any = None
     tickets: Any = None
     barriers: Any = None
@@ -81,7 +82,8 @@ class Backward(NamedTuple):
     dbias: Any = None  # as bias
     drho: Any = None  # (C,)
     # Scratch: planes of sums over sets, `channel_gradients.load_sums`; sums of parts of units
-    # (2 or 4, n, parts, C), followed by those of instances or of lanes; counters for `sync.py`.
+    # (2, n, parts, C) and behind them of instances (2, n, C); in a cluster of members (2, unit,
+    # member) and of parts of instances (2, n, parts, C); counters for `sync.py`.
     sums: Any = None
     table: Any = None
     tickets: Any = None

@@ -1,16 +1,17 @@
 """A norm of (N, C, S) in one launch, for sets too large for one program: the members of a cluster
 keep several tiles each, publish their results, wait for one another, and merge.
 
-For contiguous sets over the batch or within an instance, without a residual. A member's tiles are
-of one channel. Clusters of programs that are on the GPU together walk over the units. Members of
-different clusters share an SM: one loads while the other waits. The backward is below.
+For contiguous sets over the batch or within an instance, without a residual, a scale and shift of
+samples, or running averages over instances. A member's tiles are of one channel. Clusters of
+programs that are on the GPU together walk over the units. Members of different clusters share an
+SM: one loads while the other waits. The backward is below.
 """
 
 import triton
 import triton.language as tl
 
 from .arithmetic import accumulation_type, centred, product, store_gradient, sum_both
-from .channel_activation import store_output
+from .channel_activation import depends_on_x, store_output
 from .channel_gradients import (
     Sums,
     about_mean,
@@ -214,7 +215,11 @@ def cluster_backward_kernel(
 def differentiate_part(t, unit, member, group, s, K: tl.constexpr):
     at = place(unit, member, s, K, K.BATCH)
     own = first_tile(at, s, K)
-    tiles, dys = load_set(t.x, own, s, K), load_set(t.dy, own, s, K)
+    dys = load_set(t.dy, own, s, K)
+    if depends_on_x(K.VARIANCE, t.dweight is not None, K.ACTIVATION, t.bits is not None):
+        tiles = load_set(t.x, own, s, K)
+    else:
+        tiles = dys
     channels = unit_channels(at.u, at.block, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)

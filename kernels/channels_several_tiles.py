@@ -1,7 +1,8 @@
 """A norm of (N, C, S) in one launch, for sets that need several tiles: a program keeps all tiles of
 its set in registers, from statistics to output.
 
-For contiguous sets within an instance; the backward is for norms without a residual. The loads of
+For contiguous sets within an instance; the backward is for norms without a residual. Members of
+clusters use the same functions for their tiles (`channels_cluster.py`). The loads of
 all tiles are on their way together. Sums are taken by threads first: forward over all tiles, and
 then once by the program; backward for each block of channels, whose own sums are wanted too. The
 tiles stay as loaded; each walk over them widens those of 16 bits again. The backward is below.
@@ -216,5 +217,7 @@ def store_gradients(t, tiles, dys, block: tl.constexpr, affine, slopes, at, s, K
     TILES_S: tl.constexpr = K.TILES_S
     for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
         tile, x, g = tile_gradient(t, tiles[i], dys[i], i, affine, at, s, K)
-        dx = spread(affine.scale, K) * g + spread(slopes.q, K) * x
+        dx = spread(affine.scale, K) * g
+        if K.VARIANCE:
+            dx += spread(slopes.q, K) * x
         store(t.dx, dx + spread(slopes.r, K), tile)

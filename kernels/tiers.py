@@ -6,7 +6,7 @@
                   the tensor is read once
     cluster       programs that are on the GPU together share a set: up to 264 of them, each with
                   16 tiles of 1,024 elements of 16 bits, or 8 of 32, and half as many backward. For
-                  contiguous sets of batch, instance and group norm, without a residual. One
+                  contiguous sets of norms that have nothing else to do: `channels_cluster`. One
                   cooperative launch; the tensor is read once
     streaming     any set. Two launches; the tensor is read twice, forward and backward
 

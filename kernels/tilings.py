@@ -135,9 +135,11 @@ def _in_several_tiles(view: View, sets: Sets, backward: bool) -> Geometry | None
 
 
 def cluster(view: View, sets: Sets, has_more: bool, backward: bool) -> Geometry | None:
-    """Contiguous sets whose members keep several tiles each, one channel a member. None if a set
-    has more than MOST_MEMBERS, or would leave its members half empty, or if the norm `has_more` to
-    do, such as adding a residual: two launches are then quicker."""
+    """Contiguous sets whose members keep several tiles each, one channel a member.
+
+    None if a set has more than MOST_MEMBERS, or would not fill half of its members' room, or if the
+    norm `has_more` to do, such as adding a residual: two launches are then quicker.
+    """
     simple = not (sets.mix or sets.samples or view.channels_last or has_more)
     if not simple or _each_addressed(view) or launch.INTERPRETED:
         return None
@@ -148,15 +150,14 @@ def cluster(view: View, sets: Sets, has_more: bool, backward: bool) -> Geometry 
         BLOCK_S = _row(view.S, tile, view.N)
         blocks, steps = (1, tile // BLOCK_S, 1, BLOCK_S), most
         parts = triton.cdiv(_tiles(view, sets, tile // BLOCK_S, BLOCK_S), most)
-        wasted = triton.cdiv(view.S, BLOCK_S) * BLOCK_S / view.S - 1
     else:
         tiles = triton.cdiv(view.S, tile)
         parts = triton.cdiv(tiles, most)
         steps = triton.cdiv(tiles, parts)
         blocks = (sets.depth, 1, 1, tile)
-        wasted = parts * most * tile / view.S - 1
     found = Geometry(view, sets, *blocks, parts, steps, CLUSTER_WARPS, several=True)
-    return found if found.members <= MOST_MEMBERS and wasted < 1 else None
+    half_full = parts * most * tile < 2 * view.S * (view.N if sets.batch else 1)
+    return found if half_full and found.members <= MOST_MEMBERS else None
 
 
 def streaming(view: View, sets: Sets, backward: bool, masked: bool = False) -> Geometry:

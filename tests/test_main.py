@@ -10,7 +10,7 @@ import torch
 
 import fastnorm
 from fastnorm import __main__ as main_module
-from fastnorm import functional, kernels, selfcheck
+from fastnorm import backend, functional, kernels, selfcheck
 from fastnorm.contract import NormSpec
 from fastnorm.kernels import cpu
 from tests.conftest import DEVICE, in_a_process
@@ -150,6 +150,23 @@ def test_without_numpy(few, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert main_module.main() == 0
     assert "no kernel was checked: numpy, which Triton's interpreter" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU needs no interpreter")
+@pytest.mark.parametrize("numpy", ["2.3.5", "2.4.0"])
+def test_the_interpreter_of_triton_3_6_needs_an_older_numpy(few, capsys, monkeypatch, numpy):
+    """As after an install of torch 2.11: no fault of the kernels', and the remedy is named."""
+    versions = {"triton": "3.6.0", "numpy": numpy}
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: versions.get(n) or version(n))
+    assert main_module.main() == 0
+    assert ("pip install 'numpy<2.4'" in capsys.readouterr().out) == (numpy == "2.4.0")
+    load_kernels = backend.load_kernels.__wrapped__  # not the ones that it keeps
+    if numpy == "2.4.0":
+        with pytest.raises(ImportError, match=r"Triton 3\.6\.0.*numpy 2\.4\.0.*numpy<2\.4"):
+            load_kernels()
+    else:
+        assert load_kernels() is kernels
 
 
 def test_without_triton(few, capsys, monkeypatch):

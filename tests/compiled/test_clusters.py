@@ -12,6 +12,7 @@ from fastnorm.kernels import tilings
 from tests.compiled.cases import Case
 from tests.compiled.executor import Emulator
 from tests.compiled.test_cases import check
+from tests.compiled.trying import compiled_results, tensors_of
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 WARPS, TILE = tilings.CLUSTER_WARPS, tilings.SEVERAL_TILES[tilings.CLUSTER_WARPS]
@@ -51,6 +52,26 @@ CASES = [
     Large("group", "positions", dtype=FP32, mean=1000.0, asked="x and bias"),
 ]
 QUICK = (0, 1, 6)
+
+
+@pytest.mark.parametrize("op", ["mean_only", "batch", "instance"])
+def test_a_value_without_bound_stays_in_its_set(emulator: Emulator, op: str) -> None:
+    """Nothing but the output depends on x if only means are taken: then dx is finite too."""
+    case = Case(op, "even", tier="cluster")
+    tensors = tensors_of(case)
+    tensors["x"][1, 2, 3, 4] = float("inf")
+    found, launched = compiled_results(case, tensors)
+    assert launched == ["cluster_kernel", "cluster_backward_kernel"]
+    alone = (1, 2) if op == "instance" else (slice(None), 2)
+    finite = (
+        torch.isfinite(found["y"]).flatten(2).all(2),
+        torch.isfinite(found["dx"]).flatten(2).all(2),
+    )
+    for name, each in zip(("y", "dx"), finite, strict=True):
+        others = each.clone()
+        others[alone] = True
+        assert others.all(), name
+        assert not each[alone].any() or (name == "dx" and op == "mean_only" and each.all())
 
 
 @pytest.mark.parametrize(

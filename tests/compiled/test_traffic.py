@@ -23,7 +23,7 @@ TOLERANCE = 0.05
 SHAPES = {"channels": (4, 8, 64, 96), "rows": (16, 12288)}
 # Reads and writes of a tensor of x's size, forward and backward, by what is fused. A mask of a bit
 # an element comes on top.
-PLAIN, RESIDUAL, ADD = (2, 3), (3, 4), (4, 4)
+PLAIN, RESIDUAL, ADD, MEANS = (2, 3), (3, 4), (4, 4), (2, 2)
 STREAMING = {PLAIN: (3, 5), RESIDUAL: (4, 6), ADD: (5, 6)}
 
 
@@ -56,7 +56,7 @@ CLUSTERS = [
     Large(op, fusion=fusion, dtype=dtype, tier="cluster")
     for op in ("batch", "group", "instance")
     for fusion, dtype in (("plain", torch.bfloat16), ("relu", torch.float32))
-]
+] + [Large("mean_only", dtype=torch.bfloat16, tier="cluster")]
 ROWS = [
     Large(op, fusion=fusion, dtype=torch.bfloat16, tier="streaming")
     for op, fusion in (
@@ -97,7 +97,8 @@ def parameters() -> list[object]:
 @pytest.mark.parametrize("case", parameters())
 def test_floor(emulator: Emulator, case: Case) -> None:
     """No less either: else a pass went unseen."""
-    fused = ADD if case.op in ADDING else RESIDUAL if case.has_residual else PLAIN
+    alone = MEANS if case.op == "mean_only" else PLAIN
+    fused = ADD if case.op in ADDING else RESIDUAL if case.has_residual else alone
     floors = STREAMING[fused] if case.tier == "streaming" else fused
     elements = math.prod(case.shape)
     mask = elements // 8 if case.activation == "relu" and case.has_residual else 0
