@@ -24,6 +24,17 @@ from .reference.specs import formula
 from .sharding import is_sharded, on_shards
 from .weight_autograd import WeightNorm
 
+# Dynamo of torch before 2.13 takes torch.compiler.is_exporting() for True in every program that it
+# compiles (pytorch/pytorch issue 176347).
+ALWAYS_EXPORTING = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces. If ALWAYS_EXPORTING, a strict export counts as a compilation."""
+    if ALWAYS_EXPORTING and torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.compiler.is_exporting()
+
 
 def normalise(inputs: Inputs, spec: NormSpec) -> Tensor:
     """act(norm(x) + residual); running statistics are updated if `use_input_stats`."""
@@ -71,7 +82,7 @@ def _operators_engine(name: str, x: Tensor, spec: NormSpec) -> str | None:
     """
     if name == "triton":
         return name
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiled = torch.compiler.is_compiling() and not is_exporting()
     if not compiled or name != "cpu" or not x.is_cpu:
         return None
     # Inductor gives convolutions of contiguous images channels last. An operator would bind it to

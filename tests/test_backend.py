@@ -8,7 +8,7 @@ import torch
 
 import fastnorm
 import fastnorm.functional as F
-from fastnorm import backend
+from fastnorm import backend, dispatch
 from fastnorm.kernels import launch
 from fastnorm.kernels.cpu import calls
 from tests.conftest import DEVICE, in_a_process, make_input
@@ -181,3 +181,13 @@ def test_missing_kernels_say_what_to_do(missing, remedy, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=re.escape(remedy)) as caught:
         backend.load_kernels.__wrapped__()
     assert caught.value.name == missing
+
+
+@pytest.mark.parametrize("in_dynamo", [True, False])
+@pytest.mark.parametrize("always", [True, False])
+def test_an_older_torch_takes_every_compilation_for_an_export(monkeypatch, always, in_dynamo):
+    """What its compiler says counts only outside of it."""
+    monkeypatch.setattr(dispatch, "ALWAYS_EXPORTING", always)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: in_dynamo)
+    assert dispatch.is_exporting() != (always and in_dynamo)

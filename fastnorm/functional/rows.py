@@ -271,12 +271,13 @@ def counted_from_one(weight: Tensor | None) -> Tensor | None:
 
 
 REAL_OR_NONE = (float, type(None))
-EPS = (torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
+EPS, DOUBLE_EPS = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
 def _rms_spec(
     input: Tensor, shape: Sequence[int], eps: float | None, activation: str | None
 ) -> NormSpec:
     """The default eps is torch's: the machine epsilon of the dtype of the statistics."""
-    eps = EPS[input.dtype == torch.float64] if eps is None else eps
+    if eps is None:
+        eps = DOUBLE_EPS if input.dtype == torch.float64 else EPS
     return NormSpec("rms", len(shape), True, 0.0, eps, activation)

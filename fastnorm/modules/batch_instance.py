@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .. import functional as F
 from ..activations import ActivationLike
+from ..dispatch import is_exporting
 from .batch import _BatchNorm
 
 
@@ -50,7 +51,7 @@ class _BatchInstanceNorm(_BatchNorm):
         value: Any = super().__getattr__(name)
         # Only the module's own parameter: a tensor that functional_call or FSDP put there must not
         # be written, and an exported program writes to no parameter. _norm projects those.
-        if name == "rho" and isinstance(value, nn.Parameter) and not torch.compiler.is_exporting():
+        if name == "rho" and isinstance(value, nn.Parameter) and not is_exporting():
             # .data: the projection is idempotent between two steps, so a second forward before the
             # backward of the first must not count as an in-place change of what autograd saved.
             value.data.clamp_(0.0, 1.0)
@@ -64,7 +65,7 @@ class _BatchInstanceNorm(_BatchNorm):
     def _mixing_rho(self) -> Tensor:
         """rho in [0, 1]; clamped here if reading it does not clamp it."""
         rho: Tensor = self.rho
-        own = isinstance(rho, nn.Parameter) and not torch.compiler.is_exporting()
+        own = isinstance(rho, nn.Parameter) and not is_exporting()
         return rho if own else _projected(rho)
 
     def reset_parameters(self) -> None:
