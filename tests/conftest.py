@@ -7,6 +7,7 @@ TRITON_INTERPRET=0 prevents it, for the separate run of compiled/, which execute
 
 import collections
 import contextlib
+import inspect
 import itertools
 import os
 import subprocess
@@ -27,6 +28,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# torch 2.11's batch, instance and group norm have no bias=, and its batch norm refuses an eps of 0.
+OLD_TORCH = "bias" not in inspect.signature(torch.nn.BatchNorm2d).parameters
+NO_BIAS: dict[str, Any] = {} if OLD_TORCH else {"bias": False}
 BACKENDS = ("triton", "cpu", "reference")
 LAYOUTS = ("contiguous", "channels_last", "sliced")
 TESTS = Path(__file__).parent

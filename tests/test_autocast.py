@@ -6,7 +6,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnorm
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, DEVICE, assert_close, autocast_of_cuda, make_input, running
+from tests.conftest import (
+    BACKENDS,
+    DEVICE,
+    OLD_TORCH,
+    assert_close,
+    autocast_of_cuda,
+    make_input,
+    running,
+)
 from tests.norms import NORMS, OF_ROWS, Torch, call, make_params
 
 SHAPE = (4, 6, 5, 3)
@@ -49,7 +57,8 @@ def test_cuda_rules(norm, dtype):
             # torch's own fake batch norm cannot update running statistics on a missing GPU.
             p.update(running_mean=None, running_var=None)
             expected = call(Torch, norm, x, p, residual=x) if norm[:3] != "bin" else x
-    assert y.dtype == expected.dtype
+    if not (OLD_TORCH and norm == "rms"):  # autocast of torch 2.11 does not know it
+        assert y.dtype == expected.dtype
     assert (y.dtype == torch.float32) == (norm in (*OF_ROWS, "gn"))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import fastnorm
-from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.conftest import BACKENDS, DEVICE, NO_BIAS, assert_close, make_input, running
 from tests.conversion.models import (
     C,
     assert_same_results,
@@ -203,7 +203,7 @@ def expected_of(norm, to, groups, x):
     return nn.functional.group_norm(x, groups, weight, bias, norm.eps)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"affine": False}, {"bias": False}, {"momentum": None},
+@pytest.mark.parametrize("kwargs", [{}, {"affine": False}, NO_BIAS, {"momentum": None},
                                     {"track_running_stats": False}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("to", ["bn", "in", "gn", "ln", "bin"])
 @pytest.mark.parametrize("d", [1, 2, 3])

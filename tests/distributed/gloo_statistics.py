@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 import fastnorm
 from fastnorm import collectives
+from tests.conftest import NO_BIAS
 from tests.distributed.processes import join
 
 C, SPATIAL, STEPS = 4, (3, 2), 2
@@ -19,7 +20,7 @@ C, SPATIAL, STEPS = 4, (3, 2), 2
 BACKENDS = {2: ("triton", "cpu", "reference"), 4: ("cpu",)}  # by the number of ranks
 NORMS = {
     "bn": lambda: fastnorm.BatchNorm2d(C, activation="silu"),
-    "bn_cumulative": lambda: fastnorm.BatchNorm2d(C, momentum=None, bias=False),
+    "bn_cumulative": lambda: fastnorm.BatchNorm2d(C, momentum=None, **NO_BIAS),
     "bn_plain": lambda: fastnorm.BatchNorm2d(C, affine=False, track_running_stats=False),
     "bin": lambda: fastnorm.BatchInstanceNorm2d(C, activation="relu"),
     "sn": lambda: fastnorm.SwitchableNorm2d(C),

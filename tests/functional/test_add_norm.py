@@ -13,6 +13,7 @@ from fastnorm.kernels import launch, tiers
 from tests.conftest import (
     DEVICE,
     LAYOUTS,
+    OLD_TORCH,
     assert_close,
     assert_no_worse,
     autocast_of_cuda,
@@ -173,7 +174,9 @@ def test_autocast(norm):
             with autocast_of_cuda(), fastnorm.use_backend("auto"):
                 y, total = call(F, norm, (x, residual))
                 theirs = call(Steps, norm, (x, residual))
-        assert (y.dtype, total.dtype) == tuple(t.dtype for t in theirs) == (single, of_sum)
+        assert (y.dtype, total.dtype) == (single, of_sum)
+        if not (OLD_TORCH and norm == "rms_norm"):  # autocast of torch 2.11 does not know it
+            assert tuple(t.dtype for t in theirs) == (single, of_sum)
 
 
 @each_norm

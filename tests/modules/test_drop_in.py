@@ -10,7 +10,7 @@ from torch import nn
 
 import fastnorm
 import fastnorm.functional as F
-from tests.conftest import BACKENDS, DEVICE, assert_close, make_input, running
+from tests.conftest import BACKENDS, DEVICE, NO_BIAS, assert_close, make_input, running
 from tests.modules.cases import SHAPES, C
 
 # class name, arguments, rank of the spatial part
@@ -21,13 +21,13 @@ ROWS = [(name, ((C, 4, 3),), 2) for name in ("LayerNorm", "RMSNorm")]
 CASES = [*DIMENSIONAL, *ROWS, ("GroupNorm", (2, C), 2)]
 BIN = [(f"BatchInstanceNorm{d}d", (C,), d) for d in (1, 2, 3)]
 KWARGS = {
-    "BatchNorm": [{}, {"affine": False}, {"bias": False}, {"momentum": None, "eps": 1e-3},
+    "BatchNorm": [{}, {"affine": False}, NO_BIAS, {"momentum": None, "eps": 1e-3},
                   {"track_running_stats": False}],
-    "InstanceNorm": [{}, {"affine": True}, {"affine": True, "bias": False},
+    "InstanceNorm": [{}, {"affine": True}, {"affine": True, **NO_BIAS},
                      {"track_running_stats": True, "momentum": 0.3}],
     "LayerNorm": [{}, {"elementwise_affine": False}, {"bias": False}, {"eps": 1e-3}],
     "RMSNorm": [{}, {"elementwise_affine": False}, {"eps": 1e-3}],
-    "GroupNorm": [{}, {"affine": False}, {"bias": False}, {"eps": 1e-3}],
+    "GroupNorm": [{}, {"affine": False}, NO_BIAS, {"eps": 1e-3}],
 }  # fmt: skip
 VARIANTS = [
     pytest.param(name, args, kwargs, d, id=f"{name}-{kwargs}")
@@ -78,6 +78,8 @@ def test_signature(name, args, d):
     parent = name.replace("BatchInstance", "Batch")
     theirs = inspect.signature(getattr(nn, parent)).parameters
     extras = {"activation": None} | ({"zero_centered": False} if name in ROWS else {})
+    if "bias" in ours and "bias" not in theirs:  # an older torch
+        extras["bias"] = True
     assert [n for n in ours if n not in extras] == list(theirs)
     for key, parameter in theirs.items():
         assert (ours[key].default, ours[key].kind) == (parameter.default, parameter.kind), key
@@ -229,7 +231,7 @@ def test_copies(name, args, d, how):
         assert (module.rho == 1).all()
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"affine": False}, {"bias": False}, {"momentum": None},
+@pytest.mark.parametrize("kwargs", [{}, {"affine": False}, NO_BIAS, {"momentum": None},
                                     {"track_running_stats": False}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import fastnorm
-from tests.conftest import DEVICE, assert_close, make_input, running
+from tests.conftest import DEVICE, NO_BIAS, assert_close, make_input, running
 
 C = 4
 
@@ -34,7 +34,7 @@ def mixed_model():
         fastnorm.LayerNorm((C, 3, 2)),
         fastnorm.BatchNorm2d(C, affine=False, activation="gelu"),
         nn.BatchNorm2d(C, track_running_stats=False),
-        fastnorm.BatchNorm2d(C, bias=False),
+        fastnorm.BatchNorm2d(C, **NO_BIAS),
     ).to(DEVICE, torch.float64)
 
 

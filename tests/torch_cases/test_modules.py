@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fastnorm
-from tests.conftest import DEVICE, make_input
+from tests.conftest import DEVICE, OLD_TORCH, make_input
 from tests.torch_cases.comparison import (
     BACKENDS,
     LAYOUTS,
@@ -152,6 +152,8 @@ def test_error_input(backend, name, i, training):
     assert (theirs, where) == (case.error, case.on) or not training
     with fastnorm.use_backend(backend):
         ours, our_where, buffers = attempt(fastnorm, name, case, training)
+    if OLD_TORCH and not training and theirs is ValueError and ours is None:
+        return  # torch 2.11 refuses an eps of 0 in evaluation too
     assert (ours, our_where) == (theirs, where)
     if buffers:
         assert buffers["num_batches_tracked"] == 0
