@@ -109,7 +109,7 @@ def interpreter_problem() -> str:
         triton, numpy = map(importlib.metadata.version, ("triton", "numpy"))
     except importlib.metadata.PackageNotFoundError:  # under another name: nothing is known
         return ""
-    if not triton.startswith("3.6.") or _release(numpy) < (2, 4):
+    if not triton.startswith("3.6.") or release(numpy) < (2, 4):
         return ""
     return (
         f"the interpreter of Triton {triton} does not work with numpy {numpy}: "
@@ -117,7 +117,7 @@ def interpreter_problem() -> str:
     )
 
 
-def _release(version: str) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
     """(major, minor) of a version such as 2.4.0rc1."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 

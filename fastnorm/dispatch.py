@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import onnx, ops, reference, torch_norms
 from .autograd import Route, TransformedNorm, apply_add_norm, apply_norm, transformed
-from .backend import backend_for, engine_for, get_backend, kernels_for
+from .backend import backend_for, engine_for, get_backend, kernels_for, release
 from .checks import DTYPES
 from .contract import Engine, Inputs, NormSpec, Stages
 from .gated_autograd import GatedNorm
@@ -26,7 +26,7 @@ from .weight_autograd import WeightNorm
 
 # Dynamo of torch before 2.13 takes torch.compiler.is_exporting() for True in every program that it
 # compiles (pytorch/pytorch issue 176347).
-ALWAYS_EXPORTING = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+ALWAYS_EXPORTING = release(torch.__version__) < (2, 13)
 
 
 def is_exporting() -> bool:
