@@ -189,7 +189,7 @@ def test_what_torchs_converter_makes_of_our_norms():
 
 
 def test_torchs_converter_drops_the_activation():
-    """A limit of docs/synchronised-norms.md: torch's knows nothing of it. Our converter is the way."""
+    """Of docs/limits.md: torch's knows nothing of it. Our converter is the way."""
     x = make_input((3, C, 3, 2))
     norm = fastnorm.BatchNorm2d(C, activation="relu", device=DEVICE, dtype=torch.float64)
     theirs = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(norm))
