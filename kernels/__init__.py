@@ -11,7 +11,7 @@ and group norm. The engine for rows sees x as (R, L) and serves layer and RMS no
                      channels                                  rows
     calls            channels                                  rows, gated
     their launches   plans                                     row_plans
-    chosen sizes     geometry, tilings                         row_geometry
+    chosen sizes     geometry, tilings                         row_geometry, row_room
     one launch       channels_one_launch,                      row_one_launch,
                      channels_several_tiles,                   row_several_tiles
                      channels_cluster

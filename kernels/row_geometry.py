@@ -11,12 +11,13 @@ from fastnorm.activations import parsed
 
 from . import launch, tiers, tilings
 from .geometry import alignment
-from .row_types import Choices
+from .row_types import Backward, Choices
 
-# Elements of a row that one program keeps. Forward: x. Backward, by x's bytes an element: x, dy and
-# two sums of columns.
-LONGEST_ROW = 16384
-LONGEST_ROW_BACKWARD = {2: 16384, 4: 8192, 8: 8192}
+# More bytes of a row's tensors than this take 32 warps, and no loads are on their way meanwhile:
+# spills stay in the L1 cache only if shared memory leaves it the room.
+MANY_BYTES = 64 * 1024
+MANY_WARPS = 32
+PACKED = 32  # elements a thread: from so many on, a backward keeps tiles of 16 bits as they are
 # Elements of a tile for each warp, by x's bytes an element: a thread keeps them in float32.
 WARP_TILE = {2: 1024, 4: 512, 8: 512}
 BACKWARD_WARP_TILE = 512
@@ -29,11 +30,7 @@ FEW_WARPS_AN_SM = 12
 SM_REGISTERS = 65536
 STAGES = 3  # of loops over rows: two tiles are loaded while one is worked on
 SHARED_FOR_SUMS = 16 * 1024  # bytes besides the tiles that are being loaded
-# Forward, rows of 16 bits up to so many elements, in tiles for 16 warps; weight and bias too.
-# Longer layer norms of a sum would spill up to 400 bytes a thread, and be no faster than two
-# launches.
-LONGEST_OF_TILES = 32768
-LONGEST_SUM_OF_TILES = 24576
+# Rows in several tiles, for 16 warps.
 TILE_OF_SEVERAL = 4096
 MOST_OF_FEW_PARTS = 64  # of a row; the launch that reads sums of more cannot load ahead
 # For passes that keep only parameters: elements of a tile, in 4 warps.
@@ -78,11 +75,27 @@ class RowSpec(NamedTuple):
     def without_parameters(self) -> "RowSpec":
         return self._replace(parameter_rows=1, inner=1)
 
+    def sums_both(self, t: Backward) -> bool:
+        """Whether a backward has sums of columns for dbias too, as `add_to_shares` has them."""
+        return self.norm == "layer" or t.dbias is not None
+
     def parameters(self, R: int) -> str:
         """How the parameters go with R rows, as in Choices."""
         if self.parameter_rows == 1:
             return "shared"
         return "own" if self.parameter_rows == R else "grouped"
+
+
+class Room(NamedTuple):
+    """The most elements of a row that a program keeps; 0 if it keeps none so."""
+
+    any: int  # in one tile
+    whole: int = 0  # in one tile, rows of just this length
+    tiles: int = 0  # in several tiles
+
+    def holds(self, L: int) -> bool:
+        """Whether rows of L elements have room in one tile."""
+        return self.any >= L or self.whole == L
 
 
 class RowGeometry(NamedTuple):
@@ -97,6 +110,7 @@ class RowGeometry(NamedTuple):
     at_once: int = 1  # programs that an SM has at a time, if they take rows in turns
     stages: int = 1
     tiles: int = 1  # of a row, that one program keeps
+    packed: bool = False
     grouped: tuple[int, int] | None = None  # (A, inner) of grouped parameters
 
     @property
@@ -148,6 +162,13 @@ class RowGeometry(NamedTuple):
         room = (shared - SHARED_FOR_SUMS) // self.at_once // turn
         return self._replace(stages=min(self.stages, 1 + room))
 
+    def kept_packed(self, spills: bool) -> "RowGeometry":
+        """The same for a backward; tiles of 16 bits stay packed if threads have many elements. If
+        it `spills` nevertheless, no loads are on their way: the L1 cache needs the room."""
+        if self.itemsize != 2 or self.BLOCK_L < PACKED * 32 * self.num_warps:
+            return self
+        return self._replace(packed=True, stages=1 if spills else self.stages)
+
     @property
     def _inner(self) -> int:
         """Columns of a tile's inner axis: as many as a warp loads at once, or a whole row."""
@@ -166,6 +187,7 @@ class RowGeometry(NamedTuple):
             INNER=self._inner,
             STAGES=self.stages,
             TILES=self.tiles,
+            PACKED=self.packed,
             PARAMETERS=spec.parameters(self.R),
             GATE=spec.gate,
         )
@@ -177,20 +199,19 @@ def choose(
     itemsize: int,
     backward: bool,
     state: tiers.State,
+    room: Room,
     gated: bool = False,
-    in_tiles: int = 0,
 ) -> tuple[str, RowGeometry]:
-    """The tier for rows of L elements and its geometry. `in_tiles`: the longest row that a
-    program may keep in several tiles, with its parameters.
+    """The tier for rows of L elements and its geometry.
 
-    one_program   rows up to 16,384 elements, in several tiles `in_tiles`; in the backward up to
-                  8,192 if they have more than 16 bits; gated rows up to half as many
+    one_program   rows for which a program has `room`
     streaming     any
     """
 
     def of_one_program() -> RowGeometry | None:
-        found = _one_program(R, L, itemsize, backward, gated)
-        return found or (_several_tiles(R, L, itemsize) if in_tiles >= L else None)
+        if room.holds(L):
+            return _one_program(R, L, itemsize, backward, gated)
+        return _several_tiles(R, L, itemsize) if room.tiles >= L else None
 
     return tiers.first_with_room(
         state,
@@ -217,11 +238,10 @@ def pointwise(R: int, L: int, itemsize: int) -> RowGeometry:
     return RowGeometry(R, L, _rows(R, TILE, BLOCK_L), BLOCK_L, itemsize, 4, 4, STAGES)
 
 
-def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry | None:
+def _one_program(R: int, L: int, itemsize: int, backward: bool, gated: bool) -> RowGeometry:
     BLOCK_L = _padded(L)
-    longest = LONGEST_ROW_BACKWARD[itemsize] if backward else LONGEST_ROW
-    if BLOCK_L > (longest // 2 if gated else longest):
-        return None
+    if BLOCK_L * itemsize * (1 + backward + gated) > MANY_BYTES:
+        return RowGeometry(R, L, _rows(R, BLOCK_L, BLOCK_L), BLOCK_L, itemsize, MANY_WARPS)
     gated_or_not = GATED_WARP_TILE if gated else BACKWARD_WARP_TILE
     warp_tile = gated_or_not if backward else WARP_TILE[itemsize]
     least = 8 if backward else 1  # if rows leave shares of gradients: few programs

@@ -10,6 +10,7 @@ from .row_shares import add_to_shares, run_of, store_shares, within
 from .row_sums import gradient_sums, normalised, row_moments
 from .row_tiles import (
     gated_input,
+    kept_affine,
     load,
     load_affine,
     load_gate,
@@ -20,8 +21,10 @@ from .row_tiles import (
     row_tile,
     sizes,
     store_stats,
+    widened,
 )
 from .row_types import SIZES, Stats
+from .sync import XOR_ZERO, keep_packed
 
 
 @triton.jit
@@ -80,13 +83,19 @@ def backward_turns(t, affine, first, end, step, s, K: tl.constexpr):
         x, dy = load(t.x, tile), load(t.dy, tile)
         gate = load_gate(t, x, tile)
         stats = load_stats(t.stats, tile, s, K)
+        wide = widened(at, K, ACC)
         x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
-        g = affine_gradient(t, dy, gate, x_hat, at, tile, s, K)
-        row_g, row_gx = gradient_sums(at.gamma * g.to(ACC), x_hat, K)
+        g = affine_gradient(t, dy, gate, x_hat, wide, tile, s, K)
+        row_g, row_gx = gradient_sums(wide.gamma * g.to(ACC), x_hat, K)
+        gamma = wide.gamma
+        if K.PACKED:  # nothing that is wide is kept from the sums until here
+            gamma = keep_packed(at.gamma, XOR_ZERO).to(ACC)
+            x, g = keep_packed(x, XOR_ZERO), keep_packed(g, XOR_ZERO)
+            x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
         store_own_gradients(t, g, x_hat, tile, K)
         if t.partial is not None:
             dweight, dbias = add_to_shares(t, dweight, dbias, g, x_hat, K)
-        store_dx(t, g, x, dy, gate, x_hat, at.gamma, row_g / s.L, row_gx / s.L, stats.rstd, tile, K)
+        store_dx(t, g, x, dy, gate, x_hat, gamma, row_g / s.L, row_gx / s.L, stats.rstd, tile, K)
     return dweight, dbias
 
 
@@ -98,7 +107,7 @@ def row_norm_backward_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl
     if K.PARAMETERS == "grouped":
         begin, stop = run_of(group, groups, row_blocks)
         for a in range(begin // s.blocks, tl.cdiv(stop, s.blocks)):
-            affine = load_affine(t, a, start, s, K)
+            affine = kept_affine(t, a, start, s, K)
             first, end = within(begin, stop, a, s)
             dweight, dbias = backward_turns(t, affine, first, end, 1, s, K)
             if t.partial is not None:
@@ -106,7 +115,7 @@ def row_norm_backward_kernel(t, R, L, row_blocks, parts, groups, A, inner, K: tl
     elif K.PARAMETERS == "own":
         backward_turns(t, None, group, row_blocks, groups, s, K)
     else:
-        affine = load_affine(t, 0, start, s, K)
+        affine = kept_affine(t, 0, start, s, K)
         dweight, dbias = backward_turns(t, affine, group, row_blocks, groups, s, K)
         if t.partial is not None:
             store_shares(t, dweight, dbias, start, group, groups, s, K)

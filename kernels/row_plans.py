@@ -20,6 +20,7 @@ from .row_geometry import (
     RowSpec,
 )
 from .row_one_launch import row_norm_backward_kernel, row_norm_kernel
+from .row_room import backward_room, forward_room, is_exact
 from .row_several_tiles import several_tiles_row_kernel
 from .row_shares import add_shares_kernel
 from .row_two_launches import row_apply_kernel, row_dx_kernel, row_moments_kernel, row_sums_kernel
@@ -55,8 +56,8 @@ def forward_plan(
     """The forward for R rows of L elements; `dtypes` are those of a Forward."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     t = Forward(*dtypes)
-    in_tiles = _longest_in_tiles(t, R, spec)
-    tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, gated, in_tiles)
+    room = forward_room(t, R, spec)
+    tier, geometry = row_geometry.choose(R, L, itemsize, False, tier_state, room, gated)
     parameters = (t.weight, t.bias)
     own = parameters if spec.parameters(R) == "own" else ()
     whole_row = (t.x, t.addend, t.gate)
@@ -100,15 +101,6 @@ def forward_plan(
     )
 
 
-def _longest_in_tiles(t: Forward, R: int, spec: RowSpec) -> int:
-    """Tiles of 16 bits, and parameters that all rows share, fit the registers together."""
-    narrow = all(each is None or each.itemsize == 2 for each in (t.x, t.weight, t.bias))
-    if not narrow or spec.gate is not None or spec.parameters(R) != "shared":
-        return 0
-    of_sum = t.addend is not None and spec.norm == "layer"
-    return row_geometry.LONGEST_SUM_OF_TILES if of_sum else row_geometry.LONGEST_OF_TILES
-
-
 @functools.lru_cache(PLANS)
 def backward_plan(
     R: int,
@@ -123,8 +115,11 @@ def backward_plan(
     """The backward on a device with that many multiprocessors. `dtypes` are those of a Backward.
     `shares`: whether programs leave shares of the parameters' gradients."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
-    tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, gated)
     t = Backward(*dtypes)
+    room = backward_room(t, spec)
+    tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, room, gated)
+    if tier == "one_program" and is_exact(spec):
+        geometry = geometry.kept_packed(spec.sums_both(t) and spec.activation is not None)
     parameters = (t.weight, t.bias)
     own = parameters if spec.parameters(R) == "own" else ()
     whole_row = (t.x, t.dy, t.residual, t.gate, *own)

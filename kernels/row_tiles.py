@@ -14,6 +14,7 @@ import triton.language as tl
 from .activation import activate
 from .arithmetic import accumulation_type, across, across_lanes, split_shape
 from .row_types import Affine, Sizes, Stats, Tile
+from .sync import keep_packed
 
 # --- the place of a tile ---
 
@@ -114,6 +115,36 @@ def load_affine(t, a, start, s, K: tl.constexpr):
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     gamma = load_columns(t.weight, a, start, 1.0, s, K, ACC)
     return Affine(gamma, load_columns(t.bias, a, start, 0.0, s, K, ACC))
+
+
+@triton.jit
+def kept_affine(t, a, start, s, K: tl.constexpr):
+    """load_affine's, for many rows; if tiles stay PACKED, as they are stored."""
+    if K.PACKED:
+        gamma = stored_or_default(t.weight, a, start, 1.0, s, K)
+        if K.ACTIVATION is None:  # nobody needs beta
+            return Affine(gamma, stored_or_default(None, a, start, 0.0, s, K))
+        else:
+            return Affine(gamma, stored_or_default(t.bias, a, start, 0.0, s, K))
+    else:
+        return load_affine(t, a, start, s, K)
+
+
+@triton.jit
+def stored_or_default(ptr, a, start, default, s, K: tl.constexpr):
+    if ptr is None:
+        return load_columns(ptr, a, start, default, s, K, tl.float32)
+    else:
+        return stored_columns(ptr, a, start, default, s, K)
+
+
+@triton.jit
+def widened(affine, K: tl.constexpr, ACC: tl.constexpr):
+    """An Affine in the dtype of statistics, for one use if tiles stay PACKED."""
+    if K.PACKED:
+        return Affine(keep_packed(affine.gamma).to(ACC), keep_packed(affine.beta).to(ACC))
+    else:
+        return affine
 
 
 @triton.jit

@@ -19,6 +19,7 @@ class Choices(NamedTuple):
     INNER: int  # columns of the inner axis
     STAGES: int = 1  # 1 plus the tiles that are loaded while one is worked on
     TILES: int = 1  # of a row, that one program keeps
+    PACKED: bool = False  # tiles and shared parameters stay as they are stored between two uses
     FEW_PARTS: int = 0  # of a row, at most: sums over them need no loop; 0: any number
     # How weight and bias, (A, L), go with the rows. "shared" by all: A = 1. "grouped": row r takes
     # row (r // inner) % A, and a tile's rows have the same. "own" for each row: A = R.

@@ -123,8 +123,7 @@ def backward(t: Backward, R: int, L: int, spec: RowSpec) -> None:
     geometry, groups = plan.geometry, plan.groups
     t = t._replace(table=accumulators(x, plan.table))
     if shares:
-        both = spec.norm == "layer" or t.dbias is not None
-        room = (1 + both) * geometry.shares(groups) * geometry.L
+        room = (1 + spec.sums_both(t)) * geometry.shares(groups) * geometry.L
         t = t._replace(partial=accumulators(x, room))
     plan.first(t)
     if plan.second is not None:

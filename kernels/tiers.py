@@ -10,7 +10,7 @@
                   cooperative launch; the tensor is read once
     streaming     any set. Two launches; the tensor is read twice, forward and backward
 
-Rows have no clusters, and other sizes: `row_geometry.choose`.
+Rows have no clusters, and other sizes: `row_room`.
 
 A cluster's programs wait for one another. That is safe only if all of them run at once, which the
 launch makes sure of. The tier is still off until asked for: these kernels never ran on a GPU. They

@@ -7,17 +7,20 @@ from typing import Any
 
 from benchmarks.compile_only import Argument, Launch
 from benchmarks.machine_code import Resources, assembler_resources
-from fastnorm.kernels.occupancy import occupancy
+from fastnorm.kernels.occupancy import SHARED_RESERVED, occupancy
 
 from .constants import bank_of
 from .model import CLOCK, L2_KEEPS, SMS, play
 from .sass import Program, parse
 from .thread import Machine
-from .trace import DRAM, L1, L2, WARP, WarpTrace, trace_warp
+from .trace import DRAM, L1, L2, LOCAL, WARP, WarpTrace, trace_warp
 
 CAPABILITY = 90
 PARAMETERS = ("weight", "bias")  # names of fields in a kernel's arguments
 NEAR = 65536  # bytes of parameters that stay in the L1 cache
+L1_AND_SHARED = 256 * 1024  # bytes of a multiprocessor
+# The sizes that its shared memory can have, in KB (CUDA C++ Programming Guide, capability 9.0).
+SHARED_SIZES = (8, 16, 32, 64, 100, 132, 164, 196, 228)
 MANY = 32  # programs that a multiprocessor gets in turn
 LONG = 4000  # instructions of a warp: beyond, only a few blocks are played
 
@@ -92,7 +95,7 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
         if share <= 0:
             continue
         near = {a.name for a in reread} if level == L2 else set()
-        levels = _levels(code.tensors, streams, near)
+        levels = _levels(code.tensors, streams, near) | {LOCAL: place_of_spills(code, room.blocks)}
         traces = _traces(code, machine, levels, bank.tensors, room.blocks)
         per_sm = math.ceil(code.programs / SMS)
         blocks = min(per_sm, _blocks(traces, room.blocks))
@@ -146,6 +149,14 @@ def _levels(
         else:
             found[number] = close if tensor in parameters else L2
     return found
+
+
+def place_of_spills(code: Code, blocks: int) -> int:
+    """The L1 cache, if it has room for the spills of all resident threads."""
+    shared = blocks * (code.shared + SHARED_RESERVED)
+    taken = next(size * 1024 for size in SHARED_SIZES if size * 1024 >= shared)
+    spilled = code.resources.stack * blocks * code.warps * WARP
+    return L1 if spilled <= L1_AND_SHARED - taken else L2
 
 
 def _field(argument: Argument) -> str:

@@ -177,7 +177,7 @@ struct Simulation {
             if (!any && soonest > 1e299) return false;  // all wait for a barrier
             now = any ? now + 1 : std::ceil(soonest);
         }
-        double end = std::max(now, dram);
+        double end = std::max({now, l2, dram});
         bool several = finished > steady_blocks && steady > 0;
         found.cycles = end;
         found.in_flight = flight / end;

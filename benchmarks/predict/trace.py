@@ -14,6 +14,7 @@ SECTOR = 32
 WARP = 32
 TENSORS_AT = 1 << 44  # address of a launch's first tensor; each has 2^40 bytes of room
 DRAM, L2, L1 = 0, 1, 2
+LOCAL = -1  # in place of a tensor's number: the threads' own memory, which has their spills
 ALU, FMA, FMA_HEAVY, SPECIAL, MEMORY, OTHER = range(6)
 (
     PLAIN, LOAD, STORE, FIXED, BARRIER, ATOMIC, FENCE, DELAYED, EXIT, COPY, COMMIT, AWAIT,
@@ -79,7 +80,8 @@ def trace_warp(
     names: Sequence[str],
     arrival: Callable[[int], int],
 ) -> WarpTrace:
-    """The first warp of a program; `levels` gives the place of each tensor, by its number."""
+    """The first warp of a program; `levels` gives the place of each tensor by its number, and that
+    of LOCAL."""
     base = machine.run(program, 0, arrival)
     lanes = [machine.run(program, lane, arrival) for lane in (1, WARP - 1)]
     in_step = all(len(lane) == len(base) for lane in lanes)
@@ -137,6 +139,8 @@ def _played(
     loaded: set[int] = set()
     for step, count, out in zip(steps, touched, played, strict=True):
         _describe(step, out)
+        if step.active and step.instruction.base in ("LDL", "STL") and levels[LOCAL] == L2:
+            _move_spill(step, out)
         if step.instruction.base not in GLOBAL:
             continue
         out.pipe, out.passes, out.kind = MEMORY, 1, PLAIN
@@ -172,6 +176,12 @@ def _describe(step: Step, out: PlayedInstruction) -> None:
         out.passes = max(1, i.bits // 32) if step.at is not None else 1
     if out.kind == AWAIT:
         out.amount = int(i.operands[1], 16) if len(i.operands) > 1 else 0
+
+
+def _move_spill(step: Step, out: PlayedInstruction) -> None:
+    """A spill that the L1 cache has no room for. The lanes' values are neighbours."""
+    out.kind, out.level = LOAD if step.instruction.base == "LDL" else STORE, L2
+    out.amount = WARP * step.instruction.bits // 8
 
 
 def _kind_of(i: Instruction) -> int:

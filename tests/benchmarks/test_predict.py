@@ -17,10 +17,17 @@ import pytest
 from benchmarks.compile_only import Argument
 from benchmarks.machine_code import Resources
 from benchmarks.predict import model
-from benchmarks.predict.estimate import Code, Estimate, _others_are_there, estimate
+from benchmarks.predict.estimate import (
+    Code,
+    Estimate,
+    _others_are_there,
+    estimate,
+    place_of_spills,
+)
 from benchmarks.predict.operands import Operands
 from benchmarks.predict.sass import Program, parse_text
 from benchmarks.predict.thread import Machine
+from benchmarks.predict.trace import L1, L2
 
 ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD = (4096, 4096), (4096, 1024)
@@ -148,6 +155,33 @@ def test_a_barrier_of_programs_ends():
     assert [step.instruction.base for step in first].count("LDG") == 1
     assert [step.instruction.base for step in other].count("ATOMG") == 0
     assert len(first) == len(other) + 2
+
+
+SPILL = ("STL.128 [R1], R4", "LDL.128 R4, [R1]")
+
+
+def spilling(spilled: int, shared: int, *lines: str) -> Code:
+    """One block an SM of 32 warps, whose threads spill that many bytes."""
+    program = assembled(*lines, "EXIT")
+    return Code("spilling", program, Resources(64, spilled), shared, 32, 132, ())
+
+
+@pytest.mark.parametrize(
+    ("spilled", "shared", "place"),
+    [(248, 0, L1), (249, 0, L2), (192, 60 * 1024, L1), (193, 60 * 1024, L2),
+     (156, 64 * 1024, L1), (157, 64 * 1024, L2), (0, 200 * 1024, L1)],
+)  # fmt: skip
+def test_spills_stay_in_the_l1_cache_if_they_fit(spilled, shared, place):
+    """It has the part of 256 KB that shared memory leaves, whose sizes come in steps."""
+    assert place_of_spills(spilling(spilled, shared), 1) == place
+
+
+def test_spills_that_do_not_fit_take_longer():
+    """By the bandwidth of the L2 cache: 512 bytes a warp each time, 26 bytes a cycle."""
+    near, far = (estimate(spilling(n, 0, *SPILL * 100), 1, "h200", frozenset()).us
+                 for n in (240, 256))  # fmt: skip
+    moved = 2 * 100 * 32 * 512
+    assert far > moved / model.L2_RATE / model.CLOCK * 1e6 > 2 * near
 
 
 def test_operands_as_expressions():

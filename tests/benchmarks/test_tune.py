@@ -50,7 +50,8 @@ def chosen(case: Case, direction: str, clusters: bool) -> object:
     """The tier and geometry of a direction, as on a GPU."""
     if case.op in ROW_OPS:
         itemsize, backward = case.dtype.itemsize, direction == "backward"
-        return row_geometry.choose(*case.shape, itemsize, backward, tiers.state())
+        room = row_geometry.Room(16384)
+        return row_geometry.choose(*case.shape, itemsize, backward, tiers.state(), room)
     depth = case.shape[1] // case.num_groups if case.op == "gn" else 1
     sets = Sets(depth, case.op == "bn", False)
     view = view_of(torch.Size(case.shape), True, case.dtype.itemsize, sets.of_batch)

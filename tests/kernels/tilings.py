@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastnorm.kernels import plans, row_geometry, row_plans, rows, tilings, weight
+from fastnorm.kernels import plans, row_geometry, row_plans, row_room, rows, tilings, weight
 from tests.conftest import DEVICE
 
 PLANS = (
@@ -24,10 +24,13 @@ PLANS = (
 )
 MULTIPROCESSORS = 2
 ROW_SIZES = {
-    "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": {2: 64, 4: 64, 8: 64}, "TILE": 32,
+    "MANY_BYTES": 512, "PACKED": 0, "TILE": 32,
     "REDUCING_TILE": (32, 64), "WARP_TILE": {2: 64, 4: 32, 8: 32}, "BACKWARD_WARP_TILE": 8,
-    "GATED_WARP_TILE": 8, "TILE_OF_SEVERAL": 32, "LONGEST_OF_TILES": 128,
-    "LONGEST_SUM_OF_TILES": 128, "MOST_OF_FEW_PARTS": 2,
+    "GATED_WARP_TILE": 8, "TILE_OF_SEVERAL": 32, "MOST_OF_FEW_PARTS": 2,
+}  # fmt: skip
+ROW_ROOM = {
+    "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": {2: 64, 4: 64, 8: 64}, "LONGEST_WHOLE_ROW": 128,
+    "LONGEST_SMOOTH": 64, "LONGEST_OF_TILES": 128, "LONGEST_SUM_OF_TILES": 128,
 }  # fmt: skip
 
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
@@ -67,6 +70,8 @@ def tiny_tilings(**sizes: Any) -> Iterator[list[Any]]:
             patch.setattr(tilings, name, value)
         for name, value in ROW_SIZES.items():
             patch.setattr(row_geometry, name, value)
+        for name, value in ROW_ROOM.items():
+            patch.setattr(row_room, name, value)
         patch.setattr(rows, "multiprocessors", lambda x: MULTIPROCESSORS)
         yield found
 

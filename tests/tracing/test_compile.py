@@ -215,7 +215,7 @@ def test_transforms_inside_a_compiled_program(backend, norm, name):
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "bin"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_checkpointing(name, compiled):
-    """bin is left out where compiled: PyTorch refuses the projection of rho there (docs/limits.md)."""
+    """bin is left out where compiled: PyTorch refuses the projection of rho there (limits.md)."""
     module, x = MODULES[name]().to(DEVICE), make_input(SHAPE, dtype=torch.float32)
     x.requires_grad_()
     with running("triton"):
