@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or, product, store_gradient
-from .channel_lanes import parameter_slot
+from .arithmetic import load_or, product, store_gradient, sum_both
+from .channel_lanes import in_sets, parameter_slot
 from .channel_moments import sum_set, table_plane
 from .channel_stats import kept_plane, kept_slot
 from .tables import part_pairs
@@ -73,6 +73,23 @@ def set_sums(t, sums, n, channels, s, K: tl.constexpr):
     sums = weighted(weight, sums)
     local = channels.local
     return Sums(sum_set(sums.g, local, s, K), sum_set(sums.gx, local, s, K))
+
+
+@triton.jit
+def sums_of_sets(sums, local, s, K: tl.constexpr):
+    """Sums over each set of a unit, from those of its channels: one for each channel if that is a
+    set (SETS = 0)."""
+    if K.SETS == 0:
+        return sums
+    elif K.SETS == 1:
+        g, gx = sum_both(sums.g, sums.gx, 0)
+        zero = tl.full([1], 0, g.dtype)
+        return Sums(zero + g, zero + gx)
+    else:
+        belongs = in_sets(local, s, K)
+        g = tl.where(belongs, sums.g[:, None], 0.0)
+        g, gx = sum_both(g, tl.where(belongs, sums.gx[:, None], 0.0), 0)
+        return Sums(g, gx)
 
 
 # --- results that the programs of a unit leave for one another ---

@@ -5,14 +5,14 @@ to arrive adds them up, in order.
 import triton
 import triton.language as tl
 
-from .arithmetic import load_or, store_gradient, sum_both
+from .arithmetic import load_or, store_gradient
 from .channel_gradients import (
     Sums,
     about_mean,
     instance_weight,
     published_sums,
-    set_sums,
     store_sums,
+    sums_of_sets,
     weighted,
 )
 from .channel_lanes import block_of_channels, merged_at_once
@@ -52,9 +52,9 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 
 @triton.jit
 def unit_sums(t, at, s, K: tl.constexpr):
-    """Weighted sums of g and g (x - center) over the set of each channel of a unit. Also leaves the
-    channels' own sums for add_instances."""
-    zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
+    """Weighted sums of g and g (x - center) over each set of a unit (`first_channels`). Also leaves
+    the channels' own sums for add_instances."""
+    zero = tl.full([K.SETS if K.SETS > 0 else K.BLOCK_C], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):
@@ -62,14 +62,9 @@ def unit_sums(t, at, s, K: tl.constexpr):
         own = published_sums(t, at.n, channels, s, K)
         stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
         leave_instance(t, own, stats, at.n, channels, channels.mask, s, K)
-        if K.SETS == 1:
-            weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
-            own = weighted(weight, own)
-            g, gx = sum_both(own.g, own.gx, 0)
-            total = Sums(total.g + g, total.gx + gx)
-        else:
-            sums = set_sums(t, own, at.n, channels, s, K)
-            total = Sums(total.g + sums.g, total.gx + sums.gx)
+        weight = instance_weight(t, at.n, channels.c, channels.mask, s, K, own.g.dtype)
+        sums = sums_of_sets(weighted(weight, own), channels.local, s, K)
+        total = Sums(total.g + sums.g, total.gx + sums.gx)
     return total
 
 

@@ -66,6 +66,23 @@ def unit_channels(u, block, s, K: tl.constexpr):
     return block_of_channels(u, block, BLOCK_C, s)
 
 
+@triton.jit
+def first_channels(u, s, K: tl.constexpr):
+    """The first channel of each set of a unit."""
+    if K.SETS == 0:
+        return unit_channels(u, 0, s, K)
+    else:
+        local = tl.arange(0, K.SETS) * s.D
+        c = u * s.W + local
+        return Channels(local, c, (local < s.W) & (c < s.C))
+
+
+@triton.jit
+def in_sets(local, s, K: tl.constexpr):
+    """Whether a channel, counted in the unit, is of a set: (channels, SETS)."""
+    return (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+
+
 # Scalars: Triton 3.6's interpreter passes a NamedTuple as a plain tuple.
 @triton.constexpr_function
 def merged_at_once(block, sets):

@@ -17,6 +17,7 @@ from .channel_lanes import (
     by_part,
     by_run,
     in_first_part,
+    in_sets,
     is_part,
     merged_at_once,
     unit_channels,
@@ -152,38 +153,31 @@ def moments_of_runs(m, pivot, instances, there, COLUMN: tl.constexpr, K: tl.cons
 
 
 @triton.jit
-def merge_set(m, local, s, K: tl.constexpr):
-    """Moments of each channel's set, for each channel of a tile (`local`: counted in the unit).
-
-    SETS: 0 if each channel is a set, 1 if all are one set, else their number, padded.
-    """
+def moments_of_sets(m, local, s, K: tl.constexpr):
+    """Moments of each set of a unit, from those of its channels: those themselves if each is a set
+    (SETS = 0)."""
     if K.SETS == 0:
         return m
     elif K.SETS == 1:
         m = along(m, 0)
-        zero = tl.full([K.BLOCK_C], 0, m.mean.dtype)
+        zero = tl.full([1], 0, m.mean.dtype)
         return Moments(zero + m.count, zero + m.mean, zero + m.m2)
     else:
-        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+        belongs = in_sets(local, s, K)
         zero = tl.where(belongs, 0.0, 0.0).to(m.mean.dtype)
         count = tl.where(belongs, m.count[:, None], 0.0)
-        m = along(Moments(count, zero + m.mean[:, None], zero + m.m2[:, None]), 0)
-        return Moments(
-            tl.sum(tl.where(belongs, m.count[None, :], 0.0), axis=1),
-            tl.sum(tl.where(belongs, m.mean[None, :], 0.0), axis=1),
-            tl.sum(tl.where(belongs, m.m2[None, :], 0.0), axis=1),
-        )
+        return along(Moments(count, zero + m.mean[:, None], zero + m.m2[:, None]), 0)
 
 
 @triton.jit
 def sum_set(value, local, s, K: tl.constexpr):
-    """The sum over each channel's set, for each channel; SETS as in merge_set."""
+    """The sum over each channel's set, for each channel (`local`: counted in the unit)."""
     if K.SETS == 0:
         return value
     elif K.SETS == 1:
         return tl.sum(value, axis=0) + tl.zeros_like(value)
     else:
-        belongs = (local // s.D)[:, None] == tl.arange(0, K.SETS)[None, :]
+        belongs = in_sets(local, s, K)
         total = tl.sum(tl.where(belongs, value[:, None], 0.0), axis=0)
         return tl.sum(tl.where(belongs, total[None, :], 0.0), axis=1)
 
@@ -238,19 +232,19 @@ def load_moments(t, slot, mask, s, K: tl.constexpr):
 
 @triton.jit
 def unit_moments(t, at, s, K: tl.constexpr):
-    """Moments of the set of each channel of a unit, merged from its members' results.
+    """Moments of each set of a unit (`first_channels`), merged from its members' results.
 
     A unit has several blocks of channels only if all of them are one set.
     """
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
-    zero = tl.full([K.BLOCK_C], 0, t.table.dtype.element_ty)
+    zero = tl.full([K.SETS if K.SETS > 0 else K.BLOCK_C], 0, t.table.dtype.element_ty)
     m = Moments(zero, zero, zero)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(at.u, block, BLOCK, s)
         count, mean, m2 = part_moments(table, at.n, channels.c, channels.mask, s.C, s.parts, BLOCK)
-        more = merge_set(Moments(count, mean, m2), channels.local, s, K)
+        more = moments_of_sets(Moments(count, mean, m2), channels.local, s, K)
         m = merge(m, more)
     return m
 

@@ -23,6 +23,7 @@ from .channel_gradients import (
 from .channel_instances import add_instances, unit_sums
 from .channel_lanes import (
     channel_blocks,
+    first_channels,
     is_first,
     place,
     sizes,
@@ -128,18 +129,17 @@ def part_of_lanes(t, pivot, at, s, K: tl.constexpr):
 @triton.jit
 def finish_unit(t, at, momentum, eps, s, K: tl.constexpr):
     """Merge the results of a unit's members: its statistics and, over a batch, the running ones."""
-    channels = unit_channels(at.u, 0, s, K)
+    channels = first_channels(at.u, s, K)
     n = at.n + tl.zeros_like(channels.c).to(tl.int64)
     # Loaded before the merge, used after it.
     pivot = load_first(t, n, channels.c, channels.mask, s, K)
-    first = channels.mask & (channels.local % s.D == 0)
     if K.BATCH:
-        old = load_running(t, channels.c, first)
+        old = load_running(t, channels.c, channels.mask)
     m = unit_moments(t, at, s, K)
     stats = stats_of(pivot.to(m.mean.dtype), m, eps, K)
     if K.BATCH:
-        update_batch(t, old, m, stats.center, channels.c, first, momentum)
-    store_stats(t, n, channels.c, first, stats, s, K)
+        update_batch(t, old, m, stats.center, channels.c, channels.mask, momentum)
+    store_stats(t, n, channels.c, channels.mask, stats, s, K)
 
 
 @triton.jit
@@ -218,7 +218,7 @@ def gradient_sums_kernel(
 @triton.jit
 def finish_unit_sums(t, at, s, K: tl.constexpr):
     """Merge the results of a unit's members: sums of sets and, over a batch, dgamma and dbeta."""
-    channels = unit_channels(at.u, 0, s, K)
+    channels = first_channels(at.u, s, K)
     stats = load_stats(t, at.n, channels.c, channels.mask, s, K)
     if K.BATCH:
         sums = about_mean(published_sums(t, at.n, channels, s, K), stats)
@@ -230,8 +230,7 @@ def finish_unit_sums(t, at, s, K: tl.constexpr):
         if not K.GIVEN:
             sums = about_mean(sums, stats)
     if K.BATCH or not K.STATS_OF_BATCH:  # else the last of all instances computes the batch's
-        first = channels.mask & (channels.local % s.D == 0)
-        store_sums(t, at.n, channels.c, first, sums, s, K)
+        store_sums(t, at.n, channels.c, channels.mask, sums, s, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
