@@ -13,8 +13,8 @@ from . import launch, tiers, tilings
 from .geometry import alignment
 from .row_types import Backward, Choices
 
-# More bytes of a row's tensors than this take 32 warps, and no loads are on their way meanwhile:
-# spills stay in the L1 cache only if shared memory leaves it the room.
+# More bytes of a row's x, dy and gate than this take 32 warps, and no loads are on their way
+# meanwhile: spills stay in the L1 cache only if shared memory leaves it the room.
 MANY_BYTES = 64 * 1024
 MANY_WARPS = 32
 PACKED = 32  # elements a thread: from so many on, a backward keeps tiles of 16 bits as they are
@@ -110,7 +110,7 @@ class RowGeometry(NamedTuple):
     at_once: int = 1  # programs that an SM has at a time, if they take rows in turns
     stages: int = 1
     tiles: int = 1  # of a row, that one program keeps
-    packed: bool = False
+    packed: bool = False  # a backward's tiles of 16 bits stay as they are stored between two uses
     grouped: tuple[int, int] | None = None  # (A, inner) of grouped parameters
 
     @property

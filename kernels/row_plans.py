@@ -116,10 +116,11 @@ def backward_plan(
     `shares`: whether programs leave shares of the parameters' gradients."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     t = Backward(*dtypes)
-    room = backward_room(t, spec)
+    room = backward_room(t, spec, shares)
     tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, room, gated)
     if tier == "one_program" and is_exact(spec):
-        geometry = geometry.kept_packed(spec.sums_both(t) and spec.activation is not None)
+        both = shares and spec.sums_both(t)
+        geometry = geometry.kept_packed(both and spec.activation is not None)
     parameters = (t.weight, t.bias)
     own = parameters if spec.parameters(R) == "own" else ()
     whole_row = (t.x, t.dy, t.residual, t.gate, *own)

@@ -13,8 +13,8 @@ LONGEST_ROW_BACKWARD = {2: 16384, 4: 16384, 8: 8192}
 # Rows of just this length, if there is little beside them: no columns are missing there, so threads
 # keep no masks.
 LONGEST_WHOLE_ROW = 32768
-# Backward of 16 bits, if act'(z) needs more than z's sign: threads then keep float32 values.
-LONGEST_SMOOTH = 8192
+# Backward, if an activation takes too many registers besides.
+LONGEST_CROWDED = 8192
 # Forward of 16 bits, in several tiles: x, weight and bias. Longer layer norms of a sum would spill
 # up to 400 bytes a thread.
 LONGEST_OF_TILES = 32768
@@ -39,19 +39,21 @@ def _in_tiles(t: Forward, R: int, spec: RowSpec) -> int:
     return LONGEST_SUM_OF_TILES if of_sum else LONGEST_OF_TILES
 
 
-def backward_room(t: Backward, spec: RowSpec) -> Room:
-    """For the backward; `t` has the dtypes of the tensors."""
+def backward_room(t: Backward, spec: RowSpec, shares: bool) -> Room:
+    """For the backward; `t` has the dtypes of the tensors. `shares`: programs sum columns."""
     longest = LONGEST_ROW_BACKWARD[t.x.itemsize]
     if spec.gate is not None:
         return Room(longest // 2)
+    both, exact = shares and spec.sums_both(t), is_exact(spec)
     if t.x.itemsize != 2:
-        return Room(longest)
-    if not is_exact(spec):
-        return Room(LONGEST_SMOOTH)
-    little = spec.activation is None and not spec.sums_both(t)
+        return Room(longest if exact or not both else LONGEST_CROWDED)
+    if not exact or (both and spec.activation is not None and t.bits is None):
+        return Room(LONGEST_CROWDED)
+    narrow = t.weight is None or t.weight.itemsize == 2
+    little = narrow and not both and spec.activation is None and spec.parameter_rows == 1
     return Room(longest, LONGEST_WHOLE_ROW if little else 0)
 
 
 def is_exact(spec: RowSpec) -> bool:
-    """Whether dy act'(z) has dy's dtype (`row_outputs.affine_gradient`)."""
-    return spec.activation in (None, "relu")
+    """Whether the gradient before the affine map has dy's dtype (`row_outputs.affine_gradient`)."""
+    return spec.gate is None and spec.activation in (None, "relu")

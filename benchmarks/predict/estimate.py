@@ -95,7 +95,8 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
         if share <= 0:
             continue
         near = {a.name for a in reread} if level == L2 else set()
-        levels = _levels(code.tensors, streams, near) | {LOCAL: place_of_spills(code, room.blocks)}
+        levels = _levels(code.tensors, streams, near)
+        levels[LOCAL] = place_of_spills(code, min(room.blocks, math.ceil(code.programs / SMS)))
         traces = _traces(code, machine, levels, bank.tensors, room.blocks)
         per_sm = math.ceil(code.programs / SMS)
         blocks = min(per_sm, _blocks(traces, room.blocks))

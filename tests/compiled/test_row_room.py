@@ -53,16 +53,23 @@ class StreamBackward(LongRows):
         return "row_sums_kernel"
 
 
+class Stream(StreamForward, StreamBackward):
+    pass
+
+
 CASES = [
     LongRows("layer", "3x16384", dtype=BF16, parameters="as x"),
     LongRows("layer", "3x16384", "relu residual", dtype=FP16, parameters="as x", few=True),
     LongRows("rms", "3x9001", "relu", dtype=BF16, parameters="as x"),
     LongRows("rms", "5x16384", dtype=BF16, few=True),
-    LongRows("layer", "3x9000", "relu", dtype=BF16, parameters="none", offset=1),
+    LongRows("layer", "3x9000", "relu residual", dtype=BF16, parameters="none", offset=1),
+    StreamBackward("layer", "3x9000", "relu", dtype=BF16, parameters="as x"),
     InTiles("add_rms", "2x32768", dtype=BF16, parameters="as x"),
+    InTiles("layer", "2x32768", dtype=BF16, asked="x", parameters="as x"),
     InTiles("rms", "3x32768", dtype=FP16, parameters="as x", few=True),
-    StreamForward("rms", "2x32768", dtype=BF16, asked="x"),
-    LongRows("layer", "3x16384", "gelu residual", few=True),
+    Stream("rms", "2x32768", dtype=BF16, asked="x"),
+    LongRows("rms", "3x16384", "gelu residual", few=True),
+    StreamBackward("layer", "2x16384", "gelu residual"),
     LongRows("add_layer", "3x8193"),
     LongRows("rms", "3x12288", "relu residual", offset=1),
     StreamBackward("layer", "2x32768", "relu"),

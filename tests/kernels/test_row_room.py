@@ -5,7 +5,7 @@ import torch
 
 import fastnorm.functional as F
 from fastnorm.kernels import row_geometry, row_plans
-from fastnorm.kernels.row_geometry import RowSpec
+from fastnorm.kernels.row_geometry import RowGeometry, RowSpec
 from fastnorm.kernels.row_types import Backward, Forward
 from fastnorm.kernels.tiers import WITHOUT_CLUSTERS
 from tests.conftest import assert_close, make_input, running
@@ -74,8 +74,9 @@ def test_forward(as_on_a_gpu, expected, L, dtype, norm, extra):
         ((16, 3, False), 8192, BF16, "layer", "gelu", ()),
         ((16, 3, True), 16384, BF16, "layer", None, ()),
         ((16, 3, True), 9000, FP16, "rms", "relu", ()),
-        ((16, 1, True), 16384, BF16, "layer", "relu", ()),
-        ((16, 1, True), 16384, BF16, "rms", "relu", ("dbias",)),
+        ((16, 1, True), 16384, BF16, "layer", "relu", ("bits",)),
+        ((16, 1, True), 16384, BF16, "rms", "relu", ("bits", "dbias")),
+        (None, 16384, BF16, "layer", "relu", ()),
         (None, 16384, BF16, "rms", "gelu", ()),
         (None, 9000, BF16, "layer", "leaky_relu(0.1)", ()),
         ((32, 1, True), 32768, BF16, "rms", None, ()),
@@ -86,7 +87,9 @@ def test_forward(as_on_a_gpu, expected, L, dtype, norm, extra):
         (None, 32760, BF16, "rms", None, ()),
         ((16, 3, False), 8192, FP32, "layer", "gelu", ()),
         ((32, 1, False), 8193, FP32, "rms", None, ()),
-        ((32, 1, False), 16384, FP32, "layer", "gelu", ("residual",)),
+        ((32, 1, False), 16384, FP32, "layer", "relu", ()),
+        ((32, 1, False), 16384, FP32, "rms", "gelu", ("residual",)),
+        (None, 16384, FP32, "layer", "gelu", ("residual",)),
         (None, 32768, FP32, "rms", None, ()),
         ((32, 1, False), 8192, FP64, "layer", None, ()),
         (None, 16384, FP64, "rms", None, ()),
@@ -94,6 +97,21 @@ def test_forward(as_on_a_gpu, expected, L, dtype, norm, extra):
 )
 def test_backward(as_on_a_gpu, expected, L, dtype, norm, activation, extra):
     assert described(backward_of(L, dtype, norm, activation, extra)) == expected
+
+
+def test_parameters_that_take_more_registers(as_on_a_gpu):
+    """Rows of 32,768 in 16 bits stream if the weight is wide, or each row's own; frozen parameters
+    have no sums."""
+    fields = ("x", "dy", "dx", "weight", "bias")
+    narrow = dict(zip(Backward._fields, dtypes_of(Backward, fields, BF16), strict=True))
+    own, shared = RowSpec("rms", parameter_rows=1000), RowSpec("rms")
+    for weight, spec, tier in (
+        (BF16, shared, "one_program"), (FP32, shared, "streaming"), (BF16, own, "streaming"),
+        (BF16, RowSpec("layer"), "one_program"),
+    ):  # fmt: skip
+        dtypes = tuple((narrow | {"weight": weight}).values())
+        with fresh_plans():
+            assert row_plans.backward_plan(1000, 32768, dtypes, spec, False, *DEVICE).tier == tier
 
 
 @pytest.mark.parametrize("gate", ["before", "after"])
@@ -126,8 +144,10 @@ def names_of(op):
 @pytest.mark.parametrize("dtype", [BF16, FP16])
 @pytest.mark.parametrize(("activation", "residual"), [(None, False), ("relu", False),
                                                       ("relu", True), ("silu", False)])  # fmt: skip
-def test_packed_tiles(op, dtype, activation, residual):
-    """The backward of 16 bits uses its tiles twice; smooth activations do not need that."""
+def test_packed_tiles(op, dtype, activation, residual, monkeypatch):
+    """The backward of 16 bits uses its tiles twice, unless an activation makes g wider."""
+    seen, kept = [], RowGeometry.kept_packed
+    monkeypatch.setattr(RowGeometry, "kept_packed", lambda *a: seen.append(kept(*a)) or seen[-1])
     x, dy, other = (make_input((37, 60), "contiguous", dtype=dtype, mean=m) for m in (2.0, 0, 0))
     torch.manual_seed(1)
     parameters = [torch.randn(60).to(dtype) for _ in range(1 + (op is F.layer_norm))]
@@ -136,6 +156,7 @@ def test_packed_tiles(op, dtype, activation, residual):
         mine = gradients(op, x, dy, parameters, **fused)
     assert launched[:2] == ["row_norm_kernel", "row_norm_backward_kernel"]
     assert [tier for tier, _ in found] == ["one_program"] * 2
+    assert [geometry.packed for geometry in seen] == [True] * (activation != "silu")
     wide = fused | {"residual": other.double() if residual else None}
     with running("reference"):
         truth = gradients(op, x.double(), dy.double(), [p.double() for p in parameters], **wide)

@@ -30,7 +30,7 @@ ROW_SIZES = {
 }  # fmt: skip
 ROW_ROOM = {
     "LONGEST_ROW": 64, "LONGEST_ROW_BACKWARD": {2: 64, 4: 64, 8: 64}, "LONGEST_WHOLE_ROW": 128,
-    "LONGEST_SMOOTH": 64, "LONGEST_OF_TILES": 128, "LONGEST_SUM_OF_TILES": 128,
+    "LONGEST_CROWDED": 64, "LONGEST_OF_TILES": 128, "LONGEST_SUM_OF_TILES": 128,
 }  # fmt: skip
 
 interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU uses these tilings everywhere")
