@@ -111,7 +111,7 @@ def of_large_images() -> Iterator[Cut]:
 
 
 def of_rows() -> Iterator[Cut]:
-    """Lengths that one program keeps that stream, and an odd length."""
+    """Lengths that one program keeps, that stream, and an odd length."""
 
     def cut(op: str, length: int, dtype: torch.dtype, fused: str = PLAIN) -> Cut:
         return Cut(Case(op, (32768, length), dtype, fused=fused), (ELEMENTS // length, length))

@@ -21,7 +21,7 @@ from .row_tiles import (
     row_tile,
     sizes,
     store_stats,
-    widened,
+    wide_affine,
 )
 from .row_types import SIZES, Stats
 from .sync import XOR_ZERO, keep_packed
@@ -83,7 +83,7 @@ def backward_turns(t, affine, first, end, step, s, K: tl.constexpr):
         x, dy = load(t.x, tile), load(t.dy, tile)
         gate = load_gate(t, x, tile)
         stats = load_stats(t.stats, tile, s, K)
-        wide = widened(at, K, ACC)
+        wide = wide_affine(at, K, ACC)
         x_hat = normalised(gated_input(t, x, gate, K), stats, tile, K)
         g = affine_gradient(t, dy, gate, x_hat, wide, tile, s, K)
         row_g, row_gx = gradient_sums(wide.gamma * g.to(ACC), x_hat, K)

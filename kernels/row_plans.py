@@ -116,10 +116,10 @@ def backward_plan(
     `shares`: whether programs leave shares of the parameters' gradients."""
     itemsize, gated = itemsize_of(dtypes), spec.gate is not None
     t = Backward(*dtypes)
-    room = backward_room(t, spec, shares)
+    both = shares and spec.sums_both(t)
+    room = backward_room(t, spec, both)
     tier, geometry = row_geometry.choose(R, L, itemsize, True, tier_state, room, gated)
     if tier == "one_program" and is_exact(spec):
-        both = shares and spec.sums_both(t)
         geometry = geometry.kept_packed(both and spec.activation is not None)
     parameters = (t.weight, t.bias)
     own = parameters if spec.parameters(R) == "own" else ()

@@ -39,12 +39,13 @@ def _in_tiles(t: Forward, R: int, spec: RowSpec) -> int:
     return LONGEST_SUM_OF_TILES if of_sum else LONGEST_OF_TILES
 
 
-def backward_room(t: Backward, spec: RowSpec, shares: bool) -> Room:
-    """For the backward; `t` has the dtypes of the tensors. `shares`: programs sum columns."""
+def backward_room(t: Backward, spec: RowSpec, both: bool) -> Room:
+    """For the backward; `t` has the dtypes of the tensors. `both`: programs sum columns for dweight
+    and for dbias."""
     longest = LONGEST_ROW_BACKWARD[t.x.itemsize]
     if spec.gate is not None:
         return Room(longest // 2)
-    both, exact = shares and spec.sums_both(t), is_exact(spec)
+    exact = is_exact(spec)
     if t.x.itemsize != 2:
         return Room(longest if exact or not both else LONGEST_CROWDED)
     if not exact or (both and spec.activation is not None and t.bits is None):

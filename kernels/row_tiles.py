@@ -99,13 +99,13 @@ def stored_columns(ptr, a, start, default, s, K: tl.constexpr):
 
 
 @triton.jit
-def load_columns(ptr, a, start, default, s, K: tl.constexpr, ACC: tl.constexpr):
-    """The same in the dtype of statistics; `default` if there is no parameter."""
+def stored_or_default(ptr, a, start, default, s, K: tl.constexpr):
+    """The same; `default` everywhere if there is no parameter."""
     if ptr is None:
         SHAPE: tl.constexpr = split_shape(K.BLOCK_L // K.INNER, K.BLOCK_R, K.INNER)
-        return tl.full(SHAPE, default, ACC)
+        return tl.full(SHAPE, default, tl.float32)
     else:
-        return stored_columns(ptr, a, start, default, s, K).to(ACC)
+        return stored_columns(ptr, a, start, default, s, K)
 
 
 @triton.jit
@@ -113,8 +113,8 @@ def load_affine(t, a, start, s, K: tl.constexpr):
     """gamma and beta of a slice of columns, 1 and 0 if there are none. If they are grouped, those
     of parameter row `a`."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
-    gamma = load_columns(t.weight, a, start, 1.0, s, K, ACC)
-    return Affine(gamma, load_columns(t.bias, a, start, 0.0, s, K, ACC))
+    gamma = stored_or_default(t.weight, a, start, 1.0, s, K).to(ACC)
+    return Affine(gamma, stored_or_default(t.bias, a, start, 0.0, s, K).to(ACC))
 
 
 @triton.jit
@@ -131,15 +131,7 @@ def kept_affine(t, a, start, s, K: tl.constexpr):
 
 
 @triton.jit
-def stored_or_default(ptr, a, start, default, s, K: tl.constexpr):
-    if ptr is None:
-        return load_columns(ptr, a, start, default, s, K, tl.float32)
-    else:
-        return stored_columns(ptr, a, start, default, s, K)
-
-
-@triton.jit
-def widened(affine, K: tl.constexpr, ACC: tl.constexpr):
+def wide_affine(affine, K: tl.constexpr, ACC: tl.constexpr):
     """An Affine in the dtype of statistics, for one use if tiles stay PACKED."""
     if K.PACKED:
         return Affine(keep_packed(affine.gamma).to(ACC), keep_packed(affine.beta).to(ACC))

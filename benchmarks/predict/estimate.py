@@ -89,16 +89,17 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
     streams = streams_of(code, elements)
     reread = [a for a in streams if a.name in again]
     cached = min(1.0, L2_KEEPS / sum(a.value for a in reread)) if reread else 0.0
+    per_sm = math.ceil(code.programs / SMS)
+    resident = min(room.blocks, per_sm)
+    spills = place_of_spills(code, resident)
     cycles = 0.0
     shown = None
     for level, share in ((DRAM, 1 - cached), (L2, cached)):
         if share <= 0:
             continue
         near = {a.name for a in reread} if level == L2 else set()
-        levels = _levels(code.tensors, streams, near)
-        levels[LOCAL] = place_of_spills(code, min(room.blocks, math.ceil(code.programs / SMS)))
+        levels = _levels(code.tensors, streams, near) | {LOCAL: spills}
         traces = _traces(code, machine, levels, bank.tensors, room.blocks)
-        per_sm = math.ceil(code.programs / SMS)
         blocks = min(per_sm, _blocks(traces, room.blocks))
         played = play(gpu, [t.played for t in traces], code.warps, room.blocks, blocks)
         cycles += share * (played.cycles + (per_sm - blocks) * played.cycles_a_block)
@@ -107,7 +108,6 @@ def estimate(code: Code, elements: int, gpu: str, again: frozenset[str]) -> Esti
             shown = traces, played
     assert shown is not None
     traces, played = shown
-    resident = min(room.blocks, math.ceil(code.programs / SMS))
     a_thread = sum(len(t.steps) for t in traces) / len(traces)
     threads = code.warps * WARP
     return Estimate(
