@@ -39,7 +39,7 @@ from .channels_several_tiles import (
     store_gradients,
     widened_anew,
 )
-from .sync import arrived_last, wait_for_members
+from .sync import arrived_last, wait_for_members, widen
 from .tables import part_pairs
 
 PADDED_MEMBERS = tl.constexpr(512)  # at least `tilings.MOST_MEMBERS`
@@ -192,7 +192,7 @@ def normalise_part(t, unit, member, group, momentum, eps, s, K: tl.constexpr):
     affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
     tiles = widened_anew(tiles)
     for i in tl.static_range(TILES):
-        x = tiles[i].to(ACC) - spread(affine.center, K)
+        x = widen(tiles[i], ACC) - spread(affine.center, K)
         store_output(t, x, affine, set_tile(i, own, s, K), s, K)
 
 

@@ -58,7 +58,7 @@ from .channel_stats import (
 )
 from .channel_tiles import lane_sums, load, load_pivot, spread, store, tile_of
 from .channel_types import SIZES
-from .sync import arrived_last, keep_packed
+from .sync import arrived_last, keep_packed, widen
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -80,11 +80,11 @@ def resident_kernel(
     if K.BATCH and (K.MIX or K.OF_SAMPLES):  # lanes of several instances
         pivot_n = lanes.n if K.MIX else at.n + tl.zeros_like(lanes.n)
         pivot = load_pivot(t, pivot_n, lanes.c, lanes.mask, s, K)
-        x = tl.where(tile.mask, packed.to(ACC) - spread(pivot, K), 0.0)
+        x = tl.where(tile.mask, widen(packed, ACC) - spread(pivot, K), 0.0)
         lane = lane_moments(x, tile, s, K)
         origin, m = moments_over_lanes(t, lane, pivot, at, channels, s, K)
     else:
-        origin, m = whole_sets(packed.to(ACC), tile, channels.local, s, K)
+        origin, m = whole_sets(widen(packed, ACC), tile, channels.local, s, K)
         if t.table is not None:  # for average_instances
             pivot = load_pivot(t, lanes.n, lanes.c, lanes.mask, s, K)
             publish(t, Moments(m.count, m.mean + (origin - pivot), m.m2), at, channels, s, K)
@@ -115,7 +115,7 @@ def resident_kernel(
                 to_lanes(affine.center, K), to_lanes(affine.scale, K), to_lanes(affine.shift, K)
             )
     # The tile stays as loaded across sums and barriers.
-    x = keep_packed(packed).to(ACC) - spread(affine.center, K)
+    x = widen(keep_packed(packed), ACC) - spread(affine.center, K)
     store_output(t, x, affine, tile, s, K)
     # Instance norm's running statistics are averages over instances: the last instance takes them.
     if not K.BATCH and t.tickets is not None:
@@ -152,9 +152,10 @@ def resident_backward_kernel(
     tile = tile_of(at.n, at.start, at, s, K)
     packed, dy = load_pair(t, tile, t.dweight is not None, K)
     affine = kept_affine(t, tile.lanes, s, K)
-    x = packed.to(ACC) - spread(affine.center, K)
+    x = widen(packed, ACC) - spread(affine.center, K)
     g = activation_gradient(t, x, dy, affine, tile, s, K)
-    sum_g, sum_gx = lane_sums(g.to(ACC), product(g.to(ACC), x), K)
+    wide = widen(g, ACC)
+    sum_g, sum_gx = lane_sums(wide, product(wide, x), K)
     lane = Sums(sum_g, sum_gx)
     if K.MIX and K.BATCH:
         slopes = mixed_slopes(t, lane, tile, s, K)
@@ -166,9 +167,9 @@ def resident_backward_kernel(
     if t.dresidual is not None:
         store(t.dresidual, g, tile)
     if t.dx is not None:
-        dx = spread(affine.scale, K) * g.to(ACC)
+        dx = spread(affine.scale, K) * widen(g, ACC)
         if K.VARIANCE:
-            dx += spread(slopes.q, K) * (packed.to(ACC) - spread(affine.center, K))
+            dx += spread(slopes.q, K) * (widen(packed, ACC) - spread(affine.center, K))
         store(t.dx, dx + spread(slopes.r, K), tile)
     # Parameters of norms within an instance need sums over instances: the last one adds them up.
     if K.GATHERS:

@@ -20,7 +20,7 @@ from .channel_moments import Moments, publish
 from .channel_stats import affine_of, average_instances, load_stats, stats_of, store_stats
 from .channel_tiles import load, load_pivot, no_outer, outer_sum, spread, store, tile_of
 from .channel_types import SIZES, Member, Tile
-from .sync import XOR_ZERO, arrived_last, keep_packed, recomputed
+from .sync import XOR_ZERO, arrived_last, keep_packed, recomputed, widen
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -51,7 +51,7 @@ def several_tiles_kernel(
         channels = unit_channels(at.u, block, s, K)
         affine = affine_of(t, stats, at.n, channels.c, channels.mask, s, K)
         for i in tl.static_range(block * TILES_S, (block + 1) * TILES_S):
-            x = tiles[i].to(ACC) - spread(affine.center, K)
+            x = widen(tiles[i], ACC) - spread(affine.center, K)
             store_output(t, x, affine, set_tile(i, at, s, K), s, K)
     if t.tickets is not None:
         if arrived_last(t.tickets + at.u, s.N):
@@ -128,13 +128,13 @@ def set_moments(tiles, count, at, s, K: tl.constexpr):
     share = 1.0 / count
     total = no_outer(K, ACC)
     for i in tl.static_range(TILES):
-        total += outer_sum(tiles[i].to(ACC) * share)
+        total += outer_sum(widen(tiles[i], ACC) * share)
     rough = tl.sum(tl.reshape(total, [SIZE]), axis=0)
     tiles = widened_anew(tiles)
     total, squares = no_outer(K, ACC), no_outer(K, ACC)
     for i in tl.static_range(TILES):
         tile = set_tile(i, at, s, K)
-        deviation = tl.where(tile.mask, tiles[i].to(ACC) - rough, 0.0)
+        deviation = tl.where(tile.mask, widen(tiles[i], ACC) - rough, 0.0)
         total += outer_sum(deviation)
         squares += outer_sum(deviation * deviation)
     total, squares = sum_both(tl.reshape(total, [SIZE]), tl.reshape(squares, [SIZE]), 0)
@@ -181,8 +181,8 @@ def tile_gradient(t, x, dy, i: tl.constexpr, affine, at, s, K: tl.constexpr):
     """(the i-th tile, x - center, g = dy * act') from x and dy as they are stored."""
     ACC: tl.constexpr = accumulation_type(t.x.dtype.element_ty)
     tile = set_tile(i, at, s, K)
-    x = x.to(ACC) - spread(affine.center, K)
-    return tile, x, activation_gradient(t, x, dy, affine, tile, s, K).to(ACC)
+    x = widen(x, ACC) - spread(affine.center, K)
+    return tile, x, widen(activation_gradient(t, x, dy, affine, tile, s, K), ACC)
 
 
 @triton.jit

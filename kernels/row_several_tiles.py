@@ -13,7 +13,7 @@ from .row_outputs import store_output
 from .row_sums import sum_along, sums_along
 from .row_tiles import load_sum, row_tile, sizes, store_stats, stored_columns
 from .row_types import SIZES, Affine, Stats, Tile
-from .sync import XOR_ZERO, keep_packed
+from .sync import XOR_ZERO, keep_packed, widen
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -34,7 +34,7 @@ def several_tiles_row_kernel(
         for i in tl.static_range(TILES):
             tile = part_tile(row, i, s, K)
             affine = Affine(widened(gammas, 1.0, i, tile), widened(betas, 0.0, i, tile))
-            store_output(t, keep_packed(tiles[i]).to(tl.float32), stats, affine, tile, s, K)
+            store_output(t, widen(keep_packed(tiles[i]), tl.float32), stats, affine, tile, s, K)
         store_stats(t.stats, stats, part_tile(row, 0, s, K), True, s, K)
 
 
@@ -57,12 +57,12 @@ def moments_of_tiles(tiles, row, s, K: tl.constexpr):
     if K.CENTRED:
         total, count = nothing, s.L.to(tl.float32)
         for i in tl.static_range(TILES):
-            total += tiles[i].to(tl.float32) * (1.0 / count)
+            total += widen(tiles[i], tl.float32) * (1.0 / count)
         mean = sum_along(total)
         total = nothing
         for i in tl.static_range(TILES):
             # A MOVE would not do: the assembler would keep what it knows from the first walk.
-            x = keep_packed(tiles[i], XOR_ZERO).to(tl.float32)
+            x = widen(keep_packed(tiles[i], XOR_ZERO), tl.float32)
             deviation = tl.where(part_tile(row, i, s, K).mask, x - mean, 0.0)
             total += deviation
             squares += deviation * deviation
@@ -70,7 +70,7 @@ def moments_of_tiles(tiles, row, s, K: tl.constexpr):
         return centred(mean, total, squares, count)
     else:
         for i in tl.static_range(TILES):
-            x = tiles[i].to(tl.float32)
+            x = widen(tiles[i], tl.float32)
             squares += x * x
         m2 = sum_along(squares)
         return tl.zeros_like(m2), m2
@@ -91,6 +91,6 @@ def stored_tiles(ptr, s, K: tl.constexpr):
 def widened(tiles, default, i: tl.constexpr, tile):
     """A parameter's i-th tile; `default` if there is no parameter."""
     if len(tiles) > 0:
-        return keep_packed(tiles[i]).to(tl.float32)
+        return widen(keep_packed(tiles[i]), tl.float32)
     else:
         return tl.full(tile.offsets.shape, default, tl.float32)

@@ -9,6 +9,8 @@ SIGN = tl.constexpr(-(1 << 31))
 # The interpreter has no inline assembly, and no registers that could spill.
 COMPILED = tl.constexpr(not INTERPRETED)
 MOVE = tl.constexpr("mov.b32 $0, $1;")
+# Both halves of a register of two bfloat16.
+WIDEN = tl.constexpr("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
 XOR_ZERO = tl.constexpr("{ .reg .b32 zero; mov.u32 zero, %ctaid.z; xor.b32 $0, $1, zero; }")
 
 
@@ -51,6 +53,21 @@ def recomputed(n):
         )
     else:
         return n
+
+
+@triton.jit
+def widen(x, ACC: tl.constexpr):
+    """A tile that was kept as it is stored, in the dtype of statistics.
+
+    Two instructions for two neighbours in bfloat16; the assembler takes three for a conversion of
+    Triton's. Only for kept tiles: elsewhere it changes when loads start, often for the worse.
+    """
+    if COMPILED and x.dtype == tl.bfloat16 and ACC == tl.float32:
+        return tl.inline_asm_elementwise(
+            WIDEN, "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
+        )
+    else:
+        return x.to(ACC)
 
 
 @triton.jit
