@@ -15,7 +15,7 @@ from .channel_gradients import (
     sums_of_sets,
     weighted,
 )
-from .channel_lanes import block_of_channels, merged_at_once
+from .channel_lanes import block_of_channels, merged_at_once, sets_at_once
 from .channel_mixtures import MixedSums, mixed_sums, store_batch_sums, store_mixed_gradients
 from .channel_moments import table_plane
 from .channel_samples import store_sample_gradients
@@ -54,7 +54,7 @@ def leave_instance(t, sums, stats, n, channels, mask, s, K: tl.constexpr):
 def unit_sums(t, at, s, K: tl.constexpr):
     """Weighted sums of g and g (x - center) over each set of a unit (`first_channels`). Also leaves
     the channels' own sums for add_instances."""
-    zero = tl.full([K.SETS if K.SETS > 0 else K.BLOCK_C], 0, t.table.dtype.element_ty)
+    zero = tl.full([sets_at_once(K.BLOCK_C, K.SETS)], 0, t.table.dtype.element_ty)
     total = Sums(zero, zero)
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     for block in range(tl.cdiv(s.W, BLOCK)):

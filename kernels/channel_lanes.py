@@ -91,6 +91,12 @@ def merged_at_once(block, sets):
     return max(block, 32) if sets == 1 else block
 
 
+@triton.constexpr_function
+def sets_at_once(block, sets):
+    """Sets of a unit that are merged at a time: its channels, if each is one."""
+    return sets if sets > 0 else block
+
+
 @triton.jit
 def block_of_channels(u, block, BLOCK: tl.constexpr, s):
     local = block * BLOCK + tl.arange(0, BLOCK)

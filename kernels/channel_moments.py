@@ -20,6 +20,7 @@ from .channel_lanes import (
     in_sets,
     is_part,
     merged_at_once,
+    sets_at_once,
     unit_channels,
 )
 from .channel_tiles import (
@@ -239,7 +240,7 @@ def unit_moments(t, at, s, K: tl.constexpr):
     BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     plane = table_plane(s, K)
     table = (t.table, t.table + plane, t.table + 2 * plane)
-    zero = tl.full([K.SETS if K.SETS > 0 else K.BLOCK_C], 0, t.table.dtype.element_ty)
+    zero = tl.full([sets_at_once(K.BLOCK_C, K.SETS)], 0, t.table.dtype.element_ty)
     m = Moments(zero, zero, zero)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(at.u, block, BLOCK, s)

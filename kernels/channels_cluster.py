@@ -19,7 +19,15 @@ from .channel_gradients import (
     slopes_of,
     store_batch_gradients,
 )
-from .channel_lanes import block_of_channels, channel_blocks, is_first, place, sizes, unit_channels
+from .channel_lanes import (
+    block_of_channels,
+    channel_blocks,
+    is_first,
+    merged_at_once,
+    place,
+    sizes,
+    unit_channels,
+)
 from .channel_moments import Moments
 from .channel_stats import (
     affine_of,
@@ -272,7 +280,7 @@ def leave_part(t, sums, stats, at, channels, s, K: tl.constexpr):
 @triton.jit
 def add_parts(t, u, s, K: tl.constexpr):
     """dgamma and dbeta of a set's channels, from all instances' parts in order."""
-    BLOCK: tl.constexpr = 32 if K.SETS == 1 else K.BLOCK_C
+    BLOCK: tl.constexpr = merged_at_once(K.BLOCK_C, K.SETS)
     of_g, of_hat = part_planes(t, s, K)
     for block in range(tl.cdiv(s.W, BLOCK)):
         channels = block_of_channels(u, block, BLOCK, s)

@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     first: Launch | ClusterLaunch | None  # None if the statistics are constants
     second: Launch | None  # None if the first does it all
     stats: int  # elements of the kept statistics
-    sums: int  # elements of the backward's sums over sets
+    sums: int  # elements of the backward's sums over sets, 0 if one launch does it all
     table: int  # elements of the table that programs publish in, 0 for none
     tickets: int
     dresidual: bool  # the residual's gradient is not dy itself
@@ -144,6 +144,7 @@ def backward_plan(
         return plan._replace(
             tier=tier,
             first=_in_one_launch(tier, geometry, spec, True, gathers),
+            sums=0,  # they are for a second launch
             table=_exchanged(tier, geometry, 2, gathers) + gathers * _instances(geometry),
             tickets=geometry.u_blocks if gathers else 0,
         )

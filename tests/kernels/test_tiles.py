@@ -7,8 +7,12 @@ import pytest
 import torch
 
 import fastnorm.functional as F
+from fastnorm.contract import NormSpec
 from fastnorm.kernels import tiers, tilings
+from fastnorm.kernels.channel_types import Backward
 from fastnorm.kernels.geometry import Sets, View
+from fastnorm.kernels.plans import backward_plan, planned
+from fastnorm.kernels.tensors import dtypes_of
 from tests.conftest import assert_close, make_input, running
 from tests.kernels.tilings import interpreted, tiny_tilings
 from tests.norms import OF_ROWS, STATS, Torch, call, double, grad_targets, make_params
@@ -213,6 +217,18 @@ def test_a_set_that_fills_one_warp(monkeypatch, S, warps):
     view = View(64, 32, S, channels_last=False, itemsize=2)
     found = tilings.one_program(view, Sets(1, False, False), False, False)
     assert found is not None and found.num_warps == warps
+
+
+@pytest.mark.parametrize("tier", ["one_program", "streaming"])
+@pytest.mark.parametrize("norm", ["batch", "batch_instance", "instance"])
+def test_only_a_second_launch_gets_sums_of_sets(norm, tier):
+    """Memory for them costs host time; a single launch keeps them in registers."""
+    x = torch.empty(2, 8, 4, 4)
+    t = Backward(x, x, weight=torch.empty(8), bias=torch.empty(8), stats=torch.empty(48))
+    spec = planned(NormSpec(norm))
+    needs = (True, False, True, True, norm == "batch_instance")
+    plan = backward_plan(x.shape, True, dtypes_of(t), spec, False, needs, (False, tier))
+    assert (plan.sums == 0) == (plan.second is None) == (tier == "one_program")
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
