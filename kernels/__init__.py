@@ -37,7 +37,7 @@ Used by both engines:
     activation       activations and their gradients
     arithmetic       moments and their merge, rounding
     tables           reading the results that programs leave for one another
-    sync             tickets and barriers
+    sync             tickets and barriers; tiles that stay packed
     clusters         launches programs that wait for one another, as many as `occupancy` allows
     launch           compiled handles, shared counters, the record of launches
     tensors, masks   on the host: layouts and dtypes; which norms keep a mask of bits, and its size

@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     first: Launch | ClusterLaunch | None  # None if the statistics are constants
     second: Launch | None  # None if the first does it all
     stats: int  # elements of the kept statistics
-    sums: int  # elements of the backward's sums over sets, 0 if one launch does it all
+    sums: int  # elements of the backward's sums over sets, 0 if no second launch needs them
     table: int  # elements of the table that programs publish in, 0 for none
     tickets: int
     dresidual: bool  # the residual's gradient is not dy itself

@@ -1,4 +1,5 @@
-"""Programs that wait for one another or count themselves, and the host's part of it."""
+"""Below Triton: programs that wait for one another or count themselves, by atomic operations; and
+values that inline assembly hides from the compiler or widens."""
 
 import triton
 import triton.language as tl
